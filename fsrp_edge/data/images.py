@@ -1,0 +1,162 @@
+"""ImageSet: images with labels, deterministic per seed, streamed in batches."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LabelKind = Literal["ground truth", "predictions of the dense network"]
+
+
+class ImageSource(Protocol):
+    """Where pixels come from: an array in memory, or files decoded when asked for."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def load(self, indices: np.ndarray) -> Tensor:
+        """Images (len(indices), C, H, W) as uint8, in the order asked for."""
+        ...
+
+    def digest(self) -> str:
+        """Hex SHA-256 of what the images are made from."""
+        ...
+
+
+class ArraySource:
+    """Images held in memory.
+
+    Args:
+        pixels: uint8 array (N, C, H, W).
+    """
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        assert pixels.dtype == np.uint8 and pixels.ndim == 4
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def load(self, indices: np.ndarray) -> Tensor:
+        """See ImageSource."""
+        return torch.from_numpy(self.pixels[indices])
+
+    def digest(self) -> str:
+        """See ImageSource."""
+        return hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and labels that can be gone through any number of times.
+
+    Args:
+        name: how the set is called in reports, such as `cifar10/test`.
+        source: the pixels.
+        labels: int64 tensor (len(indices),), aligned with `indices`.
+        indices: int64 array of positions in `source` that belong to the set.
+        class_names: one name a class, where the data has them.
+        label_kind: whether the labels are true or were predicted by the dense network.
+    """
+
+    name: str
+    source: ImageSource
+    labels: Tensor
+    indices: np.ndarray
+    class_names: tuple[str, ...] | None = None
+    label_kind: LabelKind = "ground truth"
+
+    @classmethod
+    def of(
+        cls, name: str, source: ImageSource, labels: Tensor, class_names: tuple[str, ...] | None = None
+    ) -> "ImageSet":
+        """The whole of a source."""
+        assert len(source) == len(labels)
+        return cls(name, source, labels.long(), np.arange(len(source)), class_names)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, batch_size: int, *, shuffle_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (pixels, labels): float32 (n, C, H, W) in [0, 1] and int64 (n,), on the CPU.
+
+        Args:
+            batch_size: images a batch; the last one may be smaller.
+            shuffle_seed: the order of a permutation by this seed; None keeps the order of the set.
+        """
+        order = np.arange(len(self))
+        if shuffle_seed is not None:
+            order = np.random.default_rng(shuffle_seed).permutation(len(self))
+        for start in range(0, len(self), batch_size):
+            chosen = order[start : start + batch_size]
+            yield self.source.load(self.indices[chosen]).float().div_(255), self.labels[chosen]
+
+    def batch_count(self, batch_size: int) -> int:
+        """Number of batches that `batches(batch_size)` yields."""
+        return -(-len(self) // batch_size)
+
+    def subset(self, positions: np.ndarray, name: str | None = None) -> "ImageSet":
+        """The images at these positions of this set, in that order."""
+        return replace(
+            self,
+            name=name or self.name,
+            labels=self.labels[torch.from_numpy(positions)],
+            indices=self.indices[positions],
+        )
+
+    def first(self, count: int) -> "ImageSet":
+        """The first `count` images (all where there are fewer): the sets that published tables use."""
+        return self.subset(np.arange(min(count, len(self))))
+
+    def sample(self, count: int, seed: int) -> "ImageSet":
+        """`count` images drawn without replacement, balanced over classes as far as the classes allow."""
+        return self.split(count, seed)[0]
+
+    def split(self, count: int, seed: int) -> tuple["ImageSet", "ImageSet"]:
+        """A balanced draw of `count` images, and the rest; both in the order of this set."""
+        if count >= len(self):
+            return self, self.subset(np.arange(0))
+        shuffled = np.random.default_rng(seed).permutation(len(self))
+        labels = self.labels.numpy()[shuffled]
+        # Rank of each image among the images of its own class: taking the lowest ranks first balances the classes.
+        rank = np.empty(len(self), dtype=np.int64)
+        for label in np.unique(labels):
+            mine = labels == label
+            rank[mine] = np.arange(mine.sum())
+        drawn = shuffled[np.argsort(rank, kind="stable")[:count]]
+        rest = np.setdiff1d(np.arange(len(self)), drawn)
+        return self.subset(np.sort(drawn)), self.subset(rest)
+
+    def relabelled(self, labels: Tensor, kind: LabelKind) -> "ImageSet":
+        """The same images with other labels, marked as what they are."""
+        assert len(labels) == len(self)
+        return replace(self, labels=labels.long().cpu(), label_kind=kind)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 over pixels, choice of images and labels: the same data, the same digest."""
+        parts = hashlib.sha256(self.source.digest().encode())
+        parts.update(self.indices.astype(np.int64).tobytes())
+        parts.update(self.labels.numpy().astype(np.int64).tobytes())
+        return parts.hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run works on.
+
+    Args:
+        train: for scoring, recovery and calibration.
+        evaluation: for every accuracy that is reported; never trained on.
+        description: one line for the report, such as where the images come from and under which licence.
+    """
+
+    train: ImageSet
+    evaluation: ImageSet
+    description: str

@@ -1,0 +1,27 @@
+"""What can go wrong, by whose move it is; each class carries the exit code of the command line."""
+
+from typing import ClassVar
+
+
+class FsrpEdgeError(Exception):
+    """Base of every error this package raises on purpose; its text is one clear line for the user."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class GateFailedError(FsrpEdgeError):
+    """The work was done, but a promise was not kept: accuracy, latency, size or parity."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class BadInputError(FsrpEdgeError):
+    """Wrong use or bad input. The text says what was seen, what is allowed and how to fix it."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ToolFailedError(FsrpEdgeError):
+    """A tool, runtime or device that is needed is missing or failed."""
+
+    exit_code: ClassVar[int] = 3

@@ -1,0 +1,98 @@
+"""The network as every stage sees it: pixels in [0, 1] go in, logits come out, normalization is inside."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class LayerShape(BaseModel):
+    """Channel counts of one layer that differ from what the architecture's factory builds.
+
+    `inputs` and `outputs` count channels (features for a linear layer; both equal for a normalization layer);
+    `groups` is 1 for anything but a grouped convolution.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: Positive
+    outputs: Positive
+    groups: Positive = 1
+
+
+class Preprocessing(BaseModel):
+    """How an image file becomes pixels in [0, 1]: resize the shorter side, take the central crop.
+
+    `resize` is the length of the shorter side in pixels before the central crop of the network's input size.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resize: Positive
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class ModelSpec(BaseModel):
+    """All that is needed, beside the weights, to build a classifier again and to feed it.
+
+    `architecture` is an identifier that `fsrp_edge.models.registry` can build: `torchvision:resnet18`,
+    `cifar:resnet20-a`, `timm:…`, `package.module:factory` or `file.py:factory`.
+    `layer_shapes` is empty for a dense network.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str
+    input_shape: tuple[Positive, Positive, Positive]
+    """(channels, height, width) of one image."""
+    classes: Annotated[int, Field(ge=2)]
+    mean: tuple[float, ...]
+    """Per-channel mean of pixels in [0, 1] that the network's normalization subtracts."""
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
+    data: str | None = None
+    """Name of the embedded data set it was trained on, used when the user names no data."""
+    layer_shapes: dict[str, LayerShape] = {}
+    """Layers, by their name in the network, whose channels were pruned."""
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> "ModelSpec":
+        channels = self.input_shape[0]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"mean and std need {channels} values each, one a channel of the input")
+        if self.class_names is not None and len(self.class_names) != self.classes:
+            raise ValueError(f"{len(self.class_names)} class names for {self.classes} classes")
+        return self
+
+
+class Classifier(nn.Module):
+    """A network with its normalization inside.
+
+    Args:
+        network: takes normalized images (N, C, H, W) and returns logits (N, classes).
+        spec: what the network is; `spec.mean` and `spec.std` become buffers.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (N, classes) of pixels (N, C, H, W) in [0, 1]."""
+        logits: Tensor = self.network((pixels - self.mean) / self.std)
+        return logits
+
+    def example_pixels(self, count: int = 1, seed: int = 0) -> Tensor:
+        """Uniform random pixels (count, C, H, W) in [0, 1] on the network's device: the same for the same seed."""
+        pixels = torch.rand((count, *self.spec.input_shape), generator=torch.Generator().manual_seed(seed))
+        return pixels.to(self.mean.device)
