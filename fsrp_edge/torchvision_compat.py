@@ -1,9 +1,9 @@
 """Lets a torchvision built for another torch be imported: import this module before torchvision.
 
-The package index's torchvision wheel is built against CUDA torch. Beside a CPU torch its compiled operators do
-not load, and `import torchvision` then stops with "operator torchvision::nms does not exist", because it
-registers derivatives and fake kernels for operators that nobody declared. Declaring the two schemas it asks for
-is enough for its models, transforms and data sets; the operators themselves (`ops.nms`, detection models,
+The package index's torchvision wheel is built against CUDA torch. Beside a CPU torch its compiled operators
+do not load, and `import torchvision` then stops with "operator torchvision::nms does not exist", because it
+registers derivatives and fake kernels for operators that nobody declared. Declaring the two schemas it asks
+for is enough for its models, transforms and data sets; the operators themselves (`ops.nms`, detection models,
 `decode_image`) stay missing.
 
 Where torchvision's own operators load, on CPU and CUDA alike, nothing is declared.
