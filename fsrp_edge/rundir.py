@@ -1,0 +1,117 @@
+"""The run directory: results of finished stages, kept so that a killed run goes on where it stopped."""
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import read_json, sha256_file, sha256_json, write_json
+from fsrp_edge.progress import log
+
+Result = TypeVar("Result")
+
+
+class StageRecord(BaseModel):
+    """What a finished stage leaves in `stages/NAME.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    """Digest of everything that the stage's result depends on."""
+    seconds: float
+    files: dict[str, str]
+    """SHA-256 of each file it wrote, by path relative to the run directory."""
+    result: JsonValue
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """How long a stage took, and whether its result was found rather than made."""
+
+    name: str
+    seconds: float
+    resumed: bool
+
+
+class RunDirectory:
+    """A folder that holds the results of one run.
+
+    Args:
+        path: of the folder; made where it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.history: list[StageRun] = []
+        if path.exists() and not path.is_dir():
+            raise BadInputError(f"{path} is a file; give --out a folder")
+        path.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second run out of the folder; the lock goes with the process, however it ends."""
+        with (self.path / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInputError(
+                    f"another run is working in {self.path}; wait for it or choose another --out"
+                ) from None
+            yield
+
+    def stage(
+        self,
+        name: str,
+        result_type: type[Result] | Any,
+        inputs: dict[str, Any],
+        work: Callable[[], tuple[Result, Sequence[Path]]],
+    ) -> Result:
+        """The result of a stage: as it was left by an earlier run with the same inputs, or made now.
+
+        Args:
+            name: of the stage.
+            result_type: type of the result, one that pydantic can write as JSON and read back.
+            inputs: JSON values; all that the result depends on, upstream results by their digests.
+            work: makes the result and returns it with the files it wrote inside the run directory.
+        """
+        key = sha256_json(inputs)
+        adapter: TypeAdapter[Result] = TypeAdapter(result_type)
+        found = self._found(name, key, adapter)
+        if found is not None:
+            record, result = found
+            self.history.append(StageRun(name, record.seconds, resumed=True))
+            log(f"{name}: already done")
+            return result
+        started = time.perf_counter()
+        result, files = work()
+        record = StageRecord(
+            key=key,
+            seconds=time.perf_counter() - started,
+            files={str(file.relative_to(self.path)): sha256_file(file) for file in files},
+            result=adapter.dump_python(result, mode="json"),
+        )
+        write_json(self._record_path(name), record.model_dump(mode="json"))
+        self.history.append(StageRun(name, record.seconds, resumed=False))
+        return result
+
+    def _record_path(self, name: str) -> Path:
+        return self.path / "stages" / f"{name}.json"
+
+    def _found(self, name: str, key: str, adapter: TypeAdapter[Result]) -> tuple[StageRecord, Result] | None:
+        """A record that is whole, has the same key, and whose files are as they were written."""
+        try:
+            record = StageRecord.model_validate(read_json(self._record_path(name)))
+            result = adapter.validate_python(record.result, strict=False)
+        except (BadInputError, ValidationError):
+            return None
+        intact = all(
+            (self.path / file).is_file() and sha256_file(self.path / file) == digest
+            for file, digest in record.files.items()
+        )
+        return (record, result) if record.key == key and intact else None

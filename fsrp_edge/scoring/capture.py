@@ -1,0 +1,122 @@
+"""Reading the feature maps of every layer in one forward pass, without storing them.
+
+Maps are found by watching the functions that run (torch's own TorchFunctionMode), so functional calls, modules used
+twice and in-place activations are seen like any other. A layer is recognised by its weight tensor.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fsrp_edge.models.cifar import PadShortcut
+
+ReadAt = Literal["convolution", "batch-norm", "activation"]
+"""Where a layer's map is read: its own output, after the batch norm that follows, or after the activation after that.
+
+Where the norm or activation does not follow directly (a residual add comes first, say), the last point before it
+counts.
+"""
+
+_NORMS = {"batch_norm", "instance_norm", "group_norm"}
+_ACTIVATIONS = {
+    *("relu", "relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish"),
+    *("hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus", "clamp"),
+}
+_LAYER_CALLS = {torch.conv1d, torch.conv2d, torch.conv3d, F.linear}
+
+
+class _Pending(NamedTuple):
+    layer: str
+    maps: Tensor
+    normalized: bool
+
+
+def scored_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Convolutions and linear layers that learn, by name; fixed shortcuts only copy another layer's map."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, PadShortcut)
+    }
+
+
+class MapReader(TorchFunctionMode):
+    """Inside the block, hand every layer's map to `receive(layer name, maps)` as soon as it is complete.
+
+    Args:
+        network: its layers' weights tell which call belongs to which layer.
+        read_at: see ReadAt.
+        receive: called once for each use of a layer; the tensor must not be kept or changed.
+    """
+
+    def __init__(self, network: nn.Module, read_at: ReadAt, receive: Callable[[str, Tensor], None]) -> None:
+        super().__init__()
+        self._names = {id(layer.weight): name for name, layer in scored_layers(network).items()}
+        self._read_at = read_at
+        self._receive = receive
+        self._pending: dict[int, _Pending] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the call, and follow the maps it consumes or makes."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        consumed = [self._pending[id(arg)] for arg in args[:2] if id(arg) in self._pending]
+        next_link = len(consumed) == 1 and self._goes_on(consumed[0], name.rstrip("_"))
+        if not next_link and _writes_in_place(name, args, kwargs):
+            self._finish(consumed)
+            consumed = []
+        result = func(*args, **kwargs)
+        if consumed and isinstance(result, Tensor):  # else a mere question, such as the number of dimensions
+            if next_link:
+                self._follow(consumed[0], name.rstrip("_"), result)
+            else:
+                self._finish(consumed)
+        if func in _LAYER_CALLS:
+            self._start(args, kwargs, result)
+        return result
+
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        layer = self._names.get(id(weight))
+        if layer is None:
+            return
+        if self._read_at == "convolution":
+            self._receive(layer, result)
+        else:
+            self._pending[id(result)] = _Pending(layer, result, normalized=False)
+
+    def _goes_on(self, waiting: _Pending, name: str) -> bool:
+        """Whether this call is the next link of convolution → norm → activation."""
+        if name in _NORMS:
+            return not waiting.normalized
+        return name in _ACTIVATIONS and self._read_at == "activation"
+
+    def _follow(self, waiting: _Pending, name: str, result: Tensor) -> None:
+        del self._pending[id(waiting.maps)]
+        if name in _ACTIVATIONS or self._read_at == "batch-norm":
+            self._receive(waiting.layer, result)
+        else:
+            self._pending[id(result)] = _Pending(waiting.layer, result, normalized=True)
+
+    def _finish(self, consumed: list[_Pending]) -> None:
+        """Hand over maps whose chain ends here."""
+        for layer, maps, _ in consumed:
+            self._pending.pop(id(maps), None)
+            self._receive(layer, maps)
+
+    def __exit__(self, *exc: object) -> None:
+        """Hand over what nothing consumed, such as the logits."""
+        super().__exit__(*exc)
+        self._finish(list(self._pending.values()))
+
+
+def _writes_in_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the call may overwrite its first argument: `add_`, `__iadd__`, or a flag that is set."""
+    by_name = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+    return by_name or bool(kwargs.get("inplace")) or any(arg is True for arg in args[1:])

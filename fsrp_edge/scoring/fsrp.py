@@ -1,0 +1,144 @@
+"""The FSRP criterion: how much of each filter's response to adversarial examples lies in the low frequencies.
+
+Qian et al., *Robust filter pruning guided by deep frequency-features for edge intelligence*, Neurocomputing 610, 2024,
+128586. Filters with the lowest ratio of low- to high-frequency energy are pruned first.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from fsrp_edge import compute
+from fsrp_edge.attacks import PGD, attackable, pgd
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.progress import track
+from fsrp_edge.scoring.capture import MapReader, ReadAt
+from fsrp_edge.scoring.fourier import RegionShape, band_energies, has_bands, low_to_high_ratio
+from fsrp_edge.scoring.scores import FilterScores, LayerScores
+
+
+class FSRP(BaseModel):
+    """Options of the criterion; see DESIGN in ARCHITECTURE.md for how the defaults were chosen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    radius: float = Field(0.25, gt=0, le=1)
+    """Of the low-frequency region, as a fraction of the band (0 is DC, 1 is Nyquist)."""
+    region: RegionShape = "disk"
+    power: Literal[1, 2] = 2
+    """2 compares energies, 1 compares amplitudes."""
+    read_at: ReadAt = "activation"
+    aggregate: Literal["mean-of-ratios", "ratio-of-means"] = "mean-of-ratios"
+    """Over adversarial examples: the mean of each map's ratio, or mean low energy over mean high energy."""
+    attack: PGD = PGD(steps=10)
+    """The attack that makes the examples; eps 0 scores on clean images."""
+    batch_size: int = Field(128, ge=1)
+
+
+class _LayerSums:
+    """Sums over images of one layer; their size is the number of channels, however many images pass."""
+
+    def __init__(self, options: FSRP) -> None:
+        self.options = options
+        self.images = 0
+        self.size: tuple[int, int] = (0, 0)
+        self.ratio: Tensor | float = 0.0
+        self.low: Tensor | float = 0.0
+        self.high: Tensor | float = 0.0
+
+    def add(self, maps: Tensor) -> None:
+        """Add a batch of maps (N, C, H, W)."""
+        self.size = (maps.shape[2], maps.shape[3])
+        energies = band_energies(maps, self.options.radius, self.options.region)
+        self.images += len(maps)
+        self.low = self.low + energies.low.double().sum(dim=0)
+        self.high = self.high + energies.high.double().sum(dim=0)
+        if has_bands(self.size):
+            self.ratio = self.ratio + low_to_high_ratio(energies, self.options.power).double().sum(dim=0)
+
+    def scores(self) -> Tensor:
+        """(C,) the criterion; for maps without two bands the mean energy of the map, in units of one pixel."""
+        if not has_bands(self.size):
+            return torch.as_tensor(self.low) / (self.images * self.size[0] * self.size[1])
+        if self.options.aggregate == "mean-of-ratios":
+            return torch.as_tensor(self.ratio) / self.images
+        low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
+        ratio = low / (high + 1e-6 * (low + high)).clamp_min(torch.finfo(low.dtype).tiny)
+        return ratio if self.options.power == 2 else ratio.sqrt()
+
+
+def as_maps(output: Tensor) -> Tensor:
+    """A layer's output as maps (N, C, H, W): (N, F) becomes 1×1 maps, channels-last (N, H, W, C) of a linear layer and
+    (N, L, C) of tokens keep their places as pixels.
+    """
+    if output.dim() == 2:
+        return output[:, :, None, None]
+    if output.dim() == 3:
+        return output.transpose(1, 2).unsqueeze(2)
+    return output
+
+
+def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int) -> FilterScores:
+    """Score every convolution and linear layer of a classifier.
+
+    The adversarial examples are made against the classifier as it is, and each batch is read in one forward pass.
+
+    Args:
+        classifier: the network to score, on the device to compute on.
+        images: examples with labels; all of them are used.
+        options: of the criterion.
+        seed: of the attack's random starts.
+
+    Returns:
+        One score a filter, at least 0; the higher, the more of its response is low-frequency.
+
+    Raises:
+        BadInputError: a layer's response is NaN or infinite; the layer is named.
+    """
+    sums: dict[str, _LayerSums] = {}
+
+    def receive(layer: str, maps: Tensor) -> None:
+        sums.setdefault(layer, _LayerSums(options)).add(as_maps(maps))
+
+    device = compute.device_of(classifier)
+    generator = compute.generator(seed)
+    batches = images.batches(options.batch_size)
+    with attackable(classifier):
+        for pixels, labels in track(batches, "score", images.batch_count(options.batch_size)):
+            pixels, labels = pixels.to(device), labels.to(device)
+            adversarial = pgd(classifier, pixels, labels, options.attack, generator)
+            with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
+                classifier(adversarial)
+    return FilterScores(
+        criterion="fsrp",
+        options=_flat(options),
+        architecture=classifier.spec.architecture,
+        model_sha256=weights_sha256(classifier.network),
+        data_sha256=images.digest,
+        images=len(images),
+        seed=seed,
+        layers={name: _finite(name, layer) for name, layer in sums.items()},
+    )
+
+
+def _finite(name: str, layer: _LayerSums) -> LayerScores:
+    scores = layer.scores()
+    if not torch.isfinite(scores).all():
+        bad = int((~torch.isfinite(scores)).sum())
+        raise BadInputError(
+            f"layer {name}: {bad} of {len(scores)} channels respond with NaN or infinity; "
+            "check the checkpoint's weights and the normalization"
+        )
+    return LayerScores(scores=tuple(scores.tolist()), map_size=layer.size)
+
+
+def _flat(options: FSRP) -> dict[str, str | int | float | bool | None]:
+    """Options as one level of keys: `attack.steps` beside `radius`."""
+    values = options.model_dump(mode="json")
+    attack = values.pop("attack")
+    return values | {f"attack.{key}": value for key, value in attack.items()}
