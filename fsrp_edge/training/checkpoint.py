@@ -1,0 +1,74 @@
+"""The state of an unfinished training run on disk."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import atomic_path
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.training.recipe import Recipe
+
+
+def run_identity(
+    classifier: Classifier,
+    train: ImageSet,
+    held_out: ImageSet,
+    recipe: Recipe,
+    *,
+    seed: int,
+    teacher: Classifier | None,
+) -> dict[str, Any]:
+    """All that decides the outcome of a run; a checkpoint continues only the run it was written by."""
+    return {
+        **{f"recipe.{name}": value for name, value in recipe.model_dump(mode="json").items()},
+        "seed": seed,
+        "training images": train.digest,
+        "held-out images": held_out.digest,
+        "initial weights": _digest(classifier),
+        "teacher": None if teacher is None else _digest(teacher),
+    }
+
+
+def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write by rename, so that a killed run leaves either the old epoch's file or the new one's."""
+    with atomic_path(path) as temporary:
+        torch.save({"identity": identity, "state": state}, temporary)
+
+
+def load(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The saved state, on the CPU; None where there is no file.
+
+    Raises:
+        BadInputError: the file is not such a checkpoint, or belongs to a run with other inputs.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        saved, state = content["identity"], content["state"]
+    except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError on foreign files
+        raise BadInputError(
+            f"{path} is not a training checkpoint ({type(error).__name__}); delete it to start over"
+        ) from None
+    differing = [
+        f"{name} (there {saved.get(name)!r}, now {identity.get(name)!r})"
+        for name in sorted({*saved, *identity})
+        if saved.get(name) != identity.get(name)
+    ]
+    if differing:
+        raise BadInputError(f"{path} belongs to another run: {'; '.join(differing)}; delete it to start over")
+    assert isinstance(state, dict)
+    return state
+
+
+def _digest(module: nn.Module) -> str:
+    parts = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        parts.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        parts.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return parts.hexdigest()

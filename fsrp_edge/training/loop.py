@@ -1,0 +1,339 @@
+"""The training loop: SGD on the recipe's images, judged after each epoch on held-out ones, resumable."""
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel
+
+from fsrp_edge import compute, progress
+from fsrp_edge.attacks import PGD, attackable, pgd
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.training import checkpoint as checkpoints
+from fsrp_edge.training.adversarial import training_images
+from fsrp_edge.training.augmentation import augment
+from fsrp_edge.training.losses import training_loss
+from fsrp_edge.training.recipe import Recipe
+
+HELD_OUT_IMAGES = 512
+HELD_OUT_STEPS = 5
+
+
+class EpochRecord(BaseModel):
+    """What one epoch did.
+
+    `clean` and `robust` are accuracies on `held_out` images that were not trained on, `robust` under PGD of 5
+    steps at the recipe's eps (an early warning, not an evaluation).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int
+    """From 1."""
+    loss: float
+    clean: float
+    robust: float
+    held_out: int
+    learning_rate: float
+    """Of the epoch's last step."""
+    seconds: float
+    """Of training, without the held-out check."""
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained network and how it came about.
+
+    Args:
+        classifier: the network that was given to `train`, with the weights of the best epoch.
+        best_epoch: that epoch, from 1.
+        history: one record an epoch, those of an interrupted run included.
+    """
+
+    classifier: Classifier
+    best_epoch: int
+    history: tuple[EpochRecord, ...]
+
+
+def train(
+    classifier: Classifier,
+    train: ImageSet,
+    held_out: ImageSet,
+    recipe: Recipe,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    teacher: Classifier | None = None,
+) -> TrainingResult:
+    """Train a network in place, from the weights it has, on the device it is on.
+
+    The weights of the epoch with the highest held-out robust accuracy (clean accuracy for method `natural`)
+    are kept, so that robust overfitting does not end up in the file. Parameters with requires_grad False stay
+    as they are. On the CPU the same arguments and number of threads give the same weights to the bit,
+    interrupted or not.
+
+    Args:
+        classifier: network to train; returned in evaluation mode.
+        train: images to learn from. The last incomplete batch of an epoch is left out.
+        held_out: images that choose the best epoch, of which at most 512 are drawn; never the evaluation
+            images.
+        recipe: what to do.
+        seed: of the order, augmentation, attacks and dropout.
+        checkpoint: file that is rewritten after each epoch, and continued from if it exists.
+        teacher: network whose soft labels are learnt where `recipe.distillation` is above 0.
+
+    Raises:
+        BadInputError: too few images, teacher and recipe that disagree, or a checkpoint of another run.
+        ToolFailedError: the loss became infinite or NaN.
+    """
+    _check(train, held_out, recipe, teacher)
+    # The identity is that of the initial weights, so it is taken before anything is trained.
+    identity = (
+        checkpoints.run_identity(classifier, train, held_out, recipe, seed=seed, teacher=teacher)
+        if checkpoint
+        else {}
+    )
+    run = _Run(classifier, recipe, steps_per_epoch=max(1, len(train) // recipe.batch_size))
+    saved = checkpoints.load(checkpoint, identity) if checkpoint else None
+    if saved is not None:
+        run.load_state(saved)
+        progress.log(f"continuing {checkpoint} after epoch {len(run.history)} of {recipe.epochs}")
+    judges = held_out.sample(HELD_OUT_IMAGES, seed)
+    with ExitStack() as stack:
+        if teacher is not None:
+            stack.enter_context(attackable(teacher))
+        for epoch in range(len(run.history) + 1, recipe.epochs + 1):
+            loss, seconds = _train_epoch(run, train, teacher, epoch, seed)
+            clean, robust = _held_out_accuracy(run.judged, judges, recipe, seed)
+            images = run.steps_per_epoch * min(recipe.batch_size, len(train))
+            record = EpochRecord(
+                epoch=epoch,
+                loss=loss,
+                clean=clean,
+                robust=robust,
+                held_out=len(judges),
+                learning_rate=run.last_learning_rate,
+                seconds=seconds,
+                images_per_second=images / seconds,
+            )
+            run.finish_epoch(record)
+            progress.log(_line(record, recipe))
+            if checkpoint:
+                checkpoints.save(checkpoint, identity, run.state())
+    classifier.load_state_dict(run.best_weights)
+    classifier.eval()
+    return TrainingResult(classifier, run.best_epoch, tuple(run.history))
+
+
+class _Run:
+    """Everything that changes while training, and so everything that a checkpoint holds.
+
+    There is no generator among it: each epoch draws from generators seeded by (seed, epoch).
+    """
+
+    def __init__(self, classifier: Classifier, recipe: Recipe, *, steps_per_epoch: int) -> None:
+        self.recipe = recipe
+        self.steps_per_epoch = steps_per_epoch
+        self.classifier = classifier
+        compute.to_fast_layout(classifier, compute.device_of(classifier))
+        self.optimizer = _optimizer(classifier, recipe)
+        self.scheduler = _scheduler(self.optimizer, recipe, recipe.epochs * steps_per_epoch)
+        self.average = _moving_average(classifier, recipe.ema_decay) if recipe.ema_decay else None
+        self.last_learning_rate = 0.0
+        self.history: list[EpochRecord] = []
+        self.best_epoch = 0
+        self.best_weights: dict[str, Tensor] = {}
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network whose accuracy counts."""
+        return self.classifier if self.average is None else self.average.module
+
+    def step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.last_learning_rate = float(self.scheduler.get_last_lr()[0])
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.classifier)
+
+    def finish_epoch(self, record: EpochRecord) -> None:
+        self.history.append(record)
+        best = self.history[self.best_epoch - 1] if self.best_epoch else None
+        # A tie goes to the later epoch, which had the lower learning rate.
+        if best is None or self._merit(record) >= self._merit(best):
+            self.best_epoch = record.epoch
+            self.best_weights = {name: value.clone() for name, value in self.judged.state_dict().items()}
+
+    def _merit(self, record: EpochRecord) -> tuple[float, float]:
+        if self.recipe.method == "natural":
+            return record.clean, record.robust
+        return record.robust, record.clean
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "weights": self.classifier.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
+            "history": [record.model_dump() for record in self.history],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.classifier.load_state_dict(state["weights"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.best_epoch = state["best_epoch"]
+        self.best_weights = state["best_weights"]
+        self.history = [EpochRecord(**record) for record in state["history"]]
+
+
+def _check(train: ImageSet, held_out: ImageSet, recipe: Recipe, teacher: Classifier | None) -> None:
+    if len(train) < 2:
+        raise BadInputError(f"{train.name} has {len(train)} training images; at least 2 are needed")
+    if len(held_out) == 0:
+        raise BadInputError(
+            f"{held_out.name} is empty; the best epoch is chosen on held-out images, give at least 1"
+        )
+    if recipe.distillation > 0 and teacher is None:
+        raise BadInputError(
+            f"distillation {recipe.distillation} needs a teacher network; give one or set it to 0"
+        )
+    if recipe.distillation == 0 and teacher is not None:
+        raise BadInputError("a teacher was given, but the recipe's distillation is 0; set it between 0 and 1")
+
+
+def _optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.SGD:
+    trainable = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trainable if parameter.ndim > 1]},
+        {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=True,
+    )
+
+
+def _scheduler(optimizer: torch.optim.SGD, recipe: Recipe, steps: int) -> LRScheduler:
+    if recipe.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=steps)
+    # One step more than are taken: the schedule's last value would be a step that learns nothing, and a
+    # single-step run would divide by zero.
+    return OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1, cycle_momentum=False)
+
+
+def _moving_average(classifier: Classifier, decay: float) -> AveragedModel:
+    def blend(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
+        # The decay grows with the steps taken, or short runs would average in the untrained start.
+        weight = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value.to(average.device), weight)
+            else:
+                average.copy_(value)
+
+    return AveragedModel(classifier, multi_avg_fn=blend, use_buffers=True)
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def _train_epoch(
+    run: _Run, train: ImageSet, teacher: Classifier | None, epoch: int, seed: int
+) -> tuple[float, float]:
+    """Mean loss and seconds of one pass over the images."""
+    recipe, classifier = run.recipe, run.classifier
+    device = compute.device_of(classifier)
+    epoch_seed = _epoch_seed(seed, epoch)
+    generator = compute.generator(epoch_seed)
+    batches = zip(
+        range(run.steps_per_epoch), train.batches(recipe.batch_size, shuffle_seed=epoch_seed), strict=False
+    )
+    total = 0.0
+    classifier.train()
+    started = time.perf_counter()
+    with torch.random.fork_rng():  # dropout draws from torch's global generator
+        torch.manual_seed(epoch_seed)
+        described = f"epoch {epoch}/{recipe.epochs}"
+        for _, (pixels, labels) in progress.track(batches, described, run.steps_per_epoch):
+            augmented = augment(
+                pixels, flip=recipe.flip, crop_padding=recipe.crop_padding, generator=generator
+            )
+            on_device = augmented.to(device, memory_format=torch.channels_last)
+            loss = _loss(
+                classifier, on_device, labels.to(device), recipe, teacher=teacher, generator=generator
+            )
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ToolFailedError(
+                    f"training diverged in epoch {epoch} of {recipe.epochs}: the loss became {value}; lower "
+                    f"the learning rate (it was {recipe.learning_rate:g}) or eps (it was {recipe.eps:g})"
+                )
+            run.step(loss)
+            total += value
+    return total / run.steps_per_epoch, time.perf_counter() - started
+
+
+def _loss(
+    classifier: Classifier,
+    pixels: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    *,
+    teacher: Classifier | None,
+    generator: torch.Generator,
+) -> Tensor:
+    images = training_images(classifier, pixels, labels, recipe, generator)
+    with compute.autocast(pixels.device):
+        with torch.no_grad():
+            teacher_logits = None if teacher is None else teacher(images).float()
+        logits = classifier(images).float()
+    return training_loss(logits, labels, recipe, teacher_logits)
+
+
+def _held_out_accuracy(model: nn.Module, images: ImageSet, recipe: Recipe, seed: int) -> tuple[float, float]:
+    """Clean and PGD accuracy; the same images and random starts in every epoch, so that epochs compare."""
+    device = compute.device_of(model)
+    attack = PGD(eps=recipe.eps, steps=HELD_OUT_STEPS)
+    generator = compute.generator(seed)
+    clean = robust = 0
+    with attackable(model), torch.no_grad():
+        for pixels, labels in progress.track(
+            images.batches(recipe.batch_size), "held-out accuracy", images.batch_count(recipe.batch_size)
+        ):
+            here, truth = pixels.to(device, memory_format=torch.channels_last), labels.to(device)
+            right = model(here).argmax(1) == truth
+            stands = model(pgd(model, here, truth, attack, generator)).argmax(1) == truth
+            clean += int(right.sum())
+            robust += int((right & stands).sum())
+    return clean / len(images), robust / len(images)
+
+
+def _line(record: EpochRecord, recipe: Recipe) -> str:
+    return (
+        f"epoch {record.epoch}/{recipe.epochs}: loss {record.loss:.3f}, held-out clean {record.clean:.1%}, "
+        f"PGD-{HELD_OUT_STEPS} at eps {recipe.eps:.4g} {record.robust:.1%} (n={record.held_out}), "
+        f"learning rate {record.learning_rate:.3g}, {record.images_per_second:.0f} images/s"
+    )

@@ -1,0 +1,34 @@
+"""What a training step minimizes."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fsrp_edge.training.recipe import Recipe
+
+
+def training_loss(logits: Tensor, labels: Tensor, recipe: Recipe, teacher_logits: Tensor | None) -> Tensor:
+    """Mean loss of a batch.
+
+    Args:
+        logits: (N, classes) of the images that the recipe's method made.
+        labels: (N,) int64.
+        recipe: label smoothing and the weight of distillation.
+        teacher_logits: (N, classes) of the teacher on the same images; None without distillation.
+
+    Returns:
+        A scalar.
+    """
+    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if teacher_logits is None:
+        return loss
+    return recipe.distillation * soft_label_loss(logits, teacher_logits) + (1 - recipe.distillation) * loss
+
+
+def soft_label_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of the predictions from the teacher's, at temperature 1."""
+    return F.kl_div(
+        F.log_softmax(logits, dim=1),
+        F.log_softmax(teacher_logits, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )

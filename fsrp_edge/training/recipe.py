@@ -1,0 +1,61 @@
+"""What a training run does, as data."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fsrp_edge.attacks import DEFAULT_EPS
+
+
+class Recipe(BaseModel):
+    """How a network is trained or, after pruning, recovered.
+
+    Args:
+        method: the images that are learnt. `natural`: as they are. `n-fgsm`: one gradient step from doubled
+            noise (de Jorge et al., arXiv 2202.01181), twice the cost of natural training. `pgd`: projected
+            gradient descent of `attack_steps` steps (Madry et al., arXiv 1706.06083), 1 + attack_steps times
+            the cost.
+        eps: L∞ radius in units of pixels in [0, 1]; for `natural` it is only what the held-out check attacks
+            with.
+        attack_steps: gradient steps of `pgd`.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        learning_rate: peak learning rate of SGD.
+        momentum: Nesterov momentum.
+        weight_decay: L2 decay of weights; never of biases and normalization parameters.
+        schedule: `one-cycle` (cosine up from 1/25 of the peak over the first 30 %, cosine down to 0) for
+            training from scratch; `cosine` (from the peak down to 0) for fine-tuning.
+        label_smoothing: mass moved from the label to the uniform distribution.
+        distillation: weight of the divergence from a teacher's soft labels on the same (adversarial) images;
+            the rest is cross-entropy with the labels. 1 uses no labels but to attack. Above 0 a teacher is
+            needed.
+        flip: mirror images left to right at random. Wrong for digits, letters and traffic signs.
+        crop_padding: pixels of zero padding before a random crop of the original size; 0 means no crop.
+        ema_decay: decay of the exponential moving average of the weights, which is then what is judged and
+            kept.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["natural", "n-fgsm", "pgd"] = "n-fgsm"
+    eps: float = Field(DEFAULT_EPS, ge=0, le=1)
+    attack_steps: int = Field(7, ge=1)
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(128, ge=2)
+    learning_rate: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, gt=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    distillation: float = Field(0.0, ge=0, le=1)
+    flip: bool = False
+    crop_padding: int = Field(0, ge=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _adversarial_needs_a_radius(self) -> Self:
+        if self.method != "natural" and self.eps == 0:
+            raise ValueError(
+                f"method {self.method!r} with eps 0 is natural training at a higher cost: use 'natural'"
+            )
+        return self
