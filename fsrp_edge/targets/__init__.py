@@ -1,0 +1,1 @@
+"""Device profiles: the schema, reading them."""

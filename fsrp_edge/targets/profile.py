@@ -1,0 +1,281 @@
+"""Target: what a device accepts, what is fast on it, and where each value was published."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from fsrp_edge.files import sha256_json
+
+Value = TypeVar("Value")
+Format = Literal["onnx", "tflite"]
+Precision = Literal["fp32", "fp16", "int8"]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Sourced(_Frozen, Generic[Value]):
+    """A value and the key, in the profile's `sources`, of where it was published."""
+
+    value: Value
+    source: Text
+    note: Text | None = None
+
+
+class Choice(_Frozen, Generic[Value]):
+    """A value that the pipeline takes over, why this one, and what backs the reason."""
+
+    value: Value
+    reason: Text
+    source: Text | None = None
+
+
+class Cache(_Frozen):
+    """One level of data cache."""
+
+    level: Literal[1, 2, 3, 4]
+    kib: Sourced[Annotated[int, Field(ge=1, le=1 << 21)]]
+    cores_sharing: Annotated[int, Field(ge=1, le=256)]
+
+
+class CpuCluster(_Frozen):
+    """Cores of one kind."""
+
+    name: Text
+    cores: Sourced[Annotated[int, Field(ge=1, le=256)]]
+    clock_ghz: Sourced[Annotated[float, Field(ge=0.1, le=8)]] | None = None
+    """Highest clock as shipped."""
+    simd: (
+        Sourced[tuple[Literal["neon", "fp16", "dotprod", "i8mm", "avx2", "avx512", "vnni", "amx"], ...]]
+        | None
+    ) = None
+    caches: tuple[Cache, ...] = ()
+
+
+class Memory(_Frozen):
+    """Main memory. The size is that of the board's largest variant unless a note says otherwise."""
+
+    kind: Sourced[Text] | None = None
+    size_gib: Sourced[Annotated[float, Field(gt=0, le=4096)]] | None = None
+    bandwidth_gb_per_s: Sourced[Annotated[float, Field(gt=0, le=10_000)]] | None = None
+    """Theoretical peak."""
+
+
+class Accelerator(_Frozen):
+    """A GPU or an NPU."""
+
+    kind: Literal["gpu", "npu"]
+    name: Sourced[Text]
+    peak_gops: dict[Precision, Sourced[Annotated[float, Field(gt=0)]]] = {}
+    """10^9 operations a second by precision; a multiply-accumulate is two operations."""
+
+
+class Runtime(_Frozen):
+    """An inference runtime on the device, and the newest file it accepts."""
+
+    name: Literal["onnxruntime", "litert", "tensorrt", "ncnn"]
+    version: Sourced[Text] | None = None
+    max_onnx_opset: Sourced[Annotated[int, Field(ge=7, le=30)]] | None = None
+    max_onnx_ir_version: Sourced[Annotated[int, Field(ge=3, le=20)]] | None = None
+    notes: tuple[Text, ...] = ()
+
+
+class Gain(_Frozen):
+    """Whether a precision is worth having on this device."""
+
+    useful: bool
+    reason: Text
+    source: Text | None = None
+
+
+class Precisions(_Frozen):
+    """The device's view of each precision."""
+
+    fp32: Gain
+    fp16: Gain
+    int8: Gain
+
+
+class Choices(_Frozen):
+    """What the pipeline takes from the profile."""
+
+    channel_multiple: Choice[Annotated[int, Field(ge=1, le=128)]]
+    threads: Choice[Annotated[int, Field(ge=1, le=256)]]
+    onnx_opset: Choice[Annotated[int, Field(ge=7, le=30)]]
+    onnx_ir_version: Choice[Annotated[int, Field(ge=3, le=20)]]
+    int8_activation: Choice[Literal["uint8", "int8"]]
+
+
+class ArtifactRow(_Frozen):
+    """Whether one format in one precision is made by default, on request, or not at all."""
+
+    status: Literal["default", "offered", "refused"]
+    reason: Text
+    source: Text | None = None
+
+
+class ArtifactRows(_Frozen):
+    """A format in every precision."""
+
+    fp32: ArtifactRow
+    fp16: ArtifactRow
+    int8: ArtifactRow
+
+
+class Artifacts(_Frozen):
+    """The six files that could be made."""
+
+    onnx: ArtifactRows
+    tflite: ArtifactRows
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One row of the table of files that a target offers."""
+
+    format: Format
+    precision: Precision
+    offered: bool
+    default: bool
+    reason: str
+
+
+class Target(_Frozen):
+    """A validated device profile.
+
+    Every hardware value is a `Sourced`; what nobody could source is absent. Build one with
+    `fsrp_edge.targets.load.load_target`, whose errors name the line of the file.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+    description: Text
+    sources: dict[Text, Text]
+    """Key to the address or the name of a published document."""
+    soc: Sourced[Text] | None = None
+    cpu: tuple[CpuCluster, ...] = ()
+    memory: Memory = Memory()
+    accelerators: tuple[Accelerator, ...] = ()
+    runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)]
+    precisions: Precisions
+    choices: Choices
+    artifacts: Artifacts
+    thermal: tuple[Sourced[Text], ...] = ()
+
+    @property
+    def channel_multiple(self) -> int:
+        """Channels of pruned layers are kept at multiples of this."""
+        return self.choices.channel_multiple.value
+
+    @property
+    def threads(self) -> int:
+        """Threads to measure and estimate with."""
+        return self.choices.threads.value
+
+    @property
+    def onnx_opset(self) -> int:
+        """ONNX opset to export."""
+        return self.choices.onnx_opset.value
+
+    @property
+    def onnx_ir_version(self) -> int:
+        """ONNX IR version to write."""
+        return self.choices.onnx_ir_version.value
+
+    @property
+    def int8_activation(self) -> Literal["uint8", "int8"]:
+        """Type of quantized activations in ONNX files; weights are int8."""
+        return self.choices.int8_activation.value
+
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """All six format and precision pairs, ONNX first, fp32 first."""
+        return tuple(
+            Offer(format_, precision, row.status != "refused", row.status == "default", row.reason)
+            for format_ in get_args(Format)
+            for precision in get_args(Precision)
+            for row in [self._artifact(format_, precision)]
+        )
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the validated content; an optional field changes it only where it is given."""
+        return sha256_json(self.model_dump(mode="json", exclude_none=True, exclude_defaults=True))
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for location, message in self._contradictions():
+            raise PydanticCustomError(
+                "contradiction", "{message}", {"message": message, "location": location}
+            )
+        return self
+
+    def _artifact(self, format_: Format, precision: Precision) -> ArtifactRow:
+        row: ArtifactRow = getattr(getattr(self.artifacts, format_), precision)
+        return row
+
+    def _contradictions(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Where two values that are possible one by one exclude each other."""
+        used = set()
+        for location, key in _source_keys(self.model_dump(exclude={"sources"}), ()):
+            used.add(key)
+            if key not in self.sources:
+                yield (
+                    location,
+                    f"{key!r} is not a key of `sources`; allowed: {', '.join(sorted(self.sources))}",
+                )
+        for key in self.sources.keys() - used:
+            yield ("sources", key), f"no value uses the source {key!r}; remove it"
+        cores = sum(cluster.cores.value for cluster in self.cpu)
+        if self.cpu and self.threads > cores:
+            yield ("choices", "threads"), f"{self.threads} threads on {cores} cores; allowed: at most {cores}"
+        for runtime in self.runtimes:
+            yield from self._beyond(runtime)
+        if not any(offer.default for offer in self.offers):
+            yield ("artifacts",), "no file has the status `default`; give it to at least one"
+        for offer in self.offers:
+            gain: Gain = getattr(self.precisions, offer.precision)
+            if offer.default and not gain.useful:
+                yield (
+                    ("artifacts", offer.format, offer.precision, "status"),
+                    f"`precisions` calls {offer.precision} useless; allowed: offered, refused",
+                )
+
+    def _beyond(self, runtime: Runtime) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        caps = (
+            ("onnx_opset", self.onnx_opset, runtime.max_onnx_opset),
+            ("onnx_ir_version", self.onnx_ir_version, runtime.max_onnx_ir_version),
+        )
+        for name, chosen, cap in caps:
+            if cap is not None and chosen > cap.value:
+                message = (
+                    f"{name} {chosen} is newer than {runtime.name} accepts; allowed: at most {cap.value}"
+                )
+                yield ("choices", name), message
+
+
+def _source_keys(node: Any, location: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every `source` in a dumped profile with its place."""
+    if isinstance(node, dict):
+        for key, child in node.items():
+            if key == "source" and isinstance(child, str):
+                yield (*location, key), child
+            else:
+                yield from _source_keys(child, (*location, key))
+    elif isinstance(node, list | tuple):
+        for index, child in enumerate(node):
+            yield from _source_keys(child, (*location, index))
+
+
+def profile_json_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a profile file, for editors and other tools."""
+    schema = Target.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "fsrp-edge device profile",
+    }

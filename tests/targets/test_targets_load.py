@@ -1,0 +1,165 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.targets.load import MAX_BYTES, load_target, target_names
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "profiles" / "jetson-nano.yaml").read_text(encoding="utf-8")
+
+
+def line_of(text: str, part: str) -> int:
+    return text[: text.index(part)].count("\n") + 1
+
+
+@pytest.fixture
+def write(tmp_path):
+    def writer(text: str) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return writer
+
+
+def test_a_path_and_a_name_give_the_same_target():
+    assert load_target(str(ROOT / "profiles" / "jetson-nano.yaml")) == load_target("jetson-nano")
+
+
+def test_unknown_name_lists_the_nearest():
+    with pytest.raises(BadInputError, match=r"unknown target 'jetson-nan'; did you mean jetson-nano"):
+        load_target("jetson-nan")
+
+
+BAD_EDITS = {
+    "unknown key": ("    cores:", "    core:", ["unknown key 'core'", "did you mean cores", "clock_ghz"]),
+    "unknown key at the top": ("thermal:", "termal:", ["unknown key 'termal'", "did you mean thermal"]),
+    "text for a number": ("value: 472,", "value: fast,", ['saw "fast"', "valid number"]),
+    "number in quotes": ("value: 472,", 'value: "472",', ['saw "472"', "valid number"]),
+    "yes for a number": (
+        "{value: 8, reason: TensorRT packs",
+        "{value: yes, reason: TensorRT packs",
+        ["saw true"],
+    ),
+    "not a number": ("value: 472,", "value: .nan,", ["finite number"]),
+    "no cores": ("cores: {value: 4,", "cores: {value: 0,", ["saw 0", "greater than or equal to 1"]),
+    "impossible clock": ("value: 1.479", "value: 1479", ["saw 1479", "less than or equal to 8"]),
+    "unknown runtime": ("- name: litert", "- name: litertt", ['saw "litertt"', "'onnxruntime', 'litert'"]),
+    "unknown status": ("{status: refused,", "{status: no,", ["saw false", "'refused'"]),
+    "unknown source": ("value: 25.6, source: module", "value: 25.6, source: modul", ["'modul' is not a key"]),
+    "source nobody uses": (
+        "  peak: https",
+        "  spare: https://a.b\n  peak: https",
+        ["no value uses the source"],
+    ),
+    "opset beyond the runtime": (
+        "  onnx_opset: {value: 13,",
+        "  onnx_opset: {value: 17,",
+        ["newer than tensorrt", "at most 13"],
+    ),
+    "more threads than cores": ("threads: {value: 4,", "threads: {value: 5,", ["5 threads on 4 cores"]),
+    "useless default": ("    int8: {status: refused,", "    int8: {status: default,", ["calls int8 useless"]),
+    "no source": ("value: 25.6, source: module", "value: 25.6", ["'source' is missing"]),
+    "bad name": ("name: jetson-nano", "name: Jetson Nano", ['saw "Jetson Nano"', "pattern"]),
+    "twice the same key": (
+        "description:",
+        "name: again\ndescription:",
+        ["'name' stands twice", "first in line 1"],
+    ),
+    "alias": ("soc: {", "soc: *a\nold: {", ["aliases are not allowed"]),
+    "broken YAML": ("soc: {", "soc: {{", ["not valid YAML"]),
+    "a list for a mapping": (
+        "thermal:",
+        "memory2: []\nthermal:",
+        ["unknown key 'memory2'", "did you mean memory"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), BAD_EDITS.values(), ids=BAD_EDITS)
+def test_bad_edit_is_refused_with_its_line(write, old, new, expected):
+    text = TEXT.replace(old, new, 1)
+    assert text != TEXT
+    marker = new if "again" not in new else "name: again"
+    with pytest.raises(BadInputError) as caught:
+        load_target(write(text))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+    if "broken" not in new and "{{" not in new:
+        assert f"mine.yaml, line {line_of(text, marker)}:" in message
+
+
+def test_missing_section_is_named(write):
+    text = TEXT[: TEXT.index("artifacts:")] + TEXT[TEXT.index("thermal:") :]
+    with pytest.raises(BadInputError, match="the key 'artifacts' is missing"):
+        load_target(write(text))
+
+
+BAD_FILES = {
+    "empty": ("", "line 1: a profile is a mapping"),
+    "a list": ("- a\n- b\n", "line 1: a profile is a mapping"),
+    "python object": ("name: !!python/object/apply:os.system [echo]\n", "line 1: not valid YAML"),
+    "complex key": ("? [a, b]\n: c\n", "line 1: a key must be a word"),
+    "two documents": ("a: 1\n---\nb: 2\n", "not valid YAML"),
+    "too deep": ("a: " + "[" * 20_000 + "]" * 20_000, "line 1: nested more than 20 deep"),
+    "too large": ("a: " + "x" * MAX_BYTES, "larger than 64 KB"),
+    "control character": ("a: \x00\n", "not valid YAML"),
+    "impossible date": ("name: 2024-13-45\n", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_file_is_refused(write, text, expected):
+    with pytest.raises(BadInputError, match=expected) as caught:
+        load_target(write(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_alias_bomb_is_refused_at_once(write):
+    lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)]
+    with pytest.raises(BadInputError, match="line 2: aliases are not allowed"):
+        load_target(write("\n".join(lines)))
+
+
+def test_missing_file_and_bytes_are_refused(tmp_path):
+    with pytest.raises(BadInputError, match="no such file"):
+        load_target(str(tmp_path / "none.yaml"))
+    path = tmp_path / "bytes.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInputError, match="not UTF-8"):
+        load_target(str(path))
+    with pytest.raises(BadInputError, match="cannot read"):
+        (tmp_path / "folder.yaml").mkdir()
+        load_target(str(tmp_path / "folder.yaml"))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_ends_in_a_target_or_one_clear_line(write, data):
+    start = data.draw(st.integers(0, len(TEXT) - 1))
+    length = data.draw(st.integers(0, 40))
+    text = TEXT[:start] + data.draw(st.text(max_size=12)) + TEXT[start + length :]
+    try:
+        target = load_target(write(text.encode("utf-8", "replace").decode()))
+    except BadInputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len(target.offers) == 6
+
+
+def test_profiles_are_found_inside_an_installed_package(tmp_path):
+    shutil.copytree(ROOT / "fsrp_edge", tmp_path / "fsrp_edge", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "profiles", tmp_path / "fsrp_edge" / "profiles")
+    code = "from fsrp_edge.targets.load import target_names; print(*target_names())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert tuple(done.stdout.split()) == target_names()
