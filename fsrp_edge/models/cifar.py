@@ -1,7 +1,8 @@
 """Networks for 32x32 images, with the parameter names of the checkpoints that are in circulation.
 
 `resnet20` to `resnet110` are He et al.'s CIFAR networks as in akamaster's pytorch_resnet_cifar10; `resnet18`
-and `mobilenet_v2` are as in kuangliu's pytorch-cifar; `vgg16_bn` has bias-free convolutions and one linear layer.
+and `mobilenet_v2` are as in kuangliu's pytorch-cifar; `vgg16_bn` has bias-free convolutions and one linear
+layer.
 """
 
 from collections.abc import Callable

@@ -10,17 +10,17 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class LayerShape(BaseModel):
-    """Channel counts of one layer that differ from what the architecture's factory builds.
+    """What differs in one module from what the architecture's factory builds, by name.
 
-    `inputs` and `outputs` count channels (features for a linear layer; both equal for a normalization layer);
-    `groups` is 1 for anything but a grouped convolution.
+    `attributes` are the module's own integers, such as `in_channels`, `groups` or `normalized_shape`;
+    `tensors` are the shapes of its own parameters and buffers. This covers every kind of layer, bare
+    parameters included.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    inputs: Positive
-    outputs: Positive
-    groups: Positive = 1
+    attributes: dict[str, int | tuple[int, ...]] = {}
+    tensors: dict[str, tuple[Positive, ...]] = {}
 
 
 class Preprocessing(BaseModel):
@@ -57,7 +57,7 @@ class ModelSpec(BaseModel):
     data: str | None = None
     """Name of the embedded data set it was trained on, used when the user names no data."""
     layer_shapes: dict[str, LayerShape] = {}
-    """Layers, by their name in the network, whose channels were pruned."""
+    """Modules whose channels were pruned, by their name in the network (`""` is the network itself)."""
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> "ModelSpec":
@@ -93,6 +93,6 @@ class Classifier(nn.Module):
         return logits
 
     def example_pixels(self, count: int = 1, seed: int = 0) -> Tensor:
-        """Uniform random pixels (count, C, H, W) in [0, 1] on the network's device: the same for the same seed."""
+        """Uniform random pixels (count, C, H, W) in [0, 1] on the network's device, the same for one seed."""
         pixels = torch.rand((count, *self.spec.input_shape), generator=torch.Generator().manual_seed(seed))
         return pixels.to(self.mean.device)

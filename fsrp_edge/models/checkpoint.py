@@ -1,0 +1,265 @@
+"""A user's checkpoint file becomes a Classifier."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from fsrp_edge import progress
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.models import registry
+from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
+from fsrp_edge.models.inference import Match, compare, infer_architecture, no_match
+from fsrp_edge.models.layer_shapes import apply_layer_shapes
+from fsrp_edge.models.reading import read_weights
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "classifier_model.", "ema_model.")
+"""Prefixes that DataParallel, torch.compile, Lightning and wrapping modules put before every name."""
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What the user said about the network's input and classes; None where nothing was said."""
+
+    input_size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    class_names: tuple[str, ...] | None
+
+
+def load_classifier(
+    path: Path,
+    *,
+    architecture: str | None = None,
+    input_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+    trust_pickle: bool = False,
+) -> Classifier:
+    """Read a checkpoint and build its network; no code in the file is run.
+
+    Args:
+        path: a state dict (.pt, .pth, .th, .ckpt), bare or nested, a .safetensors file, or a file of our own.
+        architecture: the network's name where it is neither recorded in the file nor to be inferred from the
+            weights; a factory of the user's own always has to be named, because it is code.
+        input_size: height and width in pixels, in place of the recorded or published one.
+        mean: one value a channel of pixels in [0, 1], in place of the recorded or published one.
+        std: as `mean`.
+        class_names: one a class.
+        trust_pickle: allow a file that holds a whole pickled module. Unpickling runs code from the file.
+
+    Returns:
+        The classifier in evaluation mode, float32, on the CPU.
+
+    Raises:
+        BadInputError: not a readable checkpoint, no architecture fits, or weights that are not finite.
+    """
+    contents = read_weights(Path(path), trust_pickle=trust_pickle)
+    wishes = _Wishes(
+        input_size,
+        None if mean is None else tuple(mean),
+        None if std is None else tuple(std),
+        None if class_names is None else tuple(class_names),
+    )
+    try:
+        _check_finite(contents.state)
+        if contents.spec is not None:
+            classifier = _rebuild(contents.state, contents.spec, architecture, wishes)
+        elif contents.module is not None:
+            classifier = _adopt(contents.module, contents.state, architecture, wishes)
+        else:
+            classifier = _from_weights(contents.state, architecture, wishes)
+    except BadInputError as error:
+        raise BadInputError(f"{path}: {error}") from None
+    return classifier.eval()
+
+
+def _from_weights(state: dict[str, Tensor], architecture: str | None, wishes: _Wishes) -> Classifier:
+    state, match = _identify(state, architecture)
+    network = registry.build(match.architecture, classes=match.classes, input_channels=match.input_channels)
+    _load(network, state, match.architecture)
+    return _classifier(network, match.architecture, match.input_channels, wishes)
+
+
+def _adopt(
+    module: nn.Module, state: dict[str, Tensor], architecture: str | None, wishes: _Wishes
+) -> Classifier:
+    """An unpickled module: as a known architecture if it computes the same, else as it is."""
+    if architecture is not None:
+        return _from_weights(state, architecture, wishes)
+    module = module.float().eval()
+    try:
+        classifier = _from_weights(state, None, wishes).eval()
+        pixels = classifier.example_pixels(2)
+        with torch.no_grad():
+            if torch.allclose(module(pixels), classifier.network(pixels), rtol=1e-3, atol=1e-4):
+                return classifier
+    except (BadInputError, RuntimeError):
+        pass  # No architecture of ours: it stays what it is.
+    name = f"{registry.PICKLED}:{type(module).__module__}.{type(module).__qualname__}"
+    progress.log(
+        f"{name} is used as unpickled; to build it again later, its factory has to be named (--arch)"
+    )
+    stem = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
+    return _classifier(module, name, 3 if stem is None else stem.in_channels, wishes)
+
+
+def _rebuild(
+    state: dict[str, Tensor], spec: ModelSpec, architecture: str | None, wishes: _Wishes
+) -> Classifier:
+    """A network of our own files: architecture, then the shapes it was pruned to, then weights."""
+    if architecture is not None:
+        spec = spec.model_copy(update={"architecture": registry.normalize_name(architecture)})
+    elif registry.is_user_code(spec.architecture):
+        raise BadInputError(
+            f"this network is built by {spec.architecture}, which is code outside this package; "
+            "if you trust it, name it: --arch PACKAGE.MODULE:FACTORY or --arch FILE.py:FACTORY"
+        )
+    # On shapes alone first, so that a damaged specification fails before it allocates what it asks for.
+    frame = registry.build_without_weights(spec.architecture, spec.classes, spec.input_shape[0])
+    apply_layer_shapes(frame, spec.layer_shapes)
+    expected = {name: tuple(tensor.shape) for name, tensor in frame.state_dict().items()}
+    seen = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != seen:
+        name = sorted(name for name in expected.keys() | seen.keys() if expected.get(name) != seen.get(name))[
+            0
+        ]
+        raise BadInputError(
+            f"the weights are not those of {spec.architecture} with the recorded shapes: {name} is "
+            f"{seen.get(name, 'absent')}, not {expected.get(name, 'absent')}"
+        )
+    network = registry.build(spec.architecture, classes=spec.classes, input_channels=spec.input_shape[0])
+    apply_layer_shapes(network, spec.layer_shapes)
+    _load(network, state, spec.architecture)
+    changed = spec.model_dump()
+    if wishes.input_size is not None:
+        changed["input_shape"] = (spec.input_shape[0], wishes.input_size, wishes.input_size)
+        changed["preprocessing"] = _rescaled(spec.preprocessing, spec.input_shape[1], wishes.input_size)
+    for name in ("mean", "std", "class_names"):
+        changed[name] = getattr(wishes, name) or changed[name]
+    return Classifier(network, _validated(changed))
+
+
+def _classifier(network: nn.Module, architecture: str, channels: int, wishes: _Wishes) -> Classifier:
+    """Put together what was published and what the user said; see that the network takes such images."""
+    if wishes.input_size and wishes.mean and wishes.std:
+        size, mean, std = wishes.input_size, wishes.mean, wishes.std
+        preprocessing = Preprocessing(resize=size)
+        if not registry.is_user_code(architecture):
+            shape, _, _, published = registry.published_input(architecture, channels)
+            preprocessing = _rescaled(published, shape[1], size)
+    else:
+        shape, mean, std, published = registry.published_input(architecture, channels)
+        size = wishes.input_size or shape[1]
+        preprocessing = _rescaled(published, shape[1], size)
+        mean, std = wishes.mean or mean, wishes.std or std
+    spec = {
+        "architecture": architecture,
+        "input_shape": (channels, size, size),
+        "classes": _count_logits(network, architecture, (channels, size, size)),
+        "mean": mean,
+        "std": std,
+        "preprocessing": preprocessing,
+        "class_names": wishes.class_names,
+    }
+    return Classifier(network, _validated(spec))
+
+
+def _rescaled(preprocessing: Preprocessing, published: int, wished: int) -> Preprocessing:
+    """The same share of the image in the central crop, at another size."""
+    return preprocessing.model_copy(
+        update={"resize": max(wished, round(preprocessing.resize * wished / published))}
+    )
+
+
+def _validated(fields: dict[str, Any]) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadInputError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+
+
+def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, int]) -> int:
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(1, *shape))
+    except Exception as error:  # whatever a user's network raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        size = "x".join(map(str, shape))
+        raise BadInputError(
+            f"{architecture} does not take {size} images ({reason}); try --input-size"
+        ) from None
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+        seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise BadInputError(
+            f"{architecture} returns {seen}; a classifier returns logits (N, classes), classes > 1"
+        )
+    return logits.shape[1]
+
+
+def _identify(state: dict[str, Tensor], architecture: str | None) -> tuple[dict[str, Tensor], Match]:
+    """The weights as the architecture names them, without wrappers' prefixes, and the match."""
+    names = None if architecture is None else registry.possible_names(architecture)
+    view = state
+    for view in _unwrapped(state):
+        match = infer_architecture(view) if names is None else _nearest(names, view)
+        if match is not None and match.exact:
+            auxiliary = registry.AUXILIARY_HEADS.get(match.architecture, ())
+            return {name: tensor for name, tensor in view.items() if not name.startswith(auxiliary)}, match
+    if names is None:
+        raise no_match(view)
+    match = min((_nearest(names, each) for each in _unwrapped(state)), key=lambda each: each.differences)
+    advice = (
+        "; channels were removed, and without their layout it cannot be rebuilt" if match.looks_pruned else ""
+    )
+    raise BadInputError(f"these are not weights of {match.architecture}: {match.describe()}{advice}")
+
+
+def _nearest(names: Sequence[str], state: Mapping[str, Tensor]) -> Match:
+    return min((compare(name, state) for name in names), key=lambda match: match.differences)
+
+
+def _unwrapped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The weights as they are, then without each prefix that most of them share."""
+    while True:
+        yield state
+        inner: dict[str, Tensor] = {}
+        for prefix in _WRAPPERS:
+            inner = {
+                name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
+            }
+            if 2 * len(inner) > len(state):
+                break
+        else:
+            return
+        if len(inner) < len(state):
+            progress.log(
+                f"{len(state) - len(inner)} tensors outside {prefix!r} are not the network's: left out"
+            )
+        state = inner
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], architecture: str) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise BadInputError(f"{architecture} does not take these weights: {reason[:300]}") from None
+
+
+def _check_finite(state: Mapping[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise BadInputError(
+                f"{name} holds {bad} values that are NaN or infinite: training diverged; "
+                "take an earlier checkpoint"
+            )

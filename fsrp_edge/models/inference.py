@@ -1,0 +1,214 @@
+"""Which architecture a state dict belongs to, found by comparing names and shapes of its tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from torch import Tensor
+
+from fsrp_edge import progress
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.models import cifar, registry
+
+Shape = tuple[int, ...]
+
+_UNLIKELY_CLASSES = 1237
+"""A number that no layer has as its width: tensors with so many rows belong to the last layer."""
+
+_FAMILY_KEYS = {
+    "alexnet": ("features.0.weight", "classifier.6.weight"),
+    "convnext": ("features.0.0.weight", "classifier.2.weight"),
+    "densenet": ("features.conv0.weight", "classifier.weight"),
+    "efficientnet": ("features.0.0.weight", "classifier.1.weight"),
+    "googlenet": ("conv1.conv.weight", "fc.weight"),
+    "inception": ("Conv2d_1a_3x3.conv.weight", "fc.weight"),
+    "maxvit": ("stem.0.0.weight", "classifier.5.weight"),
+    "mnasnet": ("layers.0.weight", "classifier.1.weight"),
+    "mobilenetv2": ("features.0.0.weight", "classifier.1.weight"),
+    "mobilenetv3": ("features.0.0.weight", "classifier.3.weight"),
+    "regnet": ("stem.0.weight", "fc.weight"),
+    "resnet": ("conv1.weight", "fc.weight"),
+    "shufflenetv2": ("conv1.0.weight", "fc.weight"),
+    "squeezenet": ("features.0.weight", "classifier.1.weight"),
+    "swin_transformer": ("features.0.0.weight", "head.weight"),
+    "vgg": ("features.0.weight", "classifier.6.weight"),
+    "vision_transformer": ("conv_proj.weight", "heads.head.weight"),
+}
+"""First and last weight of each of torchvision's families: a cheap look before networks are built."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How well a state dict fits an architecture.
+
+    Args:
+        architecture: the identifier.
+        classes: rows of the classifier's weight in the state dict; where the architecture's number of classes
+            is fixed or the weight is absent, an arbitrary number.
+        input_channels: channels that the first convolution takes.
+        same: number of tensors that agree in name and shape.
+        missing: names that the architecture has and the state dict has not.
+        unexpected: names that only the state dict has.
+        reshaped: name, the architecture's shape and the state dict's shape, where they differ.
+    """
+
+    architecture: str
+    classes: int
+    input_channels: int
+    same: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[tuple[str, Shape, Shape], ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the weights can be loaded."""
+        return not (self.missing or self.unexpected or self.reshaped)
+
+    @property
+    def differences(self) -> int:
+        """Number of tensors that do not agree."""
+        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
+
+    @property
+    def looks_pruned(self) -> bool:
+        """Whether every tensor is there, and those of another shape are smaller."""
+        return (
+            bool(self.reshaped)
+            and not (self.missing or self.unexpected)
+            and all(
+                len(seen) == len(built) and all(a <= b for a, b in zip(seen, built, strict=True))
+                for _, built, seen in self.reshaped
+            )
+        )
+
+    def describe(self) -> str:
+        """What differs, with counts and an example of each kind."""
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing)} tensors missing, such as {self.missing[0]}")
+        if self.unexpected:
+            parts.append(f"{len(self.unexpected)} unexpected, such as {self.unexpected[0]}")
+        if self.reshaped:
+            name, built, seen = self.reshaped[0]
+            sizes = f"{'x'.join(map(str, seen))}, not {'x'.join(map(str, built))}"
+            parts.append(f"{len(self.reshaped)} of another shape, such as {name} ({sizes})")
+        return "; ".join(parts)
+
+
+def infer_architecture(state: Mapping[str, Tensor]) -> Match | None:
+    """The architecture whose tensors have exactly these names and shapes, whatever the number of classes.
+
+    Args:
+        state: the weights, without prefixes of wrappers.
+
+    Returns:
+        An exact match; None where there is none. Where several fit, the first of: CIFAR networks, then
+        torchvision's by name.
+    """
+    exact = [match for match in (compare(name, state) for name in _candidates(state)) if match.exact]
+    if len(exact) > 1:
+        others = ", ".join(match.architecture for match in exact[1:])
+        progress.log(f"weights fit {exact[0].architecture} (taken) and also {others}; --arch decides")
+    return exact[0] if exact else None
+
+
+def no_match(state: Mapping[str, Tensor]) -> BadInputError:
+    """The error for weights that fit no architecture, with the three nearest ones and what differs."""
+    everything = [f"cifar:{name}" for name in cifar.FACTORIES]
+    everything += [f"torchvision:{name}" for name in registry.torchvision_names()]
+    matches = [compare(name, state) for name in _candidates(state) or everything]
+    nearest = sorted(matches, key=lambda match: match.differences)[:3]
+    if nearest[0].looks_pruned:
+        return BadInputError(
+            f"these weights are those of {nearest[0].architecture} with channels removed "
+            f"({nearest[0].describe()}): such a network cannot be rebuilt without its channel layout; "
+            "load a file saved by fsrp-edge, or name a factory that builds the pruned network (--arch)"
+        )
+    listed = " | ".join(f"{match.architecture}: {match.describe()}" for match in nearest)
+    return BadInputError(
+        f"no known architecture has these {len(state)} tensors (the first is {next(iter(state))}); name it "
+        f"with --arch NAME, package.module:factory or file.py:factory. Nearest: {listed}"
+    )
+
+
+def compare(architecture: str, state: Mapping[str, Tensor]) -> Match:
+    """How well a state dict fits one architecture, with as many classes and input channels as it has."""
+    skeleton = _skeleton(architecture)
+    auxiliary = registry.AUXILIARY_HEADS.get(architecture, ())
+    seen = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.startswith(auxiliary)}
+    classes = next((seen[name][0] for name in skeleton.heads if seen.get(name)), _UNLIKELY_CLASSES)
+    channels = 3
+    if skeleton.stem is not None and len(seen.get(skeleton.stem, ())) == 4:
+        channels = seen[skeleton.stem][1]
+    built = skeleton.shapes_for(classes, channels)
+    common = built.keys() & seen.keys()
+    reshaped = [
+        (name, built[name], seen[name]) for name in built if name in common and built[name] != seen[name]
+    ]
+    return Match(
+        architecture,
+        classes,
+        channels,
+        same=len(common) - len(reshaped),
+        missing=tuple(name for name in built if name not in seen and name not in skeleton.optional),
+        unexpected=tuple(name for name in seen if name not in built),
+        reshaped=tuple(reshaped),
+    )
+
+
+@dataclass(frozen=True)
+class _Skeleton:
+    """Shapes of an architecture's tensors, built for `_UNLIKELY_CLASSES`.
+
+    Args:
+        shapes: of every tensor of the state dict.
+        heads: names whose number of rows is the number of classes.
+        stem: name of the weight whose second dimension is the image's channels; None where that is fixed.
+        optional: names that published files may lack.
+    """
+
+    shapes: dict[str, Shape]
+    heads: tuple[str, ...]
+    stem: str | None
+    optional: frozenset[str]
+
+    def shapes_for(self, classes: int, channels: int) -> dict[str, Shape]:
+        shapes = dict(self.shapes)
+        for name in self.heads:
+            shapes[name] = (classes, *shapes[name][1:])
+        if self.stem is not None:
+            rows, _, *kernel = shapes[self.stem]
+            shapes[self.stem] = (rows, channels, *kernel)
+        return shapes
+
+
+@cache
+def _skeleton(architecture: str) -> _Skeleton:
+    network = registry.build_without_weights(architecture, _UNLIKELY_CLASSES)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    fixed = {
+        f"{name}.weight" for name, module in network.named_modules() if isinstance(module, cifar.PadShortcut)
+    }
+    stem = None if registry.is_user_code(architecture) else registry.stem_of(network)
+    return _Skeleton(
+        shapes,
+        heads=tuple(name for name, shape in shapes.items() if shape and shape[0] == _UNLIKELY_CLASSES),
+        stem=None if stem is None else f"{stem}.weight",
+        optional=frozenset(fixed | {name for name in shapes if name.endswith("num_batches_tracked")}),
+    )
+
+
+def _candidates(state: Mapping[str, Tensor]) -> list[str]:
+    """Architectures worth building, by the names of a few tensors."""
+    names: list[str] = []
+    if "linear.weight" in state:
+        names += [f"cifar:{name}" for name in cifar.FACTORIES if not name.startswith("vgg")]
+    if "classifier.weight" in state and "features.0.weight" in state:
+        width = len(state["features.0.weight"]) / cifar.VGG.PLAN[0]
+        names.append("cifar:vgg16_bn" if width == 1 else f"cifar:vgg16_bn-w{width:.9g}")
+    families = {family for family, keys in _FAMILY_KEYS.items() if all(key in state for key in keys)}
+    if families:  # torchvision takes two seconds to import
+        torchvision = registry.torchvision_names()
+        names += [f"torchvision:{name}" for name in torchvision if registry.family_of(name) in families]
+    return names

@@ -1,0 +1,216 @@
+"""Weights out of a file, without running code that the file brings along."""
+
+import argparse
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from fsrp_edge import progress
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.classifier import ModelSpec
+from fsrp_edge.models.saved import PT_SPEC_KEY, SPEC_KEY
+
+_NESTED = (
+    # Averaged weights first: they are the ones that training scripts report.
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params"),
+)
+"""Names under which training scripts put the weights, in the order of preference."""
+
+_COUNTERS = ("n_averaged", "total_ops", "total_params")
+"""What averaging and profiling tools leave among the weights."""
+
+_RENAMED = (
+    # As torchvision renames them when it loads its own published files.
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: weights by name; our specification; a whole module, where a pickle was trusted."""
+
+    state: dict[str, Tensor]
+    spec: ModelSpec | None = None
+    module: nn.Module | None = None
+
+
+def read_weights(path: Path, *, trust_pickle: bool = False) -> Contents:
+    """Read a checkpoint of any supported format.
+
+    Raises:
+        BadInputError: not a readable checkpoint, or a pickle that is not trusted.
+    """
+    if _is_safetensors(path):
+        return _read_safetensors(path)
+    loaded = _unpickle(path, trust_pickle=trust_pickle)
+    if isinstance(loaded, dict) and isinstance(loaded.get(PT_SPEC_KEY), str):
+        spec = _parse_spec(path, loaded[PT_SPEC_KEY])
+        return Contents(_clean(path, loaded.get("state_dict")), spec)
+    weights = _find_weights(path, loaded)
+    if isinstance(weights, nn.Module):
+        module = weights.module if isinstance(weights, nn.DataParallel) else weights
+        return Contents(_clean(path, module.state_dict()), module=module)
+    return Contents(_clean(path, weights))
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Look at the first bytes, which tell more than the name.
+
+    Raises:
+        BadInputError: absent, not a file, empty, or one of the things that are downloaded by mistake.
+    """
+    if path.is_dir():
+        raise BadInputError(f"{path} is a folder; name the checkpoint file inside it")
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(512)
+    except FileNotFoundError:
+        raise BadInputError(f"no such file: {path}") from None
+    except OSError as error:
+        raise BadInputError(f"cannot read {path}: {error.strerror}") from None
+    if not start:
+        raise BadInputError(f"{path} is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise BadInputError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise BadInputError(f"{path} is a web page, not weights: the download needs a direct link or a login")
+    if start[8:9] == b"{":
+        return True
+    if not start.startswith((b"PK\x03\x04", b"\x80")):
+        raise BadInputError(
+            f"{path} is neither a torch checkpoint nor safetensors (it starts with {start[:8]!r}); "
+            "allowed are .pt, .pth, .th, .ckpt and .safetensors files"
+        )
+    return False
+
+
+def _read_safetensors(path: Path) -> Contents:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BadInputError(f"{path} is a truncated or damaged safetensors file ({error})") from None
+    spec = _parse_spec(path, metadata[SPEC_KEY]) if SPEC_KEY in metadata else None
+    return Contents(_clean(path, tensors), spec)
+
+
+def _unpickle(path: Path, *, trust_pickle: bool) -> Any:
+    try:
+        with torch.serialization.safe_globals(_harmless_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not re.search(r"global|class|TorchScript", str(error), re.IGNORECASE):
+            raise BadInputError(f"{path} is a truncated or damaged checkpoint") from None
+        if not trust_pickle:
+            raise BadInputError(_unsafe(path, str(error))) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        if "TorchScript" in str(error):
+            raise BadInputError(
+                f"{path} is a TorchScript archive; save the network's state_dict() instead"
+            ) from None
+        raise BadInputError(f"{path} is a truncated or damaged checkpoint") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # whatever the code inside raises
+        raise BadInputError(
+            f"{path} could not be unpickled ({type(error).__name__}: {error}); "
+            "the module's own source has to be importable (PYTHONPATH)"
+        ) from None
+
+
+def _unsafe(path: Path, message: str) -> str:
+    if "TorchScript" in message:
+        return f"{path} is a TorchScript archive; save the network's state_dict() instead"
+    found = re.search(r"GLOBAL (\S+)|class (\S+)", message)
+    name = next((each for each in found.groups() if each), "unknown") if found else "unknown"
+    return (
+        f"{path} holds pickled Python objects ({name.rstrip('.,')}), and unpickling runs code from the file: "
+        "save the network's state_dict() instead, or pass --trust-pickle if you trust the file's source"
+    )
+
+
+def _harmless_globals() -> list[Any]:
+    """Values beside the weights that many training scripts save and that cannot run code when loaded."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in kinds),
+        argparse.Namespace,
+    ]
+
+
+def _find_weights(path: Path, loaded: Any) -> Any:
+    """The state dict or module in what was loaded, through at most two levels of nesting."""
+    for _ in range(3):
+        if isinstance(loaded, nn.Module) or _is_state(loaded):
+            return loaded
+        if not isinstance(loaded, Mapping):
+            break
+        names = [name for name in _NESTED if isinstance(loaded.get(name), Mapping | nn.Module)]
+        names = names or [name for name, value in loaded.items() if _is_state(value)]
+        if not names:
+            break
+        if len(names) > 1:
+            progress.log(f"the checkpoint holds {', '.join(map(str, names))}: {names[0]!r} is taken")
+        loaded = loaded[names[0]]
+    if isinstance(loaded, Mapping):
+        seen = f"a dict with {', '.join(map(repr, list(loaded)[:8])) or 'nothing in it'}"
+    else:
+        seen = f"a {type(loaded).__name__}"
+    raise BadInputError(
+        f"{path} holds no weights: {seen}; needed is a state dict, bare or under 'state_dict'"
+    )
+
+
+def _is_state(value: Any) -> bool:
+    """Whether it maps names to tensors, perhaps with a few other things among them."""
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return sum(isinstance(each, Tensor) for each in value.values()) * 2 > len(value)
+
+
+def _clean(path: Path, weights: Any) -> dict[str, Tensor]:
+    """Tensors only, floating ones as float32, under today's names."""
+    if not _is_state(weights):
+        raise BadInputError(f"{path} holds no weights")
+    state = {}
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor) or str(name).rpartition(".")[2] in _COUNTERS:
+            continue
+        if tensor.is_quantized or tensor.layout is not torch.strided:
+            raise BadInputError(f"{path}: {name} is quantized or sparse; load the float32 checkpoint instead")
+        state[_renamed(str(name))] = (
+            tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+        )
+    return state
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _parse_spec(path: Path, text: str) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate(json.loads(text))
+    except (json.JSONDecodeError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadInputError(f"{path} has a specification that this version does not read: {reason}") from None

@@ -1,0 +1,91 @@
+"""Our own files: weights and specification together, without pickle; and the digest of weights."""
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import atomic_path
+from fsrp_edge.models import registry
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.layer_shapes import with_layer_shapes
+
+SPEC_KEY = "fsrp_edge.spec"
+VERSION_KEY = "fsrp_edge.version"
+PT_SPEC_KEY = "fsrp_edge_spec"
+
+
+def save_classifier(classifier: Classifier, path: Path) -> None:
+    """Write one .safetensors file: the network's weights, and its specification as metadata.
+
+    The same classifier gives the same bytes. `load_classifier` makes the same network from the file alone.
+
+    Raises:
+        BadInputError: the specification does not describe the network, so that the file could not be loaded.
+    """
+    _check_rebuildable(classifier)
+    metadata = {SPEC_KEY: classifier.spec.model_dump_json(), VERSION_KEY: _package_version()}
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(_weights(classifier.network), temporary, metadata=metadata)
+
+
+def save_checkpoint_pt(classifier: Classifier, path: Path) -> None:
+    """Write a .pt file that torch.load reads with weights_only=True.
+
+    It holds the state dict, and the specification as JSON.
+
+    Raises:
+        BadInputError: the specification does not describe the network, so that the file could not be loaded.
+    """
+    _check_rebuildable(classifier)
+    contents = {"state_dict": _weights(classifier.network), PT_SPEC_KEY: classifier.spec.model_dump_json()}
+    with atomic_path(path) as temporary:
+        torch.save(contents, temporary)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hex SHA-256 over names, types, shapes and values of a network's state dict.
+
+    It does not depend on the file format, the device or the order of the tensors. For a Classifier it is that
+    of the network inside.
+    """
+    network = module.network if isinstance(module, Classifier) else module
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_weights(network).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU: safetensors refuses other layouts and tensors that share memory."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def _check_rebuildable(classifier: Classifier) -> None:
+    """Compare what the specification would build with what is there, without building weights.
+
+    A user's factory and an unpickled module are not run again just to be looked at.
+    """
+    spec = classifier.spec
+    if registry.is_user_code(spec.architecture):
+        return
+    if with_layer_shapes(classifier.network, spec).layer_shapes != spec.layer_shapes:
+        raise BadInputError(
+            f"the network's layers are not those that its specification ({spec.architecture}) describes: "
+            "take the specification from with_layer_shapes(network, spec) after pruning"
+        )
+
+
+def _package_version() -> str:
+    try:
+        return version("fsrp-edge")
+    except PackageNotFoundError:
+        return "unknown"
