@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 LabelKind = Literal["ground truth", "predictions of the dense network"]
+
+UNLABELLED = -1
+"""Label of an image whose class nobody knows; loss functions refuse it, so nobody trains on it by mistake."""
 
 
 class ImageSource(Protocol):
@@ -49,7 +53,13 @@ class ArraySource:
 
     def digest(self) -> str:
         """See ImageSource."""
-        return hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes()).hexdigest()
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        parts = hashlib.sha256(repr(self.pixels.shape).encode())
+        parts.update(np.ascontiguousarray(self.pixels).data)
+        return parts.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -59,9 +69,10 @@ class ImageSet:
     Args:
         name: how the set is called in reports, such as `cifar10/test`.
         source: the pixels.
-        labels: int64 tensor (len(indices),), aligned with `indices`.
+        labels: int64 tensor (len(indices),), aligned with `indices`: classes as the network numbers them, or
+            UNLABELLED throughout.
         indices: int64 array of positions in `source` that belong to the set.
-        class_names: one name a class, where the data has them.
+        class_names: one name a class of the network, where the data has them.
         label_kind: whether the labels are true or were predicted by the dense network.
     """
 
@@ -93,9 +104,20 @@ class ImageSet:
         order = np.arange(len(self))
         if shuffle_seed is not None:
             order = np.random.default_rng(shuffle_seed).permutation(len(self))
-        for start in range(0, len(self), batch_size):
-            chosen = order[start : start + batch_size]
-            yield self.source.load(self.indices[chosen]).float().div_(255), self.labels[chosen]
+        # One batch ahead: files are decoded while the network works on the batch before.
+        with ThreadPoolExecutor(1) as ahead:
+            pending: Future[tuple[Tensor, Tensor]] | None = None
+            for start in range(0, len(self), batch_size):
+                following = ahead.submit(self._load, order[start : start + batch_size])
+                if pending is not None:
+                    yield pending.result()
+                pending = following
+            if pending is not None:
+                yield pending.result()
+
+    def _load(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        pixels = self.source.load(self.indices[positions]).float().div_(255)
+        return pixels, self.labels[torch.from_numpy(positions)]
 
     def batch_count(self, batch_size: int) -> int:
         """Number of batches that `batches(batch_size)` yields."""
@@ -109,6 +131,10 @@ class ImageSet:
             labels=self.labels[torch.from_numpy(positions)],
             indices=self.indices[positions],
         )
+
+    def named(self, name: str) -> "ImageSet":
+        """The same images under another name."""
+        return replace(self, name=name)
 
     def first(self, count: int) -> "ImageSet":
         """The first `count` images (all where there are fewer): the sets that published tables use."""
@@ -124,7 +150,8 @@ class ImageSet:
             return self, self.subset(np.arange(0))
         shuffled = np.random.default_rng(seed).permutation(len(self))
         labels = self.labels.numpy()[shuffled]
-        # Rank of each image among the images of its own class: taking the lowest ranks first balances the classes.
+        # Rank of each image among the images of its own class: taking the lowest ranks first balances the
+        # classes.
         rank = np.empty(len(self), dtype=np.int64)
         for label in np.unique(labels):
             mine = labels == label
@@ -132,6 +159,26 @@ class ImageSet:
         drawn = shuffled[np.argsort(rank, kind="stable")[:count]]
         rest = np.setdiff1d(np.arange(len(self)), drawn)
         return self.subset(np.sort(drawn)), self.subset(rest)
+
+    def hold_out(self, fraction: float, seed: int) -> tuple["ImageSet", "ImageSet"]:
+        """What stays, and what is held out: about `fraction` of every class, both in the order of this set.
+
+        Unlike `split`, a class that is rarer than the others keeps its share on both sides. A class of a
+        single image stays.
+        """
+        shuffled = np.random.default_rng(seed).permutation(len(self))
+        labels = self.labels.numpy()[shuffled]
+        held = np.zeros(len(self), dtype=bool)
+        for label in np.unique(labels):
+            mine = shuffled[labels == label]
+            count = min(max(round(fraction * len(mine)), 1), len(mine) - 1)
+            held[mine[:count]] = True
+        return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the images have labels, true or predicted."""
+        return bool((self.labels != UNLABELLED).any())
 
     def relabelled(self, labels: Tensor, kind: LabelKind) -> "ImageSet":
         """The same images with other labels, marked as what they are."""

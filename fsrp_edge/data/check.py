@@ -1,0 +1,98 @@
+"""Whether data fits a network, asked before anything long starts; and labels where there are none."""
+
+from dataclasses import replace
+
+import torch
+
+from fsrp_edge import compute, progress
+from fsrp_edge.data.images import Dataset, ImageSet
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.classifier import Classifier
+
+
+def check_dataset(dataset: Dataset, classes: int) -> None:
+    """Refuse empty sets and labels that the network has no output for.
+
+    Args:
+        dataset: what a run is to work on; unlabelled sets may pass.
+        classes: outputs of the network.
+
+    Raises:
+        BadInputError: the text names the set.
+    """
+    for role, images in (("training", dataset.train), ("evaluation", dataset.evaluation)):
+        if len(images) == 0:
+            raise BadInputError(f"the {role} set {images.name} is empty; at least one image is needed")
+        low, high = int(images.labels.min()), int(images.labels.max())
+        if images.is_labelled and not 0 <= low <= high < classes:
+            raise BadInputError(
+                f"the labels of {images.name} range from {low} to {high}; the network has {classes} classes, "
+                f"so 0 to {classes - 1} are allowed. Use the data the network was trained for"
+            )
+
+
+def chance_threshold(classes: int) -> float:
+    """The accuracy up to which a network of that many classes counts as guessing.
+
+    Five times chance, but at most a tenth of the way from chance to perfect: 55 % of 2 classes, 19 % of 10,
+    5 % of 100, 0.5 % of 1,000. Of 1,000 classes, 500 images give no interval narrow enough to tell it from
+    twice that, while any network that is worth pruning is far above five times.
+    """
+    chance = 1 / classes
+    return min(5 * chance, chance + 0.1 * (1 - chance))
+
+
+def check_baseline(images: ImageSet, correct: int, classes: int) -> None:
+    """Refuse to go on where the dense network is right about as often as by guessing.
+
+    Args:
+        images: the whole set that the baseline was measured on.
+        correct: how many of its images the dense network classifies right, without an attack.
+        classes: outputs of the network.
+
+    Raises:
+        BadInputError: with the figures and the likely causes.
+    """
+    accuracy = correct / len(images)
+    if images.label_kind != "ground truth" or accuracy > chance_threshold(classes):
+        return
+    raise BadInputError(
+        f"the network classifies {correct} of {len(images)} images of {images.name} right ({accuracy:.2%}); "
+        f"guessing among {classes} classes gives {1 / classes:.2%}. Likely causes: the classes are numbered "
+        "in another order than in training, mean and std (or RGB order) are not those of training, or it was "
+        "trained on other data. Compare the class order and the normalization with the training code"
+    )
+
+
+def pseudo_labelled(dataset: Dataset, classifier: Classifier, *, batch_size: int = 64) -> Dataset:
+    """The same images, labelled with what the dense network says, and marked so.
+
+    Args:
+        dataset: any data set; its own labels are not looked at.
+        classifier: the dense network; left in the mode it was in.
+        batch_size: images a forward pass.
+    """
+    was_training = classifier.training
+    classifier.eval()
+    try:
+        train, evaluation = (
+            _predicted(images, classifier, batch_size) for images in (dataset.train, dataset.evaluation)
+        )
+    finally:
+        classifier.train(was_training)
+    return replace(
+        dataset,
+        train=train,
+        evaluation=evaluation,
+        description=f"{dataset.description}; the labels are the dense network's own predictions",
+    )
+
+
+@torch.no_grad()
+def _predicted(images: ImageSet, classifier: Classifier, batch_size: int) -> ImageSet:
+    device = compute.device_of(classifier)
+    batches = progress.track(
+        images.batches(batch_size), f"labelling {images.name}", images.batch_count(batch_size)
+    )
+    labels = torch.cat([classifier(pixels.to(device)).argmax(1).cpu() for pixels, _ in batches])
+    return images.relabelled(labels, "predictions of the dense network")

@@ -1,0 +1,296 @@
+"""Folders of image files, one folder a class, decoded when asked for."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fsrp_edge import progress
+from fsrp_edge.data.arrays import HELD_OUT
+from fsrp_edge.data.classes import ClassMatch, match_classes
+from fsrp_edge.data.images import Dataset, ImageSet
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import sha256_file
+from fsrp_edge.models.classifier import ModelSpec
+
+CACHE_BYTES = 1 << 30
+"""Decoded images of a set are kept in memory where all of them fit into this."""
+
+# What torchvision's ImageFolder takes for images; other files are ignored, as it does.
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+_TRAIN_FOLDERS = ("train", "training")
+_EVALUATION_FOLDERS = ("val", "valid", "validation", "test")
+_MODES = {1: "L", 3: "RGB"}
+_INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_THREADS = min(os.cpu_count() or 1, 16)
+
+Result = TypeVar("Result")
+
+
+class FolderSource:
+    """Image files, decoded to a network's input when asked for.
+
+    Args:
+        files: the images, in the order of their indices.
+        root: names in the digest are relative to it, so that a moved folder keeps its digest.
+        spec: input shape (1 or 3 channels) and preprocessing.
+    """
+
+    def __init__(self, files: Sequence[Path], root: Path, spec: ModelSpec) -> None:
+        self.files = tuple(files)
+        self._root = root
+        self._spec = spec
+        shape = (len(self.files), *spec.input_shape)
+        # np.empty takes no memory before it is written to.
+        self._cache = np.empty(shape, np.uint8) if np.prod(shape) <= CACHE_BYTES else None
+        self._cached = np.zeros(len(self.files), dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, indices: np.ndarray) -> Tensor:
+        """See ImageSource.
+
+        Raises:
+            BadInputError: a file cannot be decoded; the text names it.
+        """
+        if self._cache is None:
+            return torch.from_numpy(self._decode(indices))
+        missing = np.unique(indices[~self._cached[indices]])
+        if len(missing):
+            self._cache[missing] = self._decode(missing)
+            self._cached[missing] = True
+        return torch.from_numpy(self._cache[indices])
+
+    def _decode(self, indices: np.ndarray) -> np.ndarray:
+        images = _in_threads(lambda index: decode_image(self.files[index], self._spec), indices.tolist())
+        return np.stack(images) if images else np.empty((0, *self._spec.input_shape), np.uint8)
+
+    def digest(self) -> str:
+        """Digest of the files' names and contents, and of how they are decoded."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        parts = hashlib.sha256(f"{self._spec.input_shape} {self._spec.preprocessing}".encode())
+        for file, content in zip(self.files, _in_threads(sha256_file, self.files), strict=True):
+            parts.update(os.fsencode(file.relative_to(self._root).as_posix()) + b"\0" + content.encode())
+        return parts.hexdigest()
+
+
+def decode_image(path: Path, spec: ModelSpec) -> np.ndarray:
+    """One image file as the network's input: uint8 (C, H, W).
+
+    The orientation in EXIF is applied and an alpha channel dropped; then the shorter side is resized and the
+    centre cropped, pixel for pixel as torchvision's `Resize` and `CenterCrop` do to a Pillow image.
+
+    Raises:
+        BadInputError: the file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as file:
+            ImageOps.exif_transpose(file, in_place=True)
+            return _resize_and_crop(_to_mode(file, _MODES[spec.input_shape[0]]), spec)
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise BadInputError(
+            f"cannot decode the image {_printable(path)} ({error}); repair or remove it"
+        ) from None
+
+
+def _resize_and_crop(image: Image.Image, spec: ModelSpec) -> np.ndarray:
+    channels, height, width = spec.input_shape
+    resize, shorter = spec.preprocessing.resize, min(image.size)
+    size = (int(resize * image.width / shorter), int(resize * image.height / shorter))
+    image = image.resize(size, _INTERPOLATIONS[spec.preprocessing.interpolation])
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)))
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns where the alpha is dropped in one step
+    return image.convert(mode)
+
+
+def open_folder(root: Path, spec: ModelSpec, *, seed: int) -> Dataset | None:
+    """Data from `train/` and `val/` folders of class folders, or from one folder of class folders.
+
+    Returns:
+        None where `root` has no subfolders, so is no such data.
+
+    Raises:
+        BadInputError: empty or damaged folders, or classes that are not the network's.
+    """
+    subfolders = _subfolders(root)
+    if not subfolders:
+        return None
+    _check_preprocessing(spec)
+    named = {folder.name.lower(): folder for folder in subfolders}
+    # A class may be called "train": only a folder of folders is a split.
+    splits = {
+        name: folder
+        for name, folder in named.items()
+        if name in (*_TRAIN_FOLDERS, *_EVALUATION_FOLDERS) and _subfolders(folder)
+    }
+    for name in (*_TRAIN_FOLDERS, *_EVALUATION_FOLDERS) if splits else ():
+        if name in named and name not in splits:
+            raise BadInputError(
+                f"{named[name]} has no class folders; sort its images into one folder a class"
+            )
+    train = next((splits[name] for name in _TRAIN_FOLDERS if name in splits), None)
+    evaluation = next((splits[name] for name in _EVALUATION_FOLDERS if name in splits), None)
+    if train and evaluation:
+        return _open_split(root, train, evaluation, spec)
+    return _open_whole(train or evaluation or root, spec, seed)
+
+
+def _open_split(root: Path, train: Path, evaluation: Path, spec: ModelSpec) -> Dataset:
+    train_files, evaluation_files = _class_files(train), _class_files(evaluation)
+    names = sorted(train_files.keys() | evaluation_files.keys())
+    match = match_classes(names, spec)
+    return _without_leaks(
+        _image_set(train, train_files, names, match, spec).named(f"{root.name}/{train.name}"),
+        _image_set(evaluation, evaluation_files, names, match, spec).named(f"{root.name}/{evaluation.name}"),
+        f"image folder {root.name}: {train.name} for training, {evaluation.name} for evaluation, "
+        f"classes matched {match.rule}",
+    )
+
+
+def _open_whole(folder: Path, spec: ModelSpec, seed: int) -> Dataset:
+    files = _class_files(folder)
+    names = sorted(files)
+    match = match_classes(names, spec)
+    train, evaluation = _image_set(folder, files, names, match, spec).hold_out(HELD_OUT, seed)
+    return _without_leaks(
+        train.named(f"{folder.name}/train"),
+        evaluation.named(f"{folder.name}/evaluation"),
+        f"image folder {folder.name}: {HELD_OUT:.0%} of each class held out for evaluation by seed {seed}, "
+        f"classes matched {match.rule}",
+    )
+
+
+def _check_preprocessing(spec: ModelSpec) -> None:
+    channels, height, width = spec.input_shape
+    if channels not in _MODES:
+        raise BadInputError(
+            f"image folders serve networks of 1 or 3 channels, this one takes {channels}; use .npz"
+        )
+    if spec.preprocessing.resize < max(height, width):
+        raise BadInputError(
+            f"the shorter side of each image is resized to {spec.preprocessing.resize}, too small for the "
+            f"central crop of {height}x{width} that the network takes; resize to {max(height, width)} or more"
+        )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _class_files(root: Path) -> dict[str, list[Path]]:
+    """The image files of each class folder, sorted."""
+    classes = {_printable(Path(folder.name)): _image_files(folder) for folder in _subfolders(root)}
+    empty = [name for name, files in classes.items() if not files]
+    if empty:
+        raise BadInputError(
+            f"{len(empty)} of the {len(classes)} class folders in {root} hold no images: "
+            f"{', '.join(empty[:5])}. Allowed are {' '.join(sorted(_SUFFIXES))}; fill or remove them"
+        )
+    return classes
+
+
+def _image_files(folder: Path) -> list[Path]:
+    # Nested links to folders are not followed: they may lead in circles.
+    return sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in _SUFFIXES and not name.startswith(".")
+    )
+
+
+def _image_set(
+    root: Path, classes: dict[str, list[Path]], names: list[str], match: ClassMatch, spec: ModelSpec
+) -> ImageSet:
+    """Every image of the class folders, class by class in turn, so that the first n images are balanced."""
+    ranked = [
+        (rank, position, file)
+        for position, label in enumerate(names)
+        for rank, file in enumerate(classes.get(label, []))
+    ]
+    ranked.sort(key=lambda item: item[:2])
+    files = [file for _, _, file in ranked]
+    _in_threads(_check_header, files, f"checking the images of {root.name}")
+    labels = torch.tensor([match.indices[position] for _, position, _ in ranked])
+    return ImageSet.of(root.name, FolderSource(files, root, spec), labels, match.names)
+
+
+def _check_header(path: Path) -> None:
+    """Find files that are no images before the long work starts; damage further in shows later."""
+    try:
+        with Image.open(path):
+            pass
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise BadInputError(
+            f"{_printable(path)} is not an image that can be read ({error}); remove it"
+        ) from None
+
+
+def _without_leaks(train: ImageSet, evaluation: ImageSet, description: str) -> Dataset:
+    """The data set without those evaluation images whose file is also a training image."""
+    training_files, evaluation_files = _files(train), _files(evaluation)
+    by_size = defaultdict(list)
+    for file in training_files:
+        by_size[file.stat().st_size].append(file)
+    # Only files of equal size can be equal, so most are never read.
+    suspects = [by_size[file.stat().st_size] for file in evaluation_files]
+    trained_on = set(_in_threads(sha256_file, sorted({file for files in suspects for file in files})))
+    digests = _in_threads(
+        lambda pair: sha256_file(pair[0]) if pair[1] else "",
+        list(zip(evaluation_files, suspects, strict=True)),
+    )
+    clean = np.array([digest not in trained_on for digest in digests], dtype=bool)
+    if not clean.any() and len(clean):
+        raise BadInputError(
+            f"all {len(clean)} evaluation images of {evaluation.name} are also training images of "
+            f"{train.name}; an accuracy on them would mean nothing. Use images that were not trained on"
+        )
+    if not clean.all():
+        leaked = int((~clean).sum())
+        description += f", {leaked} evaluation images left out because they are also training images"
+    return Dataset(train, evaluation.subset(np.flatnonzero(clean)), description)
+
+
+def _files(images: ImageSet) -> list[Path]:
+    assert isinstance(images.source, FolderSource)
+    return [images.source.files[index] for index in images.indices]
+
+
+Item = TypeVar("Item")
+
+
+def _in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], description: str | None = None
+) -> list[Result]:
+    """`work` on every item, in order; reading files and decoding release Python's lock."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = pool.map(work, items)
+        return list(progress.track(results, description, len(items)) if description else results)
+
+
+def _printable(path: Path) -> str:
+    """The path as text even where its name is not valid UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
