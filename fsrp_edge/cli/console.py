@@ -1,0 +1,171 @@
+"""Progress on stderr, results on stdout. Imported when a command runs, not for `--help`: rich is slow."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from typing import Any, TextIO, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from fsrp_edge import progress
+from fsrp_edge.report import wording
+
+Item = TypeVar("Item")
+
+
+class TerminalListener:
+    """Draws a bar with the time left for every track, nested ones below it; a finished bar disappears.
+
+    Args:
+        bars: a running rich Progress.
+    """
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+
+    def track(self, items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+        """See progress.Listener."""
+        task = self.bars.add_task(wording.printable(description), total=_length(items, total))
+        try:
+            for item in items:
+                yield item
+                self.bars.advance(task)
+        finally:
+            self.bars.remove_task(task)
+
+    def log(self, message: str) -> None:
+        """See progress.Listener."""
+        self.bars.console.print(Text(wording.printable(message)))
+
+
+class LineListener:
+    """Writes plain lines, for logs: one when a track turns out long, one a minute, one at its end.
+
+    Args:
+        stream: a text stream, such as stderr.
+        short_seconds: a track that ends sooner is not worth a line.
+        pause_seconds: between two lines of one track.
+    """
+
+    def __init__(self, stream: TextIO, short_seconds: float = 2, pause_seconds: float = 60) -> None:
+        self.stream = stream
+        self.short_seconds = short_seconds
+        self.pause_seconds = pause_seconds
+        self.depth = 0
+
+    def track(self, items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+        """See progress.Listener."""
+        count, of = 0, _length(items, total)
+        start = time.monotonic()
+        next_line = start + self.short_seconds
+        self.depth += 1
+        try:
+            for item in items:
+                yield item
+                count, now = count + 1, time.monotonic()
+                if now >= next_line and count != of:
+                    self._write(f"{description}: {count}{'' if of is None else f' of {of}'}")
+                    next_line = now + self.pause_seconds
+        finally:
+            self.depth -= 1
+        if time.monotonic() - start >= self.short_seconds:
+            self._write(f"{description}: done in {wording.seconds(time.monotonic() - start)}")
+
+    def log(self, message: str) -> None:
+        """See progress.Listener."""
+        self._write(message)
+
+    def _write(self, line: str) -> None:
+        print("  " * self.depth + wording.printable(line), file=self.stream, flush=True)
+
+
+def _length(items: Iterable[object], total: int | None) -> int | None:
+    if total is not None:
+        return total
+    return len(items) if isinstance(items, Sized) else None
+
+
+@contextmanager
+def show_progress(*, quiet: bool = False) -> Iterator[None]:
+    """Show the progress of the work inside the block on stderr, and keep stdout free for the result.
+
+    Bars with the time left on a terminal, occasional plain lines elsewhere, nothing if `quiet`.
+    """
+    with _stdout_sent_to_stderr(), _own_stderr() as stderr:
+        if quiet:
+            yield
+        elif stderr.isatty() and os.environ.get("TERM") != "dumb":
+            with _bars(stderr) as bars, progress.listen(TerminalListener(bars)):
+                yield
+        else:
+            with progress.listen(LineListener(stderr)):
+                yield
+
+
+def _bars(stderr: TextIO) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=stderr),
+        transient=True,
+        refresh_per_second=4,
+        # rich would put its own objects in their place, past which `tool_output` could not capture them.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+@contextmanager
+def _own_stderr() -> Iterator[TextIO]:
+    """A second way to where stderr leads: it stays open while `tool_output` captures the descriptor."""
+    with os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="replace") as stream:
+        yield stream
+
+
+@contextmanager
+def _stdout_sent_to_stderr() -> Iterator[None]:
+    """Libraries print to stdout, in Python, in C and in child processes; none of it belongs into `--json`."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def print_json(value: Any) -> None:
+    """Write a value, which may hold pydantic models, to stdout as JSON; NaN and infinity become null."""
+    from pydantic_core import to_json
+
+    print(to_json(value, indent=1, inf_nan_mode="null").decode())
+
+
+def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]], *, footer: str = "") -> None:
+    """Write a table to stdout, with the first column to the left and the others to the right.
+
+    Args:
+        header: one title a column.
+        rows: one cell a column; shown by `str`.
+        footer: lines below the table, unwrapped, so that paths and commands can be copied.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for number, title in enumerate(header):
+        table.add_column(Text(title), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(wording.printable(str(cell))) for cell in row))
+    console = Console(file=sys.stdout)
+    console.print(table)
+    for line in footer.splitlines():
+        console.print(Text(wording.printable(line)), soft_wrap=True)

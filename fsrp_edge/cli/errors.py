@@ -1,0 +1,97 @@
+"""From exceptions to a line on stderr and an exit code. Imports nothing heavy: `--help` goes through here."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import click
+
+from fsrp_edge.errors import FsrpEdgeError
+
+UNEXPECTED = 3
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""128 + SIGPIPE, as a shell reports it: 1 would read as a failed gate."""
+
+_TRACEBACK = "FSRP_EDGE_TRACEBACK"
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def _ask_for_traceback(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        os.environ[_TRACEBACK] = "1"
+
+
+def traceback_option(command: Command) -> Command:
+    """Give a command `--traceback`, which shows where an error came from."""
+    option = click.option(
+        "--traceback",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_ask_for_traceback,
+        help=f"Show the traceback of an error, as {_TRACEBACK}=1 does.",
+    )
+    return option(command)
+
+
+def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; every error becomes a line on stderr, not a traceback.
+
+    Args:
+        command: the command or group.
+        arguments: what follows the program's name; None for those of this process.
+    """
+    name = "fsrp-edge"
+    if "_FSRP_EDGE_COMPLETE" in os.environ:
+        command.main(prog_name=name)  # click answers the shell and exits
+    for stream in (sys.stdout, sys.stderr):
+        _replace_what_it_cannot_show(stream)
+    try:
+        # Not `command.main`, which ends a broken pipe and an interrupt with exit code 1.
+        with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as wanted:
+        return wanted.exit_code
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; without a reader that would print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (KeyboardInterrupt, click.Abort, Exception) as error:
+        return _report(error)
+    return 0
+
+
+def _report(error: BaseException) -> int:
+    if os.environ.get(_TRACEBACK):
+        traceback.print_exception(error)
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        click.echo("\ninterrupted; run the same command again to resume", err=True)
+        return INTERRUPTED
+    if isinstance(error, FsrpEdgeError):
+        click.echo(f"error: {_lines(error)}", err=True)
+        return error.exit_code
+    click.echo(f"error: unexpected {type(error).__name__}: {_lines(error)}", err=True)
+    click.echo(f"To see where, set {_TRACEBACK}=1 or give --traceback.", err=True)
+    return UNEXPECTED
+
+
+def _lines(error: BaseException) -> str:
+    """An error's text without control characters; lines after the first (a tool's output) are indented."""
+    lines = (line.rstrip() for line in str(error).strip().splitlines())
+    safe = ("".join(character if character.isprintable() else " " for character in line) for line in lines)
+    return "\n  ".join(safe) or "no message"
+
+
+def _replace_what_it_cannot_show(stream: object) -> None:
+    """A terminal without Unicode gets `?` for `✓`, not a UnicodeEncodeError after an hour of work."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")

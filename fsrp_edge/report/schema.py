@@ -1,0 +1,274 @@
+"""RunReport: what is known of one run, the only source of report.json, report.md and the console's table."""
+
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+from fsrp_edge.bench.results import Latency
+from fsrp_edge.data.images import LabelKind
+from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.export.artifact import Artifact
+from fsrp_edge.export.parity import Parity
+from fsrp_edge.models.classifier import ModelSpec
+
+DENSE = "dense"
+"""Ledger row of the network that was handed in; its files are called `dense onnx fp32` and so on."""
+
+Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def without_folders(value: Any) -> Any:
+    """`value` with every absolute path, at any depth, cut down to its last name.
+
+    A report is made to be shared, and an absolute path tells a user's name and how their machine is laid out.
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str) and re.match(r"[A-Za-z]:[\\/]", value):
+        return PureWindowsPath(value).name
+    if isinstance(value, str) and re.match(r"[/~]", value):
+        return PurePosixPath(value).name
+    return value
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TargetReference(_Record):
+    """The device profile that the run was made for."""
+
+    name: str
+    sha256: Sha256
+
+
+class Request(_Record):
+    """What was asked. Absolute paths among the options are cut down to their last name."""
+
+    options: Annotated[dict[str, JsonValue], BeforeValidator(without_folders)]
+    target: TargetReference
+    seed: int
+
+
+def _without_factory_folder(spec: ModelSpec) -> ModelSpec:
+    """`architecture` may be `/home/someone/net.py:factory`."""
+    return spec.model_copy(update={"architecture": without_folders(spec.architecture)})
+
+
+class Source(_Record):
+    """The dense network that was handed in."""
+
+    checkpoint: Annotated[str, AfterValidator(lambda name: Path(name).name)]
+    """File name, without its folder."""
+    sha256: Sha256
+    """Of the checkpoint file."""
+    model: Annotated[ModelSpec, AfterValidator(_without_factory_folder)]
+
+
+class ImageSetReference(_Record):
+    """Which images were used."""
+
+    name: str
+    images: Count
+    sha256: Sha256
+
+
+class DataUsed(_Record):
+    """The data of the run; nothing was trained or calibrated on the evaluation images."""
+
+    description: str
+    train: ImageSetReference
+    evaluation: ImageSetReference
+    label_kind: LabelKind
+    """Of the evaluation images."""
+
+
+class GroupChannels(_Record):
+    """Layers that lose the same channels together, and how many they have."""
+
+    layers: tuple[str, ...]
+    before: Count
+    after: Count
+
+
+class NetworkTotals(_Record):
+    """Size of a network, counted on the network itself."""
+
+    channels: Count
+    """Output channels, summed over the prunable groups."""
+    parameters: Count
+    macs: Count
+    """Multiply-accumulate operations of one image."""
+
+
+class Pruning(_Record):
+    """What was removed, and by which rule."""
+
+    criterion: str
+    ratio: Annotated[float, Field(ge=0, lt=1)]
+    """The share that was asked to be removed."""
+    ratio_of: Literal["channels", "parameters", "macs"]
+    channel_multiple: Annotated[int, Field(ge=1)]
+    groups: tuple[GroupChannels, ...]
+    before: NetworkTotals
+    after: NetworkTotals
+    plan_sha256: Sha256
+
+
+class Recovery(_Record):
+    """How the pruned network was fine-tuned."""
+
+    recipe: dict[str, JsonValue]
+    epochs: Count
+    """Epochs run."""
+    best_epoch: int | None
+    """The epoch whose weights were kept, counted from 1."""
+    history: tuple[dict[str, JsonValue], ...]
+    """One record an epoch."""
+
+
+class LedgerRow(_Record):
+    """One network or file on the way from the dense network to what is shipped.
+
+    `name` is `dense`, `pruned` or `recovered` for a network in torch, the artifact's name (`onnx fp32`) for a
+    file, and the same after `dense ` for a file of the dense network that is there to be compared with.
+    """
+
+    name: str
+    accuracies: tuple[Accuracy, ...] = ()
+    macs: Count | None = None
+    parameters: Count | None = None
+    bytes: Count | None = None
+    latency: tuple[Latency, ...] = ()
+    parity: tuple[Parity, ...] = ()
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the row is the dense network or one of its files."""
+        return self.name == DENSE or self.name.startswith(f"{DENSE} ")
+
+    @property
+    def parity_passed(self) -> bool | None:
+        """Whether every parity check of the row passed; None where there was none."""
+        return all(parity.passed for parity in self.parity) if self.parity else None
+
+
+class SpeedUp(_Record):
+    """Measured median latency of a file beside that of the dense network's file, on one runtime."""
+
+    name: str
+    """Ledger row of the file."""
+    against: str
+    """Ledger row of the dense network's file: fp32 of the same format, or else the same precision."""
+    runtime: str
+    threads: int
+    dense_p50_ms: float
+    p50_ms: float
+    latency_ratio: float
+    """Dense by pruned: above 1 is faster."""
+    macs_ratio: float | None
+    """Dense by pruned MACs: what the latency ratio would be if only arithmetic took time."""
+
+
+class StageTime(_Record):
+    """How long a stage took; `resumed` where its result was found in the run directory."""
+
+    name: str
+    seconds: Annotated[float, Field(ge=0)]
+    resumed: bool = False
+
+
+class Machine(_Record):
+    """The machine of the run, without anything that names it or its user."""
+
+    cpu: str
+    cores: int
+    """Logical cores this process could use."""
+    os: str
+
+
+class Provenance(_Record):
+    """With what the run was made."""
+
+    fsrp_edge: str
+    python: str
+    libraries: dict[str, str]
+    """Version of each library that is installed, by its name on the package index."""
+    machine: Machine
+    started_at: AwareDatetime
+
+
+def _speed_ups(fields: dict[str, Any]) -> tuple[SpeedUp, ...]:
+    if "ledger" not in fields or "pruning" not in fields:
+        return ()  # one of them is not valid, which pydantic reports afterwards
+    ledger: tuple[LedgerRow, ...] = fields["ledger"]
+    pruning: Pruning = fields["pruning"]
+    macs_ratio = pruning.before.macs / pruning.after.macs if pruning.after.macs else None
+    dense = {
+        (row.name, latency.runtime, latency.threads): latency for row in ledger for latency in row.latency
+    }
+    found = []
+    for row in ledger:
+        if row.is_dense:
+            continue
+        references = (f"{DENSE} {row.name.split()[0]} fp32", f"{DENSE} {row.name}")
+        for latency in row.latency:
+            for against in references:
+                reference = dense.get((against, latency.runtime, latency.threads))
+                if reference is not None:
+                    found.append(_speed_up(row.name, latency, against, reference, macs_ratio))
+                    break
+    return tuple(found)
+
+
+def _speed_up(
+    name: str, latency: Latency, against: str, reference: Latency, macs_ratio: float | None
+) -> SpeedUp:
+    return SpeedUp(
+        name=name,
+        against=against,
+        runtime=latency.runtime,
+        threads=latency.threads,
+        dense_p50_ms=reference.p50_ms,
+        p50_ms=latency.p50_ms,
+        latency_ratio=reference.p50_ms / latency.p50_ms,
+        macs_ratio=macs_ratio,
+    )
+
+
+class RunReport(_Record):
+    """Everything that is known of one run of `compress`.
+
+    `speed_ups` follow from the ledger; leave them out when making a report.
+    """
+
+    schema_version: Literal[1] = 1
+    request: Request
+    source: Source
+    data: DataUsed
+    pruning: Pruning
+    recovery: Recovery | None
+    """None where no epoch of recovery was asked for."""
+    ledger: tuple[LedgerRow, ...]
+    artifacts: tuple[Artifact, ...]
+    speed_ups: tuple[SpeedUp, ...] = Field(default_factory=_speed_ups)
+    stages: tuple[StageTime, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """Plain sentences."""
+    provenance: Provenance
+
+
+def report_json_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of report.json, as published in docs/report.schema.json."""
+    schema = RunReport.model_json_schema(mode="serialization")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "fsrp-edge report, version 1",
+    } | {key: value for key, value in schema.items() if key != "title"}

@@ -1,0 +1,49 @@
+"""Reports on disk."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import read_json, write_text
+from fsrp_edge.report.markdown import render_markdown
+from fsrp_edge.report.schema import RunReport
+
+REPORT_JSON = "report.json"
+REPORT_MARKDOWN = "report.md"
+
+
+def write_report(report: RunReport, directory: Path) -> tuple[Path, Path]:
+    """Write report.json and report.md into `directory`, each by rename, and return their paths."""
+    json_path, markdown_path = directory / REPORT_JSON, directory / REPORT_MARKDOWN
+    # Pydantic writes a loss that became NaN as null, so a diverged recovery still leaves a valid report.
+    write_text(json_path, report.model_dump_json(indent=1) + "\n")
+    write_text(markdown_path, render_markdown(report))
+    return json_path, markdown_path
+
+
+def load_report(path: Path) -> RunReport:
+    """Read a report from its file, or from the run directory that holds it.
+
+    Raises:
+        BadInputError: no such file, not a report, or a report of another schema version.
+    """
+    if path.is_dir():
+        path = path / REPORT_JSON
+    content = read_json(path)
+    if not isinstance(content, dict) or "schema_version" not in content:
+        raise BadInputError(f"{path} is not a report: it has no schema_version; give a run's {REPORT_JSON}")
+    seen, readable = content["schema_version"], RunReport.model_fields["schema_version"].default
+    if seen != readable:
+        newer = isinstance(seen, int) and seen > readable
+        fix = "upgrade fsrp-edge to read it" if newer else "run compress again to make a new one"
+        raise BadInputError(
+            f"{path} has schema version {seen!r}; this fsrp-edge reads version {readable}: {fix}"
+        )
+    try:
+        return RunReport.model_validate(content)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        place = ".".join(map(str, first["loc"]))
+        more = f" (and {len(others)} more)" if others else ""
+        raise BadInputError(f"{path} is not a valid report: {place}: {first['msg']}{more}") from None

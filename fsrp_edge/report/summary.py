@@ -1,0 +1,146 @@
+"""What a report says, in the form that every rendering starts from: columns, verdict, totals."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.export.parity import Parity
+from fsrp_edge.report import wording
+from fsrp_edge.report.schema import LedgerRow, RunReport, SpeedUp
+
+
+@dataclass(frozen=True)
+class Column:
+    """One kind of accuracy in the ledger.
+
+    Args:
+        attack: such as `clean` or `PGD-20 L∞ 8/255`.
+        measure: `accuracy`, or `agreement with the dense network` where no label was true.
+    """
+
+    attack: str
+    measure: str
+
+    @property
+    def title(self) -> str:
+        """`PGD-20 L∞ 8/255 accuracy`."""
+        return f"{self.attack} {self.measure}"
+
+    def of(self, row: LedgerRow) -> Accuracy | None:
+        """The row's number in this column."""
+        return next((accuracy for accuracy in row.accuracies if column_of(accuracy) == self), None)
+
+
+def column_of(accuracy: Accuracy) -> Column:
+    """The column that a number belongs to."""
+    return Column(wording.attack(accuracy), wording.measure(accuracy))
+
+
+def columns(ledger: Iterable[LedgerRow]) -> list[Column]:
+    """The kinds of accuracy that occur, in the order of their first occurrence."""
+    return list(dict.fromkeys(column_of(accuracy) for row in ledger for accuracy in row.accuracies))
+
+
+def accuracy_was_measured(report: RunReport) -> bool:
+    """Whether the evaluation labels were true."""
+    return report.data.label_kind == "ground truth"
+
+
+def title(report: RunReport) -> str:
+    """`resnet18.pt → jetson-nano`."""
+    return f"{report.source.checkpoint} → {report.request.target.name}"
+
+
+def asked(report: RunReport) -> str:
+    """What the run was asked to do, in one line."""
+    pruning = report.pruning
+    what = {"channels": "channels", "parameters": "parameters", "macs": "MACs"}[pruning.ratio_of]
+    multiple = (
+        f", channels in multiples of {pruning.channel_multiple}" if pruning.channel_multiple > 1 else ""
+    )
+    return f"{wording.percent(pruning.ratio)} of {what} removed by criterion {pruning.criterion}{multiple}"
+
+
+def totals(report: RunReport) -> list[tuple[str, str, str, str]]:
+    """(what, before, after, change) of channels, parameters and MACs."""
+    before, after = report.pruning.before, report.pruning.after
+    sizes = (
+        ("channels", before.channels, after.channels),
+        ("parameters", before.parameters, after.parameters),
+        ("MACs", before.macs, after.macs),
+    )
+    return [
+        (what, wording.count(old), wording.count(new), wording.fewer(old, new)) for what, old, new in sizes
+    ]
+
+
+def parity_verdict(report: RunReport) -> tuple[bool | None, str]:
+    """Whether every file passed parity (None where nothing was checked), and that in words."""
+    checked = [row for row in report.ledger if row.parity_passed is not None]
+    failed = [row.name for row in checked if not row.parity_passed]
+    if not checked:
+        return None, "parity of the files was not checked"
+    if failed:
+        return False, f"parity failed for {len(failed)} of {len(checked)} files: {', '.join(failed)}"
+    return True, f"parity: {len(checked)} of {len(checked)} files compute what the network computes"
+
+
+def parities(report: RunReport) -> list[tuple[str, Parity]]:
+    """(ledger row, check) of every parity check."""
+    return [(row.name, parity) for row in report.ledger for parity in row.parity]
+
+
+def parity_figures(parity: Parity) -> str:
+    """How far a file's logits are from the network's, in one line."""
+    allowed = parity.tolerance
+    agreement = wording.percent(parity.top1_agreement) + (
+        f" (at least {wording.percent(allowed.top1_agreement)})" if allowed.top1_agreement is not None else ""
+    )
+    relative = f" (at most {allowed.relative_error:g})" if allowed.relative_error is not None else ""
+    cosine = f" (at least {allowed.cosine:g})" if allowed.cosine is not None else ""
+    return (
+        f"largest error {parity.max_abs_error:.2g}, mean error {parity.mean_abs_error:.2g}, "
+        f"relative error {parity.relative_error:.2g}{relative}, cosine {parity.cosine:.6f}{cosine}, "
+        f"top-1 agreement {agreement}"
+    )
+
+
+def accuracy_verdicts(report: RunReport) -> list[str]:
+    """For each kind of accuracy: the dense network's beside that of the last network in torch."""
+    networks = [row for row in report.ledger if row.name in {"dense", "pruned", "recovered"}]
+    lines = []
+    for column in columns(networks):
+        having = [(row.name, accuracy) for row in networks if (accuracy := column.of(row)) is not None]
+        kept = having if len(having) < 3 else [having[0], having[-1]]
+        figures = [f"{name} {wording.share_with_interval(accuracy)}" for name, accuracy in kept]
+        lines.append(f"{column.title}: {' → '.join(figures)}")
+    return lines
+
+
+def speed_verdict(speed_up: SpeedUp) -> str:
+    """A latency ratio beside the MACs ratio, in one line."""
+    return (
+        f"{speed_up.name} ({speed_up.runtime}, {threads(speed_up.threads)}): "
+        f"{wording.digits(speed_up.dense_p50_ms)} → {wording.digits(speed_up.p50_ms)} ms, "
+        f"{wording.ratio(speed_up.latency_ratio)} {'faster' if speed_up.latency_ratio >= 1 else '(slower)'}; "
+        f"MACs {wording.ratio(speed_up.macs_ratio)} fewer"
+    )
+
+
+def threads(number: int) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number} thread{'' if number == 1 else 's'}"
+
+
+def notes(report: RunReport) -> list[str]:
+    """The report's warnings and those of its figures, each once and said of its row."""
+    found = list(report.warnings)
+    for row in report.ledger:
+        for accuracy in row.accuracies:
+            found += [f"{row.name}, {column_of(accuracy).title}: {text}" for text in accuracy.warnings]
+        for latency in row.latency:
+            if not latency.valid:
+                reasons = "; ".join(latency.invalid_because) or "no reason given"
+                where = f"{latency.runtime}, {threads(latency.threads)}"
+                found.append(f"{row.name}, latency ({where}) is not valid: {reasons}")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,95 @@
+# ruff: noqa: RUF001, RUF002 - en dashes, minus and multiplication signs are meant
+"""How figures and names are put in words, the same in every rendering of a report."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # progress lines are worded here too, and must not wait for torch
+    from fsrp_edge.evaluation.results import Accuracy
+
+NONE = "–"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without control characters that could steer a terminal or a reader's eye."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def attack(accuracy: "Accuracy") -> str:
+    """`clean`, or the attack with its norm and radius, such as `PGD-20 L∞ 8/255`."""
+    if accuracy.eps is None:
+        return accuracy.attack
+    name = accuracy.attack.upper() if accuracy.attack.startswith(("pgd", "fgsm")) else accuracy.attack
+    norm = {"Linf": "L∞", "L2": "L2", None: ""}[accuracy.norm]
+    return " ".join(filter(None, (name, norm, _radius(accuracy.eps))))
+
+
+def _radius(eps: float) -> str:
+    levels = eps * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:.4g}"
+
+
+def measure(accuracy: "Accuracy") -> str:
+    """What the number is: accuracy only where the labels are true."""
+    return "accuracy" if accuracy.label_kind == "ground truth" else "agreement with the dense network"
+
+
+def percent(share: float) -> str:
+    """`62.5 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def interval(accuracy: "Accuracy") -> str:
+    """95 % interval in percent: `59.5–65.4`."""
+    low, high = accuracy.interval
+    return f"{100 * low:.1f}–{100 * high:.1f}"
+
+
+def share_with_interval(accuracy: "Accuracy") -> str:
+    """`62.5 % (59.5–65.4), n=1000`."""
+    return f"{percent(accuracy.accuracy)} ({interval(accuracy)}), n={accuracy.images}"
+
+
+def count(value: int | None) -> str:
+    """A large number in three digits: `11.7 M`."""
+    return NONE if value is None else _scaled(value, ("", " k", " M", " G", " T"))
+
+
+def size(value: int | None) -> str:
+    """Bytes in decimal units: `44.7 MB`."""
+    return NONE if value is None else _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    power = 0
+    while value >= 999.5 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    return (f"{value:.0f}" if power == 0 else digits(value)) + units[power]
+
+
+def digits(value: float) -> str:
+    """Three significant digits without an exponent: `0.412`, `5.93`, `22.4`, `123`."""
+    if value >= 99.95:
+        return f"{value:.0f}"
+    if value >= 9.995:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.9995 else f"{value:.3f}"
+
+
+def ratio(value: float | None) -> str:
+    """`3.80×`."""
+    return NONE if value is None else f"{digits(value)}×"
+
+
+def fewer(before: int, after: int) -> str:
+    """`−74.9 %, 3.98× fewer`."""
+    if before == 0 or after == 0:
+        return NONE
+    return f"−{percent(1 - after / before)}, {ratio(before / after)} fewer"
+
+
+def seconds(value: float) -> str:
+    """`8.2 s`, `4 min 10 s`, `2 h 5 min`."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,126 @@
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from fsrp_edge import progress
+from fsrp_edge.cli.console import LineListener, print_json, print_rows
+
+WORK = """
+import os, subprocess, sys, time
+from fsrp_edge import progress
+from fsrp_edge.cli.console import print_json, show_progress
+
+with show_progress(quiet="quiet" in sys.argv):
+    for epoch in progress.track(range(2), "[bold]epochs"):
+        for batch in progress.track(iter(range(3)), "batches", total=3):
+            time.sleep(0.3 if epoch == batch == 1 else 0)
+        progress.log(f"epoch {epoch} [done]")
+    print("noise from Python")
+    os.write(1, b"noise from C\\n")
+    subprocess.run(["echo", "noise from a child"])
+    for item in progress.track(iter(()), "nothing"):
+        pass
+print_json({"answer": 42})
+"""
+
+
+def test_stdout_carries_the_result_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"answer": 42}
+    assert "  epoch 0 [done]" in done.stderr.splitlines()
+    assert all(f"noise from {source}" in done.stderr for source in ("Python", "C", "a child"))
+    assert "\x1b" not in done.stderr and "batches" not in done.stderr  # too short for a line
+
+
+def test_quiet_says_nothing_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", WORK, "quiet"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"answer": 42}
+    assert "epoch" not in done.stderr
+
+
+def test_a_terminal_gets_nested_bars_with_the_time_left(on_a_terminal: Callable[..., str]) -> None:
+    text = on_a_terminal([sys.executable, "-c", WORK])
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert re.search(r"\[bold\]epochs [━╸╺]+ +1/2", plain)
+    assert re.search(r"batches +[━╸╺]+ +\d/3 +(-:--:--|\d:\d\d:\d\d)", plain)
+    assert "epoch 1 [done]" in plain
+
+
+LONG_CAPTURED_WORK = """
+import time
+from fsrp_edge import progress
+from fsrp_edge.cli.console import show_progress
+from fsrp_edge.tool_output import captured_output
+
+with show_progress():
+    with captured_output("exporting"):
+        print("chatter of the exporter")
+        for item in progress.track(range(3), "export"):
+            time.sleep(0.3)
+        progress.log("half way")
+"""
+
+
+def test_bars_stay_alive_while_a_tools_output_is_captured(on_a_terminal: Callable[..., str]) -> None:
+    text = on_a_terminal([sys.executable, "-c", LONG_CAPTURED_WORK])
+    assert "export" in text and "half way" in text and "chatter" not in text
+
+
+def test_long_work_writes_a_line_at_once_and_at_its_end() -> None:
+    stream = StringIO()
+    with progress.listen(LineListener(stream, short_seconds=0, pause_seconds=3600)):
+        for _ in progress.track(range(2), "outer"):
+            for _ in progress.track((n for n in range(5)), "inner"):
+                pass
+        progress.log("a\x1bb")
+    lines = [re.sub(r"in .*", "in T", line) for line in stream.getvalue().splitlines()]
+    inner = ["    inner: 1", "  inner: done in T"]
+    assert lines == [*inner, "  outer: 1 of 2", *inner, "outer: done in T", "a b"]
+
+
+def test_an_interrupted_track_does_not_claim_to_be_done() -> None:
+    stream = StringIO()
+    with progress.listen(LineListener(stream, short_seconds=0)), pytest.raises(ZeroDivisionError):
+        for _ in progress.track(range(2), "work"):
+            raise ZeroDivisionError
+    assert stream.getvalue() == ""
+
+
+def test_short_work_writes_nothing() -> None:
+    stream = StringIO()
+    with progress.listen(LineListener(stream, short_seconds=3600)):
+        assert list(progress.track(range(3), "work")) == [0, 1, 2]
+    assert stream.getvalue() == ""
+
+
+def test_json_stays_json_whatever_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"loss": float("nan"), "path": Path("a/b")})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"loss": None, "path": "a/b"}
+
+
+def test_rows_show_every_cell_and_the_footer_stays_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command = "Next: fsrp-edge prune " + "x" * 100
+    print_rows(
+        ("layer", "filters"),
+        [("layer1.0.[bold]conv1", 16), ("\x1b[2J" + "q" * 90, 1234)],
+        footer=f"a\n{command}",
+    )
+    out = capsys.readouterr().out
+    assert re.search(r"layer1\.0\.\[bold\]conv1 +16", out) and "1234" in out
+    assert sum(line.count("q") for line in out.splitlines()) == 90
+    assert out.endswith(f"\na\n{command}\n") and "\x1b" not in out
+
+
+def test_progress_does_not_wait_for_torch() -> None:
+    code = "import sys, fsrp_edge.cli.console; print({'torch', 'pydantic', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,138 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys, time
+import click
+from fsrp_edge import errors
+from fsrp_edge.cli.errors import run, traceback_option
+
+@click.group()
+@traceback_option
+def cli(): pass
+
+@cli.command()
+@click.argument("kind")
+@click.option("--count", type=int)
+def go(kind, count):
+    if kind == "gate": raise errors.GateFailedError("latency 21 ms, allowed 20 ms")
+    if kind == "input": raise errors.BadInputError("no such file: \\x1b[2Jx.pt")
+    if kind == "tool": raise errors.ToolFailedError("exporting failed\\nlast lines:\\nsegmentation fault")
+    if kind == "bug": raise RuntimeError("odd")
+    if kind == "empty": raise KeyError()
+    if kind == "exit": click.get_current_context().exit(5)
+    if kind == "flood":
+        for _ in range(100_000): print("x" * 100)
+    if kind == "little": print("x")
+    if kind == "unicode": print("✓")
+    if kind == "sleep":
+        print("ready", flush=True)
+        time.sleep(60)
+    if kind == "modules": print(*sorted({name.partition(".")[0] for name in sys.modules}))
+
+sys.exit(run(cli))
+"""
+
+
+def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "stderr"),
+    [
+        ("gate", 1, "error: latency 21 ms, allowed 20 ms\n"),
+        ("input", 2, "error: no such file:  [2Jx.pt\n"),
+        ("tool", 3, "error: exporting failed\n  last lines:\n  segmentation fault\n"),
+        (
+            "bug",
+            3,
+            "error: unexpected RuntimeError: odd\n"
+            "To see where, set FSRP_EDGE_TRACEBACK=1 or give --traceback.\n",
+        ),
+        ("exit", 5, ""),
+        ("fine", 0, ""),
+    ],
+)
+def test_an_error_is_a_line_and_an_exit_code(kind: str, code: int, stderr: str) -> None:
+    done = program("go", kind)
+    assert (done.returncode, done.stderr, done.stdout) == (code, stderr, "")
+
+
+def test_an_error_without_text_is_named() -> None:
+    assert program("go", "empty").stderr.startswith("error: unexpected KeyError: no message\n")
+
+
+@pytest.mark.parametrize("arguments", [("go",), ("nope",), ("go", "fine", "--count", "x"), ("--nope",)])
+def test_wrong_use_is_2_and_says_how_to_get_help(arguments: tuple[str, ...]) -> None:
+    done = program(*arguments)
+    assert done.returncode == 2
+    assert "Error: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_is_0() -> None:
+    done = program("--help")
+    assert done.returncode == 0 and "--traceback" in done.stdout
+
+
+def test_a_traceback_comes_when_asked_for() -> None:
+    for done in (program("--traceback", "go", "bug"), program("go", "bug", FSRP_EDGE_TRACEBACK="1")):
+        assert done.returncode == 3
+        assert "Traceback (most recent call last)" in done.stderr
+        assert "RuntimeError: odd\nerror: unexpected RuntimeError: odd\n" in done.stderr
+
+
+def test_ctrl_c_is_130_and_says_how_to_go_on() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "go", "sleep"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == "\ninterrupted; run the same command again to resume\n"
+
+
+@pytest.mark.parametrize("kind", ["flood", "little"])
+def test_a_reader_that_leaves_is_no_error(kind: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "go", kind],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_terminal_without_unicode_gets_a_substitute() -> None:
+    done = program("go", "unicode", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, "?\n")
+
+
+def test_nothing_heavy_is_imported() -> None:
+    loaded = set(program("go", "modules").stdout.split())
+    assert "click" in loaded
+    assert not loaded & {"rich", "pydantic", "torch", "numpy", "jinja2"}
+
+
+def test_completion_is_answered() -> None:
+    done = program(_FSRP_EDGE_COMPLETE="bash_complete", COMP_WORDS="fsrp-edge g", COMP_CWORD="1")
+    assert "plain,go" in done.stdout

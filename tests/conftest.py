@@ -1,0 +1,215 @@
+"""Fixtures that tests of several rooms use."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from fsrp_edge.report.schema import RunReport
+
+HOSTILE = ("<script>alert(1)</script>|x|", "`a`\n# b", "[link](http://x)", "\x1b[31mred_*bold*")
+"""Class names that try to be HTML, Markdown, a new table cell or a terminal's escape sequence."""
+
+
+@pytest.fixture
+def run_report() -> "RunReport":
+    """A report with figures of the size that a CIFAR-10 ResNet-20 gives, and hostile class names."""
+    return make_report()
+
+
+@pytest.fixture
+def agreement_report() -> "RunReport":
+    """The same of a run without labels."""
+    return make_report(label_kind="predictions of the dense network", warnings=(NOT_MEASURED,))
+
+
+NOT_MEASURED = (
+    "accuracy was not measured: no labelled data; agreement with the dense network was measured instead"
+)
+
+
+def make_report(*, label_kind: Any = "ground truth", warnings: tuple[str, ...] = ()) -> "RunReport":
+    from fsrp_edge.bench.results import Latency
+    from fsrp_edge.evaluation.results import Accuracy
+    from fsrp_edge.export.artifact import Artifact
+    from fsrp_edge.export.parity import TOLERANCES, Parity
+    from fsrp_edge.models.classifier import ModelSpec, Preprocessing
+    from fsrp_edge.report import schema
+
+    def accuracy(correct: int, low: float, high: float, attack: str = "clean") -> Accuracy:
+        attacked: dict[str, Any] = {"norm": "Linf", "eps": 8 / 255, "seed": 0} if attack != "clean" else {}
+        return Accuracy(
+            attack=attack,
+            images=1000,
+            correct=correct,
+            accuracy=correct / 1000,
+            interval=(low, high),
+            data="cifar10/test",
+            label_kind=label_kind,
+            **attacked,
+        )
+
+    def latency(model: str, p50: float, threads: int, runtime: str = "onnxruntime") -> Latency:
+        return Latency(
+            model=model,
+            sha256="a" * 64,
+            device="local: Intel(R) Xeon(R) Processor @ 2.80GHz, 2 cores",
+            runtime=runtime,
+            runtime_version="1.32.0" if runtime == "onnxruntime" else "2.3.0",
+            threads=threads,
+            warmup_runs=10,
+            runs=1000,
+            init_ms=12.5,
+            first_ms=3 * p50,
+            min_ms=0.95 * p50,
+            mean_ms=1.02 * p50,
+            std_ms=0.05 * p50,
+            p50_ms=p50,
+            p90_ms=1.05 * p50,
+            p95_ms=1.1 * p50,
+            p99_ms=1.3 * p50,
+            p50_interval_ms=(0.99 * p50, 1.01 * p50),
+        )
+
+    def parity(name: str, runtime: Any, precision: Any, error: float) -> tuple[Parity, ...]:
+        places: tuple[tuple[Any, int, float], ...] = (("random", 8, 0.875), ("real", 64, 1.0))
+        return tuple(
+            Parity(
+                artifact=name,
+                runtime=runtime,
+                inputs=inputs,
+                images=images,
+                max_abs_error=error,
+                mean_abs_error=error / 10,
+                relative_error=error / 8,
+                cosine=1 - error / 100,
+                top1_agreement=agreement,
+                tolerance=TOLERANCES[precision, inputs],
+                passed=True,
+            )
+            for inputs, images, agreement in places
+        )
+
+    def artifact(file: str, kind: Any, precision: Any, size: int) -> Artifact:
+        return Artifact(
+            path=Path("artifacts") / file,
+            format=kind,
+            precision=precision,
+            layout="NCHW" if kind == "onnx" else "NHWC",
+            bytes=size,
+            sha256="c" * 64,
+            opset=13 if kind == "onnx" else None,
+        )
+
+    dense, small = {"macs": 40_813_184, "parameters": 272_474}, {"macs": 10_430_000, "parameters": 68_700}
+    images = schema.ImageSetReference(name="cifar10/test", images=10_000, sha256="d" * 64)
+    return schema.RunReport(
+        request=schema.Request(
+            options={
+                "data": Path("/home/ada/cifar-10-batches-bin"),
+                "ratio": 0.5,
+                "format": ["onnx", "tflite"],
+            },
+            target=schema.TargetReference(name="raspberry-pi-4", sha256="e" * 64),
+            seed=0,
+        ),
+        source=schema.Source(
+            checkpoint="/home/ada/models/resnet20_cifar10.th",
+            sha256="f" * 64,
+            model=ModelSpec(
+                architecture="/home/ada/nets.py:resnet20",
+                input_shape=(3, 32, 32),
+                classes=4,
+                mean=(0.485, 0.456, 0.406),
+                std=(0.229, 0.224, 0.225),
+                preprocessing=Preprocessing(resize=32),
+                class_names=HOSTILE,
+            ),
+        ),
+        data=schema.DataUsed(
+            description="CIFAR-10, binary layout",
+            train=images.model_copy(update={"name": "cifar10/train", "images": 50_000}),
+            evaluation=images,
+            label_kind=label_kind,
+        ),
+        pruning=schema.Pruning(
+            criterion="fsrp",
+            ratio=0.5,
+            ratio_of="channels",
+            channel_multiple=4,
+            groups=(
+                schema.GroupChannels(
+                    layers=("conv1", "layer1.0.conv2", "layer1.1.conv2"), before=16, after=8
+                ),
+                schema.GroupChannels(layers=("layer1.0.conv1",), before=16, after=8),
+            ),
+            before=schema.NetworkTotals(channels=688, **dense),
+            after=schema.NetworkTotals(channels=344, **small),
+            plan_sha256="0" * 64,
+        ),
+        recovery=schema.Recovery(
+            recipe={"learning_rate": 0.05, "loss": "trades"},
+            epochs=4,
+            best_epoch=3,
+            history=({"epoch": 1, "loss": 1.52}, {"epoch": 2, "loss": float("nan")}),
+        ),
+        ledger=(
+            schema.LedgerRow(
+                name="dense",
+                accuracies=(accuracy(917, 0.898, 0.932), accuracy(2, 0.0, 0.007, "pgd-20")),
+                **dense,
+            ),
+            schema.LedgerRow(
+                name="pruned",
+                accuracies=(accuracy(313, 0.285, 0.342), accuracy(10, 0.005, 0.018, "pgd-20")),
+                **small,
+            ),
+            schema.LedgerRow(
+                name="recovered",
+                accuracies=(accuracy(746, 0.718, 0.772), accuracy(421, 0.391, 0.452, "pgd-20")),
+                **small,
+            ),
+            schema.LedgerRow(
+                name="dense onnx fp32",
+                bytes=1_095_000,
+                latency=(latency("dense.onnx", 1.234, 1), latency("dense.onnx", 0.701, 2)),
+                **dense,
+            ),
+            schema.LedgerRow(
+                name="onnx fp32",
+                accuracies=(accuracy(746, 0.718, 0.772),),
+                bytes=287_000,
+                latency=(latency("model.onnx", 0.412, 1), latency("model.onnx", 0.301, 2)),
+                parity=parity("onnx fp32", "onnxruntime", "fp32", 3.1e-6),
+                **small,
+            ),
+            schema.LedgerRow(
+                name="tflite int8",
+                accuracies=(accuracy(741, 0.713, 0.767),),
+                bytes=98_304,
+                latency=(latency("model_int8.tflite", 0.395, 1, "litert"),),
+                parity=parity("tflite int8", "litert", "int8", 0.21),
+                **small,
+            ),
+        ),
+        artifacts=(
+            artifact("model.onnx", "onnx", "fp32", 287_000),
+            artifact("model_int8.tflite", "tflite", "int8", 98_304),
+        ),
+        stages=(
+            schema.StageTime(name="score", seconds=31.2, resumed=True),
+            schema.StageTime(name="recover", seconds=312.0),
+        ),
+        warnings=warnings,
+        provenance=schema.Provenance(
+            fsrp_edge="0.1.0",
+            python="3.11.7",
+            libraries={"torch": "2.13.0", "onnxruntime": "1.32.0"},
+            machine=schema.Machine(
+                cpu="Intel(R) Xeon(R) Processor @ 2.80GHz", cores=2, os="Linux 6.1 x86_64"
+            ),
+            started_at=datetime(2026, 11, 22, 10, 0, tzinfo=UTC),
+        ),
+    )
