@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fsrp_edge.data.images import UNLABELLED, ArraySource, ImageSet
+
+
+def numbered(labels: list[int]) -> ImageSet:
+    """One-pixel images whose value is their position."""
+    pixels = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    return ImageSet.of("numbered", ArraySource(pixels), torch.tensor(labels, dtype=torch.int64))
+
+
+def contents(images: ImageSet, **how: int) -> list[tuple[int, int]]:
+    return [
+        (round(pixel * 255), label)
+        for pixels, labels in images.batches(3, **how)
+        for pixel, label in zip(pixels.flatten().tolist(), labels.tolist(), strict=True)
+    ]
+
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60)
+
+
+@given(labels=LABELS, fraction=st.floats(0.05, 0.95), seed=st.integers(0, 9))
+@settings(deadline=None)
+def test_hold_out_is_disjoint_complete_stratified_and_deterministic(labels, fraction, seed):
+    images = numbered(labels)
+    kept, held = images.hold_out(fraction, seed)
+    assert sorted([*kept.indices, *held.indices]) == list(range(len(labels)))
+    for label in set(labels):
+        total, taken = labels.count(label), int((held.labels == label).sum())
+        assert taken < total
+        assert total == 1 or (taken >= 1 and abs(taken - fraction * total) <= 1)
+    assert np.array_equal(images.hold_out(fraction, seed)[1].indices, held.indices)
+
+
+@given(labels=LABELS, count=st.integers(1, 70), seed=st.integers(0, 9))
+@settings(deadline=None)
+def test_split_is_disjoint_complete_balanced_and_deterministic(labels, count, seed):
+    images = numbered(labels)
+    drawn, rest = images.split(count, seed)
+    assert len(drawn) == min(count, len(labels))
+    assert sorted([*drawn.indices, *rest.indices]) == list(range(len(labels)))
+    left = [label for label in set(labels) if (rest.labels == label).any()]
+    taken = [int((drawn.labels == label).sum()) for label in set(labels)]
+    for label in left:  # a class that could give more is at most one behind the best served
+        assert int((drawn.labels == label).sum()) >= max(taken) - 1
+    assert np.array_equal(images.sample(count, seed).indices, drawn.indices)
+
+
+def test_batches_keep_pixels_and_labels_together_in_every_order():
+    images = numbered([3, 1, 4, 1, 5, 9, 2])
+    in_order = contents(images)
+    assert in_order == list(enumerate([3, 1, 4, 1, 5, 9, 2]))
+    shuffled = contents(images, shuffle_seed=1)
+    assert shuffled != in_order and sorted(shuffled) == sorted(in_order)
+    assert contents(images, shuffle_seed=1) == shuffled
+    assert contents(images, shuffle_seed=2) != shuffled
+    assert images.batch_count(3) == 3
+
+
+def test_batches_of_an_empty_set_and_of_an_abandoned_pass():
+    images = numbered([0, 1, 2, 3])
+    assert list(images.subset(np.arange(0)).batches(2)) == []
+    for pixels, _ in images.batches(1):
+        assert pixels.dtype == torch.float32
+        break
+    assert len(contents(images)) == 4
+
+
+def test_an_error_while_loading_reaches_the_reader():
+    images = numbered([0, 1])
+    broken = ImageSet("broken", images.source, images.labels, np.array([0, 7]))
+    with pytest.raises(IndexError):
+        list(broken.batches(1))
+
+
+def test_digest_tells_pixels_shape_choice_and_labels_apart():
+    images = numbered([0, 1, 0, 1])
+    flat = ArraySource(np.zeros((2, 1, 2, 8), np.uint8))
+    square = ArraySource(np.zeros((2, 1, 4, 4), np.uint8))
+    digests = {
+        images.digest,
+        images.first(3).digest,
+        images.relabelled(torch.tensor([1, 1, 0, 1]), "ground truth").digest,
+        flat.digest(),
+        square.digest(),
+    }
+    assert len(digests) == 5
+    assert numbered([0, 1, 0, 1]).digest == images.digest
+
+
+def test_unlabelled_images_are_known_as_such():
+    images = numbered([UNLABELLED, UNLABELLED])
+    assert not images.is_labelled
+    assert images.relabelled(torch.tensor([0, 1]), "predictions of the dense network").is_labelled
