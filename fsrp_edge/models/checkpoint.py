@@ -59,6 +59,8 @@ def load_classifier(
     Raises:
         BadInputError: not a readable checkpoint, no architecture fits, or weights that are not finite.
     """
+    if input_size is not None and input_size < 1:
+        raise BadInputError(f"the input size is {input_size}; it has to be greater than 0")
     contents = read_weights(Path(path), trust_pickle=trust_pickle)
     wishes = _Wishes(
         input_size,
@@ -80,10 +82,11 @@ def load_classifier(
 
 
 def _from_weights(state: dict[str, Tensor], architecture: str | None, wishes: _Wishes) -> Classifier:
-    state, match = _identify(state, architecture)
-    network = registry.build(match.architecture, classes=match.classes, input_channels=match.input_channels)
-    _load(network, state, match.architecture)
-    return _classifier(network, match.architecture, match.input_channels, wishes)
+    names = None if architecture is None else registry.possible_names(architecture)
+    found = _identify(state, names)
+    if found is None:
+        raise _unidentified(state, names)
+    return _with_weights(*found, wishes)
 
 
 def _adopt(
@@ -93,14 +96,11 @@ def _adopt(
     if architecture is not None:
         return _from_weights(state, architecture, wishes)
     module = module.float().eval()
-    try:
-        classifier = _from_weights(state, None, wishes).eval()
-        pixels = classifier.example_pixels(2)
-        with torch.no_grad():
-            if torch.allclose(module(pixels), classifier.network(pixels), rtol=1e-3, atol=1e-4):
-                return classifier
-    except (BadInputError, RuntimeError):
-        pass  # No architecture of ours: it stays what it is.
+    found = _identify(state, None)
+    if found is not None:
+        classifier = _with_weights(*found, wishes)
+        if _compute_the_same(module, classifier):
+            return classifier
     name = f"{registry.PICKLED}:{type(module).__module__}.{type(module).__qualname__}"
     progress.log(
         f"{name} is used as unpickled; to build it again later, its factory has to be named (--arch)"
@@ -205,22 +205,42 @@ def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, 
     return logits.shape[1]
 
 
-def _identify(state: dict[str, Tensor], architecture: str | None) -> tuple[dict[str, Tensor], Match]:
-    """The weights as the architecture names them, without wrappers' prefixes, and the match."""
-    names = None if architecture is None else registry.possible_names(architecture)
-    view = state
+def _with_weights(state: dict[str, Tensor], match: Match, wishes: _Wishes) -> Classifier:
+    network = registry.build(match.architecture, classes=match.classes, input_channels=match.input_channels)
+    _load(network, state, match.architecture)
+    return _classifier(network, match.architecture, match.input_channels, wishes)
+
+
+def _compute_the_same(module: nn.Module, classifier: Classifier) -> bool:
+    pixels = classifier.example_pixels(2)
+    try:
+        with torch.no_grad():
+            return torch.allclose(module(pixels), classifier.network(pixels), rtol=1e-3, atol=1e-4)
+    except Exception:  # whatever an unpickled network raises on images of this size
+        return False
+
+
+def _identify(
+    state: dict[str, Tensor], names: Sequence[str] | None
+) -> tuple[dict[str, Tensor], Match] | None:
+    """The weights as an architecture names them, without wrappers' prefixes, and the exact match."""
     for view in _unwrapped(state):
         match = infer_architecture(view) if names is None else _nearest(names, view)
         if match is not None and match.exact:
             auxiliary = registry.AUXILIARY_HEADS.get(match.architecture, ())
             return {name: tensor for name, tensor in view.items() if not name.startswith(auxiliary)}, match
+    return None
+
+
+def _unidentified(state: dict[str, Tensor], names: Sequence[str] | None) -> BadInputError:
+    views = list(_unwrapped(state))
     if names is None:
-        raise no_match(view)
-    match = min((_nearest(names, each) for each in _unwrapped(state)), key=lambda each: each.differences)
-    advice = (
-        "; channels were removed, and without their layout it cannot be rebuilt" if match.looks_pruned else ""
-    )
-    raise BadInputError(f"these are not weights of {match.architecture}: {match.describe()}{advice}")
+        return no_match(views[-1])
+    match = min((_nearest(names, view) for view in views), key=lambda each: each.differences)
+    text = f"these are not weights of {match.architecture}: {match.describe()}"
+    if match.looks_pruned:
+        text += "; channels were removed, and without their layout it cannot be rebuilt"
+    return BadInputError(text)
 
 
 def _nearest(names: Sequence[str], state: Mapping[str, Tensor]) -> Match:

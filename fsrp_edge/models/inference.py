@@ -6,7 +6,6 @@ from functools import cache
 
 from torch import Tensor
 
-from fsrp_edge import progress
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models import cifar, registry
 
@@ -103,21 +102,18 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Match | None:
         state: the weights, without prefixes of wrappers.
 
     Returns:
-        An exact match; None where there is none. Where several fit, the first of: CIFAR networks, then
-        torchvision's by name.
+        The first exact match; None where there is none. No two networks carried here, or by torchvision,
+        share names and shapes, so that there is never a choice to make.
     """
-    exact = [match for match in (compare(name, state) for name in _candidates(state)) if match.exact]
-    if len(exact) > 1:
-        others = ", ".join(match.architecture for match in exact[1:])
-        progress.log(f"weights fit {exact[0].architecture} (taken) and also {others}; --arch decides")
-    return exact[0] if exact else None
+    matches = (compare(name, state) for name in _candidates(state))
+    return next((match for match in matches if match.exact), None)
 
 
 def no_match(state: Mapping[str, Tensor]) -> BadInputError:
     """The error for weights that fit no architecture, with the three nearest ones and what differs."""
-    everything = [f"cifar:{name}" for name in cifar.FACTORIES]
-    everything += [f"torchvision:{name}" for name in registry.torchvision_names()]
-    matches = [compare(name, state) for name in _candidates(state) or everything]
+    one_of_each = {registry.family_of(name): f"torchvision:{name}" for name in registry.torchvision_names()}
+    strangers = [*(f"cifar:{name}" for name in cifar.FACTORIES), *one_of_each.values()]
+    matches = [compare(name, state) for name in _candidates(state) or strangers]
     nearest = sorted(matches, key=lambda match: match.differences)[:3]
     if nearest[0].looks_pruned:
         return BadInputError(

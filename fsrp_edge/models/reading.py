@@ -2,8 +2,8 @@
 
 import argparse
 import json
-import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fsrp_edge import progress
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import ModelSpec
-from fsrp_edge.models.saved import PT_SPEC_KEY, SPEC_KEY
+from fsrp_edge.models.saved import METADATA_KEY, PT_SPEC_KEY
 
 _NESTED = (
     # Averaged weights first: they are the ones that training scripts report.
@@ -104,25 +104,26 @@ def _read_safetensors(path: Path) -> Contents:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, OSError) as error:
         raise BadInputError(f"{path} is a truncated or damaged safetensors file ({error})") from None
-    spec = _parse_spec(path, metadata[SPEC_KEY]) if SPEC_KEY in metadata else None
+    spec = _parse_metadata(path, metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
     return Contents(_clean(path, tensors), spec)
 
 
 def _unpickle(path: Path, *, trust_pickle: bool) -> Any:
     try:
-        with torch.serialization.safe_globals(_harmless_globals()):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_harmless_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not re.search(r"global|class|TorchScript", str(error), re.IGNORECASE):
-            raise BadInputError(f"{path} is a truncated or damaged checkpoint") from None
-        if not trust_pickle:
-            raise BadInputError(_unsafe(path, str(error))) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        if "TorchScript" in str(error):
-            raise BadInputError(
-                f"{path} is a TorchScript archive; save the network's state_dict() instead"
-            ) from None
-        raise BadInputError(f"{path} is a truncated or damaged checkpoint") from None
+    except Exception as error:  # the restricted unpickler raises anything on damaged bytes
+        message = str(error)
+    if "TorchScript" in message:
+        raise BadInputError(f"{path} is a TorchScript archive; save the network's state_dict() instead")
+    refused = re.search(r"(?:GLOBAL|global:?|class) (\S+)", message)
+    if refused is None:
+        raise BadInputError(f"{path} is a truncated or damaged checkpoint")
+    if not trust_pickle:
+        raise BadInputError(
+            f"{path} holds pickled Python objects ({refused[1].rstrip('.,')}), and unpickling runs code from "
+            "the file: save the network's state_dict() instead, or pass --trust-pickle if you trust its source"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # whatever the code inside raises
@@ -130,17 +131,6 @@ def _unpickle(path: Path, *, trust_pickle: bool) -> Any:
             f"{path} could not be unpickled ({type(error).__name__}: {error}); "
             "the module's own source has to be importable (PYTHONPATH)"
         ) from None
-
-
-def _unsafe(path: Path, message: str) -> str:
-    if "TorchScript" in message:
-        return f"{path} is a TorchScript archive; save the network's state_dict() instead"
-    found = re.search(r"GLOBAL (\S+)|class (\S+)", message)
-    name = next((each for each in found.groups() if each), "unknown") if found else "unknown"
-    return (
-        f"{path} holds pickled Python objects ({name.rstrip('.,')}), and unpickling runs code from the file: "
-        "save the network's state_dict() instead, or pass --trust-pickle if you trust the file's source"
-    )
 
 
 def _harmless_globals() -> list[Any]:
@@ -208,9 +198,24 @@ def _renamed(name: str) -> str:
     return name
 
 
+def _parse_metadata(path: Path, text: str) -> ModelSpec:
+    try:
+        spec = json.loads(text)["spec"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise BadInputError(f"{path} has damaged metadata: it names no specification") from None
+    return _validated_spec(path, spec)
+
+
 def _parse_spec(path: Path, text: str) -> ModelSpec:
     try:
-        return ModelSpec.model_validate(json.loads(text))
-    except (json.JSONDecodeError, ValidationError) as error:
+        return _validated_spec(path, json.loads(text))
+    except json.JSONDecodeError as error:
+        raise BadInputError(f"{path} has a damaged specification: {error}") from None
+
+
+def _validated_spec(path: Path, spec: Any) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate(spec)
+    except ValidationError as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInputError(f"{path} has a specification that this version does not read: {reason}") from None

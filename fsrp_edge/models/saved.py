@@ -1,6 +1,7 @@
 """Our own files: weights and specification together, without pickle; and the digest of weights."""
 
 import hashlib
+import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from fsrp_edge.models import registry
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.layer_shapes import with_layer_shapes
 
-SPEC_KEY = "fsrp_edge.spec"
-VERSION_KEY = "fsrp_edge.version"
+METADATA_KEY = "fsrp_edge"
+"""One entry of a file's metadata holds everything: safetensors writes several in no fixed order."""
 PT_SPEC_KEY = "fsrp_edge_spec"
 
 
@@ -28,7 +29,8 @@ def save_classifier(classifier: Classifier, path: Path) -> None:
         BadInputError: the specification does not describe the network, so that the file could not be loaded.
     """
     _check_rebuildable(classifier)
-    metadata = {SPEC_KEY: classifier.spec.model_dump_json(), VERSION_KEY: _package_version()}
+    about = {"version": _package_version(), "spec": classifier.spec.model_dump(mode="json")}
+    metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(_weights(classifier.network), temporary, metadata=metadata)
 
