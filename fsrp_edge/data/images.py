@@ -202,7 +202,7 @@ class Dataset:
         train: for scoring, recovery and calibration.
         evaluation: for every accuracy that is reported; never trained on.
         description: one line for the report, such as where the images come from and under which licence.
-        mirrorable: whether an image shows the same class when mirrored left to right; digits and letters do not.
+        mirrorable: whether an image mirrored left to right shows the same class; digits and letters do not.
     """
 
     train: ImageSet

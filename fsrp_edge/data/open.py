@@ -13,6 +13,11 @@ from fsrp_edge.models.classifier import ModelSpec
 
 EMBEDDED = {"digits": embedded.digits, "photographs": embedded.photographs}
 
+_ALLOWED = (
+    f"allowed: {' or '.join(EMBEDDED)}; a folder with train/ and val/, or with one folder a class; "
+    f"{', '.join(layout.folder for layout in LAYOUTS)} or the folder around one; an .npz file"
+)
+
 
 def open_dataset(source: str | Path, spec: ModelSpec, *, seed: int) -> Dataset:
     """Open a data set for a network, with labels as the network numbers its classes.
@@ -37,6 +42,8 @@ def open_dataset(source: str | Path, spec: ModelSpec, *, seed: int) -> Dataset:
         BadInputError: the source is none of these, is damaged or empty, or does not fit the network.
         ToolFailedError: an embedded set's package is missing.
     """
+    if not str(source):
+        raise BadInputError(f"no data was named; {_ALLOWED}")
     dataset = (
         EMBEDDED[str(source)](spec, seed=seed)
         if str(source) in EMBEDDED
@@ -75,8 +82,4 @@ def _open_directory(path: Path, spec: ModelSpec, seed: int) -> Dataset:
 
 
 def _unknown(path: Path, seen: str) -> BadInputError:
-    cifar = ", ".join(layout.folder for layout in LAYOUTS)
-    return BadInputError(
-        f"data {path} {seen}. Allowed: {' or '.join(EMBEDDED)}; a folder with train/ and val/, or with one "
-        f"folder a class; {cifar} or the folder around one; an .npz file"
-    )
+    return BadInputError(f"data {path} {seen}; {_ALLOWED}")

@@ -25,6 +25,11 @@ def test_unknown_sources_are_told_what_is_allowed(tmp_path, spec, make, told):
     )
 
 
+def test_no_source(spec):
+    with pytest.raises(BadInputError, match="no data was named; allowed: digits or photographs"):
+        open_dataset("", spec(), seed=0)
+
+
 def test_images_without_class_folders(tmp_path, spec):
     for number in range(7):
         (tmp_path / f"{number}.png").write_bytes(b"")
