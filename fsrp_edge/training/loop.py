@@ -132,6 +132,7 @@ def train(
             progress.log(_line(record, recipe))
             if checkpoint:
                 checkpoints.save(checkpoint, identity, run.state())
+    run.optimizer.zero_grad(set_to_none=True)
     classifier.load_state_dict(run.best_weights)
     classifier.eval()
     return TrainingResult(classifier, run.best_epoch, tuple(run.history))

@@ -1,0 +1,81 @@
+import copy
+import logging
+import sys
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from fsrp_edge.attacks import PGD
+from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.evaluation.autoattack import autoattack_accuracy
+from fsrp_edge.evaluation.robust import pgd_accuracy
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.15), pytest.param("L2", 1.5, marks=pytest.mark.slow)])
+def test_the_same_images_fall_as_under_the_librarys_own_driver(restricted, norm: str, eps: float) -> None:
+    network, images = restricted(4)
+    images = images.first(8)
+    pixels, labels = next(images.batches(8))
+    theirs = AutoAttack(copy.deepcopy(network), norm=norm, eps=eps, seed=3)
+    theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = 3
+    theirs.verbose = False
+    _, predicted = theirs.run_standard_evaluation(pixels, labels, batch_size=5)
+    state = torch.random.get_rng_state()
+    ours = autoattack_accuracy(network, images, norm=norm, eps=eps, seed=3, batch_size=5)
+    assert ours.standing.tolist() == (predicted == labels).tolist()
+    assert 0 < ours.result.correct < 8
+    assert (ours.result.attack, ours.result.norm, ours.result.eps) == ("autoattack", norm, eps)
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's random state was disturbed"
+    if norm == "Linf":
+        pgd = pgd_accuracy(network, images, PGD(eps=eps, steps=20), seed=0)
+        assert ours.result.correct <= pgd.result.correct
+
+
+def test_eps_zero_is_clean(trained) -> None:
+    images = trained.images.first(50)
+    clean = clean_accuracy(trained.robust, images)
+    assert torch.equal(autoattack_accuracy(trained.robust, images, eps=0, seed=0).standing, clean.standing)
+
+
+@pytest.mark.parametrize(("classes", "warned"), [(2, "2 classes"), (3, "3 classes")])
+def test_with_too_few_classes_for_a_loss_the_rest_still_runs(restricted, classes: int, warned: str) -> None:
+    network, images = restricted(classes)
+    result = autoattack_accuracy(network, images.first(6), eps=0.5, seed=0).result
+    assert result.correct == 0
+    assert [warning[:9] for warning in result.warnings] == [warned]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 3])
+def test_too_few_classes_for_a_loss_in_full(restricted, classes: int) -> None:
+    network, images = restricted(classes)
+    assert autoattack_accuracy(network, images.first(6), eps=0.05, seed=0).result.correct > 0
+
+
+class Noisy(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.spec = network, network.spec
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits = self.network(pixels)
+        return logits + torch.rand_like(logits)
+
+
+class Probabilities(Noisy):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network(pixels).softmax(1)
+
+
+@pytest.mark.parametrize(("wrapper", "warned"), [(Noisy, "randomized"), (Probabilities, "probability")])
+def test_the_librarys_warnings_are_in_the_result_and_not_on_the_console(
+    trained, wrapper, warned: str, caplog
+) -> None:
+    tracer = sys.gettrace()
+    result = autoattack_accuracy(wrapper(trained.natural), trained.images.first(4), eps=0.5, seed=0).result
+    assert any(warned in warning for warning in result.warnings)
+    assert not caplog.records
+    assert sys.gettrace() is tracer
+    assert not logging.getLogger("auto-attack").handlers

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fsrp_edge.attacks import PGD
+from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.evaluation.robust import fgsm_accuracy, pgd_accuracy
+
+
+def pgd_result(network, images, eps: float, steps: int = 10, **options) -> float:
+    return pgd_accuracy(network, images, PGD(eps=eps, steps=steps), seed=0, **options).result.accuracy
+
+
+def test_accuracy_falls_with_eps_from_clean_to_nothing(trained) -> None:
+    clean = clean_accuracy(trained.natural, trained.images)
+    untouched = pgd_accuracy(trained.natural, trained.images, PGD(eps=0), seed=0)
+    assert torch.equal(untouched.standing, clean.standing)
+    accuracies = [pgd_result(trained.natural, trained.images, eps) for eps in (0, 0.03, 0.1, 0.2, 0.4)]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[0] > 0.9
+    assert accuracies[-1] <= 0.01
+
+
+def test_more_steps_do_not_help_the_defender(trained) -> None:
+    few, many = (pgd_result(trained.robust, trained.images, 0.1, steps) for steps in (5, 40))
+    assert many <= few + 0.01
+
+
+def test_adversarial_training_pays_under_attack(trained) -> None:
+    natural, robust = (pgd_result(net, trained.images, 0.1) for net in (trained.natural, trained.robust))
+    assert robust > natural + 0.2
+
+
+def test_pgd_is_at_least_as_strong_as_fgsm(trained) -> None:
+    fgsm = fgsm_accuracy(trained.natural, trained.images, eps=0.1)
+    assert pgd_result(trained.natural, trained.images, 0.1, 20) <= fgsm.result.accuracy
+    assert fgsm.result.accuracy < clean_accuracy(trained.natural, trained.images).result.accuracy
+    assert fgsm.result.seed is None
+    zero = fgsm_accuracy(trained.natural, trained.images, eps=0)
+    assert torch.equal(zero.standing, clean_accuracy(trained.natural, trained.images).standing)
+
+
+def test_restarts_fell_no_fewer_and_name_themselves(trained) -> None:
+    once = pgd_accuracy(trained.robust, trained.images, PGD(eps=0.15, steps=5), seed=0)
+    thrice = pgd_accuracy(trained.robust, trained.images, PGD(eps=0.15, steps=5, restarts=3), seed=0)
+    assert (once.result.attack, thrice.result.attack) == ("pgd-5", "pgd-5x3")
+    assert not (thrice.standing & ~once.standing).any()
+    assert thrice.result.correct <= once.result.correct
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_the_result_does_not_depend_on_the_batch_size(trained, restarts: int) -> None:
+    attack = PGD(eps=0.1, steps=5, restarts=restarts)
+    large = pgd_accuracy(trained.robust, trained.images, attack, seed=1, batch_size=200)
+    small = pgd_accuracy(trained.robust, trained.images, attack, seed=1, batch_size=33)
+    again = pgd_accuracy(trained.robust, trained.images, attack, seed=1, batch_size=33)
+    assert torch.equal(small.standing, again.standing)
+    # The starts are equal to the bit; the convolutions of other batch sizes may round otherwise.
+    assert (large.standing != small.standing).sum() <= 1
+
+
+class Recording(nn.Module):
+    """Passes pixels on and keeps them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.spec, self.seen = network, network.spec, []
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.seen.append(pixels.detach().clone())
+        return self.network(pixels)
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 0.3])
+def test_every_iterate_is_inside_the_ball_and_the_pixel_range(trained, eps: float) -> None:
+    network, images = Recording(trained.robust), trained.images.first(1)
+    pixels, _ = next(images.batches(1))
+    pgd_accuracy(network, images, PGD(eps=eps, steps=10, step_size=eps), seed=0)
+    assert len(network.seen) > 2
+    for iterate in network.seen:
+        assert (iterate - pixels).abs().max() <= eps + 1e-6
+        assert iterate.min() >= 0 and iterate.max() <= 1
+
+
+def test_images_that_are_wrong_or_fallen_are_not_attacked_further(trained) -> None:
+    clean = clean_accuracy(trained.robust, trained.images)
+    network = Recording(trained.robust)
+    pgd_accuracy(network, trained.images, PGD(eps=0.3, steps=10), seed=0, batch_size=200)
+    sizes = [len(pixels) for pixels in network.seen]
+    assert sizes[0] == 200
+    assert sizes[1] == clean.result.correct
+    assert sizes[-1] < clean.result.correct
+
+
+def test_the_network_is_left_as_it_was(trained) -> None:
+    before = {name: value.clone() for name, value in trained.robust.state_dict().items()}
+    pgd_result(trained.robust, trained.images, 0.1)
+    assert all(torch.equal(before[name], value) for name, value in trained.robust.state_dict().items())
+    assert all(
+        parameter.requires_grad and parameter.grad is None for parameter in trained.robust.parameters()
+    )

@@ -1,0 +1,171 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fsrp_edge import progress
+from fsrp_edge.attacks import PGD, attackable, pgd
+from fsrp_edge.compute import generator
+from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.training.loop import HELD_OUT_STEPS, train
+from fsrp_edge.training.recipe import Recipe
+
+SHORT = Recipe(method="natural", eps=0.1, epochs=2, batch_size=64, learning_rate=0.05)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+class Lines:
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def track(self, items: Iterable[Any], description: str, total: int | None) -> Iterator[Any]:
+        yield from items
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, interruptible_run) -> None:
+    checkpoint = tmp_path / "run" / "training.pt"
+    child = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("digits_run.py")), str(checkpoint)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        cwd=Path(__file__).parents[2],
+    )
+    assert child.stdout
+    for line in child.stdout:
+        if line.startswith("epoch 3/"):
+            child.kill()
+            break
+    child.stdout.close()
+    assert child.wait() == -9
+    listener = Lines()
+    with progress.listen(listener):
+        continued = interruptible_run(checkpoint)
+    assert any(f"after epoch {done} of 6" in listener.lines[0] for done in (2, 3, 4, 5)), listener.lines[0]
+    uninterrupted = interruptible_run(None)
+    assert same_weights(continued.classifier, uninterrupted.classifier)
+    assert [record.loss for record in continued.history] == [record.loss for record in uninterrupted.history]
+    assert [record.epoch for record in continued.history] == [1, 2, 3, 4, 5, 6]
+    again = interruptible_run(checkpoint)
+    assert same_weights(again.classifier, uninterrupted.classifier), "a finished run is not trained again"
+
+
+def test_the_seed_decides_the_weights(digit_sets, small_cnn) -> None:
+    first, again, other = (train(small_cnn(), *digit_sets, SHORT, seed=seed).classifier for seed in (1, 1, 2))
+    assert same_weights(first, again)
+    assert not same_weights(first, other)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_it_learns_and_keeps_the_weights_of_its_best_epoch(digit_sets, small_cnn, ema_decay) -> None:
+    learnt, held_out = digit_sets
+    recipe = SHORT.model_copy(
+        update={"method": "pgd", "attack_steps": 2, "epochs": 6, "schedule": "cosine", "ema_decay": ema_decay}
+    )
+    result = train(small_cnn(), learnt, held_out, recipe, seed=0)
+    best = result.history[result.best_epoch - 1]
+    assert best.robust == max(record.robust for record in result.history)
+    assert best.clean > 0.8 and best.robust > 0.3
+    assert not result.classifier.training
+    pixels, labels = next(held_out.batches(len(held_out)))
+    with torch.no_grad(), attackable(result.classifier):
+        right = result.classifier(pixels).argmax(1) == labels
+        attack = PGD(eps=recipe.eps, steps=HELD_OUT_STEPS)
+        stands = (
+            result.classifier(pgd(result.classifier, pixels, labels, attack, generator(0))).argmax(1)
+            == labels
+        )
+    assert right.float().mean().item() == pytest.approx(best.clean, abs=0.011)
+    assert (right & stands).float().mean().item() == pytest.approx(best.robust, abs=0.021)
+
+
+def test_natural_training_keeps_the_epoch_of_the_best_clean_accuracy(digit_sets, small_cnn) -> None:
+    result = train(small_cnn(), *digit_sets, SHORT.model_copy(update={"epochs": 3}), seed=0)
+    best = result.history[result.best_epoch - 1]
+    assert best.clean == max(record.clean for record in result.history)
+
+
+def test_frozen_parameters_stay_and_every_other_moves(digit_sets, small_cnn) -> None:
+    network = small_cnn()
+    network.network[0].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    train(network, *digit_sets, SHORT.model_copy(update={"method": "n-fgsm"}), seed=0)
+    moved = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == set(before) - {"network.0.weight"}
+    assert not network.network[0].weight.requires_grad
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_teacher_alone_teaches(digit_sets, small_cnn) -> None:
+    learnt, held_out = digit_sets
+    teacher = train(small_cnn(), learnt, held_out, SHORT.model_copy(update={"epochs": 6}), seed=0).classifier
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    mislabelled = learnt.relabelled((learnt.labels + 1) % 10, "ground truth")
+    recipe = SHORT.model_copy(update={"epochs": 6, "distillation": 1.0})
+    student = train(small_cnn(), mislabelled, held_out, recipe, seed=1, teacher=teacher)
+    assert student.history[-1].clean > 0.8
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_divergence_says_when_and_what_to_change(digit_sets, small_cnn) -> None:
+    with pytest.raises(
+        ToolFailedError, match=r"diverged in epoch 1 of 2.*lower the learning rate \(it was 1e\+30\)"
+    ):
+        train(small_cnn(), *digit_sets, SHORT.model_copy(update={"learning_rate": 1e30}), seed=0)
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path, digit_sets, small_cnn) -> None:
+    path = tmp_path / "training.pt"
+    train(small_cnn(), *digit_sets, SHORT.model_copy(update={"epochs": 1}), seed=0, checkpoint=path)
+    with pytest.raises(
+        BadInputError, match=r"belongs to another run: recipe.epochs \(there 1, now 2\); delete it"
+    ):
+        train(small_cnn(), *digit_sets, SHORT, seed=0, checkpoint=path)
+    other = small_cnn()
+    with torch.no_grad():
+        other.network[0].weight.mul_(2)
+    with pytest.raises(BadInputError, match="initial weights"):
+        train(other, *digit_sets, SHORT.model_copy(update={"epochs": 1}), seed=0, checkpoint=path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_a_foreign_file_is_refused(tmp_path: Path, digit_sets, small_cnn, content: bytes) -> None:
+    path = tmp_path / "training.pt"
+    path.write_bytes(content)
+    with pytest.raises(BadInputError, match="is not a training checkpoint"):
+        train(small_cnn(), *digit_sets, SHORT, seed=0, checkpoint=path)
+    assert path.read_bytes() == content
+
+
+def test_what_cannot_be_trained_is_refused_before_it_starts(digit_sets, small_cnn) -> None:
+    learnt, held_out = digit_sets
+    with pytest.raises(BadInputError, match="1 training images; at least 2"):
+        train(small_cnn(), learnt.first(1), held_out, SHORT, seed=0)
+    with pytest.raises(BadInputError, match="is empty"):
+        train(small_cnn(), learnt, held_out.first(0), SHORT, seed=0)
+    with pytest.raises(BadInputError, match="needs a teacher"):
+        train(small_cnn(), learnt, held_out, SHORT.model_copy(update={"distillation": 0.5}), seed=0)
+    with pytest.raises(BadInputError, match="distillation is 0"):
+        train(small_cnn(), learnt, held_out, SHORT, seed=0, teacher=small_cnn())
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch(digit_sets, small_cnn) -> None:
+    learnt, held_out = digit_sets
+    result = train(small_cnn(), learnt.first(10), held_out, SHORT.model_copy(update={"epochs": 1}), seed=0)
+    assert len(result.history) == 1

@@ -1,0 +1,131 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fsrp_edge.compute import generator
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.training.adversarial import training_images
+from fsrp_edge.training.augmentation import augment
+from fsrp_edge.training.batchnorm import recalibrate_batch_norm
+from fsrp_edge.training.loop import train
+from fsrp_edge.training.losses import soft_label_loss, training_loss
+from fsrp_edge.training.recipe import Recipe
+
+
+@settings(max_examples=25, deadline=None)
+@given(padding=st.integers(0, 3), flip=st.booleans(), seed=st.integers(0, 1000))
+def test_each_image_is_a_shifted_perhaps_mirrored_copy_of_itself(padding: int, flip: bool, seed: int) -> None:
+    pixels = torch.rand((6, 2, 5, 7), generator=generator(seed)) + 0.01
+    augmented = augment(pixels, flip=flip, crop_padding=padding, generator=generator(seed))
+    assert augmented.shape == pixels.shape
+    for image, original in zip(augmented, pixels, strict=True):
+        candidates = [original, original.flip(2)] if flip else [original]
+        padded = [F.pad(candidate, (padding,) * 4) for candidate in candidates]
+        assert any(
+            torch.equal(image, whole[:, top : top + 5, left : left + 7])
+            for whole in padded
+            for top in range(2 * padding + 1)
+            for left in range(2 * padding + 1)
+        )
+
+
+def test_images_of_a_batch_are_augmented_independently() -> None:
+    pixels = torch.rand((1, 1, 8, 8)).expand(512, 1, 8, 8).contiguous()
+    augmented = augment(pixels, flip=True, crop_padding=1, generator=generator(0))
+    assert len({image.numpy().tobytes() for image in augmented}) == 18  # 2 mirrorings x 3 x 3 shifts
+
+
+def test_without_flips_a_digit_is_never_mirrored() -> None:
+    pixels = torch.rand((64, 1, 8, 8))
+    assert augment(pixels, flip=False, crop_padding=0, generator=generator(0)) is pixels
+
+
+@pytest.mark.parametrize(("method", "reach"), [("natural", 0.0), ("n-fgsm", 3.0), ("pgd", 1.0)])
+def test_training_images_hurt_stay_in_reach_and_leave_the_network_alone(
+    digit_sets, small_cnn, method: str, reach: float
+) -> None:
+    learnt, held_out = digit_sets
+    network = train(small_cnn(), learnt, held_out, Recipe(method="natural", epochs=2), seed=0).classifier
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    pixels, labels = next(learnt.batches(64))
+    images = training_images(network, pixels, labels, Recipe(method=method, eps=0.05), generator(0))
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert network.training and network.network[1].training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    assert images.min() >= 0 and images.max() <= 1
+    assert (images - pixels).abs().max() <= reach * 0.05 + 1e-6
+    network.eval()
+    with torch.no_grad():
+        clean, attacked = (F.cross_entropy(network(batch), labels) for batch in (pixels, images))
+    assert attacked == clean if method == "natural" else attacked > clean + 0.1
+
+
+def test_soft_label_loss_is_the_divergence() -> None:
+    student, teacher = (
+        torch.randn((8, 5), generator=generator(0)),
+        torch.randn((8, 5), generator=generator(1)),
+    )
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=teacher), torch.distributions.Categorical(logits=student)
+    ).mean()
+    assert soft_label_loss(student, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert soft_label_loss(teacher, teacher).item() == pytest.approx(0, abs=1e-7)
+
+
+@given(st.floats(0, 1))
+def test_distillation_blends_the_two_losses(weight: float) -> None:
+    logits, teacher = torch.randn((8, 5), generator=generator(0)), torch.randn((8, 5), generator=generator(1))
+    labels = torch.arange(8) % 5
+    loss = training_loss(logits, labels, Recipe(distillation=weight), teacher)
+    hard, soft = F.cross_entropy(logits, labels), soft_label_loss(logits, teacher)
+    assert loss.item() == pytest.approx((weight * soft + (1 - weight) * hard).item(), rel=1e-4)
+    smoothed = training_loss(logits, labels, Recipe(label_smoothing=0.1), None)
+    assert smoothed.item() == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.1).item())
+
+
+def test_recalibration_brings_back_a_network_whose_statistics_are_of_another(digit_sets, small_cnn) -> None:
+    learnt, held_out = digit_sets
+    network = train(
+        small_cnn(), learnt, held_out, Recipe(method="natural", epochs=6, batch_size=64), seed=0
+    ).classifier
+    pixels, labels = next(held_out.batches(len(held_out)))
+
+    def accuracy() -> float:
+        with torch.no_grad():
+            return (network(pixels).argmax(1) == labels).float().mean().item()
+
+    trained = accuracy()
+    with torch.no_grad():  # batch norm undoes any scale, if it knows of it
+        network.network[0].weight.mul_(0.05)
+        network.network[3].weight.mul_(0.001)
+    broken = accuracy()
+    weights = {name: value.clone() for name, value in network.named_parameters()}
+    recalibrate_batch_norm(network, learnt, batch_size=100)
+    assert trained > 0.85 and broken < trained - 0.3
+    assert accuracy() > trained - 0.06
+    assert all(torch.equal(weights[name], value) for name, value in network.named_parameters())
+    assert not network.training and network.network[1].momentum == 0.1
+
+
+def test_recalibration_averages_the_batches(digit_sets, small_cnn) -> None:
+    learnt, _ = digit_sets
+    network = small_cnn()
+    recalibrate_batch_norm(network, learnt, batch_size=50, max_images=210, seed=4)
+    seen = [pixels for pixels, _ in learnt.batches(50, shuffle_seed=4)][:4]
+    with torch.no_grad():
+        maps = [network.network[0]((pixels - network.mean) / network.std) for pixels in seen]
+    expected = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in maps]).mean(0)
+    assert torch.allclose(network.network[1].running_mean, expected, atol=1e-5)
+    with pytest.raises(BadInputError, match="at least 2 images"):
+        recalibrate_batch_norm(network, learnt.first(1))
+
+
+def test_recipes_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(ValidationError, match="use 'natural'"):
+        Recipe(method="pgd", eps=0)
+    with pytest.raises(ValidationError):
+        Recipe(learning_rte=0.1)  # a misspelt key
