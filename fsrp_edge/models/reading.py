@@ -121,8 +121,8 @@ def _unpickle(path: Path, *, trust_pickle: bool) -> Any:
         raise BadInputError(f"{path} is a truncated or damaged checkpoint")
     if not trust_pickle:
         raise BadInputError(
-            f"{path} holds pickled Python objects ({refused[1].rstrip('.,')}), and unpickling runs code from "
-            "the file: save the network's state_dict() instead, or pass --trust-pickle if you trust its source"
+            f"{path} holds pickled Python objects ({refused[1].rstrip('.,')}), and unpickling them runs code "
+            "from the file: save the network's state_dict() instead, or pass --trust-pickle if you trust it"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
