@@ -1,0 +1,1 @@
+"""Latency on devices: statistics, the agent, where it runs."""

@@ -123,7 +123,7 @@ def _index(node: yaml.Node, location: Location, lines: dict[Location, int], path
 
 
 def _explain(path: Path, error: ValidationError, lines: dict[Location, int]) -> str:
-    """One line on the first problem; unknown keys come first, because a misspelt key is also a missing one."""
+    """One line on the first problem; unknown keys come first, as a misspelt key is also a missing one."""
     problems = sorted(
         (
             detail["type"] != "extra_forbidden",

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fsrp_edge.export.artifact import Format, Precision
 from fsrp_edge.targets.load import load_target, target_names
-from fsrp_edge.targets.profile import Format, Precision, Sourced, Target, profile_json_schema
+from fsrp_edge.targets.profile import Sourced, Target, profile_json_schema
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 

@@ -1,0 +1,181 @@
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fsrp_edge.bench import agent
+from fsrp_edge.bench.local import AGENT
+
+SHORT = ["--warmup-runs", "2", "--warmup-seconds", "0", "--runs", "5", "--seconds", "0"]
+
+
+def old_interpreters() -> list[str]:
+    """Pythons that may know no more than the oldest device, on the path or of pyenv."""
+    found = [shutil.which(f"python3.{minor}") for minor in (6, 7, 8)]
+    found += [str(path) for path in sorted(Path.home().glob(".pyenv/versions/3.[678].*/bin/python"))]
+    return [path for path in found if path and answers(path)]
+
+
+def answers(python: str) -> bool:
+    """Whether an interpreter starts; pyenv leaves stand-ins on the path that do not."""
+    return subprocess.run([python, "-V"], capture_output=True, check=False).returncode == 0
+
+
+def run(*arguments: object, python: str = sys.executable, agent_file: Path = AGENT):
+    """The exit code, the events, and what went to the standard error."""
+    command = [python, str(agent_file), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def beside_stand_ins(folder: Path) -> Path:
+    """A script that runs the agent where modules of `folder` come before the installed ones."""
+    script = folder / "start.py"
+    script.write_text(
+        f"import runpy, sys; sys.argv[0] = {str(AGENT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    return script
+
+
+@pytest.mark.parametrize(("file", "runtime"), [("onnx_file", "onnxruntime"), ("tflite_file", "litert")])
+def test_measures_a_real_file(request, file, runtime):
+    code, events, _ = run("--model", request.getfixturevalue(file), "--runtime", runtime, *SHORT)
+    assert code == 0
+    assert events[0]["event"] == "hello"
+    assert events[0]["runtime"] == runtime
+    assert events[0]["runtime_version"][0].isdigit()
+    result = events[-1]
+    assert result["event"] == "result"
+    assert len(result["warmup_ms"]) == 2
+    assert len(result["times_ms"]) == 5
+    assert all(time > 0 for time in [result["init_ms"], result["first_ms"], *result["times_ms"]])
+    assert {"governor", "clock_mhz", "temperature_c", "load_1m", "throttled"} == set(result["before"])
+
+
+def test_seconds_are_a_minimum_and_progress_is_told(onnx_file):
+    _, events, _ = run("--model", onnx_file, "--runtime", "onnxruntime", *SHORT[:6], "--seconds", 1.2)
+    assert sum(events[-1]["times_ms"]) <= 1.3e3
+    assert len(events[-1]["times_ms"]) > 5
+    assert [event["phase"] for event in events if event["event"] == "progress"] == ["steady", "steady"]
+
+
+def test_runs_alone_in_a_folder(onnx_file, tmp_path):
+    copy = shutil.copy(AGENT, tmp_path / "agent.py")
+    code, events, _ = run("--model", onnx_file, "--runtime", "onnxruntime", *SHORT, agent_file=copy)
+    assert (code, events[-1]["event"]) == (0, "result")
+
+
+def test_open_batch_is_one_and_other_open_axes_are_refused(write_onnx, tmp_path):
+    path = write_onnx(tmp_path / "batch.onnx", ("batch", 3, 16, 16))
+    assert run("--model", path, "--runtime", "onnxruntime", *SHORT)[0] == 0
+    path = write_onnx(tmp_path / "size.onnx", (1, 3, "height", "width"))
+    code, events, _ = run("--model", path, "--runtime", "onnxruntime", *SHORT)
+    assert (code, events[-1]["kind"]) == (3, "open-shape")
+    assert "[1, 3, 'height', 'width']" in events[-1]["message"]
+
+
+@pytest.mark.parametrize(("kind", "code"), [("UINT8", 0), ("INT8", 0), ("FLOAT16", 0), ("INT64", 3)])
+def test_number_types_of_the_input(write_onnx, tmp_path, kind, code):
+    import onnx
+
+    path = write_onnx(tmp_path / "typed.onnx", kind=getattr(onnx.TensorProto, kind))
+    assert run("--model", path, "--runtime", "onnxruntime", *SHORT)[0] == code
+
+
+def test_inputs_are_pixels_and_repeat_for_a_seed():
+    specifications = [("a", (1, 3, 8, 8), "float32"), ("b", (1, 8, 8, 3), "uint8"), ("c", (1, 8), "int8")]
+    inputs, again = (agent.make_inputs(specifications, 5) for _ in range(2))
+    assert all((inputs[name] == again[name]).all() for name in inputs)
+    assert 0 <= inputs["a"].min() < inputs["a"].max() <= 1
+    assert inputs["b"].max() > 127
+    assert inputs["c"].min() < 0
+    assert (agent.make_inputs(specifications, 6)["a"] != inputs["a"]).any()
+
+
+class TestErrors:
+    def test_missing_file(self, tmp_path):
+        code, events, _ = run("--model", tmp_path / "none.onnx", "--runtime", "onnxruntime")
+        assert (code, events[-1]["kind"]) == (3, "missing-model")
+
+    def test_unknown_runtime(self, onnx_file):
+        code, events, _ = run("--model", onnx_file, "--runtime", "onnx")
+        assert (code, events[-1]["kind"]) == (3, "unknown-runtime")
+        assert "allowed: litert, onnxruntime" in events[-1]["message"]
+
+    @pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
+    def test_corrupt_model(self, request, tmp_path, runtime):
+        # Asked for only because it skips where the runtime is not installed.
+        request.getfixturevalue("onnx_file" if runtime == "onnxruntime" else "tflite_file")
+        path = tmp_path / "corrupt"
+        path.write_bytes(b"not a model" * 100)
+        code, events, _ = run("--model", path, "--runtime", runtime)
+        assert (code, events[-1]["kind"]) == (3, "runtime-failed")
+
+    def test_missing_numpy(self, onnx_file, tmp_path):
+        (tmp_path / "numpy.py").write_text("raise ImportError('no numpy here')")
+        script = beside_stand_ins(tmp_path)
+        code, events, _ = run("--model", onnx_file, "--runtime", "onnxruntime", agent_file=script)
+        assert (code, events[-1]["kind"]) == (3, "missing-runtime")
+        assert "no numpy here" in events[-1]["message"]
+
+
+def test_what_a_runtime_prints_does_not_mix_with_the_events(onnx_file, tmp_path):
+    package = tmp_path / "onnxruntime.py"
+    package.write_text("import os\nos.write(1, b'native noise\\n')\nraise ImportError('gone')\n")
+    script = beside_stand_ins(tmp_path)
+    code, events, errors = run("--model", onnx_file, "--runtime", "onnxruntime", agent_file=script)
+    assert (code, [event["event"] for event in events]) == (3, ["error"])
+    assert "native noise" in errors
+
+
+def test_ends_when_nobody_listens_any_more(onnx_file):
+    command = [
+        sys.executable,
+        str(AGENT),
+        "--model",
+        str(onnx_file),
+        "--runtime",
+        "onnxruntime",
+        "--seconds",
+        "600",
+    ]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        child.stdout.readline()
+        child.stdout.close()
+        assert child.wait(timeout=60) == 3
+    finally:
+        child.kill()
+
+
+def test_is_written_for_python_3_6():
+    ast.parse(AGENT.read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+@pytest.mark.skipif(not old_interpreters(), reason="no Python 3.6, 3.7 or 3.8 on this machine")
+def test_old_interpreters_run_it(onnx_file):
+    for python in old_interpreters():
+        done = subprocess.run([python, str(AGENT), "--help"], capture_output=True, text=True, check=True)
+        assert "--warmup-seconds" in done.stdout
+        code, events, _ = run("--model", onnx_file, "--runtime", "onnxruntime", *SHORT, python=python)
+        assert (code, events[-1]["event"]) in {(0, "result"), (3, "error")}
+        assert events[-1].get("kind", "missing-runtime") == "missing-runtime"
+
+
+def test_busy_neighbours_are_noticed():
+    before = agent.busy_seconds()
+    if before is None:
+        pytest.skip("this system has no /proc/stat")
+    subprocess.run([sys.executable, "-c", "sum(range(20_000_000))"], check=True)
+    after = agent.busy_seconds()
+    assert agent.foreign_cores(before, after, 1.0) > 0.05
+
+
+def test_foreign_cores_leaves_out_what_the_process_used_itself():
+    assert agent.foreign_cores((100.0, 5.0), (104.0, 8.0), 2.0) == 0.5
+    assert agent.foreign_cores((100.0, 5.0), (100.0, 5.01), 2.0) == 0.0
+    assert agent.foreign_cores(None, None, 2.0) is None
