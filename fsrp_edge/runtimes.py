@@ -1,0 +1,223 @@
+"""Runs artifacts on this machine: pixels in, logits out, whatever layout, batch size and types a file has."""
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.tool_output import captured_output
+
+Runtime = Literal["onnxruntime", "litert", "tensorflow"]
+Layout = Literal["NCHW", "NHWC"]
+
+DEFAULT_RUNTIME: dict[str, Runtime] = {".onnx": "onnxruntime", ".tflite": "litert"}
+RUNTIMES: dict[str, tuple[Runtime, ...]] = {".onnx": ("onnxruntime",), ".tflite": ("litert", "tensorflow")}
+_LAYOUTS: dict[str, Layout] = {".onnx": "NCHW", ".tflite": "NHWC"}
+_EXTRAS = {
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxsim": "onnx",
+    "onnxconverter_common": "onnx",
+    "litert_torch": "tflite",
+    "ai_edge_litert": "tflite",
+    "ai_edge_quantizer": "tflite",
+    "tensorflow": "tensorflow",
+}
+
+
+def require(module: str) -> ModuleType:
+    """Import a module that an extra of this package brings.
+
+    Raises:
+        ToolFailedError: it is not installed; the text names the extra.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ToolFailedError(
+            f"{package} can't be imported ({error}); "
+            f'install it with: pip install "fsrp-edge[{_EXTRAS[package]}]"'
+        ) from error
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a file.
+
+    Args:
+        shape: sizes of its axes; None where the file leaves one open.
+        dtype: its number type.
+        scale: real value of one step where it is quantized, else 0.
+        zero_point: the quantized value that stands for 0.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+    scale: float = 0.0
+    zero_point: int = 0
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Real values as this port's numbers, rounded and clipped where it is quantized."""
+        if not self.scale:
+            return values.astype(self.dtype, copy=False)
+        limits = np.iinfo(self.dtype)
+        steps = np.rint(values / self.scale) + self.zero_point
+        return steps.clip(limits.min, limits.max).astype(self.dtype)
+
+    def decode(self, values: np.ndarray) -> np.ndarray:
+        """This port's numbers as real values, float32."""
+        if not self.scale:
+            return values.astype(np.float32, copy=False)
+        return ((values.astype(np.float32) - self.zero_point) * self.scale).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A file loaded into a runtime, ready to run.
+
+    Args:
+        path: the file.
+        runtime: what runs it.
+        version: version of the runtime.
+        layout: axis order of the file's input.
+        input: the file's input, of rank 4.
+        output: the file's output (N, classes).
+        invoke: one inference on an array of exactly the input's shape and number type; the output's numbers.
+    """
+
+    path: Path
+    runtime: Runtime
+    version: str
+    layout: Layout
+    input: Port
+    output: Port
+    invoke: Callable[[np.ndarray], np.ndarray]
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels float32 (N, C, H, W) in [0, 1] as `invoke` takes them: layout and number type of the file.
+
+        Raises:
+            BadInputError: the images do not have the shape the file takes.
+        """
+        arranged = pixels.transpose(0, 2, 3, 1) if self.layout == "NHWC" else pixels
+        expected = self.input.shape[1:]
+        if any(want not in (None, have) for want, have in zip(expected, arranged.shape[1:], strict=True)):
+            raise BadInputError(
+                f"{self.path.name} takes images {self._describe(expected)} ({self.layout[1:]}), "
+                f"not {self._describe(arranged.shape[1:])}; feed images of the size it was exported for"
+            )
+        return np.ascontiguousarray(self.input.encode(arranged))
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        """Logits float32 (N, classes) of pixels float32 (N, C, H, W) in [0, 1].
+
+        Files with a fixed batch size are fed that many images at a time.
+
+        Raises:
+            BadInputError: the images do not have the shape the file takes.
+        """
+        ready = self.prepare(pixels)
+        size = self.input.shape[0] or len(ready)
+        logits = []
+        for start in range(0, len(ready), size):
+            batch = ready[start : start + size]
+            filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+            logits.append(self.output.decode(self.invoke(filled))[: len(batch)])
+        return np.concatenate(logits)
+
+    @staticmethod
+    def _describe(shape: tuple[int | None, ...]) -> str:
+        return "x".join("any" if size is None else str(size) for size in shape)
+
+
+def open_session(
+    path: Path, *, threads: int = 1, runtime: Runtime | None = None, layout: Layout | None = None
+) -> Session:
+    """Load a file into a runtime on this machine's CPU.
+
+    Args:
+        path: an .onnx or .tflite file with one rank-4 input and one output.
+        threads: threads of one inference.
+        runtime: onnxruntime for .onnx; litert or tensorflow, both with XNNPACK, for .tflite. None takes the
+            first.
+        layout: axis order of the input; None takes the format's own, NCHW for ONNX and NHWC for TFLite,
+            which is what this package writes.
+
+    Raises:
+        BadInputError: no such file, an unknown suffix, or a runtime that can't run the format.
+        ToolFailedError: the runtime is not installed or refuses the file.
+    """
+    if not path.is_file():
+        raise BadInputError(f"no such file: {path}")
+    allowed = RUNTIMES.get(path.suffix)
+    if allowed is None:
+        raise BadInputError(f"{path.name}: unknown suffix '{path.suffix}'; allowed: {', '.join(RUNTIMES)}")
+    runtime = runtime or DEFAULT_RUNTIME[path.suffix]
+    if runtime not in allowed:
+        raise BadInputError(f"{runtime} can't run {path.name}; for {path.suffix} use: {', '.join(allowed)}")
+    with captured_output(f"loading {path.name} with {runtime}"):
+        version, given, made, invoke = (
+            _onnxruntime(path, threads) if runtime == "onnxruntime" else _interpreter(path, threads, runtime)
+        )
+    if len(given.shape) != 4:
+        raise BadInputError(
+            f"{path.name} has an input of rank {len(given.shape)}; a batch of images has rank 4"
+        )
+    return Session(path, runtime, version, layout or _LAYOUTS[path.suffix], given, made, invoke)
+
+
+Opened = tuple[str, Port, Port, Callable[[np.ndarray], np.ndarray]]
+
+
+def _onnxruntime(path: Path, threads: int) -> Opened:
+    onnxruntime = require("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (given,), (made,) = session.get_inputs(), session.get_outputs()
+
+    def invoke(batch: np.ndarray) -> np.ndarray:
+        result: np.ndarray = session.run([made.name], {given.name: batch})[0]
+        return result
+
+    return onnxruntime.__version__, _onnx_port(given), _onnx_port(made), invoke
+
+
+def _onnx_port(node: Any) -> Port:
+    name = node.type.removeprefix("tensor(").removesuffix(")")
+    dtype = np.dtype({"float": "float32", "double": "float64"}.get(name, name))
+    return Port(tuple(size if isinstance(size, int) else None for size in node.shape), dtype)
+
+
+def _interpreter(path: Path, threads: int, runtime: Runtime) -> Opened:
+    if runtime == "litert":
+        interpreter_class = require("ai_edge_litert.interpreter").Interpreter
+        version = importlib.metadata.version("ai-edge-litert")
+    else:
+        tensorflow = require("tensorflow")
+        interpreter_class, version = tensorflow.lite.Interpreter, tensorflow.__version__
+    interpreter = interpreter_class(model_path=str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    (given,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def invoke(batch: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(given["index"], batch)
+        interpreter.invoke()
+        result: np.ndarray = interpreter.get_tensor(made["index"])
+        return result
+
+    return version, _tflite_port(given), _tflite_port(made), invoke
+
+
+def _tflite_port(details: dict[str, Any]) -> Port:
+    scale, zero_point = details["quantization"]
+    shape = tuple(int(size) for size in details["shape"])
+    return Port(shape, np.dtype(details["dtype"]), float(scale), int(zero_point))

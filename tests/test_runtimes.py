@@ -1,0 +1,88 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.runtimes import Port, open_session, require
+
+
+def write_mean_over_width(path: Path, batch: int | str) -> None:
+    """An ONNX file whose logits are the first row of every image's first channel, means over the width."""
+    shape = [batch, 2, 3, 4]
+    starts, ends, axes = (
+        helper.make_tensor(name, TensorProto.INT64, [1], [value])
+        for name, value in (("starts", 0), ("ends", 1), ("axes", 1))
+    )
+    nodes = [
+        helper.make_node("ReduceMean", ["pixels"], ["means"], axes=[3], keepdims=0),
+        helper.make_node("Slice", ["means", "starts", "ends", "axes"], ["first"]),
+        helper.make_node("Flatten", ["first"], ["logits"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
+        [starts, ends, axes],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=7), path)
+
+
+@pytest.mark.parametrize("batch", [1, 2, "N"])
+def test_any_number_of_images_through_any_batch_size(tmp_path: Path, batch: int | str) -> None:
+    path = tmp_path / "m.onnx"
+    write_mean_over_width(path, batch)
+    pixels = np.random.default_rng(0).random((5, 2, 3, 4), dtype=np.float32)
+    np.testing.assert_allclose(open_session(path).run(pixels), pixels[:, 0].mean(2), rtol=1e-6)
+
+
+def test_wrong_image_size_is_told_in_the_file_s_own_layout(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    write_mean_over_width(path, "N")
+    with pytest.raises(BadInputError, match=r"m\.onnx takes images 2x3x4 \(CHW\), not 2x4x3"):
+        open_session(path).run(np.zeros((1, 2, 4, 3), np.float32))
+
+
+@given(
+    scale=st.floats(1e-3, 1.0),
+    zero_point=st.integers(-128, 127),
+    steps=st.lists(st.integers(-128, 127), min_size=1, max_size=20),
+)
+def test_quantized_port_decodes_what_it_encodes(scale: float, zero_point: int, steps: list[int]) -> None:
+    port = Port((1,), np.dtype(np.int8), scale, zero_point)
+    numbers = np.array(steps, np.int8)
+    np.testing.assert_array_equal(port.encode(port.decode(numbers)), numbers)
+
+
+def test_quantized_port_clips_instead_of_wrapping() -> None:
+    port = Port((1,), np.dtype(np.uint8), 1 / 255, 0)
+    assert port.encode(np.array([-0.1, 0.0, 1.0, 1.1], np.float32)).tolist() == [0, 0, 255, 255]
+
+
+def test_bad_files_are_told_plainly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadInputError, match="no such file"):
+        open_session(tmp_path / "none.onnx")
+    (tmp_path / "m.pb").write_bytes(b"x")
+    with pytest.raises(BadInputError, match=r"unknown suffix '\.pb'; allowed: \.onnx, \.tflite"):
+        open_session(tmp_path / "m.pb")
+    for name in ("m.onnx", "m.tflite"):
+        (tmp_path / name).write_bytes(b"not a model")
+        with pytest.raises(ToolFailedError, match=f"loading {name} with .* failed"):
+            open_session(tmp_path / name)
+    with pytest.raises(BadInputError, match=r"litert can't run m\.onnx; for \.onnx use: onnxruntime"):
+        open_session(tmp_path / "m.onnx", runtime="litert")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.delitem(sys.modules, "ai_edge_litert.interpreter", raising=False)
+    with pytest.raises(ToolFailedError, match=r'pip install "fsrp-edge\[tflite\]"'):
+        require("ai_edge_litert.interpreter")

@@ -1,0 +1,49 @@
+import logging
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.tool_output import captured_output
+
+
+def noise() -> None:
+    print("from python")
+    subprocess.run([sys.executable, "-c", "import os; os.write(2, b'from a process\\n')"], check=True)
+    logging.warning("from logging")
+    warnings.warn("from a warning", DeprecationWarning, stacklevel=1)
+
+
+def test_noise_goes_to_the_log_only(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = list(logging.getLogger().handlers)
+    with caplog.at_level(logging.DEBUG, logger="fsrp_edge.tool_output"), captured_output("working"):
+        noise()
+    assert capfd.readouterr() == ("", "")
+    assert "from python" in caplog.text
+    assert "from a process" in caplog.text
+    assert "from a warning" in caplog.text
+    assert logging.getLogger().handlers == handlers
+    print("after")
+    assert capfd.readouterr().out == "after\n"
+
+
+def test_failure_shows_what_the_tool_said_last(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ToolFailedError) as caught, captured_output("exporting net to onnx"):
+        for number in range(20):
+            print(f"step {number}")
+        raise ValueError("no such operator\n and a stack")
+    assert capfd.readouterr() == ("", "")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "exporting net to onnx failed: ValueError: no such operator"
+    assert lines[-1] == "step 19"
+    assert "step 11" not in lines
+
+
+def test_own_errors_pass_unchanged() -> None:
+    with pytest.raises(BadInputError, match=r"^no images$"), captured_output("working"):
+        print("noise")
+        raise BadInputError("no images")
