@@ -1,0 +1,205 @@
+"""Does a file compute what the network computes? In every runtime, on random and on real images."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from fsrp_edge.compute import device_of
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import GateFailedError
+from fsrp_edge.export.artifact import Artifact, Precision
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.runtimes import RUNTIMES, Runtime, open_session
+
+Inputs = Literal["random", "real"]
+
+
+class Tolerance(BaseModel):
+    """Limits that a file has to keep to pass; None where a figure is shown but does not decide."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    relative_error: float | None = None
+    """Highest max|difference| / max|reference|, over all logits of all images."""
+    cosine: float | None = None
+    """Lowest cosine between the logits of the file and of the network."""
+    top1_agreement: float | None = None
+    """Lowest share of images that both put into the same class."""
+
+
+# Measured in ONNX and TFLite on ResNet-20 and an adversarially trained VGG16 (CIFAR-10), Lite0 (EfficientNet
+# with ImageNet weights) and nine torchvision CNNs without training; the worst figure is told with each limit.
+#
+# fp32 differs by the order of its sums only: 8e-6. A mixed-up axis gives more than 1e-2.
+# fp16 keeps 11 bits: 5e-3 on real images; 3e-2 where random images drive Lite0 where it was never trained.
+# int8 on real images: cosine 0.994 (Lite0), agreement 0.91 (untrained ConvNeXt). The largest error says
+#     little: one activation beyond the calibrated range is cut off: 0.4 for the VGG16 at a cosine of 0.998.
+# int8 on random images, which the ranges were not calibrated on, shows clipping (Lite0: cosine 0.97,
+#     agreement 0.6). They still tell a file that computes something else, and no more is asked of them.
+TOLERANCES: dict[tuple[Precision, Inputs], Tolerance] = {
+    ("fp32", "random"): Tolerance(relative_error=1e-4),
+    ("fp32", "real"): Tolerance(relative_error=1e-4),
+    ("fp16", "random"): Tolerance(relative_error=1e-1, cosine=0.999),
+    ("fp16", "real"): Tolerance(relative_error=2e-2, cosine=0.999),
+    ("int8", "random"): Tolerance(cosine=0.9),
+    ("int8", "real"): Tolerance(cosine=0.98, top1_agreement=0.8),
+}
+
+
+class Parity(BaseModel):
+    """How far a file's logits are from those of the float32 network in torch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    artifact: str
+    """Name of the artifact, such as `onnx fp32`."""
+    runtime: Runtime
+    inputs: Inputs
+    images: int
+    max_abs_error: float
+    mean_abs_error: float
+    relative_error: float
+    """max|difference| / max|reference|"""
+    cosine: float
+    """Between all logits of the file and all of the network."""
+    top1_agreement: float
+    """Share of images that both put into the same class, 0 to 1."""
+    tolerance: Tolerance
+    passed: bool
+
+
+def check_parity(
+    classifier: Classifier,
+    path: Path,
+    artifact: Artifact,
+    images: ImageSet | None = None,
+    *,
+    runtimes: Sequence[Runtime] | None = None,
+    random_images: int = 8,
+    seed: int = 0,
+) -> tuple[Parity, ...]:
+    """Compare a file with the network it was made from.
+
+    Args:
+        classifier: the float32 network.
+        path: the file.
+        artifact: what the file is; its precision decides the tolerance.
+        images: real images, of which all are used; without them only random ones are.
+        runtimes: what to run the file in; None takes every installed runtime of the format.
+        random_images: number of random images, see `probe_pixels`.
+        seed: of the random images.
+
+    Returns:
+        One parity a runtime and kind of input, random first.
+
+    Raises:
+        ToolFailedError: a runtime is missing or refuses the file.
+    """
+    batches: dict[Inputs, list[torch.Tensor]] = {
+        "random": [probe_pixels(classifier.spec.input_shape, random_images, seed)]
+    }
+    if images is not None and len(images):
+        batches["real"] = [pixels for pixels, _ in images.batches(32)]
+    parities = []
+    references = {inputs: _reference(classifier, pixels) for inputs, pixels in batches.items()}
+    for runtime in runtimes or installed_runtimes(path):
+        session = open_session(path, runtime=runtime)
+        for inputs, pixels in batches.items():
+            logits = np.concatenate([session.run(batch.numpy()) for batch in pixels])
+            parities.append(compare(references[inputs], logits, artifact, runtime, inputs))
+    return tuple(parities)
+
+
+def require_parity(parities: Sequence[Parity]) -> None:
+    """Stop where a file computes something else than the network.
+
+    Raises:
+        GateFailedError: a check failed; the text tells the one furthest from its limit.
+    """
+    failed = [parity for parity in parities if not parity.passed]
+    if failed:
+        worst = max(failed, key=lambda parity: parity.relative_error)
+        raise GateFailedError(
+            f"{len(failed)} of {len(parities)} parity checks failed; worst: {worst.artifact} in "
+            f"{worst.runtime} on {worst.images} {worst.inputs} images: {'; '.join(_violations(worst))}"
+        )
+
+
+def installed_runtimes(path: Path) -> tuple[Runtime, ...]:
+    """Runtimes for this file: the format's own in any case, the others where they are installed."""
+    first, *others = RUNTIMES[path.suffix]
+    return (first, *(other for other in others if importlib.util.find_spec(other)))
+
+
+def probe_pixels(shape: tuple[int, int, int], count: int, seed: int = 0) -> torch.Tensor:
+    """Random images that look different along each axis, so that a file that mixes up axes can't agree.
+
+    Every channel of every image is a ramp of its own slopes along height and width under noise.
+
+    Args:
+        shape: (channels, height, width).
+        count: number of images.
+        seed: the same images for the same seed.
+
+    Returns:
+        float32 (count, C, H, W) in [0, 1].
+    """
+    channels, height, width = shape
+    generator = torch.Generator().manual_seed(seed)
+    slopes = torch.rand((2, count, channels, 1, 1), generator=generator)
+    ramps = slopes[0] * torch.linspace(0, 1, height).view(-1, 1) + slopes[1] * torch.linspace(0, 1, width)
+    noise = torch.rand((count, channels, height, width), generator=generator)
+    return 0.35 * ramps + 0.3 * noise
+
+
+def compare(
+    reference: np.ndarray, logits: np.ndarray, artifact: Artifact, runtime: Runtime, inputs: Inputs
+) -> Parity:
+    """Errors of a file's logits (N, classes) against the network's, judged by the artifact's precision."""
+    difference = np.abs(logits - reference)
+    parity = Parity(
+        artifact=artifact.name,
+        runtime=runtime,
+        inputs=inputs,
+        images=len(reference),
+        max_abs_error=float(difference.max()),
+        mean_abs_error=float(difference.mean()),
+        relative_error=float(difference.max() / np.abs(reference).max()),
+        cosine=float((logits * reference).sum() / (np.linalg.norm(logits) * np.linalg.norm(reference))),
+        top1_agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
+        tolerance=TOLERANCES[artifact.precision, inputs],
+        passed=False,
+    )
+    return parity.model_copy(update={"passed": not _violations(parity)})
+
+
+def _violations(parity: Parity) -> list[str]:
+    """The limits that are not kept, in words; a NaN keeps none."""
+    limits = parity.tolerance
+    found = []
+    if limits.relative_error is not None and not parity.relative_error <= limits.relative_error:
+        found.append(f"relative error {parity.relative_error:.2g}, at most {limits.relative_error:g} allowed")
+    if limits.cosine is not None and not parity.cosine >= limits.cosine:
+        found.append(f"cosine {parity.cosine:.5f}, at least {limits.cosine:g} required")
+    if limits.top1_agreement is not None and not parity.top1_agreement >= limits.top1_agreement:
+        found.append(
+            f"top-1 agreement {100 * parity.top1_agreement:.1f} %, "
+            f"at least {100 * limits.top1_agreement:g} % required"
+        )
+    return found
+
+
+def _reference(classifier: Classifier, batches: Sequence[torch.Tensor]) -> np.ndarray:
+    """Logits (N, classes) of the network in evaluation mode, in float32."""
+    device, training = device_of(classifier), classifier.training
+    classifier.eval()
+    try:
+        with torch.no_grad():
+            return np.concatenate([classifier(pixels.to(device)).float().cpu().numpy() for pixels in batches])
+    finally:
+        classifier.train(training)

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.export.export import ArtifactRequest, export_artifacts, smoke_test
+from fsrp_edge.files import sha256_file
+from fsrp_edge.models.classifier import Classifier
+
+
+def test_files_asked_for_and_no_others_are_left(
+    classifier: Classifier, images: ImageSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    requests = [ArtifactRequest("onnx", "int8"), ArtifactRequest("onnx", "fp16")]
+    artifacts = export_artifacts(
+        classifier,
+        requests,
+        tmp_path / "files",
+        opset=17,
+        ir_version=8,
+        int8_activation="int8",
+        calibration=images.first(8),
+        stem="odd",
+        metadata={"seed": "3"},
+    )
+    assert [str(artifact.path) for artifact in artifacts] == ["odd-int8.onnx", "odd-fp16.onnx"]
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {"odd-int8.onnx", "odd-fp16.onnx"}
+    for artifact in artifacts:
+        path = tmp_path / "files" / artifact.path
+        assert artifact.bytes == path.stat().st_size
+        assert artifact.sha256 == sha256_file(path)
+        assert (artifact.opset, artifact.ir_version) == (17, 8)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_impossible_wishes_are_refused_before_the_work(classifier: Classifier, tmp_path: Path) -> None:
+    fp32 = ArtifactRequest("onnx", "fp32")
+    for requests, reason in (
+        ([], "at least one file"),
+        ([fp32, fp32], "once"),
+        ([fp32, ArtifactRequest("onnx", "int8")], "calibration images"),
+    ):
+        with pytest.raises(BadInputError, match=reason):
+            export_artifacts(classifier, requests, tmp_path, opset=13, ir_version=7)
+    assert not list(tmp_path.iterdir())
+
+
+def test_smoke_test_passes_a_good_network_and_stops_one_that_cannot_be_exported(
+    classifier: Classifier,
+) -> None:
+    smoke_test(classifier, opset=13, ir_version=7)
+
+    class Sorted(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svdvals(images).mean(1)
+
+    with pytest.raises(ToolFailedError, match="exporting tests:odd to onnx fp32 failed"):
+        smoke_test(Classifier(Sorted(), classifier.spec), opset=13, ir_version=7)

@@ -1,0 +1,139 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.export.onnx import convert_to_fp16, export_onnx, quantize_to_int8
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.runtimes import open_session
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(13, 7), (17, 8), (20, 9), (23, 13)])
+def test_file_keeps_the_caps_of_the_device(
+    classifier: Classifier, tmp_path: Path, opset: int, ir_version: int
+) -> None:
+    artifact = export_onnx(classifier, tmp_path / "m.onnx", opset=opset, ir_version=ir_version)
+    model = onnx.load(tmp_path / "m.onnx")
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", min(opset, 20))]
+    assert artifact.opset == min(opset, 20)
+    assert artifact.ir_version == model.ir_version <= ir_version
+    assert [node.name for node in model.graph.input] == ["pixels"]
+    assert [node.name for node in model.graph.output] == ["logits"]
+    shape = [size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == [1, 3, 48, 64]
+
+
+def test_ir_version_that_the_opset_cannot_keep_is_refused(classifier: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"opset 17 needs IR version 8, but the target takes 7"):
+        export_onnx(classifier, tmp_path / "m.onnx", opset=17, ir_version=7)
+    assert not list(tmp_path.iterdir())
+
+
+def test_batch_norm_is_folded_away(classifier: Classifier, tmp_path: Path) -> None:
+    export_onnx(classifier, tmp_path / "m.onnx", opset=13, ir_version=7)
+    operators = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert "Conv" in operators
+    assert "BatchNormalization" not in operators
+
+
+def test_same_network_gives_the_same_bytes_in_every_precision(
+    classifier: Classifier, images: ImageSet, tmp_path: Path
+) -> None:
+    digests = []
+    for turn in ("a", "b"):
+        folder = tmp_path / turn
+        fp32 = export_onnx(classifier, folder / "fp32.onnx", opset=13, ir_version=7, metadata={"seed": "0"})
+        fp16 = convert_to_fp16(folder / "fp32.onnx", folder / "fp16.onnx")
+        int8 = quantize_to_int8(
+            folder / "fp32.onnx", folder / "int8.onnx", activation="uint8", calibration=images.first(8)
+        )
+        digests.append([artifact.sha256 for artifact in (fp32, fp16, int8)])
+        for path in folder.iterdir():
+            content = path.read_bytes()
+            assert b".py" not in content
+            assert str(Path(torch.__file__).parents[2]).encode() not in content
+            assert str(tmp_path).encode() not in content
+    assert digests[0] == digests[1]
+
+
+def test_metadata_is_in_the_file(classifier: Classifier, tmp_path: Path) -> None:
+    facts = {"source": "abc", "architecture": "tests:odd"}
+    export_onnx(classifier, tmp_path / "m.onnx", opset=13, ir_version=7, metadata=facts)
+    assert {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props} == facts
+
+
+def test_exporting_leaves_the_network_as_it_was(classifier: Classifier, tmp_path: Path) -> None:
+    before = {key: value.clone() for key, value in classifier.state_dict().items()}
+    classifier.train()
+    try:
+        export_onnx(classifier, tmp_path / "m.onnx", opset=13, ir_version=7)
+        assert classifier.training
+    finally:
+        classifier.eval()
+    assert all(torch.equal(before[key], value) for key, value in classifier.state_dict().items())
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
+
+
+@pytest.mark.parametrize(("activation", "kind"), [("uint8", np.uint8), ("int8", np.int8)])
+def test_int8_types_are_the_target_s(
+    classifier: Classifier, images: ImageSet, tmp_path: Path, activation: str, kind: type
+) -> None:
+    export_onnx(classifier, tmp_path / "fp32.onnx", opset=13, ir_version=7)
+    artifact = quantize_to_int8(
+        tmp_path / "fp32.onnx",
+        tmp_path / "int8.onnx",
+        activation=activation,  # type: ignore[arg-type]
+        calibration=images.first(8),
+    )
+    assert (artifact.opset, artifact.ir_version) == (13, 7)
+    model = onnx.load(tmp_path / "int8.onnx")
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    quantized = {
+        constants[node.input[2]].dtype for node in model.graph.node if node.op_type == "QuantizeLinear"
+    }
+    assert quantized == {np.dtype(kind)}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    producers = {node.output[0]: node for node in model.graph.node}
+    weights = [producers[node.input[1]] for node in convolutions]
+    assert len(weights) == 3
+    for weight in weights:
+        values, scales, zeros = (constants[name] for name in weight.input)
+        assert values.dtype == np.int8
+        assert scales.shape == (values.shape[0],), "per channel"
+        assert not zeros.any(), "symmetric"
+    session = open_session(tmp_path / "int8.onnx")
+    assert (session.input.dtype, session.output.dtype) == (np.float32, np.float32)
+
+
+def test_fp16_halves_the_file_and_keeps_float32_ports(tmp_path: Path, classifier: Classifier) -> None:
+    whole = export_onnx(classifier, tmp_path / "fp32.onnx", opset=13, ir_version=7)
+    half = convert_to_fp16(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx")
+    assert half.bytes < 0.75 * whole.bytes
+    assert half.opset == 13
+    session = open_session(tmp_path / "fp16.onnx")
+    assert (session.input.dtype, session.output.dtype) == (np.float32, np.float32)
+
+
+def test_int8_without_images_is_refused(classifier: Classifier, images: ImageSet, tmp_path: Path) -> None:
+    export_onnx(classifier, tmp_path / "fp32.onnx", opset=13, ir_version=7)
+    with pytest.raises(BadInputError, match="calibration images"):
+        quantize_to_int8(
+            tmp_path / "fp32.onnx", tmp_path / "i.onnx", activation="uint8", calibration=images.first(0)
+        )
+
+
+def test_network_that_cannot_be_exported_says_so_once(
+    classifier: Classifier, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Spectrum(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svdvals(images).mean(1)
+
+    with pytest.raises(ToolFailedError, match=r"exporting tests:odd to onnx fp32 failed: .*svd"):
+        export_onnx(Classifier(Spectrum(), classifier.spec), tmp_path / "m.onnx", opset=13, ir_version=7)
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import GateFailedError
+from fsrp_edge.export.artifact import Artifact
+from fsrp_edge.export.onnx import convert_to_fp16, export_onnx, quantize_to_int8
+from fsrp_edge.export.parity import check_parity, compare, probe_pixels, require_parity
+from fsrp_edge.models.classifier import Classifier
+
+
+class Permuted(nn.Module):
+    """A network that sees its input with axes mixed up."""
+
+    def __init__(self, network: nn.Module, permutation: str) -> None:
+        super().__init__()
+        self.network, self.permutation = network, permutation
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.permutation == "channels":
+            pixels = pixels.flip(1)
+        elif self.permutation == "swapped":
+            pixels = pixels.transpose(2, 3)
+        else:
+            pixels = pixels.flip(3)
+        logits: torch.Tensor = self.network(pixels)
+        return logits
+
+
+def artifact_of(precision: str = "fp32") -> Artifact:
+    return Artifact.model_validate(
+        {
+            "path": "m.onnx",
+            "format": "onnx",
+            "precision": precision,
+            "layout": "NCHW",
+            "bytes": 1,
+            "sha256": "",
+        }
+    )
+
+
+def test_every_precision_of_a_network_passes(
+    classifier: Classifier, images: ImageSet, tmp_path: Path
+) -> None:
+    source = tmp_path / "fp32.onnx"
+    made = [export_onnx(classifier, source, opset=13, ir_version=7)]
+    made.append(convert_to_fp16(source, tmp_path / "fp16.onnx"))
+    made.append(quantize_to_int8(source, tmp_path / "int8.onnx", activation="uint8", calibration=images))
+    errors = []
+    for artifact in made:
+        parities = check_parity(classifier, tmp_path / artifact.path, artifact, images)
+        assert [parity.inputs for parity in parities] == ["random", "real"]
+        assert [parity.images for parity in parities] == [8, len(images)]
+        require_parity(parities)
+        errors.append(parities[1].mean_abs_error)
+    assert 0 < errors[0] < errors[1] < errors[2], "each precision is measured, not assumed"
+
+
+@pytest.mark.parametrize("permutation", ["channels", "swapped", "mirrored"])
+def test_mixed_up_axes_are_found_even_on_square_images(
+    classifier: Classifier, tmp_path: Path, permutation: str
+) -> None:
+    square = Classifier(classifier.network, classifier.spec.model_copy(update={"input_shape": (3, 32, 32)}))
+    wrong = Classifier(Permuted(classifier.network, permutation), square.spec)
+    artifact = export_onnx(wrong.eval(), tmp_path / "m.onnx", opset=13, ir_version=7)
+    with pytest.raises(GateFailedError, match=r"onnx fp32 in onnxruntime on 8 random images: relative error"):
+        require_parity(check_parity(square.eval(), tmp_path / "m.onnx", artifact))
+
+
+def test_other_weights_fail_in_every_precision(
+    classifier: Classifier, images: ImageSet, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    other = Classifier(type(classifier.network)(5), classifier.spec).eval()  # type: ignore[call-arg,arg-type]
+    source = tmp_path / "fp32.onnx"
+    made = [export_onnx(other, source, opset=13, ir_version=7)]
+    made.append(convert_to_fp16(source, tmp_path / "fp16.onnx"))
+    made.append(quantize_to_int8(source, tmp_path / "int8.onnx", activation="int8", calibration=images))
+    for artifact in made:
+        parities = check_parity(classifier, tmp_path / artifact.path, artifact, images)
+        assert not any(parity.passed for parity in parities), artifact.name
+
+
+def test_figures_are_those_defined() -> None:
+    reference = np.array([[4.0, -2.0], [1.0, 3.0]], np.float32)
+    logits = np.array([[4.0, -1.0], [3.5, 3.0]], np.float32)
+    parity = compare(reference, logits, artifact_of(), "onnxruntime", "real")
+    assert parity.max_abs_error == pytest.approx(2.5)
+    assert parity.mean_abs_error == pytest.approx(3.5 / 4)
+    assert parity.relative_error == pytest.approx(2.5 / 4)
+    assert parity.cosine == pytest.approx(30.5 / np.sqrt(30 * 38.25))
+    assert parity.top1_agreement == 0.5
+    assert not parity.passed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_logits_that_are_no_numbers_fail(precision: str) -> None:
+    reference = np.ones((3, 2), np.float32)
+    logits = np.full((3, 2), np.nan, np.float32)
+    for inputs in ("random", "real"):
+        parity = compare(reference, logits, artifact_of(precision), "onnxruntime", inputs)  # type: ignore[arg-type]
+        assert not parity.passed
+
+
+def test_probe_differs_along_every_axis_and_keeps_the_range() -> None:
+    pixels = probe_pixels((3, 8, 8), 4, seed=1)
+    assert torch.equal(pixels, probe_pixels((3, 8, 8), 4, seed=1))
+    assert pixels.min() >= 0
+    assert pixels.max() <= 1
+    for changed in (pixels.flip(1), pixels.transpose(2, 3), pixels.flip(2), pixels.flip(3), pixels.flip(0)):
+        assert (changed - pixels).abs().mean() > 0.05
