@@ -1,7 +1,9 @@
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
@@ -54,6 +56,13 @@ def test_same_network_gives_the_same_bytes(
     )
     assert first.sha256 == second.sha256
     assert str(folder).encode() not in (folder / "one.tflite").read_bytes()
+
+
+def test_memory_layout_of_the_weights_does_not_matter(
+    classifier: Classifier, fp32: Artifact, folder: Path
+) -> None:
+    strided = copy.deepcopy(classifier).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert export_tflite(strided, folder / "strided.tflite").sha256 == fp32.sha256
 
 
 def test_int8_without_images_is_refused(images: ImageSet, fp32: Artifact, folder: Path) -> None:
