@@ -31,6 +31,11 @@ class PGD(BaseModel):
     step_size: float | None = Field(None, gt=0)
     restarts: int = Field(1, ge=1)
 
+    @property
+    def step(self) -> float:
+        """Length of a step, whether given or by the rule."""
+        return 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+
 
 @contextmanager
 def attackable(model: nn.Module) -> Iterator[None]:
@@ -83,10 +88,9 @@ def pgd(model: nn.Module, pixels: Tensor, labels: Tensor, attack: PGD, generator
     """
     if attack.eps == 0:
         return pixels
-    step_size = attack.step_size or 2.5 * attack.eps / attack.steps
     lower, upper = (pixels - attack.eps).clamp_(min=0), (pixels + attack.eps).clamp_(max=1)
     adversarial = random_start(pixels, attack.eps, generator)
     for _ in range(attack.steps):
         gradient, _ = input_gradient(model, adversarial, labels)
-        adversarial = torch.clamp(adversarial + step_size * gradient.sign(), lower, upper)
+        adversarial = torch.clamp(adversarial + attack.step * gradient.sign(), lower, upper)
     return adversarial

@@ -33,9 +33,9 @@ def _own_operators_load() -> bool:
 def _declare_missing_schemas() -> torch.library.Library | None:
     if hasattr(torch.ops.torchvision, "nms") or _own_operators_load():
         return None
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return library
 
 

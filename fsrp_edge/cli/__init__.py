@@ -1,0 +1,42 @@
+"""The command line: parses, calls, renders. Heavy imports happen inside the command that needs them."""
+
+import sys
+
+import click
+
+from fsrp_edge import __version__
+from fsrp_edge.cli.bench import bench
+from fsrp_edge.cli.compress import compress
+from fsrp_edge.cli.errors import run
+from fsrp_edge.cli.evaluate import evaluate
+from fsrp_edge.cli.export import export
+from fsrp_edge.cli.inspect import inspect
+from fsrp_edge.cli.prune import prune
+from fsrp_edge.cli.recover import recover
+from fsrp_edge.cli.report import report
+from fsrp_edge.cli.score import score
+from fsrp_edge.cli.targets import targets
+from fsrp_edge.cli.train import train
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="fsrp-edge")
+def cli() -> None:
+    """Turn a trained image classifier into small, fast, attack-resistant models for edge devices.
+
+    \b
+    fsrp-edge compress resnet18.pt --target jetson-nano
+    fsrp-edge inspect resnet18.pt --target raspberry-pi-4
+    fsrp-edge targets list
+    """
+
+
+for _command in (
+    compress, inspect, score, prune, recover, export, bench, evaluate, report, targets, train,
+):  # fmt: skip
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(cli))

@@ -126,7 +126,7 @@ def _contiguous_gradients(classifier: Classifier) -> Callable[[Tensor], Tensor]:
 
     def model(pixels: Tensor) -> Tensor:
         if pixels.requires_grad:
-            pixels.register_hook(lambda gradient: gradient.contiguous())  # type: ignore[no-untyped-call]
+            pixels.register_hook(lambda gradient: gradient.contiguous())
         logits: Tensor = classifier(pixels)
         return logits
 

@@ -5,8 +5,24 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fsrp_edge.errors import BadInputError
+
 Format = Literal["onnx", "tflite"]
 Precision = Literal["fp32", "fp16", "int8"]
+
+
+def format_of(path: Path) -> Format:
+    """The format that a file's suffix says.
+
+    Raises:
+        BadInputError: another suffix than .onnx or .tflite.
+    """
+    match path.suffix.lower():
+        case ".onnx":
+            return "onnx"
+        case ".tflite":
+            return "tflite"
+    raise BadInputError(f"{path.name}: unknown suffix '{path.suffix}'; allowed: .onnx, .tflite")
 
 
 class Artifact(BaseModel):

@@ -1,5 +1,6 @@
 """PruningPlan: which channels stay, as a file that people can review and that always gives the same network."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +29,7 @@ def parse_channels(text: object) -> object:
     for run in text.split():
         first, _, last = run.partition("-")
         channels.extend(range(int(first), int(last or first) + 1))
-    if any(after <= before for before, after in zip(channels, channels[1:], strict=False)):
+    if any(after <= before for before, after in itertools.pairwise(channels)):
         raise ValueError(f"channels must ascend without repeats: {text!r}")
     return tuple(channels)
 

@@ -24,6 +24,15 @@ def kept_count(channels: int, ratio: float, multiple: int, blocks: int = 1) -> i
     return min(max(nearest, step), channels - channels % blocks)
 
 
+def reason_to_keep(group: ChannelGroup, multiple: int) -> str | None:
+    """Why nothing of a group can be removed; None where something can."""
+    if not group.consumers:
+        return "these channels are the network's output"
+    if group.channels <= int(np.lcm(multiple, group.blocks)):
+        return f"{group.channels} channels are no more than one channel multiple ({multiple})"
+    return None
+
+
 def group_scores(group: ChannelGroup, scores: FilterScores) -> np.ndarray | None:
     """Scores (channels,) of a group: the mean over the members that were scored; None where none was.
 
@@ -53,14 +62,10 @@ def _plan_group(group: ChannelGroup, scores: FilterScores, ratio: float, multipl
     everything = tuple(range(group.channels))
     values = group_scores(group, scores)
     count = kept_count(group.channels, ratio, multiple, group.blocks)
-    note, kept = None, everything
-    if not group.consumers:
-        note = "these channels are the network's output"
-    elif values is None:
+    note, kept = reason_to_keep(group, multiple), everything
+    if note is None and values is None:
         note = "no member of the group was scored"
-    elif count == group.channels:
-        note = f"no more than one channel multiple ({multiple}) of channels" if ratio > 0 else None
-    else:
+    elif note is None and values is not None and count < group.channels:
         kept = _kept(values, count, group.blocks)
     layers = tuple(member.layer for member in group.members)
     return GroupPlan(root=group.root, layers=layers, channels=group.channels, kept=kept, note=note)

@@ -7,7 +7,7 @@ import torch
 from fsrp_edge.attacks import attackable
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.layer_shapes import layer_shapes
+from fsrp_edge.models.layer_shapes import with_layer_shapes
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pruning.graph import PruningGraph
 from fsrp_edge.pruning.plan import PruningPlan
@@ -46,9 +46,7 @@ def apply_plan(classifier: Classifier, plan: PruningPlan) -> Classifier:
         if removed:
             graph.remove(group.root, removed)
     _require_runs(pruned)
-    shapes = layer_shapes(pruned.network, classifier.network)
-    spec = pruned.spec.model_copy(update={"layer_shapes": classifier.spec.layer_shapes | shapes})
-    return Classifier(pruned.network, spec)
+    return Classifier(pruned.network, with_layer_shapes(pruned.network, pruned.spec))
 
 
 def _require_runs(classifier: Classifier) -> None:

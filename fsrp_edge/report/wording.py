@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001, RUF002 - en dashes, minus and multiplication signs are meant
 """How figures and names are put in words, the same in every rendering of a report."""
 
 from typing import TYPE_CHECKING

@@ -23,7 +23,20 @@ counts.
 
 _NORMS = {"batch_norm", "instance_norm", "group_norm"}
 _ACTIVATIONS = {
-    *("relu", "relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish"),
+    *(
+        "relu",
+        "relu6",
+        "hardtanh",
+        "leaky_relu",
+        "prelu",
+        "rrelu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+    ),
     *("hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus", "clamp"),
 }
 _LAYER_CALLS = {torch.conv1d, torch.conv2d, torch.conv3d, F.linear}
@@ -112,7 +125,7 @@ class MapReader(TorchFunctionMode):
 
     def __exit__(self, *exc: object) -> None:
         """Hand over what nothing consumed, such as the logits."""
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         self._finish(list(self._pending.values()))
 
 

@@ -91,7 +91,7 @@ def _low_energy(maps: Tensor, radius: float, shape: RegionShape) -> Tensor:
         # Channels are the fast axis: keep them the columns of both products, so nothing is copied or transposed.
         over_columns = torch.matmul(columns.T, maps.permute(0, 2, 3, 1))  # (N, H, L, C)
         spectrum = torch.matmul(rows.T, over_columns.flatten(2)).unflatten(2, over_columns.shape[2:])
-        energy = spectrum.square_()  # (N, K, L, C)
+        energy: Tensor = spectrum.square_()  # (N, K, L, C)
         if mask is not None:
             energy.mul_(mask[:, :, None])
         return energy.sum(dim=1).sum(dim=1)
@@ -106,7 +106,8 @@ def _total_energy(maps: Tensor) -> Tensor:
     """(N, C) energy of all bins; summed in two steps, as one long float32 sum over 224×224 would lose two digits."""
     if _is_channels_last(maps):
         return maps.permute(0, 2, 3, 1).square().sum(dim=2).sum(dim=1)
-    return torch.linalg.vector_norm(maps, dim=3).square_().sum(dim=2)
+    norms: Tensor = torch.linalg.vector_norm(maps, dim=3)
+    return norms.square_().sum(dim=2)
 
 
 def _energies(maps: Tensor, radius: float, shape: RegionShape) -> tuple[Tensor, Tensor]:
@@ -141,7 +142,9 @@ def band_energies(maps: Tensor, radius: float, shape: RegionShape = "disk") -> B
     return BandEnergies(low, high)
 
 
-def low_to_high_ratio(energies: BandEnergies, power: Literal[1, 2] = 2, relative_epsilon: float = 1e-6) -> Tensor:
+def low_to_high_ratio(
+    energies: BandEnergies, power: Literal[1, 2] = 2, relative_epsilon: float = 1e-6
+) -> Tensor:
     """The FSRP ratio (Qian et al. 2024) of every map, (N, C), at least 0.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD, attackable, pgd
@@ -17,7 +17,7 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
-from fsrp_edge.scoring.capture import MapReader, ReadAt
+from fsrp_edge.scoring.capture import MapReader, ReadAt, scored_layers
 from fsrp_edge.scoring.fourier import RegionShape, band_energies, has_bands, low_to_high_ratio
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
@@ -72,15 +72,18 @@ class _LayerSums:
         return ratio if self.options.power == 2 else ratio.sqrt()
 
 
-def as_maps(output: Tensor) -> Tensor:
-    """A layer's output as maps (N, C, H, W): (N, F) becomes 1×1 maps, channels-last (N, H, W, C) of a linear layer and
-    (N, L, C) of tokens keep their places as pixels.
+def as_maps(layer: nn.Module, output: Tensor) -> Tensor:
+    """A layer's output as maps (N, C, H, W).
+
+    A linear layer's features are its last axis, the axes between it and the first are places: (N, F) becomes maps of
+    1×1, (N, L, F) of 1×L, (N, H, W, F) of H×W.
     """
-    if output.dim() == 2:
-        return output[:, :, None, None]
-    if output.dim() == 3:
-        return output.transpose(1, 2).unsqueeze(2)
-    return output
+    if not isinstance(layer, nn.Linear):
+        return output
+    maps = output.movedim(-1, 1)
+    while maps.dim() < 4:
+        maps = maps.unsqueeze(2)
+    return maps
 
 
 def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int) -> FilterScores:
@@ -101,17 +104,17 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
         BadInputError: a layer's response is NaN or infinite; the layer is named.
     """
     sums: dict[str, _LayerSums] = {}
+    layers = scored_layers(classifier.network)
 
     def receive(layer: str, maps: Tensor) -> None:
-        sums.setdefault(layer, _LayerSums(options)).add(as_maps(maps))
+        sums.setdefault(layer, _LayerSums(options)).add(as_maps(layers[layer], maps))
 
     device = compute.device_of(classifier)
     generator = compute.generator(seed)
     batches = images.batches(options.batch_size)
     with attackable(classifier):
-        for pixels, labels in track(batches, "score", images.batch_count(options.batch_size)):
-            pixels, labels = pixels.to(device), labels.to(device)
-            adversarial = pgd(classifier, pixels, labels, options.attack, generator)
+        for pixels, labels in track(batches, "scoring", images.batch_count(options.batch_size)):
+            adversarial = pgd(classifier, pixels.to(device), labels.to(device), options.attack, generator)
             with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
                 classifier(adversarial)
     return FilterScores(

@@ -164,7 +164,7 @@ class _Run:
 
     def step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.last_learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()

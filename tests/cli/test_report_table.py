@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - en dashes, minus and multiplication signs are meant
 import re
 import sys
 from collections.abc import Callable

@@ -1,0 +1,58 @@
+# make demo    train a small robust network and compress it, from nothing
+# make test    the tests, from nothing
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format bench wheel clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); fsrp-edge needs Python 3.11 or 3.12: make PYTHON=python3.11 …"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: an environment is installed again when the requirements change.
+$(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing fsrp-edge into $(VENV) (about 3 minutes and 3 GB) …"
+	@$(PIP) --editable '.[onnx,tflite,samples]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing fsrp-edge and its development tools into $(VENV) (about 4 minutes and 5 GB) …"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/demo.stamp
+
+demo: $(VENV)/demo.stamp ## Train resnet18.pt adversarially on handwritten digits, then compress it for a Jetson Nano
+	@mkdir -p demo
+	cd demo && ../$(BIN)/fsrp-edge train --arch resnet18 --data digits --input-size 48 --eps 0.1 --epochs 5 \
+	  --batch-size 32 --learning-rate 0.02 --crop-padding 0 --out resnet18.pt
+	cd demo && ../$(BIN)/fsrp-edge compress resnet18.pt --target jetson-nano
+
+test: $(VENV)/dev.stamp ## Run the tests (under 10 minutes, installation included)
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadscope
+
+test-slow: $(VENV)/dev.stamp ## Run the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev.stamp ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/dev.stamp ## Run the benchmarks behind the README's figures (see benchmarks/README.md)
+	$(BIN)/python -m benchmarks.run
+
+wheel: $(VENV)/dev.stamp ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## Remove the environment and the demo
+	rm -rf $(VENV) demo dist

@@ -1,0 +1,102 @@
+"""`fsrp-edge compress`: the whole way from a checkpoint to verified files and a report."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import traceback_option
+
+
+@click.command()
+@options.checkpoint_options
+@options.target_option
+@options.data_option
+@click.option(
+    "--ratio",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of each layer's channels to remove. Parameters and MACs fall by more: about 1 - (1 - ratio)^2.",
+)
+@options.criterion_options
+@options.recovery_options
+@options.format_options
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    default=("pgd-20",),
+    show_default=True,
+    help="Judge by fgsm, pgd-STEPS, pgd-STEPSxRESTARTS or autoattack. Repeatable.",
+)
+@options.eps_option
+@click.option(
+    "--robust-images",
+    type=click.IntRange(1),
+    help="Evaluation images to attack.  [default: 1000, or 128 for large inputs]",
+)
+@click.option("--quick-bench", is_flag=True, help="Measure latency for 2 seconds a file instead of 10.")
+@options.seed_option
+@click.option("--out", type=options.NewPath, help="Run directory.  [default: CHECKPOINT-TARGET]")
+@options.output_options
+@traceback_option
+def compress(
+    formats: tuple[str, ...],
+    precisions: tuple[str, ...],
+    quick_bench: bool,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Compress a trained classifier for a device, and report what it kept.
+
+    Scores every filter, removes the channels with the lowest scores, recovers, exports, verifies every file, measures
+    latency and robust accuracy. The run directory keeps each stage: the same command resumes after an interruption.
+
+    \b
+    fsrp-edge compress resnet18.pt --target jetson-nano
+    fsrp-edge compress resnet20.th --target raspberry-pi-4 --data cifar-10-batches-bin
+    fsrp-edge compress net.pt --arch net.py:build --data photos/ --target my-board.yaml --ratio 0.6
+    """
+    from fsrp_edge.bench.local import QUICK, Method
+    from fsrp_edge.cli.console import print_json, show_progress
+    from fsrp_edge.cli.report_table import print_report
+    from fsrp_edge.pipeline import CompressOptions
+    from fsrp_edge.pipeline import compress as run
+
+    eps = given["eps"]
+    wanted = CompressOptions(
+        criterion=options.criterion_from(
+            given.pop("radius"), given.pop("region"), given.pop("read_at"), given.pop("score_steps"), eps
+        ),
+        recovery=options.recipe_from(
+            given.pop("recover_epochs"),
+            given.pop("recover_method"),
+            given.pop("recover_learning_rate"),
+            given.pop("batch_size"),
+            eps,
+        ),
+        formats=options.optional(formats),
+        precisions=options.optional(precisions),
+        method=QUICK if quick_bench else Method(),
+        **given,
+    )
+    with show_progress(quiet=quiet):
+        result = run(wanted)
+    if as_json:
+        print_json(result.report.model_dump(mode="json"))
+    else:
+        print_report(
+            result.report, result.directory, _next_commands(result.directory, result.model, wanted.data)
+        )
+
+
+def _next_commands(directory: Path, model: Path, data: str | None) -> list[str]:
+    chosen = f" --data {shlex.quote(data)}" if data else ""
+    return [
+        f"less {shlex.quote(str(directory / 'report.md'))}",
+        f"fsrp-edge evaluate {shlex.quote(str(model))}{chosen} --attack autoattack",
+    ]

@@ -1,0 +1,74 @@
+"""`fsrp-edge evaluate`: accuracy of a network or a file, clean and under attack."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import traceback_option
+
+
+@click.command()
+@options.checkpoint_options
+@options.data_option
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    default=("pgd-20",),
+    show_default=True,
+    help="fgsm, pgd-STEPS, pgd-STEPSxRESTARTS or autoattack. Repeatable. Attacks need gradients, so a network.",
+)
+@click.option("--clean-only", is_flag=True, help="No attack.")
+@options.eps_option
+@click.option("--images", type=click.IntRange(1), help="Only the first so many evaluation images.")
+@options.seed_option
+@click.option("--out", type=options.NewPath, help="Write the results as JSON to this file too.")
+@options.output_options
+@traceback_option
+def evaluate(
+    checkpoint: Path,
+    data: str | None,
+    attacks: tuple[str, ...],
+    clean_only: bool,
+    eps: float,
+    images: int | None,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Measure clean and robust accuracy, each with its 95 % interval.
+
+    \b
+    fsrp-edge evaluate recovered.safetensors --data cifar-10-batches-bin --attack pgd-20 --attack autoattack
+    """
+    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.evaluation.evaluate import EvaluationPlan
+    from fsrp_edge.evaluation.evaluate import evaluate as run
+    from fsrp_edge.files import write_json
+    from fsrp_edge.pipeline import CheckpointOptions, load, load_data
+    from fsrp_edge.report import wording
+
+    plan = EvaluationPlan(attacks=() if clean_only else attacks, eps=eps, seed=seed)
+    with show_progress(quiet=quiet):
+        classifier = load(CheckpointOptions(checkpoint=checkpoint, **given))
+        evaluated = load_data(classifier, data, seed).evaluation
+        results = [
+            evaluation.result
+            for evaluation in run(classifier, evaluated.first(images or len(evaluated)), plan)
+        ]
+    records = [result.model_dump(mode="json") for result in results]
+    if out is not None:
+        write_json(out, records)
+    if as_json:
+        print_json(records)
+        return
+    print_rows(
+        ("attack", "measure", "95 % interval", "images"),
+        [(wording.attack(r), f"{wording.percent(r.accuracy)} {wording.measure(r)}", wording.interval(r), r.images)
+         for r in results],
+        footer="\n".join(f"warning: {warning}" for result in results for warning in result.warnings),
+    )  # fmt: skip

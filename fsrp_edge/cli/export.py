@@ -1,0 +1,78 @@
+"""`fsrp-edge export`: ONNX and TFLite files of a network, verified."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import traceback_option
+
+
+@click.command()
+@options.checkpoint_options
+@options.target_option
+@options.data_option
+@options.format_options
+@click.option(
+    "--calibration-images", type=click.IntRange(1), default=256, show_default=True, help="For int8."
+)
+@options.seed_option
+@click.option(
+    "--out", type=options.NewPath, default=Path("artifacts"), show_default=True, help="Folder of the files."
+)
+@options.output_options
+@traceback_option
+def export(
+    target: str,
+    data: str | None,
+    formats: tuple[Any, ...],
+    precisions: tuple[Any, ...],
+    calibration_images: int,
+    seed: int,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    **checkpoint: Any,
+) -> None:
+    """Export a network for a device and check that each file computes what the network computes.
+
+    Without --format and --precision the profile's defaults are made. A file that does not match the network is not
+    written, and the exit code is 1.
+
+    \b
+    fsrp-edge export recovered.safetensors --target raspberry-pi-4 --data cifar-10-batches-bin
+    fsrp-edge export recovered.safetensors --target jetson-nano --format onnx --precision fp16
+    """
+    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.export.verified import export_verified
+    from fsrp_edge.pipeline import CheckpointOptions, choose_artifacts, load, load_data
+    from fsrp_edge.targets.load import load_target
+
+    with show_progress(quiet=quiet):
+        profile = load_target(target)
+        requests = choose_artifacts(profile, options.optional(formats), options.optional(precisions))
+        classifier = load(CheckpointOptions(**checkpoint)).cpu()
+        dataset = load_data(classifier, data, seed)
+        exported = export_verified(
+            classifier,
+            requests,
+            out,
+            target=profile,
+            calibration=dataset.train.sample(calibration_images, seed),
+            images=dataset.evaluation,
+        )
+    if as_json:
+        print_json(exported.model_dump(mode="json"))
+        return
+    print_rows(
+        ("file", "bytes", "input", "checked by", "error", "top-1 agreement"),
+        [
+            (out / artifact.path, f"{artifact.bytes:,}", artifact.layout, parity.runtime,
+             f"{parity.relative_error:.1e}", f"{100 * parity.top1_agreement:.1f} %")
+            for artifact, checks in zip(exported.artifacts, exported.parities, strict=True)
+            for parity in checks
+            if parity.inputs == "real"
+        ],
+        footer=f"Next: fsrp-edge bench {out / exported.artifacts[0].path}",
+    )  # fmt: skip

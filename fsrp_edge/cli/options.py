@@ -1,0 +1,181 @@
+"""Options that several commands share. Imports nothing heavy: `--help` goes through here."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., object])
+ExistingFile = click.Path(exists=True, dir_okay=False, path_type=Path)
+NewPath = click.Path(path_type=Path)
+
+
+def _stack(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _floats(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406") from None
+
+
+def _eps(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
+    try:
+        over, _, under = text.partition("/")
+        eps = float(over) / float(under or 1)
+    except (ValueError, ZeroDivisionError):
+        raise click.BadParameter(f"{text!r} is not a number or a fraction such as 8/255") from None
+    if not 0 <= eps <= 1:
+        raise click.BadParameter(f"{eps:g} is outside 0 to 1 (pixels are in [0, 1]); 8/255 is usual")
+    return eps
+
+
+checkpoint_options = _stack(
+    click.argument("checkpoint", type=ExistingFile),
+    click.option(
+        "--arch",
+        "architecture",
+        metavar="NAME",
+        help="Architecture, where the file does not tell: a torchvision or timm name, cifar:NAME, "
+        "package.module:factory or file.py:factory.",
+    ),
+    click.option("--input-size", type=click.IntRange(1), help="Height and width of the input in pixels."),
+    click.option("--mean", callback=_floats, help="Mean of each channel, for pixels in [0, 1]."),
+    click.option("--std", callback=_floats, help="Standard deviation of each channel."),
+    click.option(
+        "--trust-pickle",
+        is_flag=True,
+        help="Unpickle a whole saved module. This RUNS CODE from the file: only for files you made yourself.",
+    ),
+)
+"""How to read a checkpoint; passed on as keyword arguments of `models.checkpoint.load_classifier`."""
+
+data_option = click.option(
+    "--data",
+    metavar="SOURCE",
+    help="A folder with train/ and val/ or of class folders, a CIFAR-10/100 folder, an .npz file, `digits` or "
+    "`photographs`. Default: what the checkpoint names, else photographs, labelled by the network itself.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every random draw."
+)
+target_option = click.option(
+    "--target",
+    required=True,
+    metavar="NAME|FILE",
+    help="Device profile: a name of `fsrp-edge targets list`, or a YAML file.",
+)
+format_options = _stack(
+    click.option(
+        "--format", "formats", multiple=True, type=click.Choice(["onnx", "tflite"]), help="Repeatable."
+    ),
+    click.option(
+        "--precision",
+        "precisions",
+        multiple=True,
+        type=click.Choice(["fp32", "fp16", "int8"]),
+        help="Repeatable.",
+    ),
+)
+eps_option = click.option(
+    "--eps", callback=_eps, default="8/255", show_default=True, help="L-infinity radius of attacks."
+)
+output_options = _stack(
+    click.option(
+        "--json", "as_json", is_flag=True, help="Write the result to stdout as JSON instead of a table."
+    ),
+    click.option("--quiet", is_flag=True, help="No progress on stderr."),
+)
+criterion_options = _stack(
+    click.option(
+        "--score-images",
+        type=click.IntRange(1),
+        help="Training images to score on.  [default: 512, or 128 for large inputs]",
+    ),
+    click.option(
+        "--radius",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.25,
+        show_default=True,
+        help="Of the low-frequency region, as a fraction of the band.",
+    ),
+    click.option("--region", type=click.Choice(["disk", "square"]), default="disk", show_default=True),
+    click.option(
+        "--read-at",
+        type=click.Choice(["convolution", "batch-norm", "activation"]),
+        default="activation",
+        show_default=True,
+        help="Where a filter's feature map is read.",
+    ),
+    click.option(
+        "--score-steps",
+        type=click.IntRange(1),
+        default=10,
+        show_default=True,
+        help="PGD steps of the examples.",
+    ),
+)
+recovery_options = _stack(
+    click.option(
+        "--recover-epochs",
+        type=click.IntRange(0),
+        default=5,
+        show_default=True,
+        help="0 recalibrates batch norm only.",
+    ),
+    click.option(
+        "--recover-method",
+        type=click.Choice(["n-fgsm", "pgd", "natural"]),
+        default="n-fgsm",
+        show_default=True,
+        help="What is trained on: fast or multi-step adversarial examples, or clean images.",
+    ),
+    click.option(
+        "--recover-learning-rate", type=click.FloatRange(0, min_open=True), default=0.02, show_default=True
+    ),
+    click.option(
+        "--batch-size", type=click.IntRange(2), default=128, show_default=True, help="Of the recovery."
+    ),
+)
+
+
+def optional(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """What a repeatable option gave; None where it was not used."""
+    return values or None
+
+
+def criterion_from(radius: float, region: str, read_at: str, score_steps: int, eps: float) -> Any:
+    """The FSRP options that the command line names."""
+    from fsrp_edge.attacks import PGD
+    from fsrp_edge.scoring.fsrp import FSRP
+
+    return FSRP(radius=radius, region=region, read_at=read_at, attack=PGD(eps=eps, steps=score_steps))
+
+
+def recipe_from(epochs: int, method: str, learning_rate: float, batch_size: int, eps: float) -> Any:
+    """The recovery recipe that the command line names; None for 0 epochs."""
+    from fsrp_edge.training.recipe import Recipe
+
+    if epochs == 0:
+        return None
+    return Recipe(
+        epochs=epochs,
+        method=method,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        eps=eps,
+        flip=True,
+        crop_padding=4,
+    )

@@ -1,0 +1,91 @@
+"""`fsrp-edge prune`: a plan from scores, and the smaller network from the plan."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import traceback_option
+
+
+@click.command()
+@options.checkpoint_options
+@click.option(
+    "--scores", type=options.ExistingFile, help="Scores of this checkpoint, from `fsrp-edge score`."
+)
+@click.option(
+    "--plan", type=options.ExistingFile, help="A finished plan to apply as it is, instead of scores."
+)
+@click.option("--target", metavar="NAME|FILE", help="Device profile whose channel multiple is kept.")
+@click.option(
+    "--ratio",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of each layer's channels to remove.",
+)
+@click.option("--out", type=options.NewPath, default=Path("pruned.safetensors"), show_default=True)
+@options.output_options
+@traceback_option
+def prune(
+    scores: Path | None,
+    plan: Path | None,
+    target: str | None,
+    ratio: float,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    **checkpoint: Any,
+) -> None:
+    """Remove the filters with the lowest scores, physically; writes the network and the plan beside it.
+
+    \b
+    fsrp-edge prune resnet20.th --scores scores.json --target raspberry-pi-4 --ratio 0.5
+    fsrp-edge prune resnet20.th --plan pruned.plan.json
+    """
+    if (scores is None) == (plan is None):
+        raise click.UsageError("give either --scores or --plan")
+    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.models.saved import save_classifier
+    from fsrp_edge.models.size import measure_size
+    from fsrp_edge.pipeline import CheckpointOptions, load
+    from fsrp_edge.pruning.plan import PruningPlan
+    from fsrp_edge.pruning.planning import make_plan
+    from fsrp_edge.pruning.surgery import apply_plan
+    from fsrp_edge.scoring.scores import FilterScores
+    from fsrp_edge.targets.load import load_target
+
+    with show_progress(quiet=quiet):
+        dense = load(CheckpointOptions(**checkpoint))
+        if plan is not None:
+            chosen = PruningPlan.load(plan)
+        else:
+            assert scores is not None
+            multiple = load_target(target).channel_multiple if target else 1
+            chosen = make_plan(dense, FilterScores.load(scores), ratio=ratio, channel_multiple=multiple)
+        pruned = apply_plan(dense, chosen)
+        save_classifier(pruned, out)
+        chosen.save(out.with_suffix(".plan.json"))
+    before, after = measure_size(dense), measure_size(pruned)
+    if as_json:
+        print_json(
+            {
+                "before": before.model_dump(),
+                "after": after.model_dump(),
+                "plan": chosen.model_dump(mode="json"),
+            }
+        )
+        return
+    print_rows(
+        ("", "before", "after", "removed"),
+        [
+            (name, f"{old:,}", f"{new:,}", f"{1 - new / old:.1%}")
+            for name, old, new in (
+                ("channels", before.channels, after.channels),
+                ("parameters", before.parameters, after.parameters),
+                ("MACs", before.macs, after.macs),
+            )
+        ],
+        footer=f"{out}\n{out.with_suffix('.plan.json')}\nNext: fsrp-edge recover {out} --data SOURCE",
+    )

@@ -1,0 +1,75 @@
+"""`fsrp-edge recover`: batch-norm recalibration and fine-tuning of a pruned network."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import traceback_option
+
+
+@click.command()
+@options.checkpoint_options
+@options.data_option
+@click.option("--teacher", type=options.ExistingFile, help="Dense network whose soft labels are learnt.")
+@options.recovery_options
+@options.eps_option
+@options.seed_option
+@click.option("--out", type=options.NewPath, default=Path("recovered.safetensors"), show_default=True)
+@options.output_options
+@traceback_option
+def recover(
+    data: str | None,
+    teacher: Path | None,
+    recover_epochs: int,
+    recover_method: str,
+    recover_learning_rate: float,
+    batch_size: int,
+    eps: float,
+    seed: int,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    **checkpoint: Any,
+) -> None:
+    """Recover a pruned network; an interrupted run goes on after the last finished epoch.
+
+    \b
+    fsrp-edge recover pruned.safetensors --data cifar-10-batches-bin --recover-epochs 10
+    fsrp-edge recover pruned.safetensors --teacher resnet18.pt
+    """
+    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.models.saved import save_classifier
+    from fsrp_edge.pipeline import CheckpointOptions, load, load_data
+    from fsrp_edge.training.recovery import fit_recipe
+    from fsrp_edge.training.recovery import recover as run
+
+    unfinished = out.with_suffix(".unfinished.pt")
+    with show_progress(quiet=quiet):
+        pruned = load(CheckpointOptions(**checkpoint))
+        dense = load(CheckpointOptions(checkpoint=teacher)) if teacher else None
+        dataset = load_data(dense or pruned, data, seed)
+        recipe = options.recipe_from(recover_epochs, recover_method, recover_learning_rate, batch_size, eps)
+        recipe = recipe and fit_recipe(recipe, dataset, has_teacher=dense is not None)
+        result = run(pruned, dataset.train, recipe, seed=seed, teacher=dense, checkpoint=unfinished)
+        save_classifier(result.classifier, out)
+        unfinished.unlink(missing_ok=True)
+    history = [record.model_dump() for record in result.history]
+    if as_json:
+        print_json({"best_epoch": result.best_epoch, "history": history})
+        return
+    print_rows(
+        ("epoch", "loss", "clean %", "robust %", "kept"),
+        [
+            (
+                record.epoch,
+                f"{record.loss:.3f}",
+                f"{100 * record.clean:.1f}",
+                f"{100 * record.robust:.1f}",
+                "*" if record.epoch == result.best_epoch else "",
+            )
+            for record in result.history
+        ],
+        footer=f"{out}\nNext: fsrp-edge export {out} --target NAME",
+    )

@@ -1,0 +1,71 @@
+"""`fsrp-edge score`: one number a filter."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import traceback_option
+
+
+@click.command()
+@options.checkpoint_options
+@options.data_option
+@options.criterion_options
+@options.eps_option
+@options.seed_option
+@click.option("--out", type=options.NewPath, default=Path("scores.json"), show_default=True)
+@options.output_options
+@traceback_option
+def score(
+    data: str | None,
+    score_images: int | None,
+    radius: float,
+    region: str,
+    read_at: str,
+    score_steps: int,
+    eps: float,
+    seed: int,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    **checkpoint: Any,
+) -> None:
+    """Score every filter by the low- to high-frequency ratio of its response to adversarial examples.
+
+    \b
+    fsrp-edge score resnet20.th --data cifar-10-batches-bin --out scores.json
+    """
+    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.pipeline import CheckpointOptions, default_score_images, load, load_data
+    from fsrp_edge.scoring.fsrp import score_fsrp
+
+    with show_progress(quiet=quiet):
+        classifier = load(CheckpointOptions(**checkpoint))
+        images = load_data(classifier, data, seed).train
+        sample = images.sample(score_images or default_score_images(classifier.spec), seed)
+        criterion = options.criterion_from(radius, region, read_at, score_steps, eps)
+        scores = score_fsrp(classifier, sample, criterion, seed=seed)
+        scores.save(out)
+    if as_json:
+        print_json(scores.model_dump(mode="json"))
+        return
+    print_rows(
+        ("layer", "filters", "map", "lowest", "median", "highest"),
+        [
+            (
+                name,
+                len(layer.scores),
+                "x".join(map(str, layer.map_size or ())),
+                *(f"{value:.3g}" for value in _spread(layer.scores)),
+            )
+            for name, layer in scores.layers.items()
+        ],
+        footer=f"{out}\nNext: fsrp-edge prune {checkpoint['checkpoint']} --scores {out} --target NAME",
+    )
+
+
+def _spread(values: tuple[float, ...]) -> tuple[float, float, float]:
+    ordered = sorted(values)
+    return ordered[0], ordered[len(ordered) // 2], ordered[-1]

@@ -1,0 +1,98 @@
+"""`fsrp-edge train`: adversarial training of a dense network, to have something robust to compress."""
+
+from pathlib import Path
+
+import click
+
+from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import traceback_option
+
+
+@click.command()
+@click.option("--arch", "architecture", required=True, metavar="NAME", help="As for compress.")
+@click.option(
+    "--data", required=True, metavar="SOURCE", help="As for compress; `digits` comes with the package."
+)
+@click.option("--classes", type=click.IntRange(2), default=10, show_default=True)
+@click.option(
+    "--input-size",
+    type=click.IntRange(1),
+    help="Height and width in pixels.  [default: the architecture's own]",
+)
+@click.option(
+    "--method", type=click.Choice(["n-fgsm", "pgd", "natural"]), default="n-fgsm", show_default=True
+)
+@options.eps_option
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True)
+@click.option(
+    "--crop-padding", type=click.IntRange(0), default=4, show_default=True, help="Of random crops, in pixels."
+)
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=0.1, show_default=True)
+@options.seed_option
+@click.option("--out", type=options.NewPath, required=True, help="A .pt or .safetensors file.")
+@options.output_options
+@traceback_option
+def train(
+    architecture: str,
+    data: str,
+    classes: int,
+    input_size: int | None,
+    method: str,
+    eps: float,
+    epochs: int,
+    batch_size: int,
+    crop_padding: int,
+    learning_rate: float,
+    seed: int,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Train a network against adversarial examples; goes on after the last finished epoch when interrupted.
+
+    \b
+    fsrp-edge train --arch resnet18 --data digits --input-size 32 --out resnet18.pt
+    fsrp-edge train --arch cifar:vgg16_bn --data cifar-10-batches-bin --epochs 30 --out vgg16.safetensors
+    """
+    if out.suffix not in {".pt", ".safetensors"}:
+        raise click.UsageError(f"--out {out.name}: give a name that ends in .pt or .safetensors")
+    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier
+    from fsrp_edge.training.dense import train_dense
+    from fsrp_edge.training.recipe import Recipe
+
+    recipe = Recipe.model_validate(
+        {"method": method, "eps": eps, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+         "flip": True, "crop_padding": crop_padding}
+    )  # fmt: skip
+    unfinished = out.with_suffix(".unfinished.pt")
+    with show_progress(quiet=quiet):
+        result = train_dense(
+            architecture,
+            data,
+            recipe,
+            classes=classes,
+            input_size=input_size,
+            seed=seed,
+            checkpoint=unfinished,
+        )
+        (save_checkpoint_pt if out.suffix == ".pt" else save_classifier)(result.classifier, out)
+        unfinished.unlink(missing_ok=True)
+    history = [record.model_dump() for record in result.history]
+    if as_json:
+        print_json({"best_epoch": result.best_epoch, "history": history})
+        return
+    best = result.history[result.best_epoch - 1]
+    print_rows(
+        ("epoch kept", "held-out clean %", "held-out robust %", "images/s"),
+        [
+            (
+                best.epoch,
+                f"{100 * best.clean:.1f}",
+                f"{100 * best.robust:.1f}",
+                f"{best.images_per_second:.0f}",
+            )
+        ],
+        footer=f"{out}\nNext: fsrp-edge compress {out} --target NAME",
+    )

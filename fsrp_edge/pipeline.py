@@ -1,0 +1,550 @@
+"""compress(): the stages in order, each kept in the run directory."""
+
+import copy
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from torch import Tensor
+
+import fsrp_edge
+from fsrp_edge import compute, progress
+from fsrp_edge.attacks import DEFAULT_EPS
+from fsrp_edge.bench.local import Method, measure_all
+from fsrp_edge.bench.results import Latency
+from fsrp_edge.data.check import check_baseline, pseudo_labelled
+from fsrp_edge.data.images import Dataset, ImageSet
+from fsrp_edge.data.open import open_dataset
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
+from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.export.artifact import Artifact, Format, Precision
+from fsrp_edge.export.export import ArtifactRequest, smoke_test
+from fsrp_edge.export.verified import Exported, export_verified
+from fsrp_edge.files import sha256_file
+from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.classifier import Classifier, ModelSpec
+from fsrp_edge.models.saved import save_classifier, weights_sha256
+from fsrp_edge.models.size import Size, measure_size
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.report import schema
+from fsrp_edge.report.manifest import write_manifest
+from fsrp_edge.report.provenance import provenance
+from fsrp_edge.report.store import write_report
+from fsrp_edge.rundir import RunDirectory
+from fsrp_edge.runtimes import open_session
+from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
+from fsrp_edge.scoring.scores import FilterScores
+from fsrp_edge.targets.load import load_target
+from fsrp_edge.targets.profile import Target
+from fsrp_edge.training.loop import EpochRecord
+from fsrp_edge.training.recipe import Recipe
+from fsrp_edge.training.recovery import fit_recipe, recover
+
+LARGE_SIDE = 64
+"""Inputs with a longer side are scored and attacked on fewer images, as each costs many times more."""
+
+
+class CheckpointOptions(BaseModel):
+    """Which network, and what its file does not say about it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: Path
+    architecture: str | None = None
+    input_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    trust_pickle: bool = False
+    data: str | None = None
+    """A data set's name or path; None uses the set the checkpoint names, else embedded photographs."""
+
+
+class CompressOptions(CheckpointOptions):
+    """Everything that a run of `compress` depends on."""
+
+    target: str
+    """Name of a packaged profile, or path of a YAML file."""
+    ratio: float = Field(0.5, gt=0, lt=1)
+    """Share of each layer's channels to remove."""
+    criterion: FSRP = FSRP()
+    score_images: int | None = Field(None, ge=1)
+    """Training images to score on; None: 512, or 128 for inputs with a side above 64 pixels."""
+    formats: tuple[Format, ...] | None = None
+    precisions: tuple[Precision, ...] | None = None
+    recovery: Recipe | None = Recipe(epochs=5, learning_rate=0.02, flip=True, crop_padding=4)
+    """None recalibrates batch norm only."""
+    attacks: tuple[str, ...] = ("pgd-20",)
+    eps: float = Field(DEFAULT_EPS, ge=0, le=1)
+    robust_images: int | None = Field(None, ge=1)
+    """Evaluation images to attack, the first ones; None: 1,000, or 128 for inputs with a side above 64 pixels."""
+    calibration_images: int = Field(256, ge=1)
+    method: Method = Method()
+    seed: int = Field(0, ge=0)
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """What a run leaves.
+
+    Args:
+        directory: the run directory.
+        report: everything that was measured; also there as report.json and report.md.
+        plan: which channels were kept.
+        artifacts: paths of the verified files.
+        model: path of the recovered network, loadable by `fsrp_edge.load`.
+    """
+
+    directory: Path
+    report: schema.RunReport
+    plan: PruningPlan
+    artifacts: tuple[Path, ...]
+    model: Path
+
+
+def load(options: CheckpointOptions) -> Classifier:
+    """The classifier of a checkpoint, on the device to compute on."""
+    classifier = load_classifier(
+        options.checkpoint,
+        architecture=options.architecture,
+        input_size=options.input_size,
+        mean=options.mean,
+        std=options.std,
+        trust_pickle=options.trust_pickle,
+    )
+    if classifier.spec.architecture.startswith("pickled:"):
+        raise BadInputError(
+            f"{options.checkpoint.name} holds a whole module, which could not be built again once it is pruned; "
+            "name its factory with --arch package.module:factory or --arch file.py:factory"
+        )
+    return _on_device(classifier)
+
+
+def load_data(classifier: Classifier, data: str | None, seed: int) -> Dataset:
+    """The data set that was named, or the one the checkpoint names, or photographs with the network's own labels."""
+    dataset = open_dataset(data or classifier.spec.data or "photographs", classifier.spec, seed=seed)
+    if dataset.train.is_labelled:
+        return dataset
+    return pseudo_labelled(dataset, classifier)
+
+
+def compress(options: CompressOptions) -> CompressResult:
+    """Score, prune, recover, export, verify, measure and evaluate; resumes what an earlier run left.
+
+    Raises:
+        BadInputError: before anything long starts, where an input is wrong.
+        GateFailedError: a file does not compute what the network computes; nothing is published then.
+        ToolFailedError: a tool or an extra is missing or failed.
+    """
+    target = load_target(options.target)
+    requests = choose_artifacts(target, options.formats, options.precisions)
+    classifier = load(options)
+    dataset = load_data(classifier, options.data, options.seed)
+    out = options.out or Path(f"{options.checkpoint.stem}-{target.name}")
+    directory = RunDirectory(out)
+    with directory.locked():
+        return _Run(options, target, requests, classifier, dataset, directory).run()
+
+
+def choose_artifacts(
+    target: Target, formats: Sequence[Format] | None, precisions: Sequence[Precision] | None
+) -> tuple[ArtifactRequest, ...]:
+    """The files to make: the profile's defaults, or those of its offers that were asked for.
+
+    Raises:
+        BadInputError: the profile offers none of what was asked for.
+    """
+    chosen = [
+        offer
+        for offer in target.offers
+        if offer.offered
+        and (offer.default if precisions is None else offer.precision in precisions)
+        and (formats is None or offer.format in formats)
+    ]
+    if not chosen:
+        table = "; ".join(
+            f"{offer.format} {offer.precision}: {'offered' if offer.offered else 'no, ' + offer.reason}"
+            for offer in target.offers
+        )
+        raise BadInputError(f"{target.name} offers none of the files that were asked for ({table})")
+    return tuple(ArtifactRequest(format=offer.format, precision=offer.precision) for offer in chosen)
+
+
+def default_score_images(spec: ModelSpec) -> int:
+    """How many training images are scored on where nothing else is asked for."""
+    return _by_input_size(spec, 512, 128)
+
+
+def _by_input_size(spec: ModelSpec, small: int, large: int) -> int:
+    return small if max(spec.input_shape[1:]) <= LARGE_SIDE else large
+
+
+def _on_device(classifier: Classifier) -> Classifier:
+    compute.to_fast_layout(classifier, compute.default_device())
+    return classifier
+
+
+class _Recovered(BaseModel):
+    """Result of the recovery stage."""
+
+    best_epoch: int
+    history: tuple[EpochRecord, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run: what was given, and a method for each stage."""
+
+    options: CompressOptions
+    target: Target
+    requests: tuple[ArtifactRequest, ...]
+    dense: Classifier
+    dataset: Dataset
+    directory: RunDirectory
+
+    @cached_property
+    def started_at(self) -> datetime.datetime:
+        return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+
+    @cached_property
+    def identity(self) -> dict[str, JsonValue]:
+        """What every stage depends on."""
+        return {
+            "version": fsrp_edge.__version__,
+            "weights": weights_sha256(self.dense.network),
+            "spec": self.dense.spec.model_dump(mode="json"),
+            "train": self.dataset.train.digest,
+            "evaluation": self.dataset.evaluation.digest,
+            "seed": self.options.seed,
+        }
+
+    def run(self) -> CompressResult:
+        """All stages in order."""
+        started_at = self.started_at
+        baseline = self.baseline()
+        plan = self.plan(self.score())
+        pruned = self.prune(plan)
+        recovered, recovery = self.recover(plan, pruned)
+        rows = [
+            self.network_row("dense", self.dense, baseline),
+            self.network_row("pruned", pruned),
+            self.network_row("recovered", recovered),
+        ]
+        dense_files = self.export("dense", self.dense, self._references())
+        files = self.export("artifacts", recovered, self.requests)
+        dense_latencies, latencies = self.bench(dense_files.artifacts, files.artifacts)
+        rows += self.file_rows("dense ", self.dense, dense_files, dense_latencies)
+        rows += self.file_rows("", recovered, files, latencies)
+        report = self.report(started_at, plan, pruned, recovery, rows, files.artifacts)
+        return CompressResult(
+            directory=self.directory.path,
+            report=report,
+            plan=plan,
+            artifacts=tuple(self.directory.path / artifact.path for artifact in files.artifacts),
+            model=self._path("recovered.safetensors"),
+        )
+
+    # -- stages ---------------------------------------------------------------------------------------------------
+
+    def baseline(self) -> Accuracy:
+        """Clean accuracy of the dense network; labels that don't fit it stop the run here."""
+        images = self.dataset.evaluation
+        accuracy: Accuracy = self._stage(
+            "baseline", Accuracy, {}, lambda: (clean_accuracy(self.dense, images).result, ())
+        )
+        check_baseline(images, accuracy.correct, self.dense.spec.classes)
+        return accuracy
+
+    def score(self) -> FilterScores:
+        """scores.json: the criterion for every filter."""
+        count = self.options.score_images or default_score_images(self.dense.spec)
+        images = self.dataset.train.sample(count, self.options.seed)
+
+        def work() -> tuple[FilterScores, list[Path]]:
+            scores = score_fsrp(self.dense, images, self.options.criterion, seed=self.options.seed)
+            scores.save(self._path("scores.json"))
+            return scores, [self._path("scores.json")]
+
+        inputs = {"criterion": self.options.criterion.model_dump(mode="json"), "images": count}
+        result: FilterScores = self._stage("score", FilterScores, inputs, work)
+        return result
+
+    def plan(self, scores: FilterScores) -> PruningPlan:
+        """plan.json: which channels stay."""
+
+        def work() -> tuple[PruningPlan, list[Path]]:
+            plan = make_plan(
+                self.dense, scores, ratio=self.options.ratio, channel_multiple=self.target.channel_multiple
+            )
+            plan.save(self._path("plan.json"))
+            return plan, [self._path("plan.json")]
+
+        inputs = {
+            "scores": scores.model_dump(mode="json"),
+            "ratio": self.options.ratio,
+            "channel_multiple": self.target.channel_multiple,
+        }
+        result: PruningPlan = self._stage("plan", PruningPlan, inputs, work)
+        return result
+
+    def prune(self, plan: PruningPlan) -> Classifier:
+        """pruned.safetensors: the smaller network, reloaded from its file and exported once for trial."""
+        path = self._path("pruned.safetensors")
+
+        def work() -> tuple[None, list[Path]]:
+            save_classifier(apply_plan(self.dense, plan), path)
+            progress.log("trial export of the pruned network")
+            smoke_test(
+                self._reload(path),
+                list(dict.fromkeys(request.format for request in self.requests)),
+                opset=self.target.onnx_opset,
+                ir_version=self.target.onnx_ir_version,
+            )
+            return None, [path]
+
+        self._stage("prune", None, {"plan": plan.digest}, work)
+        return _on_device(self._reload(path))
+
+    def recover(self, plan: PruningPlan, pruned: Classifier) -> tuple[Classifier, _Recovered]:
+        """recovered.safetensors: the network after fine-tuning."""
+        path, checkpoint = self._path("recovered.safetensors"), self._path("recovery-checkpoint.pt")
+        recipe = self._recipe()
+
+        def work() -> tuple[_Recovered, list[Path]]:
+            result = recover(
+                copy.deepcopy(pruned),
+                self.dataset.train,
+                recipe,
+                seed=self.options.seed,
+                teacher=self.dense if recipe is not None and recipe.distillation else None,
+                checkpoint=checkpoint,
+            )
+            save_classifier(result.classifier, path)
+            checkpoint.unlink(missing_ok=True)
+            return _Recovered(best_epoch=result.best_epoch, history=result.history), [path]
+
+        inputs = {"plan": plan.digest, "recipe": recipe and recipe.model_dump(mode="json")}
+        recovery: _Recovered = self._stage("recover", _Recovered, inputs, work)
+        return _on_device(self._reload(path)), recovery
+
+    def network_row(
+        self, name: str, classifier: Classifier, clean: Accuracy | None = None
+    ) -> schema.LedgerRow:
+        """Clean accuracy on all evaluation images, and under attack on the first of them."""
+        options = self.options
+        count = options.robust_images or _by_input_size(self.dense.spec, 1000, 128)
+        attacked = self.dataset.evaluation.first(count)
+
+        def work() -> tuple[tuple[Accuracy, ...], Sequence[Path]]:
+            progress.log(f"evaluating the {name} network")
+            first = clean or clean_accuracy(classifier, self.dataset.evaluation).result
+            plan = EvaluationPlan(attacks=options.attacks, eps=options.eps, seed=options.seed)
+            others = evaluate(classifier, attacked, plan)[1:] if options.attacks else ()
+            return (first, *(evaluation.result for evaluation in others)), ()
+
+        inputs = {
+            "weights": weights_sha256(classifier.network),
+            "attacks": options.attacks,
+            "eps": options.eps,
+            "images": count,
+        }
+        accuracies = self._stage(f"evaluate-{name}", tuple[Accuracy, ...], inputs, work)
+        size = measure_size(classifier)
+        return schema.LedgerRow(name=name, accuracies=accuracies, macs=size.macs, parameters=size.parameters)
+
+    def export(self, folder: str, classifier: Classifier, requests: Sequence[ArtifactRequest]) -> Exported:
+        """The files in `folder`, put there only after every one was found to compute what the network computes."""
+        calibration = self.dataset.train.sample(self.options.calibration_images, self.options.seed)
+
+        def work() -> tuple[Exported, list[Path]]:
+            exported = export_verified(
+                classifier,
+                requests,
+                self._path(folder),
+                target=self.target,
+                calibration=calibration,
+                images=self.dataset.evaluation,
+            )
+            moved = tuple(
+                artifact.model_copy(update={"path": Path(folder) / artifact.path})
+                for artifact in exported.artifacts
+            )
+            return exported.model_copy(update={"artifacts": moved}), [self._path(str(a.path)) for a in moved]
+
+        inputs = {
+            "weights": weights_sha256(classifier.network),
+            "requests": [f"{request.format} {request.precision}" for request in requests],
+            "target": self.target.digest,
+            "calibration": calibration.digest,
+        }
+        result: Exported = self._stage(f"export-{folder}", Exported, inputs, work)
+        return result
+
+    def bench(
+        self, dense: Sequence[Artifact], files: Sequence[Artifact]
+    ) -> tuple[list[Latency], list[Latency]]:
+        """Latency on this machine, dense and pruned files in turns."""
+        artifacts = [*dense, *files]
+        threads = min(self.target.threads, os.cpu_count() or 1)
+
+        def work() -> tuple[list[Latency], Sequence[Path]]:
+            files = [(self.directory.path / artifact.path, artifact.format) for artifact in artifacts]
+            measured = measure_all(files, threads=threads, method=self.options.method)
+            return [latency for latency, _ in measured], ()
+
+        inputs = {
+            "files": [artifact.sha256 for artifact in artifacts],
+            "threads": threads,
+            "method": self.options.method.model_dump(mode="json"),
+        }
+        latencies = self._stage("bench", list[Latency], inputs, work)
+        return latencies[: len(dense)], latencies[len(dense) :]
+
+    def file_rows(
+        self, prefix: str, classifier: Classifier, exported: Exported, latencies: Sequence[Latency]
+    ) -> list[schema.LedgerRow]:
+        """Accuracy of each file under its own runtime, with its latency and parity."""
+        size = measure_size(classifier)
+        return [
+            schema.LedgerRow(
+                name=prefix + artifact.name,
+                accuracies=(self._file_accuracy(artifact),),
+                macs=size.macs,
+                parameters=size.parameters,
+                bytes=artifact.bytes,
+                latency=(latency,),
+                parity=parity,
+            )
+            for artifact, parity, latency in zip(
+                exported.artifacts, exported.parities, latencies, strict=True
+            )
+        ]
+
+    def report(
+        self,
+        started_at: datetime.datetime,
+        plan: PruningPlan,
+        pruned: Classifier,
+        recovery: _Recovered,
+        rows: Sequence[schema.LedgerRow],
+        artifacts: tuple[Artifact, ...],
+    ) -> schema.RunReport:
+        """report.json, report.md and manifest.json."""
+        options, dataset = self.options, self.dataset
+        recipe = self._recipe()
+        report = schema.RunReport(
+            request=schema.Request(
+                options=options.model_dump(mode="json"),
+                target=schema.TargetReference(name=self.target.name, sha256=self.target.digest),
+                seed=options.seed,
+            ),
+            source=schema.Source(
+                checkpoint=options.checkpoint.name,
+                sha256=sha256_file(options.checkpoint),
+                model=self.dense.spec,
+            ),
+            data=schema.DataUsed(
+                description=dataset.description,
+                train=_reference(dataset.train),
+                evaluation=_reference(dataset.evaluation),
+                label_kind=dataset.evaluation.label_kind,
+            ),
+            pruning=schema.Pruning(
+                criterion=plan.criterion,
+                ratio=plan.ratio,
+                ratio_of="channels",
+                channel_multiple=plan.channel_multiple,
+                groups=tuple(
+                    schema.GroupChannels(layers=group.layers, before=group.channels, after=len(group.kept))
+                    for group in plan.groups
+                ),
+                before=_totals(measure_size(self.dense)),
+                after=_totals(measure_size(pruned)),
+                plan_sha256=plan.digest,
+            ),
+            recovery=None
+            if recipe is None
+            else schema.Recovery(
+                recipe=recipe.model_dump(mode="json"),
+                epochs=len(recovery.history),
+                best_epoch=recovery.best_epoch,
+                history=tuple(record.model_dump(mode="json") for record in recovery.history),
+            ),
+            ledger=tuple(rows),
+            artifacts=artifacts,
+            stages=tuple(
+                schema.StageTime(name=stage.name, seconds=stage.seconds, resumed=stage.resumed)
+                for stage in self.directory.history
+            ),
+            warnings=self._warnings(plan),
+            provenance=provenance(started_at),
+        )
+        write_report(report, self.directory.path)
+        write_manifest(report, self.directory.path)
+        return report
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _stage(self, name: str, result_type: Any, inputs: dict[str, Any], work: Any) -> Any:
+        return self.directory.stage(name, result_type, self.identity | inputs, work)
+
+    def _reload(self, path: Path) -> Classifier:
+        return load_classifier(path, architecture=self.options.architecture)
+
+    def _path(self, name: str) -> Path:
+        return self.directory.path / name
+
+    def _recipe(self) -> Recipe | None:
+        recipe = self.options.recovery
+        return recipe and fit_recipe(recipe, self.dataset, has_teacher=True)
+
+    def _references(self) -> tuple[ArtifactRequest, ...]:
+        """One fp32 file of the dense network a format, to compare latencies with."""
+        formats = dict.fromkeys(request.format for request in self.requests)
+        return tuple(ArtifactRequest(format=format_, precision="fp32") for format_ in formats)
+
+    def _file_accuracy(self, artifact: Artifact) -> Accuracy:
+        path = self.directory.path / artifact.path
+
+        def work() -> tuple[Accuracy, Sequence[Path]]:
+            session = open_session(path, threads=os.cpu_count() or 1)
+
+            def predict(pixels: Tensor) -> Tensor:
+                return torch.from_numpy(session.run(pixels.cpu().numpy()))
+
+            return clean_accuracy(predict, self.dataset.evaluation).result, ()
+
+        name = f"evaluate-{artifact.path.parent}-{artifact.format}-{artifact.precision}"
+        accuracy: Accuracy = self._stage(name, Accuracy, {"file": artifact.sha256}, work)
+        return accuracy
+
+    def _warnings(self, plan: PruningPlan) -> tuple[str, ...]:
+        warnings = []
+        if self.dataset.evaluation.label_kind != "ground truth":
+            warnings.append(
+                "accuracy was not measured, as there were no labelled images: agreement with the dense network was"
+            )
+        untouched = [group.root for group in plan.groups if len(group.kept) == group.channels and group.note]
+        if len(untouched) > 1:
+            warnings.append(
+                f"{len(untouched)} of {len(plan.groups)} channel groups were not pruned; plan.json says why"
+            )
+        return tuple(warnings)
+
+
+def _reference(images: ImageSet) -> schema.ImageSetReference:
+    return schema.ImageSetReference(name=images.name, images=len(images), sha256=images.digest)
+
+
+def _totals(size: Size) -> schema.NetworkTotals:
+    return schema.NetworkTotals(channels=size.channels, parameters=size.parameters, macs=size.macs)

@@ -1,0 +1,58 @@
+"""Training a dense network from random weights, to have something robust to compress."""
+
+from pathlib import Path
+
+import torch
+
+from fsrp_edge import compute
+from fsrp_edge.data.open import EMBEDDED, open_dataset
+from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
+from fsrp_edge.models.registry import build, normalize_name, published_input
+from fsrp_edge.training.loop import TrainingResult, train
+from fsrp_edge.training.recipe import Recipe
+from fsrp_edge.training.recovery import fit_recipe, split_held_out
+
+
+def train_dense(
+    architecture: str,
+    data: str,
+    recipe: Recipe,
+    *,
+    classes: int,
+    input_size: int | None,
+    seed: int,
+    checkpoint: Path | None = None,
+) -> TrainingResult:
+    """Build a network, train it, and keep the epoch with the best held-out robust accuracy.
+
+    Args:
+        architecture: a name that `models.registry` can build.
+        data: a name or a path that `data.open` can open.
+        recipe: of the training.
+        classes: outputs of the network.
+        input_size: height and width in pixels; None takes the architecture's published size.
+        seed: of the weights, the order and the attacks.
+        checkpoint: rewritten after each epoch, and continued from.
+    """
+    name = normalize_name(architecture)
+    (channels, published_side, _), mean, std, preprocessing = published_input(name)
+    side = input_size or published_side
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build(name, classes=classes)
+    spec = ModelSpec(
+        architecture=name,
+        input_shape=(channels, side, side),
+        classes=classes,
+        mean=mean,
+        std=std,
+        preprocessing=Preprocessing(resize=side) if input_size else preprocessing,
+        data=data if data in EMBEDDED else None,
+    )
+    dataset = open_dataset(data, spec, seed=seed)
+    spec = spec.model_copy(update={"class_names": dataset.train.class_names})
+    classifier = Classifier(network, spec)
+    compute.to_fast_layout(classifier, compute.default_device())
+    learnt, held_out = split_held_out(dataset.train, seed)
+    fitted = fit_recipe(recipe, dataset, has_teacher=False)
+    return train(classifier, learnt, held_out, fitted, seed=seed, checkpoint=checkpoint)

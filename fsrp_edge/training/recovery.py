@@ -1,0 +1,64 @@
+"""Recovery: what a pruned network gets back by batch-norm recalibration and (adversarial) fine-tuning."""
+
+from pathlib import Path
+
+from fsrp_edge.data.images import Dataset, ImageSet
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.training.batchnorm import recalibrate_batch_norm
+from fsrp_edge.training.loop import TrainingResult, train
+from fsrp_edge.training.recipe import Recipe
+
+HELD_OUT_SHARE = 0.1
+MOST_HELD_OUT = 1000
+
+
+def split_held_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Training images without, and then the tenth (at most 1,000) that only chooses the best epoch."""
+    count = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(images))))
+    held_out, rest = images.split(count, seed)
+    return rest, held_out
+
+
+def fit_recipe(recipe: Recipe, dataset: Dataset, *, has_teacher: bool) -> Recipe:
+    """The recipe as the data allows it.
+
+    Images that mean something else when mirrored are not flipped, batches are no larger than the set, and labels that
+    are only the dense network's predictions give way to its soft labels where it is there to ask.
+    """
+    predicted = dataset.train.label_kind != "ground truth"
+    return recipe.model_copy(
+        update={
+            "flip": recipe.flip and dataset.mirrorable,
+            "batch_size": min(recipe.batch_size, max(2, len(dataset.train) // 8)),
+            "distillation": 1.0 if predicted and has_teacher else recipe.distillation,
+        }
+    )
+
+
+def recover(
+    pruned: Classifier,
+    images: ImageSet,
+    recipe: Recipe | None,
+    *,
+    seed: int,
+    teacher: Classifier | None = None,
+    checkpoint: Path | None = None,
+) -> TrainingResult:
+    """Recover a pruned network in place.
+
+    Args:
+        pruned: network to recover.
+        images: training images; a tenth of them is held out to choose the best epoch.
+        recipe: of the fine-tuning; None recalibrates batch norm and trains nothing.
+        seed: of every random draw.
+        teacher: the dense network, for a recipe that distils.
+        checkpoint: of the fine-tuning, rewritten after each epoch and continued from.
+
+    Returns:
+        The recovered network with the history of its epochs (empty without fine-tuning, best epoch 0).
+    """
+    learnt, held_out = split_held_out(images, seed)
+    recalibrate_batch_norm(pruned, learnt, seed=seed)
+    if recipe is None:
+        return TrainingResult(pruned, 0, ())
+    return train(pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint)
