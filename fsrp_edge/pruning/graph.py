@@ -5,7 +5,7 @@ removed together; the graph knows which channel of which layer belongs to which 
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +95,15 @@ class PruningGraph:
             self._describe(group)
             for group in self._graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])
         )
+
+    def ranked_by(self, importance: Callable[[Any], torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """Scores of every group by one of torch-pruning's importances, under the name of the group's root.
+
+        Groups that the importance has nothing to say of (batch-norm scale, where there is no batch norm) are left out.
+        """
+        groups = self._graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])
+        ranked = {self._names[group[0].dep.target.module]: importance(group) for group in groups}
+        return {root: scores.detach().double().cpu() for root, scores in ranked.items() if scores is not None}
 
     def remove(self, root: str, channels: Sequence[int]) -> None:
         """Remove channels of the group of layer `root` from every layer of the group."""

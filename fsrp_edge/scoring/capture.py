@@ -57,6 +57,20 @@ def scored_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     }
 
 
+def as_maps(layer: nn.Module, output: Tensor) -> Tensor:
+    """A layer's output as maps (N, C, H, W).
+
+    A linear layer's features are its last axis, the axes between it and the first are places: (N, F) becomes maps of
+    1×1, (N, L, F) of 1×L, (N, H, W, F) of H×W.
+    """
+    if not isinstance(layer, nn.Linear):
+        return output
+    maps = output.movedim(-1, 1)
+    while maps.dim() < 4:
+        maps = maps.unsqueeze(2)
+    return maps
+
+
 class MapReader(TorchFunctionMode):
     """Inside the block, hand every layer's map to `receive(layer name, maps)` as soon as it is complete.
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD, attackable, pgd
@@ -17,7 +17,7 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
-from fsrp_edge.scoring.capture import MapReader, ReadAt, scored_layers
+from fsrp_edge.scoring.capture import MapReader, ReadAt, as_maps, scored_layers
 from fsrp_edge.scoring.fourier import RegionShape, band_energies, has_bands, low_to_high_ratio
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
@@ -27,6 +27,7 @@ class FSRP(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: Literal["fsrp"] = "fsrp"
     radius: float = Field(0.25, gt=0, le=1)
     """Of the low-frequency region, as a fraction of the band (0 is DC, 1 is Nyquist)."""
     region: RegionShape = "disk"
@@ -70,20 +71,6 @@ class _LayerSums:
         low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
         ratio = low / (high + 1e-6 * (low + high)).clamp_min(torch.finfo(low.dtype).tiny)
         return ratio if self.options.power == 2 else ratio.sqrt()
-
-
-def as_maps(layer: nn.Module, output: Tensor) -> Tensor:
-    """A layer's output as maps (N, C, H, W).
-
-    A linear layer's features are its last axis, the axes between it and the first are places: (N, F) becomes maps of
-    1×1, (N, L, F) of 1×L, (N, H, W, F) of H×W.
-    """
-    if not isinstance(layer, nn.Linear):
-        return output
-    maps = output.movedim(-1, 1)
-    while maps.dim() < 4:
-        maps = maps.unsqueeze(2)
-    return maps
 
 
 def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int) -> FilterScores:
@@ -142,6 +129,6 @@ def _finite(name: str, layer: _LayerSums) -> LayerScores:
 
 def _flat(options: FSRP) -> dict[str, str | int | float | bool | None]:
     """Options as one level of keys: `attack.steps` beside `radius`."""
-    values = options.model_dump(mode="json")
+    values = options.model_dump(mode="json", exclude={"name"})
     attack = values.pop("attack")
     return values | {f"attack.{key}": value for key, value in attack.items()}

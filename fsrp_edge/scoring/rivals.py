@@ -1,0 +1,159 @@
+"""The other criteria, from torch-pruning where it has them, on the same scores format as FSRP.
+
+They score whole groups of coupled channels, so the scores stand under each group's root layer.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from fsrp_edge import compute
+from fsrp_edge.attacks import attackable
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.progress import track
+from fsrp_edge.pruning.graph import PruningGraph
+from fsrp_edge.scoring.capture import MapReader, as_maps, scored_layers
+from fsrp_edge.scoring.scores import FilterScores, LayerScores
+
+RivalName = Literal[
+    "random", "l1", "l2", "fpgm", "batch-norm-scale", "lamp", "taylor", "hessian", "activation"
+]
+LOOKS_AT_IMAGES = {"taylor", "hessian", "activation"}
+
+
+class Rival(BaseModel):
+    """A criterion to compare FSRP with.
+
+    `random`: uniform numbers. `l1`, `l2`: norms of the weights (Li et al., arXiv 1608.08710). `fpgm`: distance to the
+    other filters (He et al., arXiv 1811.00250). `batch-norm-scale`: |γ| (Liu et al., arXiv 1708.06519). `lamp`: squared
+    weights by the sum of the larger ones (Lee et al., arXiv 2010.07611). `taylor`: |weight · gradient| of the loss on
+    clean images (Molchanov et al., arXiv 1906.10771). `hessian`: weight² · mean squared gradient of single images (LeCun et
+    al. 1989, with the Fisher diagonal). `activation`: mean absolute response after the activation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: RivalName
+    batch_size: int = Field(128, ge=1)
+
+
+def score_rival(classifier: Classifier, images: ImageSet, rival: Rival, *, seed: int) -> FilterScores:
+    """Score every group of coupled channels by a rival criterion.
+
+    Args:
+        classifier: the network to score, on the device to compute on.
+        images: clean images with labels, all used by the criteria that look at images.
+        rival: which criterion.
+        seed: of `random`.
+    """
+    layers = (
+        _activation(classifier, images, rival)
+        if rival.name == "activation"
+        else _by_torch_pruning(classifier, images, rival, seed)
+    )
+    looks = rival.name in LOOKS_AT_IMAGES
+    return FilterScores(
+        criterion=rival.name,
+        options={"batch_size": rival.batch_size} if looks else {},
+        architecture=classifier.spec.architecture,
+        model_sha256=weights_sha256(classifier.network),
+        data_sha256=images.digest if looks else None,
+        images=len(images) if looks else 0,
+        seed=seed,
+        layers={name: LayerScores(scores=tuple(scores.tolist())) for name, scores in layers.items()},
+    )
+
+
+def _by_torch_pruning(
+    classifier: Classifier, images: ImageSet, rival: Rival, seed: int
+) -> dict[str, Tensor]:
+    import torch_pruning
+
+    importance: Any
+    match rival.name:
+        case "random":
+            importance = torch_pruning.importance.RandomImportance()
+        case "l1":
+            importance = torch_pruning.importance.MagnitudeImportance(p=1)
+        case "l2":
+            importance = torch_pruning.importance.MagnitudeImportance(p=2)
+        case "fpgm":
+            importance = torch_pruning.importance.FPGMImportance()
+        case "batch-norm-scale":
+            importance = torch_pruning.importance.BNScaleImportance()
+        case "lamp":
+            importance = torch_pruning.importance.LAMPImportance()
+        case "taylor":
+            importance = torch_pruning.importance.TaylorImportance()
+            _fill_gradients(classifier, images, rival.batch_size, lambda gradient: gradient)
+        case _:
+            # torch-pruning 1.6.1's own accumulation keeps the last image only: it looks gradients up by name and
+            # files them by parameter. Filling the mean squares ourselves leaves it the formula.
+            importance = torch_pruning.importance.HessianImportance()
+            _fill_gradients(classifier, images, 1, torch.square)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return PruningGraph(classifier).ranked_by(importance)
+    finally:
+        classifier.zero_grad(set_to_none=True)
+
+
+def _fill_gradients(
+    classifier: Classifier, images: ImageSet, batch_size: int, transform: Callable[[Tensor], Tensor]
+) -> None:
+    """Leave in each parameter's `grad` the mean over batches of `transform` of the mean loss's gradient."""
+    device = compute.device_of(classifier)
+    parameters = list(classifier.network.parameters())
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    batches = images.batch_count(batch_size)
+    classifier.eval()
+    with _trainable(parameters):
+        for pixels, labels in track(images.batches(batch_size), "taking gradients", batches):
+            loss = F.cross_entropy(classifier(pixels.to(device)), labels.to(device))
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total.add_(transform(gradient) / batches)
+    for parameter, total in zip(parameters, sums, strict=True):
+        parameter.grad = total
+
+
+class _trainable:  # noqa: N801 -- reads as a function
+    """Parameters that need gradients inside the block, frozen ones included."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+
+    def __enter__(self) -> None:
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
+
+    def __exit__(self, *_exc: object) -> None:
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
+
+
+def _activation(classifier: Classifier, images: ImageSet, rival: Rival) -> dict[str, Tensor]:
+    """Mean absolute response (C,) of every layer over images and places."""
+    layers = scored_layers(classifier.network)
+    sums: dict[str, Tensor] = {}
+
+    def receive(layer: str, output: Tensor) -> None:
+        maps = as_maps(layers[layer], output).double().abs().mean(dim=(2, 3)).sum(dim=0)
+        sums[layer] = sums[layer] + maps if layer in sums else maps
+
+    device = compute.device_of(classifier)
+    with attackable(classifier), torch.no_grad():
+        for pixels, _ in track(
+            images.batches(rival.batch_size), "scoring", images.batch_count(rival.batch_size)
+        ):
+            with MapReader(classifier.network, "activation", receive):
+                classifier(pixels.to(device))
+    return {name: total / len(images) for name, total in sums.items()}
