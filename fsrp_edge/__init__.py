@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fsrp_edge.pruning.planning import make_plan as plan
     from fsrp_edge.pruning.surgery import apply_plan as prune
     from fsrp_edge.scoring.fsrp import FSRP
-    from fsrp_edge.scoring.fsrp import score_fsrp as score
+    from fsrp_edge.scoring.score import score
     from fsrp_edge.targets.load import load_target
     from fsrp_edge.training.recovery import recover
 
@@ -39,7 +39,7 @@ _HOMES = {
     "prune": "fsrp_edge.pruning.surgery:apply_plan",
     "recover": "fsrp_edge.training.recovery:recover",
     "save": "fsrp_edge.models.saved:save_classifier",
-    "score": "fsrp_edge.scoring.fsrp:score_fsrp",
+    "score": "fsrp_edge.scoring.score:score",
 }
 
 __all__ = [  # noqa: RUF022 -- in the order of the pipeline

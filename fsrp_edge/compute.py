@@ -1,6 +1,7 @@
 """Where tensors are computed: device, reduced precision where the hardware gains from it, memory layout, seeds."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -38,6 +39,22 @@ def autocast(device: torch.device, *, enabled: bool = True) -> AbstractContextMa
 def to_fast_layout(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to `device` in channels_last, the faster layout for convolutions on CPU and CUDA."""
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+@contextmanager
+def all_trainable(module: nn.Module) -> Iterator[None]:
+    """Let every parameter have gradients inside the block, frozen ones included.
+
+    Tracing that follows autograd, and criteria that read gradients, would not see frozen layers.
+    """
+    frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -42,7 +42,8 @@ from fsrp_edge.report.provenance import provenance
 from fsrp_edge.report.store import write_report
 from fsrp_edge.rundir import RunDirectory
 from fsrp_edge.runtimes import open_session
-from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
+from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.score import Criterion, score
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Target
@@ -76,7 +77,7 @@ class CompressOptions(CheckpointOptions):
     """Name of a packaged profile, or path of a YAML file."""
     ratio: float = Field(0.5, gt=0, lt=1)
     """Share of each layer's channels to remove."""
-    criterion: FSRP = FSRP()
+    criterion: Criterion = FSRP()
     score_images: int | None = Field(None, ge=1)
     """Training images to score on; None: 512, or 128 for inputs with a side above 64 pixels."""
     formats: tuple[Format, ...] | None = None
@@ -271,7 +272,7 @@ class _Run:
         images = self.dataset.train.sample(count, self.options.seed)
 
         def work() -> tuple[FilterScores, list[Path]]:
-            scores = score_fsrp(self.dense, images, self.options.criterion, seed=self.options.seed)
+            scores = score(self.dense, images, self.options.criterion, seed=self.options.seed)
             scores.save(self._path("scores.json"))
             return scores, [self._path("scores.json")]
 

@@ -23,7 +23,7 @@ def _own_operators_load() -> bool:
     for library in sorted(Path(spec.origin).parent.glob("_C*")):
         if library.suffix in {".so", ".pyd", ".dylib"}:
             try:
-                torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+                torch.ops.load_library(library)
             except OSError:
                 continue
             return True

@@ -70,7 +70,12 @@ def compress(
     eps = given["eps"]
     wanted = CompressOptions(
         criterion=options.criterion_from(
-            given.pop("radius"), given.pop("region"), given.pop("read_at"), given.pop("score_steps"), eps
+            given.pop("criterion"),
+            given.pop("radius"),
+            given.pop("region"),
+            given.pop("read_at"),
+            given.pop("score_steps"),
+            eps,
         ),
         recovery=options.recipe_from(
             given.pop("recover_epochs"),

@@ -100,6 +100,26 @@ output_options = _stack(
 )
 criterion_options = _stack(
     click.option(
+        "--criterion",
+        type=click.Choice(
+            [
+                "fsrp",
+                "random",
+                "l1",
+                "l2",
+                "fpgm",
+                "batch-norm-scale",
+                "lamp",
+                "taylor",
+                "hessian",
+                "activation",
+            ]
+        ),
+        default="fsrp",
+        show_default=True,
+        help="What a filter is scored by; the others are there to compare with. The options below are fsrp's.",
+    ),
+    click.option(
         "--score-images",
         type=click.IntRange(1),
         help="Training images to score on.  [default: 512, or 128 for large inputs]",
@@ -156,11 +176,16 @@ def optional(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return values or None
 
 
-def criterion_from(radius: float, region: str, read_at: str, score_steps: int, eps: float) -> Any:
-    """The FSRP options that the command line names."""
+def criterion_from(
+    criterion: str, radius: float, region: str, read_at: str, score_steps: int, eps: float
+) -> Any:
+    """The criterion that the command line names, with its options."""
     from fsrp_edge.attacks import PGD
     from fsrp_edge.scoring.fsrp import FSRP
+    from fsrp_edge.scoring.rivals import Rival
 
+    if criterion != "fsrp":
+        return Rival.model_validate({"name": criterion})
     return FSRP(radius=radius, region=region, read_at=read_at, attack=PGD(eps=eps, steps=score_steps))
 
 

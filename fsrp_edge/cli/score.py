@@ -21,6 +21,7 @@ from fsrp_edge.cli.errors import traceback_option
 def score(
     data: str | None,
     score_images: int | None,
+    criterion: str,
     radius: float,
     region: str,
     read_at: str,
@@ -39,14 +40,14 @@ def score(
     """
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.pipeline import CheckpointOptions, default_score_images, load, load_data
-    from fsrp_edge.scoring.fsrp import score_fsrp
+    from fsrp_edge.scoring.score import score as run
 
     with show_progress(quiet=quiet):
         classifier = load(CheckpointOptions(**checkpoint))
         images = load_data(classifier, data, seed).train
         sample = images.sample(score_images or default_score_images(classifier.spec), seed)
-        criterion = options.criterion_from(radius, region, read_at, score_steps, eps)
-        scores = score_fsrp(classifier, sample, criterion, seed=seed)
+        chosen = options.criterion_from(criterion, radius, region, read_at, score_steps, eps)
+        scores = run(classifier, sample, chosen, seed=seed)
         scores.save(out)
     if as_json:
         print_json(scores.model_dump(mode="json"))

@@ -5,14 +5,14 @@ removed together; the graph knows which channel of which layer belongs to which 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from fsrp_edge import compute
 from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.models.classifier import Classifier
 
@@ -51,19 +51,6 @@ class ChannelGroup:
     blocks: int = 1
 
 
-@contextmanager
-def _all_trainable(network: nn.Module) -> Iterator[None]:
-    """Tracing follows autograd, so frozen parameters would hide their layers."""
-    frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-
-
 class PruningGraph:
     """The channel groups of one network.
 
@@ -80,7 +67,7 @@ class PruningGraph:
         self._network = classifier.network
         self._names = {module: name for name, module in self._network.named_modules()}
         self._graph = torch_pruning.DependencyGraph()
-        with warnings.catch_warnings(), _all_trainable(self._network), torch.enable_grad():
+        with warnings.catch_warnings(), compute.all_trainable(self._network), torch.enable_grad():
             warnings.simplefilter("ignore")
             try:
                 self._graph.build_dependency(self._network, classifier.example_pixels(), verbose=False)
@@ -109,7 +96,7 @@ class PruningGraph:
         """Remove channels of the group of layer `root` from every layer of the group."""
         layer = self._network.get_submodule(root)
         pruner = self._graph.get_pruner_of_module(layer)
-        with _all_trainable(self._network):
+        with compute.all_trainable(self._network):
             group = self._graph.get_pruning_group(layer, pruner.prune_out_channels, sorted(channels))
             group.prune()
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from fsrp_edge import compute
 from fsrp_edge.attacks import attackable
@@ -30,11 +30,14 @@ LOOKS_AT_IMAGES = {"taylor", "hessian", "activation"}
 class Rival(BaseModel):
     """A criterion to compare FSRP with.
 
-    `random`: uniform numbers. `l1`, `l2`: norms of the weights (Li et al., arXiv 1608.08710). `fpgm`: distance to the
-    other filters (He et al., arXiv 1811.00250). `batch-norm-scale`: |γ| (Liu et al., arXiv 1708.06519). `lamp`: squared
-    weights by the sum of the larger ones (Lee et al., arXiv 2010.07611). `taylor`: |weight · gradient| of the loss on
-    clean images (Molchanov et al., arXiv 1906.10771). `hessian`: weight² · mean squared gradient of single images (LeCun et
-    al. 1989, with the Fisher diagonal). `activation`: mean absolute response after the activation.
+    - `random`: uniform numbers.
+    - `l1`, `l2`: norms of the weights (Li et al., arXiv 1608.08710).
+    - `fpgm`: distance to the other filters (He et al., arXiv 1811.00250).
+    - `batch-norm-scale`: the scale of the batch norm (Liu et al., arXiv 1708.06519).
+    - `lamp`: squared weights by the sum of the larger ones (Lee et al., arXiv 2010.07611).
+    - `taylor`: |weight · gradient| of the loss on clean images (Molchanov et al., arXiv 1906.10771).
+    - `hessian`: weight² · mean squared gradient of single images (LeCun et al. 1989, with the Fisher diagonal).
+    - `activation`: mean absolute response after the activation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,9 +73,7 @@ def score_rival(classifier: Classifier, images: ImageSet, rival: Rival, *, seed:
     )
 
 
-def _by_torch_pruning(
-    classifier: Classifier, images: ImageSet, rival: Rival, seed: int
-) -> dict[str, Tensor]:
+def _by_torch_pruning(classifier: Classifier, images: ImageSet, rival: Rival, seed: int) -> dict[str, Tensor]:
     import torch_pruning
 
     importance: Any
@@ -114,7 +115,7 @@ def _fill_gradients(
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     batches = images.batch_count(batch_size)
     classifier.eval()
-    with _trainable(parameters):
+    with compute.all_trainable(classifier.network):
         for pixels, labels in track(images.batches(batch_size), "taking gradients", batches):
             loss = F.cross_entropy(classifier(pixels.to(device)), labels.to(device))
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -123,21 +124,6 @@ def _fill_gradients(
                     total.add_(transform(gradient) / batches)
     for parameter, total in zip(parameters, sums, strict=True):
         parameter.grad = total
-
-
-class _trainable:  # noqa: N801 -- reads as a function
-    """Parameters that need gradients inside the block, frozen ones included."""
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-
-    def __enter__(self) -> None:
-        for parameter in self.frozen:
-            parameter.requires_grad_(True)
-
-    def __exit__(self, *_exc: object) -> None:
-        for parameter in self.frozen:
-            parameter.requires_grad_(False)
 
 
 def _activation(classifier: Classifier, images: ImageSet, rival: Rival) -> dict[str, Tensor]:
