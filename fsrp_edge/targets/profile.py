@@ -53,6 +53,8 @@ class CpuCluster(_Frozen):
         Sourced[tuple[Literal["neon", "fp16", "dotprod", "i8mm", "avx2", "avx512", "vnni", "amx"], ...]]
         | None
     ) = None
+    operations_per_cycle: dict[Precision, Sourced[Annotated[float, Field(gt=0, le=4096)]]] = {}
+    """Of one core; a multiply-accumulate is two operations."""
     caches: tuple[Cache, ...] = ()
 
 
@@ -70,17 +72,26 @@ class Accelerator(_Frozen):
 
     kind: Literal["gpu", "npu"]
     name: Sourced[Text]
+    clock_ghz: Sourced[Annotated[float, Field(ge=0.01, le=8)]] | None = None
+    """Highest clock as shipped."""
     peak_gops: dict[Precision, Sourced[Annotated[float, Field(gt=0)]]] = {}
-    """10^9 operations a second by precision; a multiply-accumulate is two operations."""
+    """10^9 operations a second by precision, without sparsity; a multiply-accumulate is two operations."""
+    on_chip_mib: Sourced[Annotated[float, Field(gt=0, le=4096)]] | None = None
+    """Memory of its own that keeps weights; what does not fit is streamed at every inference."""
+    link_gb_per_s: Sourced[Annotated[float, Field(gt=0, le=10_000)]] | None = None
+    """Theoretical peak of the bus to the host, for an accelerator that does not share the main memory."""
 
 
 class Runtime(_Frozen):
     """An inference runtime on the device, and the newest file it accepts."""
 
     name: Literal["onnxruntime", "litert", "tensorrt", "ncnn"]
+    runs_on: Literal["cpu", "gpu", "npu"] = "cpu"
     version: Sourced[Text] | None = None
     max_onnx_opset: Sourced[Annotated[int, Field(ge=7, le=30)]] | None = None
     max_onnx_ir_version: Sourced[Annotated[int, Field(ge=3, le=20)]] | None = None
+    operators: Sourced[Annotated[tuple[Text, ...], Field(min_length=1)]] | None = None
+    """The only operators that it takes, where it takes but a few; TFLite's names for litert, ONNX's for others."""
     notes: tuple[Text, ...] = ()
 
 
@@ -158,6 +169,8 @@ class Target(_Frozen):
     soc: Sourced[Text] | None = None
     cpu: tuple[CpuCluster, ...] = ()
     memory: Memory = Memory()
+    power_watts: Sourced[Annotated[float, Field(gt=0, le=10_000)]] | None = None
+    """The budget of this power mode."""
     accelerators: tuple[Accelerator, ...] = ()
     runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)]
     precisions: Precisions
