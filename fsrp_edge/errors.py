@@ -1,6 +1,9 @@
 """What can go wrong, by whose move it is; each class carries the exit code of the command line."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class FsrpEdgeError(Exception):
@@ -25,3 +28,11 @@ class ToolFailedError(FsrpEdgeError):
     """A tool, runtime or device that is needed is missing or failed."""
 
     exit_code: ClassVar[int] = 3
+
+
+def first_problem(error: "ValidationError") -> str:
+    """What pydantic says in one line: where the first problem is, what it is, and how many more there are."""
+    first, *others = error.errors(include_url=False)
+    place = ".".join(map(str, first["loc"]))
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{place}: {first['msg']}{more}".removeprefix(": ").replace("Value error, ", "", 1)

@@ -12,7 +12,7 @@ from fsrp_edge.cli.errors import traceback_option
 @click.argument("models", nargs=-1, required=True, type=options.ExistingFile)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--quick", is_flag=True, help="2 seconds a file instead of 10.")
-@click.option("--out", type=options.NewPath, help="Write every raw time as JSON to this file.")
+@click.option("--out", type=options.NewFile, help="Write every raw time as JSON to this file.")
 @options.output_options
 @traceback_option
 def bench(

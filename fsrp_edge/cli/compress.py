@@ -40,7 +40,7 @@ from fsrp_edge.cli.errors import traceback_option
 )
 @click.option("--quick-bench", is_flag=True, help="Measure latency for 2 seconds a file instead of 10.")
 @options.seed_option
-@click.option("--out", type=options.NewPath, help="Run directory.  [default: CHECKPOINT-TARGET]")
+@click.option("--out", type=options.NewFolder, help="Run directory.  [default: CHECKPOINT-TARGET]")
 @options.output_options
 @traceback_option
 def compress(
@@ -68,7 +68,8 @@ def compress(
     from fsrp_edge.pipeline import compress as run
 
     eps = given["eps"]
-    wanted = CompressOptions(
+    wanted = options.checked(
+        CompressOptions,
         criterion=options.criterion_from(
             given.pop("criterion"),
             given.pop("radius"),

@@ -24,7 +24,7 @@ from fsrp_edge.cli.errors import traceback_option
 @options.eps_option
 @click.option("--images", type=click.IntRange(1), help="Only the first so many evaluation images.")
 @options.seed_option
-@click.option("--out", type=options.NewPath, help="Write the results as JSON to this file too.")
+@click.option("--out", type=options.NewFile, help="Write the results as JSON to this file too.")
 @options.output_options
 @traceback_option
 def evaluate(
@@ -52,7 +52,7 @@ def evaluate(
     from fsrp_edge.pipeline import CheckpointOptions, load, load_data
     from fsrp_edge.report import wording
 
-    plan = EvaluationPlan(attacks=() if clean_only else attacks, eps=eps, seed=seed)
+    plan = options.checked(EvaluationPlan, attacks=() if clean_only else attacks, eps=eps, seed=seed)
     with show_progress(quiet=quiet):
         classifier = load(CheckpointOptions(checkpoint=checkpoint, **given))
         evaluated = load_data(classifier, data, seed).evaluation

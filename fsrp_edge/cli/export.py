@@ -19,7 +19,7 @@ from fsrp_edge.cli.errors import traceback_option
 )
 @options.seed_option
 @click.option(
-    "--out", type=options.NewPath, default=Path("artifacts"), show_default=True, help="Folder of the files."
+    "--out", type=options.NewFolder, default=Path("artifacts"), show_default=True, help="Folder of the files."
 )
 @options.output_options
 @traceback_option

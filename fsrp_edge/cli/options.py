@@ -1,5 +1,6 @@
 """Options that several commands share. Imports nothing heavy: `--help` goes through here."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +9,8 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., object])
 ExistingFile = click.Path(exists=True, dir_okay=False, path_type=Path)
-NewPath = click.Path(path_type=Path)
+NewFile = click.Path(dir_okay=False, path_type=Path)
+NewFolder = click.Path(file_okay=False, path_type=Path)
 
 
 def _stack(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -26,9 +28,12 @@ def _floats(
     if text is None:
         return None
     try:
-        return tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406") from None
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)):
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406")
+    return values
 
 
 def _eps(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
@@ -176,6 +181,18 @@ def optional(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return values or None
 
 
+def checked(model: Any, **values: Any) -> Any:
+    """An options model of these values; what pydantic has against them becomes wrong use of the command line."""
+    from pydantic import ValidationError
+
+    from fsrp_edge.errors import first_problem
+
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise click.UsageError(first_problem(error)) from None
+
+
 def criterion_from(
     criterion: str, radius: float, region: str, read_at: str, score_steps: int, eps: float
 ) -> Any:
@@ -195,7 +212,8 @@ def recipe_from(epochs: int, method: str, learning_rate: float, batch_size: int,
 
     if epochs == 0:
         return None
-    return Recipe(
+    return checked(
+        Recipe,
         epochs=epochs,
         method=method,
         learning_rate=learning_rate,

@@ -25,7 +25,7 @@ from fsrp_edge.cli.errors import traceback_option
     show_default=True,
     help="Share of each layer's channels to remove.",
 )
-@click.option("--out", type=options.NewPath, default=Path("pruned.safetensors"), show_default=True)
+@click.option("--out", type=options.NewFile, default=Path("pruned.safetensors"), show_default=True)
 @options.output_options
 @traceback_option
 def prune(

@@ -16,7 +16,7 @@ from fsrp_edge.cli.errors import traceback_option
 @options.recovery_options
 @options.eps_option
 @options.seed_option
-@click.option("--out", type=options.NewPath, default=Path("recovered.safetensors"), show_default=True)
+@click.option("--out", type=options.NewFile, default=Path("recovered.safetensors"), show_default=True)
 @options.output_options
 @traceback_option
 def recover(

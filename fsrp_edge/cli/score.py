@@ -15,7 +15,7 @@ from fsrp_edge.cli.errors import traceback_option
 @options.criterion_options
 @options.eps_option
 @options.seed_option
-@click.option("--out", type=options.NewPath, default=Path("scores.json"), show_default=True)
+@click.option("--out", type=options.NewFile, default=Path("scores.json"), show_default=True)
 @options.output_options
 @traceback_option
 def score(

@@ -30,7 +30,7 @@ from fsrp_edge.cli.errors import traceback_option
 )
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=0.1, show_default=True)
 @options.seed_option
-@click.option("--out", type=options.NewPath, required=True, help="A .pt or .safetensors file.")
+@click.option("--out", type=options.NewFile, required=True, help="A .pt or .safetensors file.")
 @options.output_options
 @traceback_option
 def train(
@@ -62,9 +62,9 @@ def train(
     from fsrp_edge.training.dense import train_dense
     from fsrp_edge.training.recipe import Recipe
 
-    recipe = Recipe.model_validate(
-        {"method": method, "eps": eps, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
-         "flip": True, "crop_padding": crop_padding}
+    recipe = options.checked(
+        Recipe, method=method, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        flip=True, crop_padding=crop_padding,
     )  # fmt: skip
     unfinished = out.with_suffix(".unfinished.pt")
     with show_progress(quiet=quiet):

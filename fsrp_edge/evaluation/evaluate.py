@@ -28,6 +28,9 @@ def _known(name: str) -> str:
     return name
 
 
+AttackName = Annotated[str, AfterValidator(_known)]
+
+
 class EvaluationPlan(BaseModel):
     """What is evaluated. Clean accuracy always is.
 
@@ -40,7 +43,7 @@ class EvaluationPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attacks: tuple[Annotated[str, AfterValidator(_known)], ...] = ("pgd-20",)
+    attacks: tuple[AttackName, ...] = ("pgd-20",)
     eps: float = Field(DEFAULT_EPS, ge=0, le=1)
     seed: int = Field(0, ge=0)
     batch_size: int | None = Field(None, ge=1)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, first_problem
 from fsrp_edge.files import read_json, sha256_json, write_json
 
 
@@ -89,4 +89,4 @@ class PruningPlan(BaseModel):
         try:
             return cls.model_validate(read_json(path))
         except ValidationError as error:
-            raise BadInputError(f"{path} is not a pruning plan: {error}") from None
+            raise BadInputError(f"{path} is not a pruning plan: {first_problem(error)}") from None

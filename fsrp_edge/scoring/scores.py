@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, first_problem
 from fsrp_edge.files import read_json, write_json
 
 
@@ -50,4 +50,4 @@ class FilterScores(BaseModel):
         try:
             return cls.model_validate(read_json(path))
         except ValidationError as error:
-            raise BadInputError(f"{path} is not a file of filter scores: {error}") from None
+            raise BadInputError(f"{path} is not a file of filter scores: {first_problem(error)}") from None
