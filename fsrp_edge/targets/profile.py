@@ -162,7 +162,7 @@ class Target(_Frozen):
     `fsrp_edge.targets.load.load_target`, whose errors name the line of the file.
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*(@[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
     description: Text
     sources: dict[Text, Text]
     """Key to the address or the name of a published document."""
@@ -284,10 +284,43 @@ def _source_keys(node: Any, location: tuple[str | int, ...]) -> Iterator[tuple[t
 
 
 def profile_json_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a profile file, for editors and other tools."""
-    schema = Target.model_json_schema()
+    """JSON schema (draft 2020-12) of a profile file, for editors and other tools.
+
+    A variant, and a file that extends another profile, may leave out any key.
+    """
+    full = Target.model_json_schema()
+    definitions = full.pop("$defs")
+    definitions |= {f"Changed{name}": _without_required(schema) for name, schema in definitions.items()}
+    changed = _without_required(full)
+    variant = {name: schema for name, schema in changed["properties"].items() if name != "name"}
+    file_keys = {
+        "extends": {
+            "type": "string",
+            "minLength": 1,
+            "description": "Name or path of the profile to start from.",
+        },
+        "variants": {"type": "object", "additionalProperties": {"$ref": "#/$defs/Variant"}},
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
         "title": "fsrp-edge device profile",
+        "if": {"required": ["extends"]},
+        "then": {
+            **changed,
+            "required": ["name", "description"],
+            "properties": changed["properties"] | file_keys,
+        },
+        "else": {**full, "properties": full["properties"] | file_keys},
+        "$defs": definitions | {"Variant": {**changed, "properties": variant}},
     }
+
+
+def _without_required(schema: Any) -> Any:
+    """A copy in which no key is required, here and in what it refers to."""
+    if isinstance(schema, dict):
+        return {
+            key: f"#/$defs/Changed{value.rsplit('/', 1)[-1]}" if key == "$ref" else _without_required(value)
+            for key, value in schema.items()
+            if key != "required"
+        }
+    return [_without_required(item) for item in schema] if isinstance(schema, list) else schema

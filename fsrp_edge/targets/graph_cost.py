@@ -1,0 +1,295 @@
+"""What an ONNX graph asks of a device: fused operators with their work and traffic, weights and peak memory."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fsrp_edge.errors import BadInputError
+
+OperatorClass = Literal[
+    "winograd", "pointwise", "depthwise", "grouped", "convolution", "dense", "attention", "pooling", "elementwise"
+]  # fmt: skip
+"""Kinds of work that devices do at different rates.
+
+`winograd` is a 3×3 convolution of stride 1, which runtimes can compute with fewer multiplications; `grouped`
+has more than one group, but not one a channel; `attention` is a matrix product over more than one row.
+"""
+CLASSES: tuple[OperatorClass, ...] = get_args(OperatorClass)
+
+WINOGRAD_CHANNELS = 8
+"""Below this many input channels (the first layer) runtimes don't use Winograd's algorithm."""
+
+_FUSED = {"Relu", "Clip", "LeakyRelu", "PRelu"}
+"""Runtimes apply these while they write a convolution's output; the smooth ones pass over memory once more."""
+_GATES = {"Sigmoid", "HardSigmoid"}
+_FREE = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast"}
+"""Runtimes do these by renaming a buffer."""
+_QUANTIZERS = {"QuantizeLinear", "DequantizeLinear"}
+_HIDDEN = {"Shape", "Constant", "ConstantOfShape", "Range"}
+"""Work on shapes, not on images."""
+_POOLING = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "LpPool"}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One fused operator of batch 1.
+
+    Args:
+        name: of its node in the graph.
+        kind: its class.
+        macs: multiply-accumulates; for pooling and element-wise work the elements read.
+        inputs: elements of activations read.
+        outputs: elements written.
+        weights: elements of weights and biases read.
+        groups: of a convolution, else 1.
+        kernel: elements of a convolution's window, else 1.
+        stride: of a convolution, else 1.
+        channels: input and output channels of one group of a convolution; input and output features of a
+            matrix product.
+    """
+
+    name: str
+    kind: OperatorClass
+    macs: int
+    inputs: int
+    outputs: int
+    weights: int
+    groups: int = 1
+    kernel: int = 1
+    stride: int = 1
+    channels: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class GraphCost:
+    """The operators of a file in their order, and the memory it needs.
+
+    Args:
+        operators: in the order they run.
+        parameters: elements of all weights.
+        peak_elements: elements of the activations alive at the worst moment (a planned arena).
+    """
+
+    operators: tuple[Operator, ...]
+    parameters: int
+    peak_elements: int
+    quantized: bool = False
+    """Whether the graph carries quantize and dequantize nodes."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of convolutions and matrix products."""
+        return sum(each.macs for each in self.operators if each.kind not in ("pooling", "elementwise"))
+
+
+def read_graph(path: Path) -> GraphCost:
+    """Walk an ONNX file to its fused operators.
+
+    Batch norm and activation functions that follow a convolution are fused into it, quantize and dequantize
+    nodes and reshapes cost nothing, and an open batch dimension counts as 1.
+
+    Raises:
+        BadInputError: not an ONNX file, or its shapes cannot be told.
+        ToolFailedError: onnx is not installed.
+    """
+    from fsrp_edge.runtimes import require
+
+    onnx = require("onnx")
+    if not path.is_file():
+        raise BadInputError(f"no such file: {path}")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInputError(f"{path.name} is not a valid ONNX file: {reason}") from None
+    if not model.graph.node:
+        raise BadInputError(f"{path.name} has no operators")
+    return graph_cost(model)
+
+
+def graph_cost(model: Any) -> GraphCost:
+    """The same for an onnx ModelProto in memory."""
+    from fsrp_edge.runtimes import require
+
+    onnx = require("onnx")
+    _fix_batch(model)
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    walk = _Walk(_shapes(graph), _constants(graph))
+    for node in graph.node:
+        walk.visit(node)
+    return walk.finish({value.name for value in graph.output})
+
+
+def _fix_batch(model: Any) -> None:
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].dim_value:
+            dims[0].Clear()
+            dims[0].dim_value = 1
+
+
+def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in values
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def _constants(graph: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of initializers and constants, also behind nodes that only rename or dequantize them."""
+    known = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            tensor = next((each.t for each in node.attribute if each.name == "value"), None)
+            known[node.output[0]] = tuple(tensor.dims) if tensor is not None else ()
+        elif node.op_type in _QUANTIZERS | {"Identity"} and node.input[0] in known:
+            known[node.output[0]] = known[node.input[0]]
+    return known
+
+
+class _Walk:
+    """One pass over the nodes, with the buffers as a runtime would hold them."""
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], constants: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self.shapes = shapes
+        self.constants = constants
+        self.operators: list[dict[str, Any]] = []
+        self.buffer: dict[str, str] = {}  # tensor -> the tensor that names its buffer
+        self.maker: dict[str, int] = {}  # buffer -> index of the operator that writes it
+        self.readers: dict[str, list[int]] = {}
+        self.gated: dict[str, str] = {}  # sigmoid(x) -> x
+        self.used: set[str] = set()  # constants read
+        self.quantized = False
+
+    def visit(self, node: Any) -> None:
+        kind = node.op_type
+        if kind in _HIDDEN or (node.input and all(name in self.constants for name in node.input if name)):
+            return
+        data = [self._root(name) for name in node.input if name and name not in self.constants]
+        data = [name for name in data if name in self.shapes]
+        self.quantized |= kind in _QUANTIZERS
+        if not data or not self._size(node.output[0]):
+            if data and kind in ("Conv", "Gemm", "MatMul"):
+                raise BadInputError(
+                    f"the shape of {node.output[0]!r} ({kind}) cannot be told; export the file with fixed "
+                    "input sizes"
+                )
+            return
+        if kind in _FREE | _QUANTIZERS or self._fuses(node, data):
+            self.buffer[node.output[0]] = next((name for name in data if name in self.gated), data[0])
+            return
+        self._append(node, data)
+
+    def finish(self, outputs: set[str]) -> GraphCost:
+        last = len(self.operators)
+        alive = [0] * last
+        buffers = set(self.maker) | set(self.readers)
+        kept = {self._root(name) for name in outputs}
+        for name in buffers:
+            first = self.maker.get(name, 0)
+            end = last - 1 if name in kept else max(self.readers.get(name, [first]))
+            for index in range(first, end + 1):
+                alive[index] += self._size(name)
+        parameters = sum(math.prod(self.constants[name]) for name in self.used)
+        operators = tuple(Operator(**each) for each in self.operators)
+        return GraphCost(operators, parameters, max(alive, default=0), self.quantized)
+
+    def _root(self, name: str) -> str:
+        while name in self.buffer:
+            name = self.buffer[name]
+        return name
+
+    def _size(self, name: str) -> int:
+        return math.prod(self.shapes.get(name, (0,)))
+
+    def _fuses(self, node: Any, data: list[str]) -> bool:
+        """Whether the node only finishes the operator before it: batch norm, ReLU, the product in x·sigmoid(x)."""
+        if node.op_type == "Mul" and len(data) == 2:
+            gate = next((name for name in data if name in self.gated), None)
+            return gate is not None and self.gated[gate] in data
+        maker = self.maker.get(data[0])
+        if maker is None:
+            return False
+        kind = self.operators[maker]["kind"]
+        if node.op_type == "BatchNormalization":
+            fuses = kind not in ("pooling", "attention", "elementwise")
+            if fuses:
+                self._use(node)
+            return fuses
+        return node.op_type in _FUSED and kind not in ("pooling", "attention")
+
+    def _use(self, node: Any) -> int:
+        names = {name for name in node.input if name in self.constants}
+        self.used |= names
+        return sum(math.prod(self.constants[name]) for name in names)
+
+    def _append(self, node: Any, data: list[str]) -> None:
+        index, output = len(self.operators), node.output[0]
+        for name in data:
+            self.readers.setdefault(name, []).append(index)
+        self.maker[output] = index
+        if node.op_type in _GATES:
+            self.gated[output] = data[0]
+        inputs, outputs = sum(self._size(name) for name in data), self._size(output)
+        work = self._work(node, data, inputs, outputs)
+        self.operators.append(
+            {"name": node.name or output, "inputs": inputs, "outputs": outputs, "weights": self._use(node)} | work
+        )  # fmt: skip
+
+    def _work(self, node: Any, data: list[str], inputs: int, outputs: int) -> dict[str, Any]:
+        attributes = {each.name: each for each in node.attribute}
+        if node.op_type in ("Conv", "ConvTranspose"):
+            return self._convolution(attributes, self.constants.get(node.input[1], ()), outputs)
+        if node.op_type in ("Gemm", "MatMul"):
+            features = self._features(node, attributes, data)
+            rows = outputs // features[1]
+            kind: OperatorClass = "dense" if rows == 1 else "attention"
+            return {"kind": kind, "macs": outputs * features[0], "channels": features}
+        if node.op_type in _POOLING:
+            window = attributes["kernel_shape"].ints if "kernel_shape" in attributes else ()
+            reads = outputs * math.prod(window) if window else inputs
+            return {"kind": "pooling", "macs": reads, "kernel": math.prod(window)}
+        return {"kind": "elementwise", "macs": inputs}
+
+    def _convolution(
+        self, attributes: Mapping[str, Any], weight: tuple[int, ...], outputs: int
+    ) -> dict[str, Any]:
+        if len(weight) < 3:
+            raise BadInputError(
+                "a convolution's weights are not constants; only inference graphs are estimated"
+            )
+        groups = attributes["group"].i if "group" in attributes else 1
+        strides = tuple(attributes["strides"].ints) if "strides" in attributes else (1,)
+        dilations = tuple(attributes["dilations"].ints) if "dilations" in attributes else (1,)
+        kernel, inside = math.prod(weight[2:]), weight[1]
+        plain = groups == 1 and max(strides) == 1 and max(dilations) == 1
+        kind: OperatorClass
+        if groups > 1:
+            kind = "depthwise" if inside == 1 else "grouped"
+        elif kernel == 1:
+            kind = "pointwise"
+        elif plain and weight[2:] == (3, 3) and inside >= WINOGRAD_CHANNELS:
+            kind = "winograd"
+        else:
+            kind = "convolution"
+        return {
+            "kind": kind,
+            "macs": outputs * kernel * inside,
+            "groups": groups,
+            "kernel": kernel,
+            "stride": max(strides),
+            "channels": (inside, weight[0] // groups),
+        }
+
+    def _features(self, node: Any, attributes: Mapping[str, Any], data: list[str]) -> tuple[int, int]:
+        shape = self.constants.get(node.input[1]) or self.shapes.get(self._root(node.input[1]), (1, 1))
+        transposed = "transB" in attributes and attributes["transB"].i
+        rows, columns = shape[-2:] if len(shape) > 1 else (shape[0], 1)
+        return (columns, rows) if transposed else (rows, columns)
