@@ -92,5 +92,6 @@ def pgd(model: nn.Module, pixels: Tensor, labels: Tensor, attack: PGD, generator
     adversarial = random_start(pixels, attack.eps, generator)
     for _ in range(attack.steps):
         gradient, _ = input_gradient(model, adversarial, labels)
-        adversarial = torch.clamp(adversarial + attack.step * gradient.sign(), lower, upper)
+        # A network that answers NaN leaves its image where it is, so that the layer at fault can still be told.
+        adversarial = torch.clamp(adversarial + attack.step * gradient.sign().nan_to_num_(0), lower, upper)
     return adversarial

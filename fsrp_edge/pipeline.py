@@ -23,12 +23,12 @@ from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import clean_accuracy
-from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
+from fsrp_edge.evaluation.evaluate import AttackName, EvaluationPlan, evaluate
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.export.artifact import Artifact, Format, Precision
 from fsrp_edge.export.export import ArtifactRequest, smoke_test
 from fsrp_edge.export.verified import Exported, export_verified
-from fsrp_edge.files import sha256_file
+from fsrp_edge.files import sha256_file, sha256_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.saved import save_classifier, weights_sha256
@@ -37,9 +37,9 @@ from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report import schema
-from fsrp_edge.report.manifest import write_manifest
+from fsrp_edge.report.manifest import MANIFEST, write_manifest
 from fsrp_edge.report.provenance import provenance
-from fsrp_edge.report.store import write_report
+from fsrp_edge.report.store import REPORT_JSON, REPORT_MARKDOWN, write_report
 from fsrp_edge.rundir import RunDirectory
 from fsrp_edge.runtimes import open_session
 from fsrp_edge.scoring.fsrp import FSRP
@@ -84,7 +84,7 @@ class CompressOptions(CheckpointOptions):
     precisions: tuple[Precision, ...] | None = None
     recovery: Recipe | None = Recipe(epochs=5, learning_rate=0.02, flip=True, crop_padding=4)
     """None recalibrates batch norm only."""
-    attacks: tuple[str, ...] = ("pgd-20",)
+    attacks: tuple[AttackName, ...] = ("pgd-20",)
     eps: float = Field(DEFAULT_EPS, ge=0, le=1)
     robust_images: int | None = Field(None, ge=1)
     """Evaluation images to attack, the first ones; None: 1,000, or 128 for inputs with a side above 64 pixels."""
@@ -163,7 +163,7 @@ def choose_artifacts(
     """The files to make: the profile's defaults, or those of its offers that were asked for.
 
     Raises:
-        BadInputError: the profile offers none of what was asked for.
+        BadInputError: the profile offers no file of a format or a precision that was asked for.
     """
     chosen = [
         offer
@@ -172,12 +172,16 @@ def choose_artifacts(
         and (offer.default if precisions is None else offer.precision in precisions)
         and (formats is None or offer.format in formats)
     ]
-    if not chosen:
+    missing = {*(formats or ()), *(precisions or ())} - {
+        part for offer in chosen for part in (offer.format, offer.precision)
+    }
+    if missing or not chosen:
         table = "; ".join(
             f"{offer.format} {offer.precision}: {'offered' if offer.offered else 'no, ' + offer.reason}"
             for offer in target.offers
         )
-        raise BadInputError(f"{target.name} offers none of the files that were asked for ({table})")
+        what = " and ".join(sorted(missing)) or "default"
+        raise BadInputError(f"{target.name} offers no {what} file among those asked for ({table})")
     return tuple(ArtifactRequest(format=offer.format, precision=offer.precision) for offer in chosen)
 
 
@@ -318,10 +322,14 @@ class _Run:
 
     def recover(self, plan: PruningPlan, pruned: Classifier) -> tuple[Classifier, _Recovered]:
         """recovered.safetensors: the network after fine-tuning."""
-        path, checkpoint = self._path("recovered.safetensors"), self._path("recovery-checkpoint.pt")
-        recipe = self._recipe()
+        path, recipe = self._path("recovered.safetensors"), self._recipe()
+        inputs = {"plan": plan.digest, "recipe": recipe and recipe.model_dump(mode="json")}
+        # Named after its inputs: after a change of options, what another recovery left unfinished is of no use.
+        checkpoint = self._path(f"recovery-{sha256_json(self.identity | inputs)[:12]}.unfinished.pt")
 
         def work() -> tuple[_Recovered, list[Path]]:
+            for other in set(self.directory.path.glob("recovery-*.unfinished.pt")) - {checkpoint}:
+                other.unlink()
             result = recover(
                 copy.deepcopy(pruned),
                 self.dataset.train,
@@ -334,7 +342,6 @@ class _Run:
             checkpoint.unlink(missing_ok=True)
             return _Recovered(best_epoch=result.best_epoch, history=result.history), [path]
 
-        inputs = {"plan": plan.digest, "recipe": recipe and recipe.model_dump(mode="json")}
         recovery: _Recovered = self._stage("recover", _Recovered, inputs, work)
         return _on_device(self._reload(path)), recovery
 
@@ -497,10 +504,17 @@ class _Run:
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def _stage(self, name: str, result_type: Any, inputs: dict[str, Any], work: Any) -> Any:
-        return self.directory.stage(name, result_type, self.identity | inputs, work)
+        def anew() -> Any:
+            # An earlier run's report would describe files that are about to be replaced.
+            for old in (MANIFEST, REPORT_JSON, REPORT_MARKDOWN):
+                self._path(old).unlink(missing_ok=True)
+            return work()
+
+        return self.directory.stage(name, result_type, self.identity | inputs, anew)
 
     def _reload(self, path: Path) -> Classifier:
-        return load_classifier(path, architecture=self.options.architecture)
+        # By its full name, as what the user gave may be short for several; code of the user's own has to be named anew.
+        return load_classifier(path, architecture=self.dense.spec.architecture)
 
     def _path(self, name: str) -> Path:
         return self.directory.path / name

@@ -16,6 +16,8 @@ from fsrp_edge.progress import log
 
 Result = TypeVar("Result")
 
+LOCK = ".lock"
+
 
 class StageRecord(BaseModel):
     """What a finished stage leaves in `stages/NAME.json`."""
@@ -51,12 +53,16 @@ class RunDirectory:
         self.history: list[StageRun] = []
         if path.exists() and not path.is_dir():
             raise BadInputError(f"{path} is a file; give --out a folder")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / LOCK).touch()
+        except OSError as error:
+            raise BadInputError(f"cannot write into {path}: {error.strerror}; choose another --out") from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep a second run out of the folder; the lock goes with the process, however it ends."""
-        with (self.path / ".lock").open("w") as stream:
+        with (self.path / LOCK).open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -74,6 +80,8 @@ class RunDirectory:
     ) -> Result:
         """The result of a stage: as it was left by an earlier run with the same inputs, or made now.
 
+        Before it is made again, the files that its last run left are removed: they belong to other inputs.
+
         Args:
             name: of the stage.
             result_type: type of the result, one that pydantic can write as JSON and read back.
@@ -88,6 +96,7 @@ class RunDirectory:
             self.history.append(StageRun(name, record.seconds, resumed=True))
             log(f"{name}: already done")
             return result
+        self._discard(name)
         started = time.perf_counter()
         result, files = work()
         record = StageRecord(
@@ -99,6 +108,16 @@ class RunDirectory:
         write_json(self._record_path(name), record.model_dump(mode="json"))
         self.history.append(StageRun(name, record.seconds, resumed=False))
         return result
+
+    def _discard(self, name: str) -> None:
+        try:
+            record = StageRecord.model_validate(read_json(self._record_path(name)))
+        except (BadInputError, ValidationError):
+            return
+        for file in record.files:
+            if (self.path / file).resolve().is_relative_to(self.path.resolve()):
+                (self.path / file).unlink(missing_ok=True)
+        self._record_path(name).unlink()
 
     def _record_path(self, name: str) -> Path:
         return self.path / "stages" / f"{name}.json"

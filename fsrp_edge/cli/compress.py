@@ -1,13 +1,15 @@
 """`fsrp-edge compress`: the whole way from a checkpoint to verified files and a report."""
 
 import shlex
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.errors import traceback_option
+
+if TYPE_CHECKING:
+    from fsrp_edge.pipeline import CompressResult
 
 
 @click.command()
@@ -95,14 +97,12 @@ def compress(
     if as_json:
         print_json(result.report.model_dump(mode="json"))
     else:
-        print_report(
-            result.report, result.directory, _next_commands(result.directory, result.model, wanted.data)
-        )
+        print_report(result.report, result.directory, _next_commands(result, wanted.data))
 
 
-def _next_commands(directory: Path, model: Path, data: str | None) -> list[str]:
-    chosen = f" --data {shlex.quote(data)}" if data else ""
-    return [
-        f"less {shlex.quote(str(directory / 'report.md'))}",
-        f"fsrp-edge evaluate {shlex.quote(str(model))}{chosen} --attack autoattack",
-    ]
+def _next_commands(result: "CompressResult", data: str | None) -> list[str]:
+    commands = [f"less {shlex.quote(str(result.directory / 'report.md'))}"]
+    if result.report.data.label_kind == "ground truth":
+        chosen = f" --data {shlex.quote(data)}" if data else ""
+        commands.append(f"fsrp-edge evaluate {shlex.quote(str(result.model))}{chosen} --attack autoattack")
+    return commands

@@ -46,6 +46,7 @@ def evaluate(
     fsrp-edge evaluate recovered.safetensors --data cifar-10-batches-bin --attack pgd-20 --attack autoattack
     """
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.errors import BadInputError
     from fsrp_edge.evaluation.evaluate import EvaluationPlan
     from fsrp_edge.evaluation.evaluate import evaluate as run
     from fsrp_edge.files import write_json
@@ -56,6 +57,10 @@ def evaluate(
     with show_progress(quiet=quiet):
         classifier = load(CheckpointOptions(checkpoint=checkpoint, **given))
         evaluated = load_data(classifier, data, seed).evaluation
+        if classifier.spec.layer_shapes and evaluated.label_kind != "ground truth":
+            raise BadInputError(
+                "without labels, this pruned network would be compared with itself; give labelled images with --data"
+            )
         results = [
             evaluation.result
             for evaluation in run(classifier, evaluated.first(images or len(evaluated)), plan)

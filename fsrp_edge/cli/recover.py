@@ -12,7 +12,11 @@ from fsrp_edge.cli.errors import traceback_option
 @click.command()
 @options.checkpoint_options
 @options.data_option
-@click.option("--teacher", type=options.ExistingFile, help="Dense network whose soft labels are learnt.")
+@click.option(
+    "--teacher",
+    type=options.ExistingFile,
+    help="Dense network whose soft labels are learnt in place of the data's.",
+)
 @options.recovery_options
 @options.eps_option
 @options.seed_option
@@ -40,18 +44,26 @@ def recover(
     fsrp-edge recover pruned.safetensors --teacher resnet18.pt
     """
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.errors import BadInputError
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.pipeline import CheckpointOptions, load, load_data
     from fsrp_edge.training.recovery import fit_recipe
     from fsrp_edge.training.recovery import recover as run
 
+    recipe = options.recipe_from(recover_epochs, recover_method, recover_learning_rate, batch_size, eps)
     unfinished = out.with_suffix(".unfinished.pt")
     with show_progress(quiet=quiet):
         pruned = load(CheckpointOptions(**checkpoint))
-        dense = load(CheckpointOptions(checkpoint=teacher)) if teacher else None
+        dense = load(CheckpointOptions(**checkpoint | {"checkpoint": teacher})) if teacher else None
         dataset = load_data(dense or pruned, data, seed)
-        recipe = options.recipe_from(recover_epochs, recover_method, recover_learning_rate, batch_size, eps)
-        recipe = recipe and fit_recipe(recipe, dataset, has_teacher=dense is not None)
+        if recipe is not None:
+            if dense is None and dataset.train.label_kind != "ground truth":
+                raise BadInputError(
+                    "these images have no labels to learn: name the dense network with --teacher, or labelled "
+                    "images with --data"
+                )
+            distilling = recipe.model_copy(update={"distillation": 1.0 if dense else 0.0})
+            recipe = fit_recipe(distilling, dataset, has_teacher=dense is not None)
         result = run(pruned, dataset.train, recipe, seed=seed, teacher=dense, checkpoint=unfinished)
         save_classifier(result.classifier, out)
         unfinished.unlink(missing_ok=True)

@@ -1,13 +1,19 @@
 """PruningPlan: which channels stay, as a file that people can review and that always gives the same network."""
 
 import itertools
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, model_validator
 
 from fsrp_edge.errors import BadInputError, first_problem
 from fsrp_edge.files import read_json, sha256_json, write_json
+
+MOST_CHANNELS = 2**20
+"""More than any layer has; a plan that names more must not fill the memory."""
+
+_RUN = re.compile(r"(\d{1,7})(?:-(\d{1,7}))?", re.ASCII)
 
 
 def format_channels(channels: tuple[int, ...]) -> str:
@@ -27,10 +33,11 @@ def parse_channels(text: object) -> object:
         return text
     channels: list[int] = []
     for run in text.split():
-        first, _, last = run.partition("-")
-        channels.extend(range(int(first), int(last or first) + 1))
-    if any(after <= before for before, after in itertools.pairwise(channels)):
-        raise ValueError(f"channels must ascend without repeats: {text!r}")
+        match = _RUN.fullmatch(run)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, MOST_CHANNELS)
+        if not first <= last < MOST_CHANNELS:
+            raise ValueError(f"{run!r} is neither a channel such as 5 nor a run of channels such as 0-2")
+        channels.extend(range(first, last + 1))
     return tuple(channels)
 
 
@@ -53,6 +60,18 @@ class GroupPlan(BaseModel):
     note: str | None = None
     """Why the group is not pruned, or not at the ratio that was asked for."""
 
+    @model_validator(mode="after")
+    def _keeps_what_is_there(self) -> Self:
+        if any(after <= before for before, after in itertools.pairwise(self.kept)):
+            raise ValueError(f"group {self.root}: kept channels must ascend without repeats")
+        if not self.kept or not 0 <= self.kept[0] <= self.kept[-1] < self.channels:
+            seen = f"{self.kept[0]} to {self.kept[-1]}" if self.kept else "none"
+            raise ValueError(
+                f"group {self.root}: the kept channels are {seen}; "
+                f"at least one is needed, of 0 to {self.channels - 1}"
+            )
+        return self
+
 
 class PruningPlan(BaseModel):
     """A plan for one network; applied to the same checkpoint it always gives the same smaller network."""
@@ -66,9 +85,19 @@ class PruningPlan(BaseModel):
     criterion: str
     scores_sha256: str
     ratio: float
-    """Share of each group's channels that was asked to be removed."""
+    """Share that was asked to be removed …"""
+    ratio_of: Literal["channels", "parameters", "macs"] = "channels"
+    """… of each group's channels, or of all parameters or MACs of the network."""
     channel_multiple: int
     groups: tuple[GroupPlan, ...]
+
+    @model_validator(mode="after")
+    def _groups_once(self) -> Self:
+        roots = [group.root for group in self.groups]
+        repeated = sorted({root for root in roots if roots.count(root) > 1})
+        if repeated:
+            raise ValueError(f"group {repeated[0]} stands more than once")
+        return self
 
     @property
     def digest(self) -> str:

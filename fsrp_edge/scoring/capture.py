@@ -4,7 +4,7 @@ Maps are found by watching the functions that run (torch's own TorchFunctionMode
 twice and in-place activations are seen like any other. A layer is recognised by its weight tensor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -82,7 +82,12 @@ class MapReader(TorchFunctionMode):
 
     def __init__(self, network: nn.Module, read_at: ReadAt, receive: Callable[[str, Tensor], None]) -> None:
         super().__init__()
-        self._names = {id(layer.weight): name for name, layer in scored_layers(network).items()}
+        # A weight that is computed at each use (a parametrization) has no lasting identity to know its layer by.
+        self._names = {
+            id(layer.weight): name
+            for name, layer in scored_layers(network).items()
+            if "weight" in layer._parameters
+        }
         self._read_at = read_at
         self._receive = receive
         self._pending: dict[int, _Pending] = {}
@@ -93,13 +98,14 @@ class MapReader(TorchFunctionMode):
         """Run the call, and follow the maps it consumes or makes."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        consumed = [self._pending[id(arg)] for arg in args[:2] if id(arg) in self._pending]
+        read = {id(tensor) for tensor in _operands(args, kwargs)}
+        consumed = [self._pending[key] for key in read & self._pending.keys()]
         next_link = len(consumed) == 1 and self._goes_on(consumed[0], name.rstrip("_"))
         if not next_link and _writes_in_place(name, args, kwargs):
             self._finish(consumed)
             consumed = []
         result = func(*args, **kwargs)
-        if consumed and isinstance(result, Tensor):  # else a mere question, such as the number of dimensions
+        if consumed and _holds_tensors(result):  # else a mere question, such as the number of dimensions
             if next_link:
                 self._follow(consumed[0], name.rstrip("_"), result)
             else:
@@ -141,6 +147,18 @@ class MapReader(TorchFunctionMode):
         """Hand over what nothing consumed, such as the logits."""
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
         self._finish(list(self._pending.values()))
+
+
+def _operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """What a call may read maps from: its first two arguments, and the tensors of a list, as `cat` takes one."""
+    for argument in (*args[:2], kwargs.get("input"), kwargs.get("tensors")):
+        yield from argument if isinstance(argument, list | tuple) else (argument,)
+
+
+def _holds_tensors(result: object) -> bool:
+    return isinstance(result, Tensor) or (
+        isinstance(result, list | tuple) and any(isinstance(part, Tensor) for part in result)
+    )
 
 
 def _writes_in_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
