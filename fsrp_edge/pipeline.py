@@ -33,6 +33,7 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.saved import save_classifier, weights_sha256
 from fsrp_edge.models.size import Size, measure_size
+from fsrp_edge.pruning.options import LayerRatio, PlanOptions, Ratio, RatioOf
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
@@ -75,8 +76,13 @@ class CompressOptions(CheckpointOptions):
 
     target: str
     """Name of a packaged profile, or path of a YAML file."""
-    ratio: float = Field(0.5, gt=0, lt=1)
-    """Share of each layer's channels to remove."""
+    ratio: Ratio = 0.5
+    """Share to remove; this and the next five are explained in `pruning.options.PlanOptions`."""
+    ratio_of: RatioOf = "channels"
+    keep: tuple[str, ...] = ()
+    keep_inputs: tuple[str, ...] = ()
+    keep_first: bool = False
+    layer_ratios: tuple[tuple[str, LayerRatio], ...] = ()
     criterion: Criterion = FSRP()
     score_images: int | None = Field(None, ge=1)
     """Training images to score on; None: 512, or 128 for inputs with a side above 64 pixels."""
@@ -286,18 +292,16 @@ class _Run:
 
     def plan(self, scores: FilterScores) -> PruningPlan:
         """plan.json: which channels stay."""
+        wanted = self._plan_options()
 
         def work() -> tuple[PruningPlan, list[Path]]:
-            plan = make_plan(
-                self.dense, scores, ratio=self.options.ratio, channel_multiple=self.target.channel_multiple
-            )
+            plan = make_plan(self.dense, scores, wanted)
             plan.save(self._path("plan.json"))
             return plan, [self._path("plan.json")]
 
         inputs = {
             "scores": scores.model_dump(mode="json"),
-            "ratio": self.options.ratio,
-            "channel_multiple": self.target.channel_multiple,
+            "options": wanted.model_dump(mode="json"),
         }
         result: PruningPlan = self._stage("plan", PruningPlan, inputs, work)
         return result
@@ -470,7 +474,7 @@ class _Run:
             pruning=schema.Pruning(
                 criterion=plan.criterion,
                 ratio=plan.ratio,
-                ratio_of="channels",
+                ratio_of=plan.ratio_of,
                 channel_multiple=plan.channel_multiple,
                 groups=tuple(
                     schema.GroupChannels(layers=group.layers, before=group.channels, after=len(group.kept))
@@ -518,6 +522,11 @@ class _Run:
 
     def _path(self, name: str) -> Path:
         return self.directory.path / name
+
+    def _plan_options(self) -> PlanOptions:
+        shared = PlanOptions.model_fields.keys() & CompressOptions.model_fields.keys()
+        asked = {name: getattr(self.options, name) for name in shared}
+        return PlanOptions(**asked, channel_multiple=self.target.channel_multiple)
 
     def _recipe(self) -> Recipe | None:
         recipe = self.options.recovery

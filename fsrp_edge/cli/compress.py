@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 @options.checkpoint_options
 @options.target_option
 @options.data_option
-@click.option(
-    "--ratio",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.5,
-    show_default=True,
-    help="Share of each layer's channels to remove. Parameters and MACs fall by more: about 1 - (1 - ratio)^2.",
-)
+@options.plan_options
 @options.criterion_options
 @options.recovery_options
 @options.format_options

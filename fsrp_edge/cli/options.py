@@ -47,6 +47,24 @@ def _eps(_context: click.Context, _parameter: click.Parameter, text: str) -> flo
     return eps
 
 
+def _layer_ratios(
+    _context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[tuple[str, float], ...]:
+    ratios = []
+    for text in texts:
+        pattern, _, number = text.rpartition("=")
+        try:
+            ratio = float(number)
+        except ValueError:
+            ratio = math.nan
+        if not pattern or not 0 <= ratio < 1:
+            raise click.BadParameter(
+                f"{text!r} is not PATTERN=RATIO with a ratio from 0 to below 1: layer4.*=0.7"
+            )
+        ratios.append((pattern, ratio))
+    return tuple(ratios)
+
+
 checkpoint_options = _stack(
     click.argument("checkpoint", type=ExistingFile),
     click.option(
@@ -152,6 +170,41 @@ criterion_options = _stack(
         help="PGD steps of the examples.",
     ),
 )
+plan_options = _stack(
+    click.option(
+        "--ratio",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.5,
+        show_default=True,
+        help="Share to remove. Of channels, it removes more of parameters and MACs: about 1 - (1 - ratio)^2.",
+    ),
+    click.option(
+        "--ratio-of",
+        type=click.Choice(["channels", "parameters", "macs"]),
+        default="channels",
+        show_default=True,
+        help="Share of each layer's channels, or of the whole network's parameters or MACs.",
+    ),
+    click.option(
+        "--keep",
+        multiple=True,
+        metavar="PATTERN",
+        help="Layers whose outputs stay: layer1.*.conv2. Repeatable.",
+    ),
+    click.option(
+        "--keep-inputs", multiple=True, metavar="PATTERN", help="Layers whose inputs stay. Repeatable."
+    ),
+    click.option("--keep-first", is_flag=True, help="The first convolution's outputs stay."),
+    click.option(
+        "--layer-ratio",
+        "layer_ratios",
+        multiple=True,
+        metavar="PATTERN=RATIO",
+        callback=_layer_ratios,
+        help="Share of channels to remove from these layers instead; 0 keeps all. Repeatable.",
+    ),
+)
+"""Keyword arguments of `pruning.options.PlanOptions`, all but the channel multiple."""
 recovery_options = _stack(
     click.option(
         "--recover-epochs",

@@ -18,13 +18,7 @@ from fsrp_edge.cli.errors import traceback_option
     "--plan", type=options.ExistingFile, help="A finished plan to apply as it is, instead of scores."
 )
 @click.option("--target", metavar="NAME|FILE", help="Device profile whose channel multiple is kept.")
-@click.option(
-    "--ratio",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.5,
-    show_default=True,
-    help="Share of each layer's channels to remove.",
-)
+@options.plan_options
 @click.option("--out", type=options.NewFile, default=Path("pruned.safetensors"), show_default=True)
 @options.output_options
 @traceback_option
@@ -32,16 +26,16 @@ def prune(
     scores: Path | None,
     plan: Path | None,
     target: str | None,
-    ratio: float,
     out: Path,
     as_json: bool,
     quiet: bool,
-    **checkpoint: Any,
+    **given: Any,
 ) -> None:
     """Remove the filters with the lowest scores, physically; writes the network and the plan beside it.
 
     \b
     fsrp-edge prune resnet20.th --scores scores.json --target raspberry-pi-4 --ratio 0.5
+    fsrp-edge prune resnet20.th --scores scores.json --ratio 0.9 --ratio-of parameters --keep 'layer3.*'
     fsrp-edge prune resnet20.th --plan pruned.plan.json
     """
     if (scores is None) == (plan is None):
@@ -50,6 +44,7 @@ def prune(
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.models.size import measure_size
     from fsrp_edge.pipeline import CheckpointOptions, load
+    from fsrp_edge.pruning.options import PlanOptions
     from fsrp_edge.pruning.plan import PruningPlan
     from fsrp_edge.pruning.planning import make_plan
     from fsrp_edge.pruning.surgery import apply_plan
@@ -57,13 +52,15 @@ def prune(
     from fsrp_edge.targets.load import load_target
 
     with show_progress(quiet=quiet):
-        dense = load(CheckpointOptions(**checkpoint))
+        asked = {name: given.pop(name) for name in PlanOptions.model_fields if name in given}
+        dense = load(CheckpointOptions(**given))
         if plan is not None:
             chosen = PruningPlan.load(plan)
         else:
             assert scores is not None
             multiple = load_target(target).channel_multiple if target else 1
-            chosen = make_plan(dense, FilterScores.load(scores), ratio=ratio, channel_multiple=multiple)
+            wanted = PlanOptions(**asked, channel_multiple=multiple)
+            chosen = make_plan(dense, FilterScores.load(scores), wanted)
         pruned = apply_plan(dense, chosen)
         save_classifier(pruned, out)
         chosen.save(out.with_suffix(".plan.json"))

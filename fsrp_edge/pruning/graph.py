@@ -4,32 +4,42 @@ Channels that depend on one another (a residual add, a depthwise convolution, a 
 removed together; the graph knows which channel of which layer belongs to which channel of the group.
 """
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from fsrp_edge import compute
-from fsrp_edge.errors import ToolFailedError
+from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.pruning.tracing import LAYERS, NORMS, Cut, Watch
+
+Convolution = nn.modules.conv._ConvNd
+Side = Literal["output", "input", "both"]
+IS_OUTPUT = "these channels are the network's output"
 
 
 @dataclass(frozen=True)
 class Member:
-    """A layer whose output channels belong to a group.
+    """A layer with channels in a group.
 
     Args:
-        layer: name in the network.
+        layer: name in the network (for a bare parameter, the parameter's name).
         channels: the layer's channels that are in the group …
         root_channels: … and the channel of the group's root that each goes with.
+        side: whether these are the layer's outputs, its inputs, or both at once (batch norm, depthwise convolutions).
     """
 
     layer: str
     channels: tuple[int, ...]
     root_channels: tuple[int, ...]
+    side: Side = "output"
 
 
 @dataclass(frozen=True)
@@ -41,83 +51,273 @@ class ChannelGroup:
         channels: how many there are.
         members: convolutions and linear layers that make these channels, the root among them.
         consumers: names of the layers that take them as input and shrink too.
-        blocks: the channels come in this many blocks (of a grouped convolution) that must lose the same positions.
+        slices: everything that is cut when channels go: members, consumers, norms, bare parameters.
+        blocks: the channels come in this many blocks (of a group norm, say) that must lose the same positions.
+        unit: this many neighbouring channels stay or go together (the width of a grouped convolution's groups).
+        locked: why none can be removed; None where some can.
     """
 
     root: str
     channels: int
     members: tuple[Member, ...]
     consumers: tuple[str, ...]
+    slices: tuple[Member, ...] = ()
     blocks: int = 1
+    unit: int = 1
+    locked: str | None = None
+
+
+def require_convolutions(classifier: Classifier) -> None:
+    """Refuse, before any work, a network that has nothing which this package prunes.
+
+    Raises:
+        BadInputError: fewer than two convolutions, as in ViT and Swin, whose only one embeds the patches.
+    """
+    count = sum(isinstance(module, Convolution) for module in classifier.network.modules())
+    if count < 2:
+        raise BadInputError(
+            f"{classifier.spec.architecture} has {count or 'no'} convolution{'s' * (count != 1)}: "
+            "there are no filters to prune; fsrp-edge prunes convolutional networks (ResNet, MobileNet, VGG …)"
+        )
 
 
 class PruningGraph:
     """The channel groups of one network.
 
     Args:
-        classifier: its network is traced now and changed by `remove`.
+        classifier: its network is run once; it is left as it is.
 
     Raises:
+        BadInputError: the network has no convolutions to prune.
         ToolFailedError: torch-pruning cannot follow the network.
     """
 
     def __init__(self, classifier: Classifier) -> None:
-        import torch_pruning
-
+        require_convolutions(classifier)
         self._network = classifier.network
         self._names = {module: name for name, module in self._network.named_modules()}
-        self._graph = torch_pruning.DependencyGraph()
+        self._graph = _new_graph()
+        self._watch = Watch(self._network)
+        self._outputs: list[Tensor] = []
+        training = [module for module in self._network.modules() if module.training]
         with warnings.catch_warnings(), compute.all_trainable(self._network), torch.enable_grad():
             warnings.simplefilter("ignore")
             try:
-                self._graph.build_dependency(self._network, classifier.example_pixels(), verbose=False)
+                self._graph.build_dependency(
+                    self._network, classifier.example_pixels(2), forward_fn=self._forward, verbose=False
+                )
             except Exception as error:  # torch-pruning raises anything from KeyError to ZeroDivisionError
                 raise ToolFailedError(
                     f"torch-pruning cannot trace {classifier.spec.architecture}: {type(error).__name__}: {error}"
                 ) from error
+            finally:
+                for module in training:
+                    module.training = True
+        self._reasons = self._find_reasons()
 
     def groups(self) -> tuple[ChannelGroup, ...]:
         """All groups, in the order of the network's layers."""
-        return tuple(
-            self._describe(group)
-            for group in self._graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])
-        )
+        return tuple(self._describe(group) for group in self._raw_groups())
 
-    def ranked_by(self, importance: Callable[[Any], torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    def ranked_by(self, importance: Callable[[Any], Tensor | None]) -> dict[str, Tensor]:
         """Scores of every group by one of torch-pruning's importances, under the name of the group's root.
 
         Groups that the importance has nothing to say of (batch-norm scale, where there is no batch norm) are left out.
         """
-        groups = self._graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])
-        ranked = {self._names[group[0].dep.target.module]: importance(group) for group in groups}
+        ranked = {self._names[group[0].dep.target.module]: importance(group) for group in self._raw_groups()}
         return {root: scores.detach().double().cpu() for root, scores in ranked.items() if scores is not None}
 
-    def remove(self, root: str, channels: Sequence[int]) -> None:
-        """Remove channels of the group of layer `root` from every layer of the group."""
-        layer = self._network.get_submodule(root)
-        pruner = self._graph.get_pruner_of_module(layer)
-        with compute.all_trainable(self._network):
-            group = self._graph.get_pruning_group(layer, pruner.prune_out_channels, sorted(channels))
-            group.prune()
+    def _forward(self, network: nn.Module, pixels: Tensor) -> list[Tensor]:
+        """The outputs, and what went into cuts: torch-pruning walks backwards from all of them."""
+        watch = self._watch
+        with watch.follow_modules():
+            source = watch.start(pixels, "they are the network's input")
+            with watch:
+                outputs = network(source)
+        self._graph.unwrapped_parameters.extend((cut.value, _channel_axis(cut.value)) for cut in watch.starts)
+        ends = [
+            Cut(leaf, IS_OUTPUT) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)
+        ] + watch.ends
+        # Times one, so that each stands for itself and not for the layer or the concatenation it comes from.
+        self._outputs = [cut.value * 1 for cut in ends]
+        self._watch.ends = ends
+        return self._outputs
+
+    def _find_reasons(self) -> dict[Any, str]:
+        """Why channels that reach a node of the graph have to stay."""
+        by_function = {
+            output.grad_fn: cut.reason for output, cut in zip(self._outputs, self._watch.ends, strict=True)
+        }
+        starts = {id(cut.value): cut.reason for cut in self._watch.starts}
+        reasons = {}
+        for module, node in self._graph.module2node.items():
+            if isinstance(module, nn.Parameter):
+                reason = starts.get(id(module)) or self._bare_parameter_reason(module)
+            elif isinstance(module, LAYERS) and parametrize.is_parametrized(module):
+                reason = f"{self._names[module]} computes its weight from other tensors (a parametrization)"
+            else:
+                reason = by_function.get(node.grad_fn) if type(module).__name__ == "_OutputOp" else None
+            if reason:
+                reasons[node] = reason
+        return reasons
+
+    def _bare_parameter_reason(self, parameter: nn.Parameter) -> str | None:
+        if max(parameter.shape, default=1) == parameter.numel():
+            return None
+        shape = "x".join(map(str, parameter.shape))
+        name = self._graph._param_to_name.get(parameter, "?")
+        return f"they meet the bare parameter {name} ({shape}), whose channels are not known"
+
+    def _raw_groups(self) -> Iterator[Any]:
+        """torch-pruning's groups of all channels, each rooted at its first layer."""
+        seen: set[nn.Module] = set()
+        for layer in self._names:
+            if not isinstance(layer, Convolution | nn.Linear) or layer in seen:
+                continue
+            if layer not in self._graph.module2node:
+                continue
+            pruner = self._graph.get_pruner_of_module(layer)
+            group = self._graph.get_pruning_group(
+                layer, pruner.prune_out_channels, list(range(pruner.get_out_channels(layer)))
+            )
+            seen.update(
+                item.dep.target.module
+                for item in group
+                if self._graph.is_out_channel_pruning_fn(item.dep.handler)
+                and isinstance(item.dep.target.module, nn.Module)
+            )
+            yield group
 
     def _describe(self, group: Any) -> ChannelGroup:
-        members, consumers, blocks = [], [], 1
+        slices, reasons = [], []
         for item in group:
-            layer = item.dep.target.module
-            if not isinstance(layer, nn.Conv2d | nn.Linear):
-                continue
-            depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.out_channels > 1
-            if isinstance(layer, nn.Conv2d) and not depthwise:
-                blocks = max(blocks, layer.groups)
-            if depthwise or self._graph.is_out_channel_pruning_fn(item.dep.handler):
-                members.append(Member(self._names[layer], tuple(item.idxs), tuple(item.root_idxs)))
-            else:
-                consumers.append(self._names[layer])
-        root = group[0].dep.target.module
+            node = item.dep.target
+            if node in self._reasons:
+                reasons.append(self._reasons[node])
+            slice_ = self._slice(item)
+            if slice_ is not None:
+                slices.append(slice_)
+        made = [each for each in slices if self._makes_channels(each)]
+        taken = [each.layer for each in slices if each.side == "input"]
+        misfit = next((reason for each in slices if (reason := self._misfit(each))), None)
+        count = len(group[0].idxs)
+        blocks, unit, conflict = self._granularity(slices, count)
+        locked = next(iter(reasons), None) or misfit or conflict
+        if locked is None and not taken:
+            locked = IS_OUTPUT
         return ChannelGroup(
-            root=self._names[root],
-            channels=len(group[0].idxs),
-            members=tuple(members),
-            consumers=tuple(dict.fromkeys(consumers)),
+            root=self._names[group[0].dep.target.module],
+            channels=count,
+            members=tuple(made),
+            consumers=tuple(dict.fromkeys(taken)),
+            slices=tuple(slices),
             blocks=blocks,
+            unit=unit,
+            locked=locked,
         )
+
+    def _slice(self, item: Any) -> Member | None:
+        module = item.dep.target.module
+        channels, roots = tuple(item.idxs), tuple(item.root_idxs)
+        if isinstance(module, nn.Parameter):
+            name = self._graph._param_to_name.get(module)
+            return None if name is None else Member(name, channels, roots, "both")
+        if not isinstance(module, LAYERS):
+            return None
+        side: Side = "input"
+        if isinstance(module, (*NORMS, nn.PReLU)) or _is_coupled(module):
+            side = "both"
+        elif self._graph.is_out_channel_pruning_fn(item.dep.handler):
+            side = "output"
+        return Member(self._names[module], channels, roots, side)
+
+    def _makes_channels(self, part: Member) -> bool:
+        return part.side != "input" and isinstance(
+            find_layer(self._network, part.layer), Convolution | nn.Linear
+        )
+
+    def _misfit(self, part: Member) -> str | None:
+        """Why a layer cannot lose these channels: they reach it along another axis than its channels."""
+        module = find_layer(self._network, part.layer)
+        available: int
+        if module is None:
+            parameter = self._network.get_parameter(part.layer)
+            available = max(parameter.shape, default=1)
+        elif isinstance(module, nn.Linear):
+            available = module.in_features if part.side == "input" else module.out_features
+        elif isinstance(module, Convolution):
+            available = module.in_channels if part.side == "input" else module.out_channels
+        elif isinstance(module, nn.PReLU):
+            if module.num_parameters == 1:
+                return None
+            available = module.num_parameters
+        elif isinstance(module, nn.LayerNorm):
+            available = module.normalized_shape[-1] if len(module.normalized_shape) == 1 else 0
+        else:
+            available = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+        if max(part.channels) < available:
+            return None
+        return f"{part.layer} takes them along another axis than its {available} channels"
+
+    def _granularity(self, slices: list[Member], count: int) -> tuple[int, int, str | None]:
+        """(blocks, unit, why the layers cannot agree on both)."""
+        blocks, unit = 1, 1
+        for part in slices:
+            module = find_layer(self._network, part.layer)
+            if isinstance(module, nn.GroupNorm):
+                divided = module.num_groups
+            elif isinstance(module, Convolution) and module.groups > 1:
+                divided = module.groups
+            else:
+                continue
+            conflict = f"{part.layer} divides channels of several layers into {divided} groups"
+            if _is_coupled(module):
+                width = module.out_channels // divided
+                unit = math.lcm(unit, width)
+                if any(
+                    (mine - roots) % width
+                    for mine, roots in zip(part.channels, part.root_channels, strict=True)
+                ):
+                    return blocks, unit, conflict
+            else:
+                if part.channels != part.root_channels or max(divided, blocks) % min(divided, blocks):
+                    return blocks, unit, conflict
+                blocks = max(blocks, divided)
+        if count % unit or count % blocks or (unit > 1 and blocks > 1):
+            return blocks, unit, "its grouped layers divide the channels differently"
+        return blocks, unit, None
+
+
+def find_layer(network: nn.Module, name: str) -> Any:
+    """The layer of that name; None where the name is that of a bare parameter."""
+    try:
+        return network.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _is_coupled(layer: nn.Module) -> bool:
+    """Whether a grouped convolution loses whole groups, inputs and outputs at once; depthwise ones do."""
+    return isinstance(layer, Convolution) and layer.groups > 1 and layer.in_channels == layer.out_channels
+
+
+def _channel_axis(value: Tensor) -> int:
+    return 1 if value.dim() > 1 else 0
+
+
+def _new_graph() -> Any:
+    import torch_pruning
+
+    class Graph(torch_pruning.DependencyGraph):  # type: ignore[misc]
+        """Couples the inputs of a grouped convolution with its outputs, as of a depthwise one.
+
+        Removing the same positions from every group, as torch-pruning does, leaves as many groups of an odd width, and
+        nothing at all can go where the number of groups is large or prime (regnet_y).
+        """
+
+        def get_pruner_of_module(self, module: Any) -> Any:
+            if _is_coupled(module):
+                return self.REGISTERED_PRUNERS[torch_pruning.ops.OPTYPE.DEPTHWISE_CONV]
+            return super().get_pruner_of_module(module)
+
+    return Graph()

@@ -1,36 +1,57 @@
-"""From scores to a plan: layer by layer, the filters with the lowest scores go first."""
+"""From scores to a plan: group by group, the filters with the lowest scores go first."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import sha256_json
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.pruning.graph import ChannelGroup, PruningGraph
+from fsrp_edge.models.size import Size
+from fsrp_edge.pruning.counting import SizeCounter
+from fsrp_edge.pruning.graph import ChannelGroup, Convolution, PruningGraph
+from fsrp_edge.pruning.options import PlanOptions, RatioOf, matches, require_known
 from fsrp_edge.pruning.plan import GroupPlan, PruningPlan
 from fsrp_edge.scoring.scores import FilterScores
 
+_STEPS = 40
+"""Bisections of the ratio: 2^-40 is finer than one channel of any network."""
 
-def kept_count(channels: int, ratio: float, multiple: int, blocks: int = 1) -> int:
+
+def granularity(group: ChannelGroup, multiple: int) -> int:
+    """How many channels stay or go at a time."""
+    return math.lcm(multiple, group.blocks, group.unit)
+
+
+def kept_count(channels: int, ratio: float, step: int) -> int:
     """How many of `channels` stay when the share `ratio` is to go.
 
-    The count is the multiple nearest to the exact number, at least one multiple, and all channels where there are no
-    more than that; `blocks` blocks keep equally many.
+    The count is the multiple of `step` nearest to the exact number, at least one step, and all channels where there
+    are no more than that.
     """
-    step = int(np.lcm(multiple, blocks))
-    if channels <= step:
+    if ratio == 0 or channels <= step:
         return channels
     nearest = round(channels * (1 - ratio) / step) * step
-    return min(max(nearest, step), channels - channels % blocks)
+    return min(max(nearest, step), channels // step * step)
 
 
 def reason_to_keep(group: ChannelGroup, multiple: int) -> str | None:
     """Why nothing of a group can be removed; None where something can."""
-    if not group.consumers:
-        return "these channels are the network's output"
-    if group.channels <= int(np.lcm(multiple, group.blocks)):
+    if group.locked:
+        return group.locked
+    step = granularity(group, multiple)
+    if group.channels > step:
+        return None
+    if step == multiple:
         return f"{group.channels} channels are no more than one channel multiple ({multiple})"
-    return None
+    return (
+        f"{group.channels} channels are no more than one step of {step} (channel multiple {multiple}, "
+        f"{group.unit} wide groups of a grouped convolution, {group.blocks} blocks)"
+    )
 
 
 def group_scores(group: ChannelGroup, scores: FilterScores) -> np.ndarray | None:
@@ -51,55 +72,61 @@ def group_scores(group: ChannelGroup, scores: FilterScores) -> np.ndarray | None
     return np.mean(rows, axis=0) if rows else None
 
 
-def _kept(scores: np.ndarray, count: int, blocks: int) -> tuple[int, ...]:
-    """The `count` best channels, ascending; equal positions in each block. Ties keep the lower channel."""
-    per_block = scores.reshape(blocks, -1)
-    best = np.sort(np.argsort(-per_block.mean(axis=0), kind="stable")[: count // blocks])
-    return tuple(int(block * per_block.shape[1] + channel) for block in range(blocks) for channel in best)
+def choose_channels(scores: np.ndarray, count: int, group: ChannelGroup) -> tuple[int, ...]:
+    """The `count` best channels, ascending; equal positions in each block, whole units. Ties keep the lower channel."""
+    places = scores.reshape(group.blocks, -1, group.unit).mean(axis=(0, 2))
+    best = np.sort(np.argsort(-places, kind="stable")[: count // (group.blocks * group.unit)])
+    numbers = np.arange(group.channels).reshape(group.blocks, -1, group.unit)
+    return tuple(numbers[:, best, :].reshape(-1).tolist())
 
 
-def _plan_group(group: ChannelGroup, scores: FilterScores, ratio: float, multiple: int) -> GroupPlan:
-    everything = tuple(range(group.channels))
-    values = group_scores(group, scores)
-    count = kept_count(group.channels, ratio, multiple, group.blocks)
-    note, kept = reason_to_keep(group, multiple), everything
-    if note is None and values is None:
-        note = "no member of the group was scored"
-    elif note is None and values is not None and count < group.channels:
-        kept = _kept(values, count, group.blocks)
-    layers = tuple(member.layer for member in group.members)
-    return GroupPlan(root=group.root, layers=layers, channels=group.channels, kept=kept, note=note)
+@dataclass(frozen=True)
+class _Candidate:
+    """A group with all that decides how much of it stays."""
+
+    group: ChannelGroup
+    scores: np.ndarray | None
+    reason: str | None
+    ratio: float | None
+    """Of its own; None where the common ratio counts."""
+
+    def kept(self, ratio: float, multiple: int) -> tuple[int, ...]:
+        everything = tuple(range(self.group.channels))
+        if self.reason is not None or self.scores is None:
+            return everything
+        wanted = ratio if self.ratio is None else self.ratio
+        count = kept_count(self.group.channels, wanted, granularity(self.group, multiple))
+        return everything if count == self.group.channels else choose_channels(self.scores, count, self.group)
 
 
-def make_plan(
-    classifier: Classifier, scores: FilterScores, *, ratio: float, channel_multiple: int = 1
-) -> PruningPlan:
-    """Plan to remove the share `ratio` of every group's channels, rounded to the target's channel multiple.
+def make_plan(classifier: Classifier, scores: FilterScores, options: PlanOptions) -> PruningPlan:
+    """Plan which channels stay.
 
     Args:
         classifier: the network that was scored.
         scores: of its filters.
-        ratio: share of channels to remove, in (0, 1).
-        channel_multiple: kept channels come in multiples of this.
+        options: how much is to go, of what, and what has to stay.
 
     Raises:
-        BadInputError: scores of another network, or nothing would be removed.
+        BadInputError: scores of another network, a pattern that fits no layer, a ratio that cannot be reached (the
+            nearest that can is named), or nothing would be removed.
     """
-    if not 0 < ratio < 1:
-        raise BadInputError(f"the ratio of channels to remove must lie between 0 and 1, not {ratio:g}")
     model_sha256 = weights_sha256(classifier.network)
     if scores.model_sha256 != model_sha256:
         raise BadInputError(
             f"the scores were made for other weights ({scores.model_sha256[:12]}…) than these ({model_sha256[:12]}…); "
             "score this checkpoint again"
         )
-    groups = tuple(
-        _plan_group(group, scores, ratio, channel_multiple) for group in PruningGraph(classifier).groups()
-    )
-    if all(len(group.kept) == group.channels for group in groups):
-        reasons = "; ".join(f"{group.root}: {group.note}" for group in groups[:3])
+    groups = PruningGraph(classifier).groups()
+    candidates = _candidates(classifier, groups, scores, options)
+    multiple, ratio = options.channel_multiple, options.ratio
+    if options.ratio_of != "channels":
+        ratio = _solve(candidates, SizeCounter(classifier, groups), options)
+    plans = tuple(_plan_group(candidate, ratio, multiple) for candidate in candidates)
+    if all(len(plan.kept) == plan.channels for plan in plans):
+        reasons = "; ".join(f"{plan.root}: {plan.note}" for plan in plans if plan.note)[:400]
         raise BadInputError(
-            f"nothing can be removed at ratio {ratio:g} with channel multiple {channel_multiple} ({reasons}); "
+            f"nothing can be removed at ratio {options.ratio:g} with channel multiple {multiple} ({reasons}); "
             "raise --ratio or choose a target with a smaller channel multiple"
         )
     return PruningPlan(
@@ -107,7 +134,107 @@ def make_plan(
         model_sha256=model_sha256,
         criterion=scores.criterion,
         scores_sha256=sha256_json(scores.model_dump(mode="json")),
-        ratio=ratio,
-        channel_multiple=channel_multiple,
-        groups=groups,
+        ratio=options.ratio,
+        ratio_of=options.ratio_of,
+        channel_multiple=multiple,
+        groups=plans,
     )
+
+
+def smallest_kept(groups: Sequence[ChannelGroup], multiple: int) -> dict[str, tuple[int, ...]]:
+    """One step of channels in every group that can be pruned: the least that a plan can leave."""
+    return {
+        group.root: tuple(range(granularity(group, multiple)))
+        if group.blocks == 1
+        else choose_channels(np.zeros(group.channels), granularity(group, multiple), group)
+        for group in groups
+        if reason_to_keep(group, multiple) is None
+    }
+
+
+def _plan_group(candidate: _Candidate, ratio: float, multiple: int) -> GroupPlan:
+    group, kept = candidate.group, candidate.kept(ratio, multiple)
+    note = candidate.reason
+    if note is None and candidate.scores is None:
+        note = "no member of the group was scored"
+    elif note is None and len(kept) % multiple:
+        note = f"{len(kept)} of {group.channels} channels are nearest to the ratio at steps of " + str(
+            granularity(group, multiple)
+        )
+    layers = tuple(member.layer for member in group.members)
+    return GroupPlan(root=group.root, layers=layers, channels=group.channels, kept=kept, note=note)
+
+
+def _candidates(
+    classifier: Classifier, groups: Sequence[ChannelGroup], scores: FilterScores, options: PlanOptions
+) -> list[_Candidate]:
+    layers = [
+        name
+        for name, module in classifier.network.named_modules()
+        if isinstance(module, Convolution | nn.Linear)
+    ]
+    require_known(options.keep, layers, "--keep")
+    require_known(options.keep_inputs, layers, "--keep-inputs")
+    require_known([pattern for pattern, _ in options.layer_ratios], layers, "--layer-ratio")
+    first = next(
+        layer for layer in layers if isinstance(classifier.network.get_submodule(layer), Convolution)
+    )
+    return [
+        _Candidate(
+            group,
+            group_scores(group, scores),
+            reason_to_keep(group, options.channel_multiple) or _lock(group, options, first),
+            _own_ratio(group, options),
+        )
+        for group in groups
+    ]
+
+
+def _lock(group: ChannelGroup, options: PlanOptions, first: str) -> str | None:
+    """Why the user wants a group to stay."""
+    for member in group.members:
+        if options.keep_first and member.layer == first:
+            return f"{first} is the first convolution (--keep-first)"
+        if pattern := matches(member.layer, options.keep):
+            return f"outputs of {member.layer} are kept (--keep {pattern})"
+    for part in group.slices:
+        if part.side != "output" and (pattern := matches(part.layer, options.keep_inputs)):
+            return f"inputs of {part.layer} are kept (--keep-inputs {pattern})"
+    return None
+
+
+def _own_ratio(group: ChannelGroup, options: PlanOptions) -> float | None:
+    """The smallest ratio that was asked for any of the group's layers."""
+    asked = [
+        ratio
+        for pattern, ratio in options.layer_ratios
+        if any(matches(member.layer, [pattern]) for member in group.members)
+    ]
+    return min(asked, default=None)
+
+
+def _solve(candidates: Sequence[_Candidate], counter: SizeCounter, options: PlanOptions) -> float:
+    """The smallest ratio of channels, the same for every group, that removes the share that was asked for."""
+
+    def removed(ratio: float) -> float:
+        kept = {each.group.root: each.kept(ratio, options.channel_multiple) for each in candidates}
+        return 1 - _total(counter.size(kept), options.ratio_of) / _total(counter.dense, options.ratio_of)
+
+    low, high = 0.0, 1.0
+    if (reachable := removed(high)) < options.ratio:
+        raise BadInputError(
+            f"{options.ratio:.1%} of the {options.ratio_of} cannot be removed: with one step of channels left in "
+            f"every group that is not locked (channel multiple {options.channel_multiple}), {reachable:.1%} is "
+            f"the most; ask for --ratio {math.floor(reachable * 1000) / 1000:g} or less"
+        )
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if removed(middle) >= options.ratio else (middle, high)
+    # Steps of whole channel multiples overshoot; the ratio just below may lie nearer.
+    below, above = removed(low), removed(high)
+    return low if below > 0 and options.ratio - below < above - options.ratio else high
+
+
+def _total(size: Size, of: RatioOf) -> int:
+    totals: Mapping[str, int] = size.model_dump()
+    return totals[of]

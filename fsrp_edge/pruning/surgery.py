@@ -1,15 +1,18 @@
 """Physical removal of channels: a plan applied to the network it was made for."""
 
 import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor, nn
 
 from fsrp_edge.attacks import attackable
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.layer_shapes import with_layer_shapes
 from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.pruning.graph import PruningGraph
+from fsrp_edge.pruning.graph import ChannelGroup, PruningGraph, Side, find_layer
 from fsrp_edge.pruning.plan import PruningPlan
 
 
@@ -33,20 +36,127 @@ def apply_plan(classifier: Classifier, plan: PruningPlan) -> Classifier:
             f"the plan was made for weights {plan.model_sha256[:12]}…, this checkpoint has {actual[:12]}…; "
             "make a plan for this checkpoint"
         )
+    groups = PruningGraph(classifier).groups()
+    kept = {group.root: group.kept for group in plan.groups}
+    _require_fits(plan, groups)
     pruned = copy.deepcopy(classifier)
-    graph = PruningGraph(pruned)
-    channels = {group.root: group.channels for group in graph.groups()}
-    for group in plan.groups:
-        if channels.get(group.root) != group.channels or not group.kept or group.kept[-1] >= group.channels:
-            raise BadInputError(
-                f"the plan's group {group.root} ({group.channels} channels) does not fit the network, which has "
-                f"{channels.get(group.root, 'no such group of')} channels there"
-            )
-        removed = sorted(set(range(group.channels)) - set(group.kept))
-        if removed:
-            graph.remove(group.root, removed)
+    remove_channels(pruned.network, groups, kept)
     _require_runs(pruned)
     return Classifier(pruned.network, with_layer_shapes(pruned.network, pruned.spec))
+
+
+def remove_channels(
+    network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
+) -> None:
+    """Resize every layer of `network` in place, each once.
+
+    torch-pruning's own removal goes group by group and moves the numbers of the channels under the next group's feet;
+    with indices of the intact network there is nothing to move.
+
+    Args:
+        network: as it was when the groups were found.
+        groups: of the network.
+        kept: channels that stay, by the group's root.
+    """
+    for (layer, side), removed in removed_channels(groups, kept).items():
+        _shrink(network, layer, side, removed)
+
+
+def removed_channels(
+    groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
+) -> dict[tuple[str, Side], set[int]]:
+    """Which channels each layer loses, on which side; layers that lose none are left out."""
+    removed: dict[tuple[str, Side], set[int]] = defaultdict(set)
+    for group in groups:
+        gone = set(range(group.channels)) - set(kept.get(group.root, range(group.channels)))
+        if not gone:
+            continue
+        for part in group.slices:
+            pairs = zip(part.channels, part.root_channels, strict=True)
+            removed[part.layer, part.side].update(channel for channel, root in pairs if root in gone)
+    return {place: channels for place, channels in removed.items() if channels}
+
+
+def _shrink(network: nn.Module, name: str, side: Side, removed: set[int]) -> None:
+    layer = find_layer(network, name)
+    if layer is None:
+        owner, _, attribute = name.rpartition(".")
+        _select_largest_axis(network.get_submodule(owner), attribute, removed)
+        return
+    if isinstance(layer, nn.Linear):
+        if side == "input":
+            layer.in_features -= _select(layer, "weight", 1, removed)
+        else:
+            layer.out_features -= _select(layer, "weight", 0, removed)
+            _select(layer, "bias", 0, removed)
+    elif isinstance(layer, nn.modules.conv._ConvNd):
+        _shrink_convolution(layer, side, removed)
+    elif isinstance(layer, nn.PReLU):
+        if layer.num_parameters > 1:
+            layer.num_parameters -= _select(layer, "weight", 0, removed)
+    else:
+        for attribute in ("weight", "bias", "running_mean", "running_var"):
+            _select(layer, attribute, 0, removed)
+        if isinstance(layer, nn.LayerNorm):
+            layer.normalized_shape = (layer.normalized_shape[0] - len(removed),)
+        elif isinstance(layer, nn.GroupNorm):
+            layer.num_channels -= len(removed)
+        else:
+            layer.num_features -= len(removed)
+
+
+def _shrink_convolution(layer: nn.modules.conv._ConvNd, side: Side, removed: set[int]) -> None:
+    outputs, inputs = (1, 0) if layer.transposed else (0, 1)
+    if side == "input":
+        width = layer.in_channels // layer.groups
+        # The same positions go from each of the groups, whose inputs share one axis of the weight.
+        positions = removed if layer.transposed else {channel for channel in removed if channel < width}
+        _select(layer, "weight", inputs, positions)
+        layer.in_channels -= len(removed)
+        return
+    if side == "both":
+        layer.groups -= len(removed) // (layer.out_channels // layer.groups)
+        layer.in_channels -= len(removed)
+        outputs = 0  # also of a transposed one: the axis that runs over all groups
+    elif layer.transposed:
+        removed_positions = {channel for channel in removed if channel < layer.out_channels // layer.groups}
+        _select(layer, "weight", outputs, removed_positions)
+    if side == "both" or not layer.transposed:
+        _select(layer, "weight", outputs, removed)
+    _select(layer, "bias", 0, removed)
+    layer.out_channels -= len(removed)
+
+
+def _select_largest_axis(module: nn.Module, name: str, removed: set[int]) -> None:
+    shape = getattr(module, name).shape
+    _select(module, name, max(range(len(shape)), key=lambda axis: shape[axis]), removed)
+
+
+def _select(module: nn.Module, name: str, axis: int, removed: set[int]) -> int:
+    """Keep the other entries of a tensor's axis, where the module has that tensor; returns how many went."""
+    old: Tensor | None = getattr(module, name, None)
+    if old is None:
+        return 0
+    stay = [index for index in range(old.shape[axis]) if index not in removed]
+    new = old.detach().index_select(axis, torch.tensor(stay, device=old.device))
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    setattr(module, name, new)
+    return len(removed)
+
+
+def _require_fits(plan: PruningPlan, groups: Sequence[ChannelGroup]) -> None:
+    there = {group.root: group for group in groups}
+    for planned in plan.groups:
+        group = there.get(planned.root)
+        if group is None or group.channels != planned.channels:
+            seen = "no such group of" if group is None else group.channels
+            raise BadInputError(
+                f"the plan's group {planned.root} ({planned.channels} channels) does not fit the network, which has "
+                f"{seen} channels there"
+            )
+        if len(planned.kept) < group.channels and group.locked:
+            raise BadInputError(f"the plan removes channels of {planned.root}, but {group.locked}")
 
 
 def _require_runs(classifier: Classifier) -> None:

@@ -1,0 +1,58 @@
+"""What a plan is asked for: how much goes, of what, and what stays out of it."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fsrp_edge.errors import BadInputError
+
+RatioOf = Literal["channels", "parameters", "macs"]
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+LayerRatio = Annotated[float, Field(ge=0, lt=1)]
+
+
+class PlanOptions(BaseModel):
+    """How channels are chosen once they are scored.
+
+    Patterns are names of layers, with `*`, `?` and `[…]` as in file names: `layer1.*.conv2`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ratio: Ratio = 0.5
+    """Share to remove, in (0, 1)."""
+    ratio_of: RatioOf = "channels"
+    """`channels`: of each group's channels; `parameters` or `macs`: of the whole network's."""
+    channel_multiple: int = Field(1, ge=1)
+    """Kept channels come in multiples of this, wherever the network allows it."""
+    keep: tuple[str, ...] = ()
+    """Layers whose outputs stay."""
+    keep_inputs: tuple[str, ...] = ()
+    """Layers whose inputs stay."""
+    keep_first: bool = False
+    """The outputs of the first convolution stay. The last layer's outputs are the classes and always stay."""
+    layer_ratios: tuple[tuple[str, LayerRatio], ...] = ()
+    """Share of channels to remove from certain layers, whatever `ratio` asks; 0 keeps all."""
+
+
+def matches(name: str, patterns: Iterable[str]) -> str | None:
+    """The first pattern that fits a layer's name."""
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+
+
+def require_known(patterns: Iterable[str], layers: Sequence[str], option: str) -> None:
+    """Refuse a pattern that fits none of the layers.
+
+    Raises:
+        BadInputError: names the pattern, the option and the nearest layers.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
+            near = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.3) or layers[:3]
+            raise BadInputError(
+                f"{option}: no layer is called {pattern!r}; nearest: {', '.join(near)} "
+                "(`fsrp-edge inspect` lists all of them)"
+            )

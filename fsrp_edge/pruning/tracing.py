@@ -1,0 +1,220 @@
+"""Which operations a channel passes through unchanged, and where following it has to stop.
+
+torch-pruning takes every operation that it does not know for one that leaves channels in place. That is wrong for a
+channel shuffle (its graph of shufflenet_v2 ends in a division by zero), a split into halves, a functional convolution,
+attention. Here the network runs once under watch: at every operation that is not known to keep channels apart and in
+order, autograd's record is cut, and the channels on both sides stay as they are, for a reason that names the operation.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear, *NORMS, nn.PReLU)
+"""Modules that the surgery can resize; inside them nothing is watched."""
+
+_ELEMENTWISE = {
+    *("add", "iadd", "radd", "sub", "isub", "rsub", "mul", "imul", "rmul", "multiply", "div", "truediv", "itruediv"),
+    *("rtruediv", "true_divide", "neg", "pow", "sqrt", "rsqrt", "exp", "log", "abs", "maximum", "minimum", "square"),
+    *("relu", "relu6", "hardtanh", "leaky_relu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "logsigmoid"),
+    *("hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus", "softsign", "clamp", "clip", "clamp_min", "clamp_max"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "lerp", "addcmul"),
+    *("contiguous", "clone", "to", "float", "type", "type_as", "requires_grad"),
+}  # fmt: skip
+_PER_CHANNEL = {
+    *("interpolate", "upsample", "permute", "transpose", "swapaxes", "squeeze", "unsqueeze", "expand_as"),
+    *(
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "lp_pool2d",
+    ),
+    *("avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d"),
+}
+_REDUCTIONS = {"mean", "sum", "amax", "amin"}
+_RESHAPES = {"view", "reshape", "flatten"}
+_CONCATENATIONS = {"cat", "concat", "concatenate"}
+
+
+class Cut(NamedTuple):
+    """A value at which following its channels ends or begins, and why they have to stay."""
+
+    value: Tensor
+    reason: str
+
+
+class Watch(TorchFunctionMode):
+    """Inside the block, cut autograd's record at operations that mix, reorder or pick channels.
+
+    Args:
+        network: what will run.
+
+    `ends` are the values that went into such operations, `starts` stand for what came out of them.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.ends: list[Cut] = []
+        self.starts: list[Cut] = []
+        self._names = {module: name for name, module in network.named_modules()}
+        self._running: list[nn.Module] = []
+
+    def start(self, value: Tensor, reason: str) -> Tensor:
+        """`value` without its history, as a new source of channels that have to stay."""
+        leaf = nn.Parameter(value.detach())
+        self.starts.append(Cut(leaf, reason))
+        return leaf * 1  # not the leaf itself, which operations in place would refuse
+
+    @contextmanager
+    def follow_modules(self) -> Iterator[None]:
+        """Know inside the block which module is running."""
+        hooks = [
+            hook
+            for module in self._names
+            for hook in (
+                module.register_forward_pre_hook(lambda module, _: self._running.append(module)),
+                module.register_forward_hook(lambda *_: self._leave()),
+            )
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _leave(self) -> None:
+        self._running.pop()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the call; let it pass or cut around it."""
+        kwargs = kwargs or {}
+        if self._running and isinstance(self._running[-1], LAYERS):
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "").strip("_")
+        result = func(*args, **kwargs)
+        sources = [leaf for leaf in _tensors((args, kwargs)) if leaf.requires_grad]
+        if not sources or not any(True for _ in _tensors(result)):
+            return result  # a question, such as the shape
+        if name in _ELEMENTWISE and isinstance(result, Tensor):
+            return self._elementwise(func, args, kwargs, result)
+        if _keeps_channels(name, args, kwargs, result):
+            return result
+        return self._cut(self._reason(name), sources, result)
+
+    def _elementwise(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
+    ) -> Tensor:
+        reason = self._reason("broadcasting")
+        if any(isinstance(leaf, nn.Parameter) and not _per_channel(leaf, result) for leaf in _tensors(args)):
+            cut: Tensor = self._cut(reason, [leaf for leaf in _tensors(args) if leaf.requires_grad], result)
+            return cut
+        spread = [leaf for leaf in _tensors(args) if leaf.requires_grad and _is_spread(leaf, result)]
+        if not spread:
+            return result
+        # One channel that goes to all: it is nobody's partner, and what it meets may still be pruned.
+        self.ends += [Cut(leaf, reason) for leaf in spread]
+        apart = {id(leaf): leaf.detach() for leaf in spread}
+        if func.__name__.endswith("_") and not func.__name__.startswith("__"):
+            return result
+        again: Tensor = func(*(apart.get(id(arg), arg) for arg in args), **kwargs)
+        return again
+
+    def _cut(self, reason: str, sources: Iterable[Tensor], result: Any) -> Any:
+        self.ends += [Cut(source, reason) for source in sources if source.is_floating_point()]
+        return tree_map(
+            lambda leaf: (
+                self.start(leaf, reason) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+            ),
+            result,
+        )
+
+    def _reason(self, name: str) -> str:
+        where = next((self._names[module] for module in reversed(self._running) if module in self._names), "")
+        return f"they pass through {name} in {where or 'the network'}, which needs all of them in their order"
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _keeps_channels(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> bool:
+    """Whether every channel (axis 1) of the result comes from that channel of the first argument alone."""
+    if not isinstance(result, Tensor):
+        return False
+    rule = _RULES.get(name)
+    if rule is None:
+        return name in _PER_CHANNEL
+    return rule(args, kwargs, result)
+
+
+def _reshape_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
+    source = args[0]
+    if max(source.dim(), result.dim()) > 4 or source.shape[0] != result.shape[0] or result.dim() < 2:
+        return False
+    return result.dim() == 2 or bool(source.shape[1] == result.shape[1])
+
+
+def _reduction_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
+    given = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    rank = args[0].dim()
+    if given is None or rank < 3:
+        return False
+    axes = {axis % rank for axis in ((given,) if isinstance(given, int) else given)}
+    return axes <= {2, 3}
+
+
+def _concatenation_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
+    dim: int = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    return dim % result.dim() == 1
+
+
+def _padding_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
+    return bool(result.dim() > 2 and args[0].shape[1] == result.shape[1])
+
+
+def _indexing_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    everything = slice(None)
+    return (
+        len(index) > 1
+        and all(isinstance(part, slice) for part in index)
+        and index[0] == everything
+        and index[1] == everything
+    )
+
+
+_RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Tensor], bool]] = {
+    **dict.fromkeys(_RESHAPES, _reshape_keeps),
+    **dict.fromkeys(_REDUCTIONS, _reduction_keeps),
+    **dict.fromkeys(_CONCATENATIONS, _concatenation_keeps),
+    "pad": _padding_keeps,
+    "getitem": _indexing_keeps,
+}
+
+
+def _per_channel(parameter: nn.Parameter, result: Tensor) -> bool:
+    """Whether a bare parameter has one value a channel of the result, or one for all."""
+    if parameter.numel() == 1:
+        return True
+    axis = 1 - result.dim()
+    return parameter.dim() >= -axis and parameter.shape[axis] == parameter.numel() == result.shape[1]
+
+
+def _is_spread(source: Tensor, result: Tensor) -> bool:
+    """Whether one channel of `source` meets many of the result."""
+    if isinstance(source, nn.Parameter) or result.dim() < 2:
+        return False
+    return source.dim() == result.dim() and source.shape[1] == 1 != result.shape[1]
