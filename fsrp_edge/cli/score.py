@@ -1,12 +1,15 @@
 """`fsrp-edge score`: one number a filter."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.errors import traceback_option
+
+if TYPE_CHECKING:
+    from fsrp_edge.scoring.explain import Explanation
 
 
 @click.command()
@@ -16,6 +19,13 @@ from fsrp_edge.cli.errors import traceback_option
 @options.eps_option
 @options.seed_option
 @click.option("--out", type=options.NewFile, default=Path("scores.json"), show_default=True)
+@click.option(
+    "--explain",
+    "explain_to",
+    type=options.NewFolder,
+    metavar="FOLDER",
+    help="Also tell how stable the ranking is, and draw scores and spectra into this folder (fsrp only).",
+)
 @options.output_options
 @traceback_option
 def score(
@@ -29,6 +39,7 @@ def score(
     eps: float,
     seed: int,
     out: Path,
+    explain_to: Path | None,
     as_json: bool,
     quiet: bool,
     **checkpoint: Any,
@@ -37,9 +48,15 @@ def score(
 
     \b
     fsrp-edge score resnet20.th --data cifar-10-batches-bin --out scores.json
+    fsrp-edge score resnet20.th --data cifar-10-batches-bin --explain pictures/
     """
+    if explain_to is not None and criterion != "fsrp":
+        raise click.UsageError(
+            f"--explain speaks of fsrp's spectra; it does not go with --criterion {criterion}"
+        )
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.pipeline import CheckpointOptions, default_score_images, load, load_data
+    from fsrp_edge.scoring.pictures import explain_into
     from fsrp_edge.scoring.score import score as run
 
     with show_progress(quiet=quiet):
@@ -47,11 +64,16 @@ def score(
         images = load_data(classifier, data, seed).train
         sample = images.sample(score_images or default_score_images(classifier.spec), seed)
         chosen = options.criterion_from(criterion, radius, region, read_at, score_steps, eps)
-        scores = run(classifier, sample, chosen, seed=seed)
+        if explain_to is None:
+            scores, explanation = run(classifier, sample, chosen, seed=seed), None
+        else:
+            scores, explanation = explain_into(explain_to, classifier, sample, chosen, seed=seed)
         scores.save(out)
     if as_json:
         print_json(scores.model_dump(mode="json"))
         return
+    if explanation is not None:
+        _print_explanation(explanation)
     print_rows(
         ("layer", "filters", "map", "lowest", "median", "highest"),
         [
@@ -64,6 +86,33 @@ def score(
             for name, layer in scores.layers.items()
         ],
         footer=f"{out}\nNext: fsrp-edge prune {checkpoint['checkpoint']} --scores {out} --target NAME",
+    )
+
+
+def _print_explanation(explanation: "Explanation") -> None:
+    from fsrp_edge.cli.console import print_rows
+
+    print_rows(
+        ("layer", "filters", "rank correlation", "same lower half", "overlap with L1"),
+        [
+            (
+                row.layer,
+                row.filters,
+                f"{row.rank_correlation:.3f}",
+                f"{row.same_lower_half:.2f}",
+                f"{row.overlap_with_l1:.2f}",
+            )
+            for row in explanation.layers
+        ],
+        footer="between two halves of the images; for overlap and lower half, 0.5 is chance",
+    )
+    print_rows(
+        ("images", "rank correlation", "same lower half"),
+        [
+            (row.images, f"{row.rank_correlation:.3f}", f"{row.same_lower_half:.2f}")
+            for row in explanation.by_images
+        ],
+        footer="between two disjoint sets of so many images, mean over layers",
     )
 
 

@@ -1,0 +1,11 @@
+"""`make bench`: the benchmarks that need nothing but this checkout, one after the other."""
+
+import subprocess
+import sys
+
+SELF_CONTAINED = ("benchmarks.scoring",)
+
+if __name__ == "__main__":
+    for module in SELF_CONTAINED:
+        print(f"== {module}", flush=True)
+        subprocess.run([sys.executable, "-m", module], check=True)

@@ -1,0 +1,177 @@
+"""How far FSRP scores can be trusted: stability over images, overlap with L1, and what the filters respond to."""
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from fsrp_edge import compute
+from fsrp_edge.attacks import attackable, pgd
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.scoring.capture import MapReader, as_maps, scored_layers
+from fsrp_edge.scoring.fourier import has_bands
+from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
+from fsrp_edge.scoring.scores import FilterScores, LayerScores
+
+PARTS = 8
+"""Disjoint parts of the images that are scored apart, each with random starts of its own."""
+
+
+class LayerStability(BaseModel):
+    """How stable one layer's ranking is, and how much of it plain weight norms would have told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: str
+    filters: int
+    rank_correlation: float
+    """Spearman's, between the scores of two disjoint halves of the images."""
+    same_lower_half: float
+    """Share of the lower half of filters that both halves of the images agree on; 0.5 is chance."""
+    overlap_with_l1: float
+    """Share of the lower half by FSRP that is also in the lower half by the L1 norm; 0.5 is chance."""
+
+
+class ImagesNeeded(BaseModel):
+    """Agreement between two disjoint sets of so many images, averaged over layers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: int
+    rank_correlation: float
+    same_lower_half: float
+
+
+class Explanation(BaseModel):
+    """Stability of the scores of one network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: tuple[LayerStability, ...]
+    by_images: tuple[ImagesNeeded, ...]
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation of two (C,) arrays without ties, in [-1, 1]; 1 for fewer than two values."""
+    if len(first) < 2:
+        return 1.0
+    ranks = np.argsort(np.argsort([first, second], axis=1), axis=1)
+    correlation: np.ndarray = np.asarray(np.corrcoef(ranks))
+    return float(correlation[0, 1])
+
+
+def same_lower_half(first: np.ndarray, second: np.ndarray) -> float:
+    """Share of the lower half of two (C,) arrays that they have in common, in [0, 1]."""
+    half = max(1, len(first) // 2)
+    lower = [set(np.argsort(values, kind="stable")[:half].tolist()) for values in (first, second)]
+    return len(lower[0] & lower[1]) / half
+
+
+def explain(
+    classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int
+) -> tuple[FilterScores, Explanation]:
+    """Score a classifier in disjoint parts, and compare the parts.
+
+    The scores are the mean over the parts, which for the mean of ratios is what scoring all images at once gives, up
+    to the random starts.
+
+    Raises:
+        BadInputError: fewer images than parts.
+    """
+    if len(images) < PARTS:
+        raise BadInputError(
+            f"{len(images)} images can't be split into {PARTS} parts; give --score-images {PARTS} or more"
+        )
+    parts = [
+        score_fsrp(classifier, images.subset(np.arange(part, len(images), PARTS)), options, seed=seed + part)
+        for part in range(PARTS)
+    ]
+    values = {
+        name: np.stack([part.layers[name].scores for part in parts])
+        for name, layer in parts[0].layers.items()
+        if len(layer.scores) > 1
+    }
+    modules = scored_layers(classifier.network)
+    l1 = {name: modules[name].weight.detach().flatten(1).abs().sum(dim=1).cpu().numpy() for name in values}
+    layers = tuple(
+        LayerStability(
+            layer=name,
+            filters=scores.shape[1],
+            rank_correlation=rank_correlation(*_halves(scores, PARTS // 2)),
+            same_lower_half=same_lower_half(*_halves(scores, PARTS // 2)),
+            overlap_with_l1=same_lower_half(scores.mean(axis=0), l1[name]),
+        )
+        for name, scores in values.items()
+    )
+    by_images = tuple(
+        ImagesNeeded(
+            images=count * len(images) // PARTS,
+            rank_correlation=float(
+                np.mean([rank_correlation(*_halves(scores, count)) for scores in values.values()])
+            ),
+            same_lower_half=float(
+                np.mean([same_lower_half(*_halves(scores, count)) for scores in values.values()])
+            ),
+        )
+        for count in range(1, PARTS // 2 + 1)
+    )
+    return _joined(parts, images, seed), Explanation(layers=layers, by_images=by_images)
+
+
+def mean_spectra(
+    classifier: Classifier, images: ImageSet, options: FSRP, chosen: dict[str, list[int]], *, seed: int
+) -> dict[str, np.ndarray]:
+    """Mean power spectra of chosen filters' maps on adversarial examples.
+
+    Args:
+        classifier: the network.
+        images: examples with labels.
+        options: the attack, and where maps are read.
+        chosen: filters by layer; layers whose maps have no two bands are left out of the result.
+        seed: of the random starts.
+
+    Returns:
+        (filters, H, W) for each layer, DC in the middle.
+    """
+    layers = scored_layers(classifier.network)
+    sums: dict[str, Tensor] = {}
+
+    def receive(layer: str, output: Tensor) -> None:
+        maps = as_maps(layers[layer], output)
+        if layer not in chosen or not has_bands((maps.shape[2], maps.shape[3])):
+            return
+        power = torch.fft.fft2(maps[:, chosen[layer]].float()).abs().square().sum(dim=0)
+        sums[layer] = sums[layer] + power if layer in sums else power
+
+    device, generator = compute.device_of(classifier), compute.generator(seed)
+    with attackable(classifier):
+        for pixels, labels in images.batches(options.batch_size):
+            adversarial = pgd(classifier, pixels.to(device), labels.to(device), options.attack, generator)
+            with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
+                classifier(adversarial)
+    return {
+        layer: torch.fft.fftshift(total / len(images), dim=(-2, -1)).cpu().numpy()
+        for layer, total in sums.items()
+    }
+
+
+def _halves(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean scores (C,) over the first and over the last `count` parts."""
+    return scores[:count].mean(axis=0), scores[-count:].mean(axis=0)
+
+
+def _joined(parts: list[FilterScores], images: ImageSet, seed: int) -> FilterScores:
+    weights = [part.images for part in parts]
+    layers = {
+        name: LayerScores(
+            scores=tuple(
+                np.average([part.layers[name].scores for part in parts], axis=0, weights=weights).tolist()
+            ),
+            map_size=layer.map_size,
+        )
+        for name, layer in parts[0].layers.items()
+    }
+    update = {"layers": layers, "images": len(images), "data_sha256": images.digest, "seed": seed}
+    return parts[0].model_copy(update=update)
