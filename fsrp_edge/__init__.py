@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fsrp_edge.bench.local import measure_local as measure
+    from fsrp_edge.bench.measure import measure
     from fsrp_edge.data.open import open_dataset
     from fsrp_edge.evaluation.evaluate import evaluate
     from fsrp_edge.export.verified import export_verified
@@ -33,7 +33,7 @@ _HOMES = {
     "export_verified": "fsrp_edge.export.verified:export_verified",
     "load": "fsrp_edge.models.checkpoint:load_classifier",
     "load_target": "fsrp_edge.targets.load:load_target",
-    "measure": "fsrp_edge.bench.local:measure_local",
+    "measure": "fsrp_edge.bench.measure:measure",
     "open_dataset": "fsrp_edge.data.open:open_dataset",
     "plan": "fsrp_edge.pruning.planning:make_plan",
     "prune": "fsrp_edge.pruning.surgery:apply_plan",

@@ -16,8 +16,9 @@ from torch import Tensor
 import fsrp_edge
 from fsrp_edge import compute, progress
 from fsrp_edge.attacks import DEFAULT_EPS
-from fsrp_edge.bench.local import Method, measure_all
+from fsrp_edge.bench.measure import Method, measure_on
 from fsrp_edge.bench.results import Latency
+from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.data.check import check_baseline, pseudo_labelled
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset
@@ -410,9 +411,11 @@ class _Run:
         threads = min(self.target.threads, os.cpu_count() or 1)
 
         def work() -> tuple[list[Latency], Sequence[Path]]:
-            files = [(self.directory.path / artifact.path, artifact.format) for artifact in artifacts]
-            measured = measure_all(files, threads=threads, method=self.options.method)
-            return [latency for latency, _ in measured], ()
+            files = [self.directory.path / artifact.path for artifact in artifacts]
+            measured = measure_on(
+                parse_address("local"), files, threads=threads, method=self.options.method
+            )
+            return [measurement.latency for measurement in measured], ()
 
         inputs = {
             "files": [artifact.sha256 for artifact in artifacts],

@@ -1,12 +1,22 @@
 """What a latency measurement found, with the state it was found in."""
 
-from pydantic import BaseModel, ConfigDict
+import csv
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import read_json
 
 
-class Latency(BaseModel):
-    """Steady-state latency of one file, batch 1, in milliseconds, and how it was measured."""
-
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Latency(_Record):
+    """Steady-state latency of one file, batch 1, in milliseconds, and how it was measured."""
 
     model: str
     """File name."""
@@ -34,3 +44,147 @@ class Latency(BaseModel):
     """Bootstrap 95 % interval of the median."""
     valid: bool = True
     invalid_because: tuple[str, ...] = ()
+
+
+class State(_Record):
+    """What may disturb a measurement; None where the device does not tell."""
+
+    governor: str | None
+    """Of the clocks; several names where cores differ."""
+    clock_mhz: float | None
+    """Of the fastest core."""
+    temperatures_c: dict[str, float]
+    """By thermal zone."""
+    throttled: int | None
+    """Raspberry Pi's bits: 0 to 3 are now, 16 to 19 since the device started."""
+    load_1m: float | None
+    free_memory_mb: float | None
+
+
+class Sample(_Record):
+    """The state between two inferences, `seconds` after the first."""
+
+    seconds: float
+    clock_mhz: float | None
+    temperature_c: float | None
+    """Of the hottest thermal zone."""
+
+
+class Round(_Record):
+    """What one fresh process measured; models take turns in rounds, so that drift hits all of them alike."""
+
+    warmup_ms: tuple[float, ...]
+    times_ms: tuple[float, ...]
+    """Every raw time, in the order of the runs."""
+    before: State
+    during: tuple[Sample, ...]
+    after: State
+    foreign_cores: float | None
+    """Cores that other processes kept busy on average."""
+    peak_memory_mb: float | None
+    """The most the process ever held, interpreter and runtime included."""
+
+
+class Agreement(_Record):
+    """Outputs on the device beside those of the same file on this machine, for the same inputs."""
+
+    inputs: int
+    relative_error: float | None
+    """Largest difference by largest local output; None where an output is not a number."""
+    tolerance: float
+    passed: bool
+
+
+class Measurement(_Record):
+    """One file on one device."""
+
+    address: str
+    """As in `--device`, without the user's name."""
+    latency: Latency
+    rounds: tuple[Round, ...]
+    agreement: Agreement | None = None
+    agreement_note: str | None = None
+    """Why outputs were not compared."""
+
+    @property
+    def times_ms(self) -> tuple[float, ...]:
+        """Every raw time of all rounds."""
+        return tuple(time for part in self.rounds for time in part.times_ms)
+
+    @property
+    def peak_memory_mb(self) -> float | None:
+        """The most memory that a round's process held."""
+        return max((part.peak_memory_mb for part in self.rounds if part.peak_memory_mb), default=None)
+
+
+class Failure(_Record):
+    """A device that gave no result, and why."""
+
+    address: str
+    message: str
+
+
+class BenchResults(_Record):
+    """All that one run of `bench` found; the content of its JSON file."""
+
+    schema_version: Literal[1] = 1
+    fsrp_edge: str
+    """Version of this package."""
+    measurements: tuple[Measurement, ...]
+    failures: tuple[Failure, ...] = ()
+
+    def to_csv(self) -> str:
+        """One line a measurement: the summary, without raw times."""
+        fields = [name for name in Latency.model_fields if name not in ("p50_interval_ms", "invalid_because")]
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(
+            [
+                "address",
+                *fields,
+                "p50_low_ms",
+                "p50_high_ms",
+                "peak_memory_mb",
+                "output_error",
+                "invalid_because",
+            ]
+        )
+        for measurement in self.measurements:
+            latency = measurement.latency
+            error = measurement.agreement.relative_error if measurement.agreement else None
+            writer.writerow(
+                [
+                    measurement.address,
+                    *(getattr(latency, name) for name in fields),
+                    *latency.p50_interval_ms,
+                    measurement.peak_memory_mb,
+                    error,
+                    "; ".join(latency.invalid_because),
+                ]
+            )
+        return stream.getvalue()
+
+
+def read_results(path: Path) -> BenchResults:
+    """Read a file that `fsrp-edge bench --out` wrote.
+
+    Raises:
+        BadInputError: no such file, or another content.
+    """
+    try:
+        return BenchResults.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise BadInputError(
+            f"{path} holds no results of `fsrp-edge bench --out`: {place}: {first['msg']}"
+        ) from None
+
+
+def bench_json_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of BenchResults, as published in docs/bench.schema.json."""
+    schema = BenchResults.model_json_schema(mode="serialization")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "fsrp-edge bench results, version 1",
+    } | {key: value for key, value in schema.items() if key != "title"}

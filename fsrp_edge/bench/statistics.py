@@ -49,13 +49,30 @@ def bootstrap_median_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the median.
 
+    Args:
+        times_ms: at least one value.
+        confidence: share of resampled medians inside the interval, in (0, 1).
+        seed: of the draws.
+    """
+    return percentile_interval(bootstrap_medians(times_ms, seed=seed), confidence=confidence)
+
+
+def percentile_interval(draws: np.ndarray, *, confidence: float = 0.95) -> tuple[float, float]:
+    """What the middle share `confidence`, in (0, 1), of bootstrap draws lies between."""
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_medians(times_ms: Sequence[float] | np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Medians of resamples, float64 (RESAMPLES,).
+
     A resample of n values is sorted[floor(n·U)] for n uniform U, so its median needs only the middle one (or
     two) of n sorted uniforms, and those can be drawn directly: one from a Beta distribution, the next given
     it. The distribution is that of resampling, at a cost that does not grow with n.
 
     Args:
         times_ms: at least one value.
-        confidence: share of resampled medians inside the interval, in (0, 1).
         seed: of the draws.
     """
     ordered = np.sort(np.asarray(times_ms, dtype=np.float64))
@@ -63,13 +80,11 @@ def bootstrap_median_interval(
     generator = np.random.default_rng(seed)
     rank = (count + 1) // 2
     uniform = generator.beta(rank, count + 1 - rank, RESAMPLES)
-    medians = ordered[_index(uniform, count)]
+    medians: np.ndarray = ordered[_index(uniform, count)]
     if count % 2 == 0:
         gap = (1 - uniform) * (1 - generator.random(RESAMPLES) ** (1 / (count - rank)))
         medians = (medians + ordered[_index(uniform + gap, count)]) / 2
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(medians, [tail, 100 - tail])
-    return float(low), float(high)
+    return medians
 
 
 def _index(uniform: np.ndarray, count: int) -> np.ndarray:

@@ -1,49 +1,170 @@
-"""`fsrp-edge bench`: latency of files on this machine."""
+"""`fsrp-edge bench`: latency of files on this machine and on devices, and the comparison of two such results."""
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.errors import traceback_option
+from fsrp_edge.errors import GateFailedError, ToolFailedError
+
+if TYPE_CHECKING:
+    from fsrp_edge.bench.measure import Method
+    from fsrp_edge.bench.results import BenchResults, Measurement
+
+SPARKS = "▁▂▃▄▅▆▇█"
+SPARK_COUNT = 24
 
 
-@click.command()
-@click.argument("models", nargs=-1, required=True, type=options.ExistingFile)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--quick", is_flag=True, help="2 seconds a file instead of 10.")
-@click.option("--out", type=options.NewFile, help="Write every raw time as JSON to this file.")
-@options.output_options
-@traceback_option
-def bench(
-    models: tuple[Path, ...], threads: int, quick: bool, out: Path | None, as_json: bool, quiet: bool
-) -> None:
-    """Measure the latency of .onnx and .tflite files here, in turns, batch 1.
+class _MeasureByDefault(click.Group):
+    """`bench MODEL…` is short for `bench measure MODEL…`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, "-h", "--help"}:
+            args = ["measure", *args]
+        return super().parse_args(context, args)
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
+    if found is None or float(found[1]) == 0:
+        raise click.BadParameter(f"{text!r} is not a time such as 90s, 30m or 1h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _share(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is not a percentage such as 5%")
+    return float(found[1]) / 100
+
+
+@click.group(cls=_MeasureByDefault)
+def bench() -> None:
+    """Measure latency here and on devices; `bench MODEL…` is short for `bench measure MODEL…`.
 
     \b
-    fsrp-edge bench dense-fp32.onnx model-fp32.onnx model-int8.tflite --threads 2
+    fsrp-edge bench model-fp32.onnx --device ssh://pi@raspberrypi.local
+    fsrp-edge bench measure --help
+    fsrp-edge bench compare before.json after.json --fail-slower 5%
     """
-    from fsrp_edge.bench.local import QUICK, Method, measure_all
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
-    from fsrp_edge.export.artifact import format_of
-    from fsrp_edge.files import write_json
 
+
+@bench.command()
+@click.argument("models", nargs=-1, required=True, type=options.ExistingFile)
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    default=("local",),
+    metavar="ADDRESS",
+    help="local, ssh://[user@]host[:port] or adb:[serial], with '?python=PATH' for another interpreter than "
+    "python3 and '?cache=FOLDER' to keep files there. Repeatable: devices are measured at the same time.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "litert"]),
+    help="Only files that it runs.  [default: by format]",
+)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--quick", is_flag=True, help="At least 50 runs and 2 seconds a file instead of 100 and 10.")
+@click.option("--official", is_flag=True, help="At least 1,024 runs and 60 seconds a file.")
+@click.option(
+    "--sustained",
+    callback=_seconds,
+    metavar="TIME",
+    help="One long round, such as 30m, for what heat does to the latency.",
+)
+@click.option("--cool-down", type=click.FloatRange(0), default=0.0, help="Seconds of rest between processes.")
+@click.option("--require-valid", is_flag=True, help="Exit with 1 where anything disturbed a measurement.")
+@click.option(
+    "--out", type=options.NewFile, help="Write everything as JSON to this file, raw times included."
+)
+@click.option("--csv", "csv_file", type=options.NewFile, help="Write the table as CSV to this file.")
+@options.output_options
+@traceback_option
+def measure(
+    models: tuple[Path, ...],
+    devices: tuple[str, ...],
+    runtime: str | None,
+    threads: int,
+    require_valid: bool,
+    out: Path | None,
+    csv_file: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **lengths: Any,
+) -> None:
+    """Measure the latency of .onnx and .tflite files, in turns, batch 1.
+
+    A device's outputs are compared with this machine's. Nothing stays on a device unless a cache folder is named.
+
+    \b
+    fsrp-edge bench dense-fp32.onnx model-fp32.onnx model-int8.tflite --threads 4 --device local \\
+      --device 'ssh://pi@raspberrypi.local?python=venv/bin/python' --out results.json
+    """
+    from fsrp_edge.bench.measure import measure_fleet
+    from fsrp_edge.bench.transport import parse_address
+    from fsrp_edge.cli.console import print_json, show_progress
+    from fsrp_edge.files import write_json, write_text
+
+    method = _method(**lengths)
+    addresses = [parse_address(device) for device in dict.fromkeys(devices)]
     with show_progress(quiet=quiet):
-        files = [(path, format_of(path)) for path in models]
-        measured = measure_all(files, threads=threads, method=QUICK if quick else Method())
-    records = [
-        {"latency": latency.model_dump(mode="json"), "times_ms": list(times)} for latency, times in measured
-    ]
+        results = measure_fleet(addresses, models, runtime=runtime, threads=threads, method=method)
     if out is not None:
-        write_json(out, records)
+        write_json(out, results.model_dump(mode="json"))
+    if csv_file is not None:
+        write_text(csv_file, results.to_csv())
     if as_json:
-        print_json([record["latency"] for record in records])
+        print_json(results)
+    else:
+        _print_results(results, threads, sustained=lengths["sustained"] is not None)
+    _fail_if_asked(results, require_valid)
+
+
+def _method(quick: bool, official: bool, sustained: float | None, cool_down: float) -> "Method":
+    from fsrp_edge.bench.measure import OFFICIAL, QUICK, Method
+
+    if quick + official + (sustained is not None) > 1:
+        raise click.UsageError("--quick, --official and --sustained exclude each other")
+    method = QUICK if quick else OFFICIAL if official else Method()
+    if sustained is not None:
+        method = Method(seconds=sustained, rounds=1)
+    return method.model_copy(update={"cool_down_seconds": cool_down})
+
+
+def _print_results(results: "BenchResults", threads: int, *, sustained: bool) -> None:
+    from fsrp_edge.cli.console import print_rows
+
+    if not results.measurements:
         return
+    remote = any(measurement.agreement for measurement in results.measurements)
+    header = [
+        "file",
+        "device",
+        "runtime",
+        "runs",
+        "min ms",
+        "p50 ms",
+        "95 % interval",
+        "p90 ms",
+        "p99 ms",
+        "MB",
+    ]
+    header += ["outputs differ by"] if remote else []
     print_rows(
-        ("file", "runtime", "runs", "min ms", "p50 ms", "95 % interval", "p90 ms", "p99 ms", "valid"),
+        (*header, "valid"),
         [
             (
-                path.name,
+                latency.model,
+                measurement.address,
                 f"{latency.runtime} {latency.runtime_version}",
                 latency.runs,
                 f"{latency.min_ms:.3f}",
@@ -51,9 +172,137 @@ def bench(
                 "–".join(f"{bound:.3f}" for bound in latency.p50_interval_ms),
                 f"{latency.p90_ms:.3f}",
                 f"{latency.p99_ms:.3f}",
+                "" if measurement.peak_memory_mb is None else f"{measurement.peak_memory_mb:.0f}",
+                *([_agreement(measurement)] if remote else []),
                 "yes" if latency.valid else "; ".join(latency.invalid_because),
             )
-            for path, (latency, _) in zip(models, measured, strict=True)
+            for measurement in results.measurements
+            for latency in [measurement.latency]
         ],
-        footer=f"{threads} thread(s), batch 1, {measured[0][0].device}",
+        footer="\n".join(
+            [
+                f"{threads} thread(s), batch 1; MB is the process's peak memory",
+                *dict.fromkeys(measurement.latency.device for measurement in results.measurements),
+                *(_over_time(measurement) for measurement in results.measurements if sustained),
+            ]
+        ),
     )
+
+
+def _agreement(measurement: "Measurement") -> str:
+    agreement = measurement.agreement
+    if agreement is None:
+        return f"not compared: {measurement.agreement_note}"
+    error = "not finite" if agreement.relative_error is None else f"{agreement.relative_error:.1e}"
+    return error if agreement.passed else f"{error} ✗"
+
+
+def _over_time(measurement: "Measurement") -> str:
+    """The median latency from the first to the last run as a row of bars."""
+    import numpy as np
+
+    times = np.asarray(measurement.times_ms)
+    parts = np.array_split(times, min(SPARK_COUNT, len(times)))
+    medians = np.array([np.median(part) for part in parts])
+    span = float(np.ptp(medians)) or 1.0
+    bars = "".join(SPARKS[int(step)] for step in (medians - medians.min()) / span * (len(SPARKS) - 1))
+    heat = [
+        sample.temperature_c for part in measurement.rounds for sample in part.during if sample.temperature_c
+    ]
+    warmed = f", {heat[0]:.0f} to {heat[-1]:.0f} °C" if heat else ""
+    return f"{measurement.latency.model} over time: {bars} median {medians[0]:.3f} to {medians[-1]:.3f} ms{warmed}"
+
+
+def _fail_if_asked(results: "BenchResults", require_valid: bool) -> None:
+    """One error for everything that went wrong; the results are written and shown before."""
+    if results.failures:
+        raise ToolFailedError("\n".join(failure.message for failure in results.failures))
+    wrong = [
+        f"{measurement.latency.model} computes something else on {measurement.address}: {_agreement(measurement)} "
+        f"of the largest output, allowed: {measurement.agreement.tolerance:g}"
+        for measurement in results.measurements
+        if measurement.agreement and not measurement.agreement.passed
+    ]
+    if require_valid:
+        wrong += [
+            f"{measurement.latency.model} on {measurement.address}: {'; '.join(measurement.latency.invalid_because)}"
+            for measurement in results.measurements
+            if not measurement.latency.valid
+        ]
+    if wrong:
+        raise GateFailedError("\n".join(wrong))
+
+
+@bench.command()
+@click.argument("before", type=options.ExistingFile)
+@click.argument("after", type=options.ExistingFile)
+@click.option(
+    "--fail-slower",
+    callback=_share,
+    metavar="PERCENT",
+    help="Exit with 1 where a median is slower by more than this, such as 5%, and the difference is significant.",
+)
+@click.option("--require-valid", is_flag=True, help="Exit with 1 where anything disturbed a measurement.")
+@options.output_options
+@traceback_option
+def compare(
+    before: Path, after: Path, fail_slower: float | None, require_valid: bool, as_json: bool, quiet: bool
+) -> None:
+    """Compare two files of `fsrp-edge bench --out`: difference of medians with its bootstrap interval.
+
+    \b
+    fsrp-edge bench compare before.json after.json --fail-slower 5%
+    """
+    from fsrp_edge.bench.compare import compare_results
+    from fsrp_edge.bench.results import read_results
+    from fsrp_edge.cli.console import print_json, print_rows
+
+    results = [read_results(path) for path in (before, after)]
+    comparisons = compare_results(*results)
+    if as_json:
+        print_json([_record(comparison) for comparison in comparisons])
+    else:
+        print_rows(
+            ("file", "device", "before ms", "after ms", "change", "95 % interval", "significant"),
+            [
+                (
+                    _named(comparison.before.model, comparison.after.model),
+                    comparison.after.device,
+                    f"{comparison.before.p50_ms:.3f}",
+                    f"{comparison.after.p50_ms:.3f}",
+                    f"{comparison.change:+.1%}",
+                    " to ".join(f"{bound:+.1%}" for bound in comparison.interval),
+                    "yes" if comparison.significant else "no",
+                )
+                for comparison in comparisons
+            ],
+            footer="medians; + is slower. The interval knows the noise within each run only.",
+        )
+    wrong = [
+        f"{comparison.after.model} is {comparison.change:.1%} slower, allowed: {fail_slower:.1%}"
+        for comparison in comparisons
+        if fail_slower is not None and comparison.fails(fail_slower)
+    ]
+    if require_valid:
+        wrong += [
+            f"{latency.model}: {'; '.join(latency.invalid_because)}"
+            for comparison in comparisons
+            for latency in (comparison.before, comparison.after)
+            if not latency.valid
+        ]
+    if wrong:
+        raise GateFailedError("\n".join(wrong))
+
+
+def _named(before: str, after: str) -> str:
+    return after if before == after else f"{before} → {after}"
+
+
+def _record(comparison: Any) -> dict[str, Any]:
+    return {
+        "before": comparison.before,
+        "after": comparison.after,
+        "change": comparison.change,
+        "interval": comparison.interval,
+        "significant": comparison.significant,
+    }

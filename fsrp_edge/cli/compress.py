@@ -57,7 +57,7 @@ def compress(
     fsrp-edge compress resnet20.th --target raspberry-pi-4 --data cifar-10-batches-bin
     fsrp-edge compress net.pt --arch net.py:build --data photos/ --target my-board.yaml --ratio 0.6
     """
-    from fsrp_edge.bench.local import QUICK, Method
+    from fsrp_edge.bench.measure import QUICK, Method
     from fsrp_edge.cli.console import print_json, show_progress
     from fsrp_edge.cli.report_table import print_report
     from fsrp_edge.pipeline import CompressOptions

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fsrp_edge.bench import agent
-from fsrp_edge.bench.local import AGENT
+from fsrp_edge.bench.agent_process import AGENT
+from fsrp_edge.bench.results import State
 
 SHORT = ["--warmup-runs", "2", "--warmup-seconds", "0", "--runs", "5", "--seconds", "0"]
 
@@ -53,7 +54,11 @@ def test_measures_a_real_file(request, file, runtime):
     assert len(result["warmup_ms"]) == 2
     assert len(result["times_ms"]) == 5
     assert all(time > 0 for time in [result["init_ms"], result["first_ms"], *result["times_ms"]])
-    assert {"governor", "clock_mhz", "temperature_c", "load_1m", "throttled"} == set(result["before"])
+    assert (
+        State.model_validate(result["before"]).free_memory_mb is None
+        or result["before"]["free_memory_mb"] > 1
+    )
+    assert result["peak_memory_mb"] > 10  # an interpreter with numpy holds more
 
 
 def test_seconds_are_a_minimum_and_progress_is_told(onnx_file):

@@ -1,0 +1,116 @@
+"""The agent as a child process, here or on a device: its events while it lives, one clear error when it fails."""
+
+import json
+import queue
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from fsrp_edge.bench.transport import Transport
+from fsrp_edge.errors import ToolFailedError
+
+AGENT = Path(__file__).with_name("agent.py")
+SILENCE_SECONDS = 300.0
+"""The agent reports twice a second, so only loading a model or one very slow inference is ever silent."""
+_STOP_POLL_SECONDS = 1.0
+
+Events = dict[str, dict[str, Any]]
+"""The last event of each kind."""
+
+
+def run_agent(
+    transport: Transport, arguments: Sequence[str], *, work: str, threads: int, stop: threading.Event
+) -> Events:
+    """Run the agent to its end.
+
+    Args:
+        transport: where.
+        arguments: of the agent's command line; paths are those of the device.
+        work: what it is about, such as the model's name; begins the error.
+        threads: what the libraries' environment variables say.
+        stop: set by another thread to give up.
+
+    Raises:
+        ToolFailedError: the agent failed, died, went silent or was stopped.
+    """
+    command = [transport.address.python, transport.put(AGENT), *arguments]
+    environment = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    events: Events = {}
+    with tempfile.TemporaryFile() as errors, _running(transport, command, environment, errors) as agent:
+        for event in _events(agent, work, stop):
+            events[event["event"]] = event
+        agent.wait()
+        if "error" in events:
+            raise ToolFailedError(f"{work}: {_failure(transport, events)}")
+        if not {"result", "device"} & events.keys():
+            how = transport.died(agent.returncode)
+            raise ToolFailedError(f"{work}: the measuring process {how}{_last_words(errors)}")
+    return events
+
+
+@contextmanager
+def _running(
+    transport: Transport, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
+) -> Iterator[subprocess.Popen[str]]:
+    """A child that does not outlive the block, whatever ends it."""
+    child = transport.start(command, environment, errors)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _events(agent: subprocess.Popen[str], work: str, stop: threading.Event) -> Iterator[dict[str, Any]]:
+    """The agent's events until it closes its output."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        assert agent.stdout is not None
+        for line in agent.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    heard = time.monotonic()
+    while True:
+        try:
+            line = lines.get(timeout=min(_STOP_POLL_SECONDS, SILENCE_SECONDS))
+        except queue.Empty:
+            if stop.is_set():
+                raise ToolFailedError(f"{work}: stopped") from None
+            if time.monotonic() - heard < SILENCE_SECONDS:
+                continue
+            message = f"{work}: no sign of life for {SILENCE_SECONDS:.0f} s while measuring; stopped"
+            raise ToolFailedError(message) from None
+        if stop.is_set():
+            raise ToolFailedError(f"{work}: stopped")
+        if line is None:
+            return
+        heard = time.monotonic()
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            message = f"{work}: the measuring process said {line.strip()!r}, which is no event"
+            raise ToolFailedError(message) from None
+
+
+def _failure(transport: Transport, events: Events) -> str:
+    error = events["error"]
+    if error.get("install"):
+        python = transport.address.python
+        return f"{error['message']}; install it there with: {python} -m pip install {error['install']}"
+    if "hello" in events:  # the version is the first thing to look at where a runtime refuses a file
+        return f"{events['hello']['runtime']} {events['hello']['runtime_version']}: {error['message']}"
+    return str(error["message"])
+
+
+def _last_words(errors: IO[bytes]) -> str:
+    errors.seek(0)
+    said = errors.read().decode(errors="replace").strip().splitlines()
+    return f": {said[-1]}" if said else ""

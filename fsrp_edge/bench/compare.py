@@ -1,0 +1,79 @@
+"""Two measurements of latency beside each other: how much slower, and whether that is more than noise."""
+
+from dataclasses import dataclass
+
+from fsrp_edge.bench.results import BenchResults, Latency, Measurement
+from fsrp_edge.bench.statistics import bootstrap_medians, percentile_interval
+from fsrp_edge.errors import BadInputError
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A file before and after, on the same device.
+
+    Args:
+        before: median and more of the first.
+        after: of the second.
+        change: of the median, as a share of the first: 0.05 is 5 % slower.
+        interval: bootstrap 95 % interval of `change`. It knows the noise within a run; a device that was in
+            another state on another day is for `valid` and for rounds to tell.
+    """
+
+    before: Latency
+    after: Latency
+    change: float
+    interval: tuple[float, float]
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return not self.interval[0] <= 0 <= self.interval[1]
+
+    def fails(self, slower: float) -> bool:
+        """Whether the second is slower by more than the share `slower`, significantly."""
+        return self.change > slower and self.significant
+
+
+def compare_results(before: BenchResults, after: BenchResults, *, seed: int = 0) -> list[Comparison]:
+    """Compare what two runs of `bench` have in common.
+
+    Files are paired by name, device, runtime and threads. Two runs of a single file are paired whatever their names,
+    so that a dense file can be compared with a pruned one.
+
+    Raises:
+        BadInputError: they have nothing in common.
+    """
+    if len(before.measurements) == len(after.measurements) == 1:
+        pairs = [(before.measurements[0], after.measurements[0])]
+    else:
+        second = {_key(measurement): measurement for measurement in after.measurements}
+        pairs = [(first, second[_key(first)]) for first in before.measurements if _key(first) in second]
+    if not pairs:
+        seen = " and ".join(_names(results) for results in (before, after))
+        raise BadInputError(f"the two have no file, device, runtime and threads in common: {seen}")
+    return [_compare(first, second, seed) for first, second in pairs]
+
+
+def _key(measurement: Measurement) -> tuple[str, str, str, int]:
+    latency = measurement.latency
+    return latency.model, measurement.address, latency.runtime, latency.threads
+
+
+def _names(results: BenchResults) -> str:
+    named = [
+        f"{latency.model} on {measurement.address} with {latency.threads} threads"
+        for measurement in results.measurements
+        for latency in [measurement.latency]
+    ]
+    return ", ".join(named) or "nothing"
+
+
+def _compare(first: Measurement, second: Measurement, seed: int) -> Comparison:
+    before = bootstrap_medians(first.times_ms, seed=seed)
+    after = bootstrap_medians(second.times_ms, seed=seed + 1)
+    return Comparison(
+        before=first.latency,
+        after=second.latency,
+        change=second.latency.p50_ms / first.latency.p50_ms - 1,
+        interval=percentile_interval(after / before - 1),
+    )

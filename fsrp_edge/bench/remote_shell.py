@@ -1,0 +1,231 @@
+"""Devices behind a shell: files go in by `cat`, commands run as quoted strings, over one connection.
+
+One command holds the connection open and owns the scratch folder: a small script on the device that removes the
+folder when its input ends. Its input ends when this side closes it, dies, or loses the connection, so the folder
+goes in every case. Whatever else is said to the device travels beside it.
+"""
+
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from fsrp_edge.bench.transport import Address, Transport
+from fsrp_edge.errors import ToolFailedError
+from fsrp_edge.files import sha256_file
+
+CONNECT_SECONDS = 60.0
+"""For the client to reach the device, agree on keys and start a shell there."""
+CLOSE_SECONDS = 10.0
+CLIENT_FAILED = 255
+"""Exit code of ssh itself, as against those of the command it ran."""
+NOT_FOUND = 127
+
+_MARK = "fsrp-edge-scratch:"
+_HOLD = f"""umask 077
+folder=$(mktemp -d "$1/fsrp-edge.XXXXXXXX") || exit 1
+trap 'rm -rf "$folder"' EXIT
+trap 'exit 1' HUP INT TERM PIPE
+echo "{_MARK}$folder"
+cat >/dev/null"""
+_SSH_OPTIONS = (
+    "BatchMode=yes",  # nobody is there to answer a question
+    "ConnectTimeout=15",
+    "ServerAliveInterval=10",
+    "ServerAliveCountMax=3",
+    # What a user's configuration may ask of a login does not concern ours. Host keys are checked as it says.
+    "ClearAllForwardings=yes",
+    "PermitLocalCommand=no",
+    "RemoteCommand=none",
+)
+
+
+@dataclass(frozen=True)
+class Client:
+    """The user's own program that reaches a device.
+
+    Args:
+        first: its arguments for the command that holds the connection.
+        further: for every other one; the command follows as a single string.
+        scratch: folder on the device below which the scratch folder is made.
+        by_hand: what a user can type to try the connection.
+    """
+
+    first: tuple[str, ...]
+    further: tuple[str, ...]
+    scratch: str
+    by_hand: str
+
+
+class RemoteShell:
+    """A device behind a POSIX shell. Made by `connect`."""
+
+    def __init__(
+        self, address: Address, client: Client, holder: subprocess.Popen[bytes], scratch: str
+    ) -> None:
+        self.address = address
+        self.scratch = scratch
+        self._client = client
+        self._holder = holder
+
+    def put(self, path: Path) -> str:
+        """See Transport. Files lie under their digest, in the cache folder if the address names one."""
+        digest = sha256_file(path)
+        folder = self.address.cache or self.scratch
+        there = f"{folder}/{digest}{path.suffix}"
+        if self._digest(there) == digest:
+            return there
+        part = f"{self.scratch}/part"
+        with path.open("rb") as stream:
+            self._shell(f"mkdir -p {_quote(folder)} && cat > {_quote(part)}", f"copying {path.name}", stream)
+        if self._digest(part) != digest:
+            raise ToolFailedError(f"{self.address.name}: {path.name} arrived damaged; is its disk sound?")
+        self._shell(f"mv -f {_quote(part)} {_quote(there)}", f"copying {path.name}")
+        return there
+
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
+    ) -> subprocess.Popen[str]:
+        """See Transport."""
+        settings = [f"{name}={value}" for name, value in environment.items()]
+        return subprocess.Popen(
+            [*self._client.further, shlex.join(["env", *settings, *command])],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+
+    def died(self, returncode: int) -> str:
+        """See Transport."""
+        if returncode == CLIENT_FAILED and self._lost():
+            return "was lost with the connection"
+        if returncode in (CLIENT_FAILED, 137):
+            return "was killed on the device (out of memory?)"
+        if returncode == NOT_FOUND:
+            python = f"{self.address.python!r} is not there; name the interpreter with ?python=PATH"
+            return f"did not start: {python}"
+        return f"ended with exit code {returncode}"
+
+    def _lost(self) -> bool:
+        try:
+            self._holder.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _digest(self, there: str) -> str:
+        """SHA-256 of a file on the device; empty where there is none."""
+        return self._shell(f"test ! -f {_quote(there)} || sha256sum {_quote(there)}", "looking for files")[
+            :64
+        ]
+
+    def _shell(self, command: str, work: str, stdin: IO[bytes] | None = None) -> str:
+        done = subprocess.run(
+            [*self._client.further, command],
+            stdin=stdin or subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            start_new_session=True,
+        )
+        if done.returncode:
+            raise ToolFailedError(f"{self.address.name}: {work} failed: {_last_line(done.stderr)}")
+        return done.stdout.decode(errors="replace")
+
+
+def connect(address: Address) -> AbstractContextManager[Transport]:
+    """Open the one connection to a device; closing removes the scratch folder there.
+
+    Raises:
+        ToolFailedError: on entering: the client is missing, or the device refused or did not answer.
+    """
+    return _connected(address)
+
+
+@contextmanager
+def _connected(address: Address) -> Iterator[Transport]:
+    with tempfile.TemporaryDirectory(prefix="fsrp-edge-") as private, tempfile.TemporaryFile() as errors:
+        client = _ssh(address, f"{private}/c") if address.kind == "ssh" else _adb(address)
+        if shutil.which(client.first[0]) is None:
+            raise ToolFailedError(
+                f"{address.name}: there is no {client.first[0]!r} on this machine; install it"
+            )
+        # A session of its own, so that an interrupt at the terminal reaches us first and we can clean up.
+        holder = subprocess.Popen(
+            [*client.first, shlex.join(["sh", "-c", _HOLD, "sh", client.scratch])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            yield RemoteShell(address, client, holder, _scratch(address, client, holder, errors))
+        finally:
+            _close(holder)
+
+
+def _scratch(address: Address, client: Client, holder: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
+    """The scratch folder, as the holding script tells it once it runs."""
+    assert holder.stdout is not None
+    timer = threading.Timer(CONNECT_SECONDS, holder.kill)
+    timer.start()
+    try:
+        for line in holder.stdout:  # a login script may talk before
+            text = line.decode(errors="replace").strip()
+            if text.startswith(_MARK):
+                return text.removeprefix(_MARK)
+    finally:
+        timer.cancel()
+    holder.wait()
+    errors.seek(0)
+    raise ToolFailedError(
+        f"cannot use {address.name}: {_last_line(errors.read())}\n"
+        f"this must work by hand, without a question: {client.by_hand}"
+    )
+
+
+def _close(holder: subprocess.Popen[bytes]) -> None:
+    assert holder.stdin is not None
+    try:
+        holder.stdin.close()
+        holder.wait(timeout=CLOSE_SECONDS)
+    except (subprocess.TimeoutExpired, OSError):
+        pass
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def _ssh(address: Address, control: str) -> Client:
+    where = ["-l", address.user] if address.user else []
+    where += ["-p", str(address.port)] if address.port else []
+    where += ["--", address.host]
+    options = [part for option in _SSH_OPTIONS for part in ("-o", option)]
+    shared = ["-T", *options, "-o", "ControlPersist=no", "-o", f"ControlPath={control}"]
+    return Client(
+        first=("ssh", *shared, "-o", "ControlMaster=yes", *where),
+        further=("ssh", *shared, "-o", "ControlMaster=no", *where),
+        scratch="/tmp",
+        by_hand=shlex.join(["ssh", *where, "true"]),
+    )
+
+
+def _adb(address: Address) -> Client:
+    serial = ("-s", address.host) if address.host else ()
+    shell = ("adb", *serial, "shell", "-T")
+    return Client(shell, shell, scratch="/data/local/tmp", by_hand=shlex.join([*shell, "true"]))
+
+
+_quote = shlex.quote
+
+
+def _last_line(said: bytes) -> str:
+    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else f"no answer within {CONNECT_SECONDS:.0f} s"

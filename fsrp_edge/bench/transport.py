@@ -1,0 +1,176 @@
+"""Where a measurement runs: addresses of devices, and what every way to reach one can do."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, Protocol
+from urllib.parse import parse_qsl, unquote
+
+from fsrp_edge.errors import BadInputError
+
+FORMS = (
+    "local, ssh://[user@]host[:port] or adb:[serial], each with ?python=PATH and ?cache=FOLDER where needed"
+)
+
+# No name may begin with a hyphen, which a client would read as an option.
+_SSH = re.compile(
+    r"ssh://(?:(?P<user>[A-Za-z0-9_][\w.@+-]*)@)?"
+    r"(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>\d{1,5}))?/?",
+    re.ASCII,
+)
+_ADB = re.compile(r"adb:(?P<serial>(?:[A-Za-z0-9][\w.:-]*)?)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A device, as the user names it.
+
+    Args:
+        kind: how it is reached.
+        host: host name, alias of the user's ssh configuration, or adb's serial number.
+        user: name on the device; None leaves it to the ssh configuration.
+        port: likewise.
+        python: interpreter on the device; a relative path starts at the home folder.
+        cache: folder on the device that keeps files between runs; None keeps nothing there.
+    """
+
+    kind: Literal["local", "ssh", "adb"]
+    host: str = ""
+    user: str | None = None
+    port: int | None = None
+    python: str = "python3"
+    cache: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Short name for tables and reports, without the user's name."""
+        if self.kind == "ssh":
+            return f"ssh://{self.host}" + (f":{self.port}" if self.port else "")
+        return f"adb:{self.host}" if self.kind == "adb" else "local"
+
+
+def parse_address(text: str) -> Address:
+    """Read a device's address.
+
+    Args:
+        text: `local`, `ssh://pi@pi4:22`, `adb:emulator-5554`; settings follow as in a web address:
+            `ssh://pi4?python=venv/bin/python&cache=.cache/fsrp-edge`.
+
+    Raises:
+        BadInputError: any other form.
+    """
+    where, _, query = text.partition("?")
+    settings = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = ", ".join(sorted(settings.keys() - {"python", "cache"}))
+    if unknown or len(settings) != (query.count("&") + 1 if query else 0):
+        raise BadInputError(f"device {text!r}: unknown setting {unknown or query!r}; allowed: {FORMS}")
+    python, cache = (_far_path(text, name, value) for name, value in _ordered(settings))
+    if where == "local" and cache is None:
+        return Address("local", python=python or sys.executable)
+    if found := _SSH.fullmatch(where):
+        port = int(found["port"]) if found["port"] else None
+        if port is None or 0 < port < 1 << 16:
+            host = unquote(found["host"]).strip("[]")
+            return Address("ssh", host, found["user"], port, python or "python3", cache)
+    if found := _ADB.fullmatch(where):
+        return Address("adb", found["serial"], python=python or "python3", cache=cache)
+    raise BadInputError(f"device {text!r} is not an address; allowed: {FORMS}")
+
+
+def _ordered(settings: Mapping[str, str]) -> list[tuple[str, str | None]]:
+    return [(name, settings.get(name)) for name in ("python", "cache")]
+
+
+def _far_path(address: str, name: str, value: str | None) -> str | None:
+    if value is None:
+        return None
+    path = value.removeprefix("~/")  # every command starts in the home folder
+    if not path or path.startswith(("-", "~")) or not path.isprintable():
+        raise BadInputError(f"device {address!r}: {name} {value!r} is not a path on the device")
+    return path
+
+
+class Transport(Protocol):
+    """An open way to a device. Whatever it put there is gone when it is closed."""
+
+    address: Address
+
+    def put(self, path: Path) -> str:
+        """Bring a file there unless the same bytes are there already; its path there."""
+        ...
+
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
+    ) -> subprocess.Popen[str]:
+        """Start a command there; its output is the child's, `errors` takes what it says beside that."""
+        ...
+
+    def died(self, returncode: int) -> str:
+        """How a command ended that did not end well, as the end of a sentence."""
+        ...
+
+
+class LocalTransport:
+    """This machine."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    def put(self, path: Path) -> str:
+        """See Transport."""
+        return str(path)
+
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
+    ) -> subprocess.Popen[str]:
+        """See Transport."""
+        try:
+            return subprocess.Popen(
+                command,
+                env=_without_thread_settings(os.environ) | dict(environment),
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        except OSError as error:
+            raise BadInputError(
+                f"cannot run {command[0]!r}: {error.strerror}; name another ?python="
+            ) from error
+
+    def died(self, returncode: int) -> str:
+        """See Transport."""
+        if returncode < 0:
+            import signal
+
+            return f"was killed by {signal.Signals(-returncode).name}"
+        return f"ended with exit code {returncode}"
+
+
+_THREAD_VARIABLES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "TF_NUM_")
+
+
+def _without_thread_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith(_THREAD_VARIABLES)}
+
+
+@contextmanager
+def _local(address: Address) -> Iterator[Transport]:
+    yield LocalTransport(address)
+
+
+def open_transport(address: Address) -> AbstractContextManager[Transport]:
+    """A way to a device for the length of a `with` block.
+
+    Raises:
+        ToolFailedError: on entering, where the device can't be reached.
+    """
+    if address.kind == "local":
+        return _local(address)
+    from fsrp_edge.bench.remote_shell import connect
+
+    return connect(address)

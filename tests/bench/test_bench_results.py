@@ -1,0 +1,52 @@
+import csv
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from fsrp_edge.bench.measure import Method, measure_fleet
+from fsrp_edge.bench.results import BenchResults, bench_json_schema, read_results
+from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import write_json
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "bench.schema.json"
+SHORT = Method(warmup_runs=1, warmup_seconds=0, runs=4, seconds=0, rounds=2)
+
+
+@pytest.fixture(scope="module")
+def measured(onnx_file) -> BenchResults:
+    return measure_fleet([parse_address("local")], [onnx_file], method=SHORT)
+
+
+def test_published_schema_is_current():
+    assert json.loads(PUBLISHED.read_text()) == bench_json_schema(), (
+        "the schema changed; write it again with: "
+        "python -c 'import json; from fsrp_edge.bench.results import bench_json_schema as schema; "
+        "print(json.dumps(schema(), indent=1))' > docs/bench.schema.json"
+    )
+
+
+def test_results_fulfil_the_published_schema_and_can_be_read_again(measured, tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, measured.model_dump(mode="json"))
+    jsonschema.Draft202012Validator(json.loads(PUBLISHED.read_text())).validate(json.loads(path.read_text()))
+    assert read_results(path) == measured
+    assert len(measured.measurements[0].times_ms) == measured.measurements[0].latency.runs == 4
+
+
+def test_csv_has_one_line_a_measurement(measured):
+    (row,) = csv.DictReader(measured.to_csv().splitlines())
+    latency = measured.measurements[0].latency
+    assert (row["address"], row["model"]) == ("local", "tiny.onnx")
+    assert (float(row["p50_ms"]), float(row["p50_low_ms"])) == (latency.p50_ms, latency.p50_interval_ms[0])
+    assert float(row["peak_memory_mb"]) > 10
+
+
+@pytest.mark.parametrize("content", [{}, [], {"schema_version": 2}, "x"])
+def test_other_files_are_refused(tmp_path, content):
+    path = tmp_path / "other.json"
+    write_json(path, content)
+    with pytest.raises(BadInputError, match=r"other.json holds no results of `fsrp-edge bench --out`"):
+        read_results(path)

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+from fsrp_edge.bench.compare import compare_results
+from fsrp_edge.bench.results import BenchResults, Latency, Measurement, Round, State
+from fsrp_edge.bench.statistics import summarize
+from fsrp_edge.errors import BadInputError
+
+STATE = State(
+    governor=None, clock_mhz=None, temperatures_c={}, throttled=None, load_1m=None, free_memory_mb=None
+)
+
+
+def measurement(
+    median: float, *, seed: int = 0, model: str = "net.onnx", address: str = "local"
+) -> Measurement:
+    times = tuple(np.random.default_rng(seed).normal(median, 0.05 * median, 200))
+    summary = {name: value for name, value in vars(summarize(times)).items()}
+    latency = Latency(
+        model=model, sha256="a" * 64, device=address, runtime="onnxruntime", runtime_version="1", threads=1,
+        warmup_runs=1, runs=len(times), init_ms=1.0, first_ms=1.0, **summary,
+    )  # fmt: skip
+    part = Round(
+        warmup_ms=(),
+        times_ms=times,
+        before=STATE,
+        during=(),
+        after=STATE,
+        foreign_cores=None,
+        peak_memory_mb=None,
+    )
+    return Measurement(address=address, latency=latency, rounds=(part,))
+
+
+def results(*measurements: Measurement) -> BenchResults:
+    return BenchResults(fsrp_edge="0", measurements=measurements)
+
+
+def test_a_slower_file_is_found_and_fails_the_gate():
+    (found,) = compare_results(results(measurement(10.0)), results(measurement(12.0, seed=1)))
+    assert found.change == pytest.approx(0.2, abs=0.02)
+    assert found.interval[0] < found.change < found.interval[1]
+    assert found.significant
+    assert found.fails(0.05)
+    assert not found.fails(0.5)
+
+
+def test_noise_is_not_a_difference():
+    (found,) = compare_results(results(measurement(10.0)), results(measurement(10.0, seed=1)))
+    assert not found.significant
+    assert not found.fails(0.0)
+
+
+def test_faster_never_fails():
+    (found,) = compare_results(results(measurement(10.0)), results(measurement(5.0, seed=1)))
+    assert found.significant
+    assert not found.fails(0.0)
+
+
+def test_interval_covers_the_true_change_as_often_as_it_says():
+    covered = 0
+    for trial in range(200):
+        pair = results(measurement(10.0, seed=2 * trial)), results(measurement(11.0, seed=2 * trial + 1))
+        (found,) = compare_results(*pair, seed=trial)
+        covered += found.interval[0] <= 0.1 <= found.interval[1]
+    assert covered / 200 == pytest.approx(0.95, abs=0.05)
+
+
+def test_pairs_by_file_and_device():
+    before = results(
+        measurement(1.0), measurement(2.0, address="ssh://pi4"), measurement(3.0, model="gone.onnx")
+    )
+    after = results(
+        measurement(2.1, seed=1, address="ssh://pi4"), measurement(1.1, seed=2), measurement(9, model="new")
+    )
+    pairs = [(one.before.p50_ms, one.after.device) for one in compare_results(before, after)]
+    assert [device for _, device in pairs] == ["local", "ssh://pi4"]
+    assert [round(median) for median, _ in pairs] == [1, 2]
+
+
+def test_single_files_are_paired_whatever_their_names():
+    (found,) = compare_results(results(measurement(4.0, model="a")), results(measurement(2.0, model="b")))
+    assert (found.before.model, found.after.model) == ("a", "b")
+
+
+def test_nothing_in_common_names_what_was_seen():
+    two = results(measurement(1.0, model="a"), measurement(1.0, model="b"))
+    with pytest.raises(BadInputError, match="a on local with 1 threads, b on local.* and c on"):
+        compare_results(two, results(measurement(1.0, model="c")))
