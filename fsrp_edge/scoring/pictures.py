@@ -56,7 +56,6 @@ def draw_spectra(
             picture, cmap="magma", vmin=logarithms.min(), vmax=logarithms.max(), origin="lower",
             extent=(*_edges(width), *_edges(height)),
         )  # fmt: skip
-        )
         radius = options.radius
         outline = (
             Circle((0, 0), radius, fill=False, color="white", linewidth=1.2)
