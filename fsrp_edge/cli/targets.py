@@ -1,5 +1,8 @@
 """`fsrp-edge targets`: the device profiles."""
 
+import re
+from pathlib import Path
+
 import click
 
 from fsrp_edge.cli import options
@@ -8,33 +11,52 @@ from fsrp_edge.cli.errors import traceback_option
 
 @click.group()
 def targets() -> None:
-    """List, show and validate device profiles."""
+    """List, show, validate and write device profiles.
+
+    A profile of your own is used by its path, or by its name when it lies in ~/.config/fsrp-edge/profiles (or in the
+    folder named by $FSRP_EDGE_PROFILES). It may start from another one: `extends: raspberry-pi-4`.
+    """
 
 
 @targets.command("list")
 @options.output_options
 @traceback_option
 def list_(as_json: bool, quiet: bool) -> None:
-    """List the packaged profiles."""
+    """List the packaged profiles, your own, and their variants."""
     from fsrp_edge.cli.console import print_json, print_rows
-    from fsrp_edge.targets.load import load_target, target_names
+    from fsrp_edge.errors import BadInputError
+    from fsrp_edge.targets.load import load_variants, own_folder, own_target_names, target_names
 
-    found = [load_target(name) for name in target_names()]
+    found, broken = [], []
+    for name, place in [
+        *((n, "packaged") for n in target_names()),
+        *((n, "own") for n in own_target_names()),
+    ]:
+        try:
+            found += [(target, place) for target in load_variants(name)]
+        except BadInputError as error:
+            broken.append(str(error))
     if as_json:
-        print_json([{"name": target.name, "description": target.description} for target in found])
-        return
-    print_rows(
-        ("name", "device", "files made by default"),
-        [
-            (
-                target.name,
-                target.description,
-                ", ".join(f"{offer.format} {offer.precision}" for offer in target.offers if offer.default),
-            )
-            for target in found
-        ],
-        footer="Next: fsrp-edge targets show NAME",
-    )
+        rows = [{"name": t.name, "description": t.description, "from": place} for t, place in found]
+        print_json(rows)
+    else:
+        print_rows(
+            ("name", "device", "from", "files made by default"),
+            [
+                (
+                    target.name,
+                    target.description,
+                    place,
+                    ", ".join(
+                        f"{offer.format} {offer.precision}" for offer in target.offers if offer.default
+                    ),
+                )
+                for target, place in found
+            ],
+            footer=f"Your own are read from {own_folder()}\nNext: fsrp-edge targets show NAME",
+        )
+    for problem in broken:
+        click.echo(f"not listed: {problem}", err=True)
 
 
 @targets.command()
@@ -42,46 +64,82 @@ def list_(as_json: bool, quiet: bool) -> None:
 @options.output_options
 @traceback_option
 def show(target: str, as_json: bool, quiet: bool) -> None:
-    """Show a profile: what is decided for the device, and why.
+    """Show a profile: the device, what is decided for it, and why.
 
     \b
     fsrp-edge targets show jetson-nano
+    fsrp-edge targets show jetson-nano@5W
     """
     from fsrp_edge.cli.console import print_json, print_rows
     from fsrp_edge.targets.load import load_target
+    from fsrp_edge.targets.page import choice_rows, file_rows, value_rows
 
     profile = load_target(target)
     if as_json:
         print_json(profile.model_dump(mode="json", exclude_none=True))
         return
-    print_rows(
-        ("choice", "value", "reason"),
-        [(name.replace("_", " "), choice.value, choice.reason) for name, choice in profile.choices],
-        footer=profile.description,
-    )
+    print_rows(("value", "", "source"), value_rows(profile), footer=f"{profile.name}: {profile.description}")
+    print_rows(("choice", "value", "reason"), choice_rows(profile))
     print_rows(
         ("file", "made", "reason"),
-        [
-            (
-                f"{offer.format} {offer.precision}",
-                "by default" if offer.default else "on request" if offer.offered else "no",
-                offer.reason,
-            )
-            for offer in profile.offers
-        ],
+        file_rows(profile),
+        footer="\n".join(f"{key}: {source}" for key, source in profile.sources.items()),
     )
 
 
 @targets.command()
 @click.argument("file", type=options.ExistingFile)
 @traceback_option
-def validate(file: click.Path) -> None:
-    """Check a profile file of your own; errors name the line.
+def validate(file: Path) -> None:
+    """Check a profile file of your own and its variants; errors name the line.
 
     \b
     fsrp-edge targets validate my-board.yaml
     """
-    from fsrp_edge.targets.load import load_target
+    from fsrp_edge.errors import BadInputError
+    from fsrp_edge.targets.load import SUFFIXES, load_variants
 
-    profile = load_target(str(file))
-    click.echo(f"{file}: valid profile of {profile.name} ({profile.description})")
+    if file.suffix not in SUFFIXES:
+        raise BadInputError(f"{file} does not end in {' or '.join(SUFFIXES)}; rename it")
+    base, *variants = load_variants(str(file))
+    more = f", with {', '.join(variant.name for variant in variants)}" if variants else ""
+    click.echo(f"{file}: valid profile of {base.name} ({base.description}){more}")
+
+
+@targets.command()
+@click.argument("name")
+@click.option(
+    "--out",
+    type=options.NewFile,
+    help="File to write.  [default: NAME.yaml in the folder of your own profiles]",
+)
+@traceback_option
+def new(name: str, out: Path | None) -> None:
+    """Write a profile of this machine: its cores, clock, SIMD, caches and memory; the rest is inherited.
+
+    \b
+    fsrp-edge targets new my-board
+    """
+    from fsrp_edge.errors import BadInputError
+    from fsrp_edge.files import atomic_path
+    from fsrp_edge.targets.load import SUFFIXES, load_target, own_folder, target_names
+    from fsrp_edge.targets.this_machine import skeleton
+
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise BadInputError(
+            f"{name!r} is not a name such as my-board: small letters and digits, with hyphens between"
+        )
+    path = out or own_folder() / f"{name}.yaml"
+    if path.suffix not in SUFFIXES:
+        raise BadInputError(f"{path} does not end in {' or '.join(SUFFIXES)}; a profile does")
+    if name in target_names():
+        raise BadInputError(f"{name} is a packaged profile; give yours another name")
+    if path.exists():
+        raise BadInputError(
+            f"{path} is there already and is not overwritten; move it away or choose another name"
+        )
+    text = skeleton(name)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        load_target(str(temporary))
+    click.echo(f"wrote {path}\nNext: fsrp-edge targets show {path if out else name}")

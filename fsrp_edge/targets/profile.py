@@ -57,6 +57,13 @@ class CpuCluster(_Frozen):
     """Of one core; a multiply-accumulate is two operations."""
     caches: tuple[Cache, ...] = ()
 
+    def peak_gops(self, precision: Precision) -> float | None:
+        """10^9 operations a second of all cores, or None where clock or operations a cycle are not known."""
+        operations = self.operations_per_cycle.get(precision)
+        if self.clock_ghz is None or operations is None:
+            return None
+        return self.cores.value * self.clock_ghz.value * operations.value
+
 
 class Memory(_Frozen):
     """Main memory. The size is that of the board's largest variant unless a note says otherwise."""
@@ -233,7 +240,7 @@ class Target(_Frozen):
     def _contradictions(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Where two values that are possible one by one exclude each other."""
         used = set()
-        for location, key in _source_keys(self.model_dump(exclude={"sources"}), ()):
+        for location, key in source_keys(self.model_dump(exclude={"sources"}), ()):
             used.add(key)
             if key not in self.sources:
                 yield (
@@ -270,17 +277,17 @@ class Target(_Frozen):
                 yield ("choices", name), message
 
 
-def _source_keys(node: Any, location: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def source_keys(node: Any, location: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Every `source` in a dumped profile with its place."""
     if isinstance(node, dict):
         for key, child in node.items():
             if key == "source" and isinstance(child, str):
                 yield (*location, key), child
             else:
-                yield from _source_keys(child, (*location, key))
+                yield from source_keys(child, (*location, key))
     elif isinstance(node, list | tuple):
         for index, child in enumerate(node):
-            yield from _source_keys(child, (*location, index))
+            yield from source_keys(child, (*location, index))
 
 
 def profile_json_schema() -> dict[str, Any]:

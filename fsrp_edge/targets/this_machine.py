@@ -1,0 +1,202 @@
+"""A profile of the machine that runs this, read from Linux's /proc and /sys."""
+
+import platform
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.targets.profile import source_keys
+
+GENERIC = {
+    "x86_64": "generic-x86",
+    "AMD64": "generic-x86",
+    "aarch64": "generic-arm64",
+    "arm64": "generic-arm64",
+}
+
+SIMD_FLAGS = {
+    "asimd": "neon", "asimdhp": "fp16", "asimddp": "dotprod", "i8mm": "i8mm",
+    "avx2": "avx2", "avx512f": "avx512", "avx512_vnni": "vnni", "avx_vnni": "vnni", "amx_tile": "amx",
+}  # fmt: skip
+"""The kernel's names in the order of the profile's."""
+
+ARM_PARTS = {
+    ("0x41", "0xd03"): "Cortex-A53", ("0x41", "0xd05"): "Cortex-A55", ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72", ("0x41", "0xd09"): "Cortex-A73", ("0x41", "0xd0a"): "Cortex-A75",
+    ("0x41", "0xd0b"): "Cortex-A76", ("0x41", "0xd0c"): "Neoverse-N1", ("0x41", "0xd0d"): "Cortex-A77",
+    ("0x41", "0xd41"): "Cortex-A78", ("0x41", "0xd42"): "Cortex-A78AE", ("0x4e", "0x003"): "Denver 2",
+    ("0x4e", "0x004"): "Carmel",
+}  # fmt: skip
+"""Implementer and part of /proc/cpuinfo, as in the kernel's arch/arm64/include/asm/cputype.h."""
+
+
+@dataclass(frozen=True)
+class _Cpu:
+    """One logical processor."""
+
+    number: int
+    model: str
+    core: tuple[str, str]
+    """Package and core; two hyper-threads share it."""
+    highest_khz: str
+    """Empty where the kernel does not tell, as in a virtual machine."""
+    present_mhz: str
+    flags: frozenset[str]
+
+
+def skeleton(name: str, *, root: Path = Path("/")) -> str:
+    """Text of a YAML profile of this machine.
+
+    Args:
+        name: of the profile, in small letters and digits with hyphens between.
+        root: where /proc and /sys are; another folder in tests.
+
+    Returns:
+        A file that extends the generic profile of this processor's architecture with what the kernel tells: the
+        cores, their clock where it is known, SIMD instructions and data caches, and the memory. Every value's
+        source is the file that it was read from.
+
+    Raises:
+        BadInputError: not a Linux machine, or no generic profile for its processor.
+    """
+    generic = GENERIC.get(platform.machine())
+    if generic is None:
+        raise BadInputError(
+            f"no generic profile for a {platform.machine()} processor; there are x86-64 and arm64"
+        )
+    if not (root / "proc" / "cpuinfo").exists():
+        raise BadInputError(
+            "the hardware is read from Linux's /proc and /sys, which are not here; write it by hand"
+        )
+    clusters = list(_clusters(root))
+    cores = sum(cluster["cores"]["value"] for cluster in clusters)
+    content: dict[str, Any] = {
+        "name": name,
+        "description": _description(root, clusters),
+        "extends": generic,
+        "sources": {},
+        "cpu": clusters,
+        "memory": {"size_gib": {"value": _memory_gib(root), "source": "meminfo"}},
+        "choices": {"threads": {"value": cores, "reason": "one for each core", "source": "topology"}},
+    }
+    used = {key for _, key in source_keys(content, ())}
+    content["sources"] = {
+        key: f"{place} of {socket.gethostname()}" for key, place in SOURCES.items() if key in used
+    }
+    return HEADER + yaml.safe_dump(
+        content, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+    )
+
+
+SOURCES = {
+    "cpuinfo": "/proc/cpuinfo",
+    "meminfo": "/proc/meminfo",
+    "topology": "/sys/devices/system/cpu/cpu*/topology",
+    "cpufreq": "/sys/devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq",
+    "cache": "/sys/devices/system/cpu/cpu*/cache",
+}
+
+HEADER = """\
+# Written by `fsrp-edge targets new`. Everything else is inherited from the profile under `extends`: see
+# `fsrp-edge targets show NAME`. Add what you know (memory bandwidth, accelerators …), each with its source.
+"""
+
+
+def _clusters(root: Path) -> Iterator[dict[str, Any]]:
+    """Cores of one model and clock."""
+    cpus = list(_cpus(root))
+    for model, khz in dict.fromkeys((cpu.model, cpu.highest_khz) for cpu in cpus):
+        members = [cpu for cpu in cpus if (cpu.model, cpu.highest_khz) == (model, khz)]
+        cluster: dict[str, Any] = {
+            "name": model,
+            "cores": _sourced(len({cpu.core for cpu in members}), "topology"),
+        }
+        if khz:
+            cluster["clock_ghz"] = _sourced(round(int(khz) / 1e6, 3), "cpufreq")
+        elif members[0].present_mhz:
+            present = _sourced(round(float(members[0].present_mhz) / 1000, 3), "cpuinfo")
+            cluster["clock_ghz"] = present | {"note": "the present clock; the highest is not told here"}
+        simd = [word for flag, word in SIMD_FLAGS.items() if flag in members[0].flags]
+        cluster["simd"] = _sourced(list(dict.fromkeys(simd)), "cpuinfo")
+        caches = list(_caches(root, members))
+        yield cluster | ({"caches": caches} if caches else {})
+
+
+def _cpus(root: Path) -> Iterator[_Cpu]:
+    for block in (root / "proc" / "cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n"):
+        fields = {
+            key.strip(): value.strip()
+            for key, _, value in (line.partition(":") for line in block.splitlines())
+        }
+        if "processor" not in fields:
+            continue
+        number = int(fields["processor"])
+        folder = _folder(root, number)
+        part = ARM_PARTS.get((fields.get("CPU implementer", ""), fields.get("CPU part", "")))
+        yield _Cpu(
+            number,
+            part or fields.get("model name") or f"part {fields.get('CPU part', 'unknown')}",
+            (
+                _line(folder / "topology" / "physical_package_id") or "0",
+                _line(folder / "topology" / "core_id") or str(number),
+            ),
+            _line(folder / "cpufreq" / "cpuinfo_max_freq"),
+            fields.get("cpu MHz", ""),
+            frozenset((fields.get("flags") or fields.get("Features") or "").split()),
+        )
+
+
+def _caches(root: Path, members: list[_Cpu]) -> Iterator[dict[str, Any]]:
+    cores = {cpu.number: cpu.core for cpu in members}
+    for folder in sorted((_folder(root, members[0].number) / "cache").glob("index*")):
+        level, size = _line(folder / "level"), _line(folder / "size")
+        if level and size and _line(folder / "type") in ("Data", "Unified"):
+            sharing = _numbers(_line(folder / "shared_cpu_list") or str(members[0].number))
+            yield {
+                "level": int(level),
+                "kib": _sourced(int(size.removesuffix("K")), "cache"),
+                "cores_sharing": len({cores.get(number, ("", str(number))) for number in sharing}),
+            }
+
+
+def _numbers(text: str) -> list[int]:
+    """The numbers of a list such as `0-3,8`."""
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    return [number for end in ends for number in range(end[0], end[-1] + 1)]
+
+
+def _memory_gib(root: Path) -> float:
+    """What the kernel can use; a little less than what is installed."""
+    found = re.search(r"MemTotal:\s+(\d+) kB", (root / "proc" / "meminfo").read_text(encoding="utf-8"))
+    if not found:
+        raise BadInputError("/proc/meminfo has no line `MemTotal`")
+    return round(int(found[1]) / 2**20, 2)
+
+
+def _description(root: Path, clusters: list[dict[str, Any]]) -> str:
+    board = _line(root / "proc" / "device-tree" / "model")
+    return board or " + ".join(
+        f"{cluster['cores']['value']} cores of {cluster['name']}" for cluster in clusters
+    )
+
+
+def _sourced(value: Any, source: str) -> dict[str, Any]:
+    return {"value": value, "source": source}
+
+
+def _folder(root: Path, number: int) -> Path:
+    return root / "sys" / "devices" / "system" / "cpu" / f"cpu{number}"
+
+
+def _line(path: Path) -> str:
+    """The file's text; empty where there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
