@@ -156,8 +156,9 @@ def _resolved(path: Path, extended_by: tuple[Path, ...]) -> yaml.MappingNode:
     if base_path.resolve() in chain:
         raise BadInputError(f"{_at(place)} extends: {extends.value!r} comes back to this file")
     base = _resolved(base_path, chain)
+    # Variants are not inherited: they speak of the device that they were written for.
+    variants = dict(_variant_nodes(_take(base, "variants")))
     if variant:
-        variants = dict(_variant_nodes(_take(base, "variants")))
         if variant not in variants:
             raise BadInputError(
                 f"{_at(place)} extends: no variant {variant!r}; {_nearest(variant, variants)}"
