@@ -35,8 +35,8 @@ from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.saved import save_classifier, weights_sha256
 from fsrp_edge.models.size import Size, measure_size
 from fsrp_edge.pruning.options import LayerRatio, PlanOptions, Ratio, RatioOf
-from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.pruning.plan import Allocation, PruningPlan, Strategy
+from fsrp_edge.pruning.stepwise import plan_by_strategy
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report import schema
 from fsrp_edge.report.manifest import MANIFEST, write_manifest
@@ -78,11 +78,14 @@ class CompressOptions(CheckpointOptions):
     target: str
     """Name of a packaged profile, or path of a YAML file."""
     ratio: Ratio = 0.5
-    """Share to remove; this and the next five are explained in `pruning.options.PlanOptions`."""
+    """Share to remove; this and the next eight are explained in `pruning.options.PlanOptions`."""
     ratio_of: RatioOf = "channels"
     keep: tuple[str, ...] = ()
     keep_inputs: tuple[str, ...] = ()
     keep_first: bool = False
+    allocation: Allocation = "uniform"
+    strategy: Strategy = "one-shot"
+    rounds: int = Field(3, ge=1)
     layer_ratios: tuple[tuple[str, LayerRatio], ...] = ()
     criterion: Criterion = FSRP()
     score_images: int | None = Field(None, ge=1)
@@ -279,15 +282,16 @@ class _Run:
 
     def score(self) -> FilterScores:
         """scores.json: the criterion for every filter."""
-        count = self.options.score_images or default_score_images(self.dense.spec)
-        images = self.dataset.train.sample(count, self.options.seed)
 
         def work() -> tuple[FilterScores, list[Path]]:
-            scores = score(self.dense, images, self.options.criterion, seed=self.options.seed)
+            scores = self._score(self.dense)
             scores.save(self._path("scores.json"))
             return scores, [self._path("scores.json")]
 
-        inputs = {"criterion": self.options.criterion.model_dump(mode="json"), "images": count}
+        inputs = {
+            "criterion": self.options.criterion.model_dump(mode="json"),
+            "images": self._score_images().digest,
+        }
         result: FilterScores = self._stage("score", FilterScores, inputs, work)
         return result
 
@@ -296,7 +300,7 @@ class _Run:
         wanted = self._plan_options()
 
         def work() -> tuple[PruningPlan, list[Path]]:
-            plan = make_plan(self.dense, scores, wanted)
+            plan = plan_by_strategy(self.dense, scores, wanted, self._score)
             plan.save(self._path("plan.json"))
             return plan, [self._path("plan.json")]
 
@@ -412,9 +416,7 @@ class _Run:
 
         def work() -> tuple[list[Latency], Sequence[Path]]:
             files = [self.directory.path / artifact.path for artifact in artifacts]
-            measured = measure_on(
-                parse_address("local"), files, threads=threads, method=self.options.method
-            )
+            measured = measure_on(parse_address("local"), files, threads=threads, method=self.options.method)
             return [measurement.latency for measurement in measured], ()
 
         inputs = {
@@ -525,6 +527,15 @@ class _Run:
 
     def _path(self, name: str) -> Path:
         return self.directory.path / name
+
+    def _score_images(self) -> ImageSet:
+        count = self.options.score_images or default_score_images(self.dense.spec)
+        return self.dataset.train.sample(count, self.options.seed)
+
+    def _score(self, classifier: Classifier) -> FilterScores:
+        """Scores of the dense network, or of a smaller one that a strategy is at."""
+        compute.to_fast_layout(classifier, compute.default_device())
+        return score(classifier, self._score_images(), self.options.criterion, seed=self.options.seed)
 
     def _plan_options(self) -> PlanOptions:
         shared = PlanOptions.model_fields.keys() & CompressOptions.model_fields.keys()

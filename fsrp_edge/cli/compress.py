@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @options.target_option
 @options.data_option
 @options.plan_options
+@options.strategy_options
 @options.criterion_options
 @options.recovery_options
 @options.format_options

@@ -194,6 +194,13 @@ plan_options = _stack(
     click.option(
         "--keep-inputs", multiple=True, metavar="PATTERN", help="Layers whose inputs stay. Repeatable."
     ),
+    click.option(
+        "--allocation",
+        type=click.Choice(["uniform", "global"]),
+        default="uniform",
+        show_default=True,
+        help="Remove the same share of every layer, or what ranks lowest over all layers together.",
+    ),
     click.option("--keep-first", is_flag=True, help="The first convolution's outputs stay."),
     click.option(
         "--layer-ratio",
@@ -204,7 +211,19 @@ plan_options = _stack(
         help="Share of channels to remove from these layers instead; 0 keeps all. Repeatable.",
     ),
 )
-"""Keyword arguments of `pruning.options.PlanOptions`, all but the channel multiple."""
+"""Keyword arguments of `pruning.options.PlanOptions`, all but the channel multiple and the strategy."""
+strategy_options = _stack(
+    click.option(
+        "--strategy",
+        type=click.Choice(["one-shot", "sequential", "gradual"]),
+        default="one-shot",
+        show_default=True,
+        help="Score once; again before each layer, on the network that the earlier ones left; or again in rounds.",
+    ),
+    click.option(
+        "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of the gradual strategy."
+    ),
+)
 recovery_options = _stack(
     click.option(
         "--recover-epochs",

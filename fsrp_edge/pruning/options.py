@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.pruning.plan import Allocation, Strategy
 
 RatioOf = Literal["channels", "parameters", "macs"]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
@@ -26,6 +27,10 @@ class PlanOptions(BaseModel):
     """Share to remove, in (0, 1)."""
     ratio_of: RatioOf = "channels"
     """`channels`: of each group's channels; `parameters` or `macs`: of the whole network's."""
+    allocation: Allocation = "uniform"
+    strategy: Strategy = "one-shot"
+    rounds: int = Field(3, ge=1)
+    """Of the gradual strategy."""
     channel_multiple: int = Field(1, ge=1)
     """Kept channels come in multiples of this, wherever the network allows it."""
     keep: tuple[str, ...] = ()

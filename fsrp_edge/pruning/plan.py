@@ -44,6 +44,13 @@ def parse_channels(text: object) -> object:
 Channels = Annotated[tuple[int, ...], BeforeValidator(parse_channels), PlainSerializer(format_channels)]
 
 
+Allocation = Literal["uniform", "global"]
+"""How much goes of each group. `uniform`: the same share; `global`: what lies below one threshold on scores that were
+divided by their group's root mean square, so that groups of other scales can be compared."""
+Strategy = Literal["one-shot", "sequential", "gradual"]
+"""When filters are scored. `one-shot`: once; `sequential`: again before each layer; `gradual`: again in each round."""
+
+
 class GroupPlan(BaseModel):
     """What stays of one group of coupled channels."""
 
@@ -89,6 +96,8 @@ class PruningPlan(BaseModel):
     ratio_of: Literal["channels", "parameters", "macs"] = "channels"
     """… of each group's channels, or of all parameters or MACs of the network."""
     channel_multiple: int
+    allocation: Allocation = "uniform"
+    strategy: Strategy = "one-shot"
     groups: tuple[GroupPlan, ...]
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -89,14 +89,32 @@ class _Candidate:
     reason: str | None
     ratio: float | None
     """Of its own; None where the common ratio counts."""
+    comparable: np.ndarray | None = None
+    """Scores of all groups that are ranked together, each by its group's root mean square; None for a uniform ratio."""
 
     def kept(self, ratio: float, multiple: int) -> tuple[int, ...]:
         everything = tuple(range(self.group.channels))
         if self.reason is not None or self.scores is None:
             return everything
-        wanted = ratio if self.ratio is None else self.ratio
+        wanted = self._share(ratio) if self.ratio is None else self.ratio
         count = kept_count(self.group.channels, wanted, granularity(self.group, multiple))
         return everything if count == self.group.channels else choose_channels(self.scores, count, self.group)
+
+    def _share(self, ratio: float) -> float:
+        """The share of this group that lies in the lowest `ratio` of all."""
+        if self.comparable is None or self.scores is None:
+            return ratio
+        threshold = np.quantile(self.comparable, ratio)
+        return float((_comparable(self.scores) <= threshold).mean())
+
+
+def _comparable(scores: np.ndarray) -> np.ndarray:
+    """Scores of a group in units of their root mean square, so that groups of other scales can be ranked together.
+
+    After Molchanov et al., arXiv 1611.06440. (In units of the median, half of every group would lie below 1.)
+    """
+    scale = float(np.sqrt(np.mean(np.square(scores))))
+    return scores / scale if scale > 0 else scores
 
 
 def make_plan(classifier: Classifier, scores: FilterScores, options: PlanOptions) -> PruningPlan:
@@ -119,6 +137,8 @@ def make_plan(classifier: Classifier, scores: FilterScores, options: PlanOptions
         )
     groups = PruningGraph(classifier).groups()
     candidates = _candidates(classifier, groups, scores, options)
+    if options.allocation == "global":
+        candidates = _ranked_together(candidates)
     multiple, ratio = options.channel_multiple, options.ratio
     if options.ratio_of != "channels":
         ratio = _solve(candidates, SizeCounter(classifier, groups), options)
@@ -137,6 +157,7 @@ def make_plan(classifier: Classifier, scores: FilterScores, options: PlanOptions
         ratio=options.ratio,
         ratio_of=options.ratio_of,
         channel_multiple=multiple,
+        allocation=options.allocation,
         groups=plans,
     )
 
@@ -188,6 +209,17 @@ def _candidates(
         )
         for group in groups
     ]
+
+
+def _ranked_together(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """The candidates, those without a ratio of their own ranked against one another."""
+    pooled = [
+        _comparable(each.scores)
+        for each in candidates
+        if each.scores is not None and each.reason is None and each.ratio is None
+    ]
+    comparable = np.concatenate(pooled) if pooled else None
+    return [replace(each, comparable=comparable) for each in candidates]
 
 
 def _lock(group: ChannelGroup, options: PlanOptions, first: str) -> str | None:

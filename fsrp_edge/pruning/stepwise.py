@@ -1,0 +1,137 @@
+"""Strategies that look at the network again while it shrinks: layer by layer, or in rounds.
+
+The number of channels that stay in each group is that of the one-shot plan; which ones they are is decided by scores of
+the network as it is when the group's turn comes. The outcome is a plan for the original checkpoint like any other.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.progress import track
+from fsrp_edge.pruning.graph import ChannelGroup, PruningGraph
+from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.plan import GroupPlan, PruningPlan, Strategy
+from fsrp_edge.pruning.planning import choose_channels, granularity, group_scores, make_plan
+from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.scoring.scores import FilterScores
+
+Scorer = Callable[[Classifier], FilterScores]
+Kept = dict[str, tuple[int, ...]]
+
+
+def plan_by_strategy(
+    classifier: Classifier, scores: FilterScores, options: PlanOptions, score: Scorer
+) -> PruningPlan:
+    """Plan as `options.strategy` says.
+
+    Args:
+        classifier: the dense network.
+        scores: of its filters.
+        options: how much is to go, of what, and when filters are scored.
+        score: scores a network as `scores` were made; called by the strategies that score again.
+
+    Raises:
+        BadInputError: as `make_plan`.
+    """
+    plan = make_plan(classifier, scores, options)
+    match options.strategy:
+        case "sequential":
+            return plan_sequentially(classifier, plan, score)
+        case "gradual":
+            return plan_gradually(
+                classifier, plan, score, rounds=options.rounds, multiple=options.channel_multiple
+            )
+    return plan
+
+
+def plan_sequentially(classifier: Classifier, plan: PruningPlan, score: Scorer) -> PruningPlan:
+    """Choose again, group by group in the order of the layers, on the network that the earlier groups left.
+
+    Args:
+        classifier: the dense network.
+        plan: a one-shot plan for it; its counts are kept to.
+        score: scores a network; called once a group, so adversarial examples are made against the network as it is.
+    """
+    order = {name: place for place, (name, _) in enumerate(classifier.network.named_modules())}
+    shrinking = sorted(
+        (group for group in plan.groups if _shrinks(group)), key=lambda group: order[group.root]
+    )
+    current, chosen = classifier, Kept()
+    for group in track(shrinking, "planning layer by layer", len(shrinking)):
+        kept = _choose(current, score(current), {group.root: len(group.kept)})
+        current = _apart(current, plan, kept)
+        chosen |= kept
+    return _with(plan, chosen, "sequential")
+
+
+def plan_gradually(
+    classifier: Classifier, plan: PruningPlan, score: Scorer, *, rounds: int, multiple: int
+) -> PruningPlan:
+    """Choose in rounds that remove equal shares of what has to go, scoring the smaller network before each.
+
+    Args:
+        classifier: the dense network.
+        plan: a one-shot plan for it; its counts are reached in the last round.
+        score: scores a network; called once a round.
+        rounds: at least 1.
+        multiple: channel multiple that intermediate counts keep, where the last ones do.
+    """
+    current = classifier
+    alive: Kept = {group.root: tuple(range(group.channels)) for group in plan.groups if _shrinks(group)}
+    for number in track(range(1, rounds + 1), "planning in rounds", rounds):
+        groups = {group.root: group for group in PruningGraph(current).groups()}
+        counts = {
+            group.root: _intermediate(group, number / rounds, granularity(groups[group.root], multiple))
+            for group in plan.groups
+            if _shrinks(group)
+        }
+        kept = _choose(current, score(current), counts)
+        current = _apart(current, plan, kept)
+        alive = {root: tuple(alive[root][place] for place in places) for root, places in kept.items()}
+    return _with(plan, alive, "gradual")
+
+
+def _shrinks(group: GroupPlan) -> bool:
+    return len(group.kept) < group.channels
+
+
+def _intermediate(group: GroupPlan, share: float, step: int) -> int:
+    """Channels to keep when `share` of the way is gone, in whole steps and never fewer than at the end."""
+    exact = group.channels - share * (group.channels - len(group.kept))
+    return len(group.kept) if share == 1 else max(len(group.kept), int(exact // step * step))
+
+
+def _choose(current: Classifier, scores: FilterScores, counts: Mapping[str, int]) -> Kept:
+    """The best channels of some groups, numbered as in the current network."""
+    groups: dict[str, ChannelGroup] = {group.root: group for group in PruningGraph(current).groups()}
+    chosen: Kept = {}
+    for root, count in counts.items():
+        values = group_scores(groups[root], scores)
+        assert values is not None, "the one-shot plan shrinks scored groups only"
+        chosen[root] = choose_channels(np.asarray(values), count, groups[root])
+    return chosen
+
+
+def _apart(current: Classifier, plan: PruningPlan, kept: Kept) -> Classifier:
+    """The current network with only these groups cut."""
+    groups = tuple(
+        GroupPlan(
+            root=group.root,
+            layers=tuple(member.layer for member in group.members),
+            channels=group.channels,
+            kept=kept.get(group.root, tuple(range(group.channels))),
+        )
+        for group in PruningGraph(current).groups()
+    )
+    step = plan.model_copy(update={"model_sha256": weights_sha256(current.network), "groups": groups})
+    return apply_plan(current, step)
+
+
+def _with(plan: PruningPlan, chosen: Kept, strategy: Strategy) -> PruningPlan:
+    groups = tuple(
+        group.model_copy(update={"kept": chosen.get(group.root, group.kept)}) for group in plan.groups
+    )
+    return plan.model_copy(update={"groups": groups, "strategy": strategy})

@@ -1,0 +1,103 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from fsrp_edge.attacks import PGD
+from fsrp_edge.data.open import open_dataset
+from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
+from fsrp_edge.models.registry import build
+from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.stepwise import plan_by_strategy
+from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
+
+CLEAN = FSRP(attack=PGD(eps=0))
+
+
+@pytest.fixture(scope="module", params=["cifar:vgg16_bn-w0.125", "cifar:resnet20-a"])
+def classifier(request):
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        architecture=request.param,
+        input_shape=(3, 32, 32),
+        classes=10,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        preprocessing=Preprocessing(resize=32),
+    )
+    return Classifier(build(spec.architecture, classes=10), spec).eval()
+
+
+@pytest.fixture(scope="module")
+def images(classifier):
+    return open_dataset("digits", classifier.spec, seed=0).train.first(16)
+
+
+@pytest.fixture
+def scorer(images):
+    calls = []
+
+    def score(network):
+        calls.append(measure_size(network).parameters)
+        return score_fsrp(network, images, CLEAN, seed=0)
+
+    score.calls = calls
+    return score
+
+
+def planned(classifier, scorer, **options):
+    return plan_by_strategy(
+        classifier, scorer(classifier), PlanOptions(channel_multiple=4, **options), scorer
+    )
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "gradual"])
+def test_every_strategy_leaves_as_many_channels_as_one_shot(classifier, scorer, strategy):
+    once = planned(classifier, scorer)
+    again = planned(classifier, scorer, strategy=strategy, rounds=2)
+    assert [len(group.kept) for group in again.groups] == [len(group.kept) for group in once.groups]
+    assert again.strategy == strategy
+    assert again.groups != once.groups  # some layer looks different once the ones before it are smaller
+
+
+def test_sequential_scores_the_network_that_is_left(classifier, scorer):
+    plan = planned(classifier, scorer, strategy="sequential")
+    shrinking = sum(len(group.kept) < group.channels for group in plan.groups)
+    assert len(scorer.calls) == 1 + shrinking
+    sizes = scorer.calls[1:]
+    assert sizes[0] == measure_size(classifier).parameters
+    assert all(after < before for before, after in itertools.pairwise(sizes))
+
+
+def test_the_first_layer_of_the_sequential_plan_is_that_of_one_shot(classifier, scorer):
+    once, again = planned(classifier, scorer), planned(classifier, scorer, strategy="sequential")
+    order = [name for name, _ in classifier.network.named_modules()]
+    first = min((group.root for group in once.groups if len(group.kept) < group.channels), key=order.index)
+    kept = [{group.root: group.kept for group in plan.groups}[first] for plan in (once, again)]
+    assert kept[0] == kept[1]
+
+
+def test_one_round_of_the_gradual_strategy_is_one_shot(classifier, scorer):
+    once, again = planned(classifier, scorer), planned(classifier, scorer, strategy="gradual", rounds=1)
+    assert again.groups == once.groups
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "gradual"])
+def test_the_plan_is_one_for_the_original_checkpoint(classifier, scorer, strategy, tmp_path):
+    plan = planned(classifier, scorer, strategy=strategy)
+    plan.save(tmp_path / "plan.json")
+    pruned = apply_plan(classifier, PruningPlan.load(tmp_path / "plan.json"))
+    assert measure_size(pruned).parameters < measure_size(classifier).parameters
+
+
+def test_global_allocation_takes_more_from_layers_with_more_low_scores(classifier, scorer):
+    uniform, together = planned(classifier, scorer), planned(classifier, scorer, allocation="global")
+    shares = [1 - len(group.kept) / group.channels for group in together.groups if group.note is None]
+    assert len({round(share, 2) for share in shares}) > 1
+    total = [sum(len(group.kept) for group in plan.groups) for plan in (uniform, together)]
+    assert total[1] == pytest.approx(total[0], rel=0.15)
+    assert np.all([len(group.kept) >= 4 for group in together.groups])
