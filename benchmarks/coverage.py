@@ -53,8 +53,8 @@ def input_size(architecture: str) -> int:
     if architecture.startswith("cifar:") or architecture.startswith("benchmarks"):
         return 32
     name = architecture.partition(":")[2]
-    if name.startswith(("vit", "swin", "maxvit")):
-        return 224
+    if name.startswith(("vit", "swin", "maxvit", "alexnet", "vgg")):
+        return 224  # fixed by the network, or by how ONNX has to write its adaptive pooling
     return 96 if name == "inception_v3" else 64
 
 

@@ -1,20 +1,11 @@
 """`fsrp-edge inspect`: what a checkpoint is, and what of it can be pruned."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.errors import traceback_option
-
-
-class GroupSummary(NamedTuple):
-    """One row of the table."""
-
-    layers: tuple[str, ...]
-    channels: int
-    macs: int
-    reason_to_keep: str | None
 
 
 @click.command()
@@ -25,45 +16,50 @@ class GroupSummary(NamedTuple):
 def inspect(target: str | None, as_json: bool, quiet: bool, **checkpoint: Any) -> None:
     """Show architecture, size and channel groups: which layers lose channels together, and which lose none and why.
 
+    The last line tells the least that pruning can leave, which bounds --ratio.
+
     \b
     fsrp-edge inspect resnet18.pt --target jetson-nano
     """
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
-    from fsrp_edge.models.size import macs_by_layer, measure_size
     from fsrp_edge.pipeline import CheckpointOptions, load
-    from fsrp_edge.pruning.graph import PruningGraph
-    from fsrp_edge.pruning.planning import reason_to_keep
+    from fsrp_edge.pruning.overview import inspect_network
     from fsrp_edge.targets.load import load_target
 
     with show_progress(quiet=quiet):
         classifier = load(CheckpointOptions(**checkpoint))
         multiple = load_target(target).channel_multiple if target else 1
-        macs = macs_by_layer(classifier)
-        groups = [
-            GroupSummary(
-                layers=tuple(member.layer for member in group.members),
-                channels=group.channels,
-                macs=sum(macs.get(member.layer, 0) for member in group.members),
-                reason_to_keep=reason_to_keep(group, multiple),
-            )
-            for group in PruningGraph(classifier).groups()
-        ]
-    size = measure_size(classifier)
+        overview = inspect_network(classifier, multiple)
+    spec, dense, least = classifier.spec, overview.dense, overview.minimum
     if as_json:
-        rows = [group._asdict() for group in groups]
         print_json(
-            {"spec": classifier.spec.model_dump(mode="json"), "size": size.model_dump(), "groups": rows}
+            {
+                "spec": spec.model_dump(mode="json"),
+                "channel_multiple": multiple,
+                "size": dense.model_dump(),
+                "minimum": least.model_dump(),
+                "groups": [group.model_dump() for group in overview.groups],
+            }
         )
         return
     print_rows(
-        ("layers", "channels", "MACs", "prunable"),
+        ("layers", "channels", "step", "MACs", "parameters", "prunable"),
         [
-            (", ".join(group.layers), group.channels, f"{group.macs:,}", group.reason_to_keep or "yes")
-            for group in groups
+            (
+                ", ".join(group.layers),
+                group.channels,
+                group.step,
+                f"{group.macs:,}",
+                f"{group.parameters:,}",
+                group.reason_to_keep or "yes",
+            )
+            for group in overview.groups
         ],
         footer=(
-            f"{classifier.spec.architecture}: input {'x'.join(map(str, classifier.spec.input_shape))}, "
-            f"{classifier.spec.classes} classes, {size.parameters:,} parameters, {size.macs:,} MACs, "
-            f"channel multiple {multiple}"
+            f"{spec.architecture}: input {'x'.join(map(str, spec.input_shape))}, {spec.classes} classes, "
+            f"{dense.parameters:,} parameters, {dense.macs:,} MACs\n"
+            f"at channel multiple {multiple} pruning can leave as little as "
+            f"{least.parameters:,} parameters (-{1 - least.parameters / dense.parameters:.1%}) and "
+            f"{least.macs:,} MACs (-{1 - least.macs / dense.macs:.1%})"
         ),
     )

@@ -162,17 +162,6 @@ def make_plan(classifier: Classifier, scores: FilterScores, options: PlanOptions
     )
 
 
-def smallest_kept(groups: Sequence[ChannelGroup], multiple: int) -> dict[str, tuple[int, ...]]:
-    """One step of channels in every group that can be pruned: the least that a plan can leave."""
-    return {
-        group.root: tuple(range(granularity(group, multiple)))
-        if group.blocks == 1
-        else choose_channels(np.zeros(group.channels), granularity(group, multiple), group)
-        for group in groups
-        if reason_to_keep(group, multiple) is None
-    }
-
-
 def _plan_group(candidate: _Candidate, ratio: float, multiple: int) -> GroupPlan:
     group, kept = candidate.group, candidate.kept(ratio, multiple)
     note = candidate.reason

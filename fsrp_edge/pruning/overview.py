@@ -1,0 +1,114 @@
+"""What of a network can be pruned, group by group, and the least that can be left of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.size import Size, macs_by_layer
+from fsrp_edge.pruning.counting import SizeCounter
+from fsrp_edge.pruning.graph import ChannelGroup, Convolution, PruningGraph, find_layer
+from fsrp_edge.pruning.planning import choose_channels, granularity, reason_to_keep
+
+
+class GroupSummary(BaseModel):
+    """One group of coupled channels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: tuple[str, ...]
+    """Convolutions and linear layers that make the channels."""
+    channels: int
+    step: int
+    """Channels stay or go this many at a time."""
+    macs: int
+    """Of these layers, for one image."""
+    parameters: int
+    """Of these layers and of the norms behind them."""
+    reason_to_keep: str | None
+    """Why none of the channels can be removed; None where some can."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All groups of a network.
+
+    Args:
+        groups: in the order of the layers; layers that the network does not use stand at the end.
+        dense: size of the network as it is.
+        minimum: size with one step of channels left in every group that can be pruned.
+    """
+
+    groups: tuple[GroupSummary, ...]
+    dense: Size
+    minimum: Size
+
+
+def inspect_network(classifier: Classifier, channel_multiple: int = 1) -> Overview:
+    """Say what of a network can be pruned.
+
+    Args:
+        classifier: it is run, and left as it is.
+        channel_multiple: that kept channels are to come in.
+
+    Raises:
+        BadInputError: it has no convolutions to prune.
+        ToolFailedError: it cannot be followed.
+    """
+    groups = PruningGraph(classifier).groups()
+    counter = SizeCounter(classifier, groups)
+    macs = macs_by_layer(classifier)
+    summaries = [_summary(classifier.network, group, macs, channel_multiple) for group in groups]
+    return Overview(
+        groups=(*summaries, *_unused(classifier.network, groups)),
+        dense=counter.dense,
+        minimum=counter.size(smallest_kept(groups, channel_multiple)),
+    )
+
+
+def smallest_kept(groups: Sequence[ChannelGroup], multiple: int) -> dict[str, tuple[int, ...]]:
+    """One step of channels in every group that can be pruned, by the group's root: the least that a plan leaves."""
+    return {
+        group.root: choose_channels(np.zeros(group.channels), granularity(group, multiple), group)
+        for group in groups
+        if reason_to_keep(group, multiple) is None
+    }
+
+
+def _summary(network: nn.Module, group: ChannelGroup, macs: dict[str, int], multiple: int) -> GroupSummary:
+    layers = tuple(member.layer for member in group.members)
+    sized = dict.fromkeys([*layers, *(part.layer for part in group.slices if part.side == "both")])
+    return GroupSummary(
+        layers=layers,
+        channels=group.channels,
+        step=granularity(group, multiple),
+        macs=sum(macs.get(layer, 0) for layer in layers),
+        parameters=sum(_parameters(network, name) for name in sized),
+        reason_to_keep=reason_to_keep(group, multiple),
+    )
+
+
+def _unused(network: nn.Module, groups: Sequence[ChannelGroup]) -> list[GroupSummary]:
+    used = {member.layer for group in groups for member in group.members}
+    return [
+        GroupSummary(
+            layers=(name,),
+            channels=int(layer.weight.shape[0]),
+            step=1,
+            macs=0,
+            parameters=_parameters(network, name),
+            reason_to_keep="the layer's own forward pass does not run: it is unused, or its weight is used elsewhere",
+        )
+        for name, layer in network.named_modules()
+        if isinstance(layer, Convolution | nn.Linear) and name not in used
+    ]
+
+
+def _parameters(network: nn.Module, name: str) -> int:
+    layer = find_layer(network, name)
+    if layer is None:
+        return network.get_parameter(name).numel()
+    return sum(parameter.numel() for parameter in layer.parameters())
