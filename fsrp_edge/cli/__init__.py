@@ -1,5 +1,6 @@
 """The command line: parses, calls, renders. Heavy imports happen inside the command that needs them."""
 
+import os
 import sys
 
 import click
@@ -38,5 +39,7 @@ for _command in (
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script; of the processes of `torchrun`, only the first one speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- for the life of the process
     sys.exit(run(cli))

@@ -6,11 +6,12 @@ Qian et al., *Robust filter pruning guided by deep frequency-features for edge i
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from fsrp_edge import compute
+from fsrp_edge import compute, distributed
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
@@ -18,7 +19,7 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
 from fsrp_edge.scoring.capture import MapReader, ReadAt, as_maps, scored_layers
-from fsrp_edge.scoring.fourier import RegionShape, band_energies, has_bands, low_to_high_ratio
+from fsrp_edge.scoring.fourier import BandEnergies, RegionShape, band_energies, has_bands, low_to_high_ratio
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 
@@ -44,39 +45,36 @@ class FSRP(BaseModel):
 class _LayerSums:
     """Sums over images of one layer; their size is the number of channels, however many images pass."""
 
-    def __init__(self, options: FSRP) -> None:
+    def __init__(self, options: FSRP, channels: int, device: torch.device) -> None:
         self.options = options
-        self.images = 0
         self.size: tuple[int, int] = (0, 0)
-        self.ratio: Tensor | float = 0.0
-        self.low: Tensor | float = 0.0
-        self.high: Tensor | float = 0.0
+        self.images = torch.zeros((), dtype=torch.float64, device=device)
+        self.ratio, self.low, self.high = torch.zeros((3, channels), dtype=torch.float64, device=device)
 
     def add(self, maps: Tensor) -> None:
         """Add a batch of maps (N, C, H, W)."""
         self.size = (maps.shape[2], maps.shape[3])
         energies = band_energies(maps, self.options.radius, self.options.region)
         self.images += len(maps)
-        self.low = self.low + energies.low.double().sum(dim=0)
-        self.high = self.high + energies.high.double().sum(dim=0)
+        self.low += energies.low.double().sum(dim=0)
+        self.high += energies.high.double().sum(dim=0)
         if has_bands(self.size):
-            self.ratio = self.ratio + low_to_high_ratio(energies, self.options.power).double().sum(dim=0)
+            self.ratio += low_to_high_ratio(energies, self.options.power).double().sum(dim=0)
 
     def scores(self) -> Tensor:
         """(C,) the criterion; for maps without two bands the mean energy of the map, in units of one pixel."""
         if not has_bands(self.size):
-            return torch.as_tensor(self.low) / (self.images * self.size[0] * self.size[1])
+            return self.low / (self.images * self.size[0] * self.size[1])
         if self.options.aggregate == "mean-of-ratios":
-            return torch.as_tensor(self.ratio) / self.images
-        low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
-        ratio = low / (high + 1e-6 * (low + high)).clamp_min(torch.finfo(low.dtype).tiny)
-        return ratio if self.options.power == 2 else ratio.sqrt()
+            return self.ratio / self.images
+        return low_to_high_ratio(BandEnergies(self.low, self.high), self.options.power)
 
 
 def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int) -> FilterScores:
     """Score every convolution and linear layer of a classifier.
 
-    The adversarial examples are made against the classifier as it is, and each batch is read in one forward pass.
+    The adversarial examples are made against the classifier as it is, and each batch is read in one forward pass. Under
+    `torchrun` every process works on a part of the images and all return the scores of the whole.
 
     Args:
         classifier: the network to score, on the device to compute on.
@@ -93,17 +91,29 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
     sums: dict[str, _LayerSums] = {}
     layers = scored_layers(classifier.network)
 
-    def receive(layer: str, maps: Tensor) -> None:
-        sums.setdefault(layer, _LayerSums(options)).add(as_maps(layers[layer], maps))
+    def receive(layer: str, output: Tensor) -> None:
+        maps = as_maps(layers[layer], output)
+        if layer not in sums:
+            sums[layer] = _LayerSums(options, maps.shape[1], maps.device)
+        sums[layer].add(maps)
 
+    mine = distributed.my_part(len(images))
+    if not mine:
+        raise BadInputError(
+            f"{len(images)} images are too few for so many processes; start fewer or give more images"
+        )
+    generator = _starts_after(mine.start, images, options, seed)
     device = compute.device_of(classifier)
-    generator = compute.generator(seed)
-    batches = images.batches(options.batch_size)
+    part = images.subset(np.arange(mine.start, mine.stop))
+    batches = part.batches(options.batch_size)
     with attackable(classifier):
-        for pixels, labels in track(batches, "scoring", images.batch_count(options.batch_size)):
+        for pixels, labels in track(batches, "scoring", part.batch_count(options.batch_size)):
             adversarial = pgd(classifier, pixels.to(device), labels.to(device), options.attack, generator)
             with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
                 classifier(adversarial)
+    for layer in sums.values():
+        for total in (layer.images, layer.ratio, layer.low, layer.high):
+            distributed.sum_over_processes(total)
     return FilterScores(
         criterion="fsrp",
         options=_flat(options),
@@ -114,6 +124,15 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
         seed=seed,
         layers={name: _finite(name, layer) for name, layer in sums.items()},
     )
+
+
+def _starts_after(count: int, images: ImageSet, options: FSRP, seed: int) -> torch.Generator:
+    """The generator of random starts as it is after `count` images: a start belongs to an image, not to a process."""
+    generator = compute.generator(seed)
+    if options.attack.eps > 0:
+        for pixels, _ in images.subset(np.arange(count)).batches(options.batch_size):
+            torch.rand(pixels.shape, generator=generator)
+    return generator
 
 
 def _finite(name: str, layer: _LayerSums) -> LayerScores:

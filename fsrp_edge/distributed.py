@@ -1,0 +1,29 @@
+"""Work shared by the processes of `torchrun`; outside it there is one process and nothing to share."""
+
+import os
+
+import torch
+from torch import Tensor, distributed
+
+
+def processes() -> tuple[int, int]:
+    """(rank of this process, number of processes); joins the group that torchrun announces."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return 0, 1
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return distributed.get_rank(), size
+
+
+def my_part(count: int) -> range:
+    """The contiguous part of `count` items that this process works on; the parts differ by at most one item."""
+    rank, size = processes()
+    return range(rank * count // size, (rank + 1) * count // size)
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of every process's tensor, the same in all of them."""
+    if processes()[1] > 1:
+        distributed.all_reduce(tensor)
+    return tensor
