@@ -13,6 +13,39 @@ HOSTILE = ("<script>alert(1)</script>|x|", "`a`\n# b", "[link](http://x)", "\x1b
 """Class names that try to be HTML, Markdown, a new table cell or a terminal's escape sequence."""
 
 
+@pytest.fixture(scope="session")
+def trained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small VGG, trained on real handwritten digits for a few seconds: right on more than nine of ten."""
+    from fsrp_edge.models.saved import save_checkpoint_pt
+    from fsrp_edge.training.dense import train_dense
+    from fsrp_edge.training.recipe import Recipe
+
+    recipe = Recipe(method="natural", epochs=3, batch_size=64, learning_rate=0.05)
+    options = {"classes": 10, "input_size": None, "seed": 0}
+    trained = train_dense("cifar:vgg16_bn-w0.125", "digits", recipe, **options)
+    path = tmp_path_factory.mktemp("trained") / "vgg.pt"
+    save_checkpoint_pt(trained.classifier, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_npz(trained_checkpoint: Path) -> Path:
+    """Some of these digits as a user's own file: 320 to train on and 100 to judge by."""
+    import numpy as np
+
+    from fsrp_edge.data.embedded import digits
+    from fsrp_edge.models.checkpoint import load_classifier
+
+    data = digits(load_classifier(trained_checkpoint).spec, seed=0)
+    arrays: dict[str, Any] = {}
+    for name, images, count in (("train", data.train, 320), ("test", data.evaluation, 100)):
+        pixels, labels = next(images.batches(count))
+        arrays |= {f"x_{name}": (pixels * 255).round().byte().numpy(), f"y_{name}": labels.numpy()}
+    path = trained_checkpoint.with_name("digits.npz")
+    np.savez(path, **arrays)
+    return path
+
+
 @pytest.fixture
 def run_report() -> "RunReport":
     """A report with figures of the size that a CIFAR-10 ResNet-20 gives, and hostile class names."""

@@ -1,0 +1,528 @@
+"""compress() on a small network that was really trained, with real files, runtimes, processes and signals."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from fsrp_edge.attacks import PGD
+from fsrp_edge.bench.measure import Method
+from fsrp_edge.errors import BadInputError, GateFailedError
+from fsrp_edge.export import verified
+from fsrp_edge.files import read_json, sha256_file
+from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.pipeline import CompressOptions, CompressResult, choose_artifacts, compress
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.report.manifest import MANIFEST
+from fsrp_edge.report.store import load_report
+from fsrp_edge.rundir import RunDirectory
+from fsrp_edge.runtimes import open_session
+from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.targets.load import load_target
+from fsrp_edge.training.recipe import Recipe
+
+EVERY_STAGE = [
+    *(
+        "baseline",
+        "score",
+        "plan",
+        "prune",
+        "recover",
+        "evaluate-dense",
+        "evaluate-pruned",
+        "evaluate-recovered",
+    ),
+    *(
+        "export-dense",
+        "export-artifacts",
+        "bench",
+        "evaluate-dense-onnx-fp32",
+        "evaluate-artifacts-onnx-fp32",
+    ),
+    "evaluate-artifacts-onnx-int8",
+]
+
+
+@pytest.fixture(scope="session")
+def options(trained_checkpoint: Path, digits_npz: Path) -> CompressOptions:
+    """A quick run; `out` is for each test to choose."""
+    return CompressOptions(
+        checkpoint=trained_checkpoint,
+        data=str(digits_npz),
+        target="generic-x86",
+        formats=("onnx",),
+        criterion=FSRP(attack=PGD(steps=1)),
+        score_images=40,
+        recovery=Recipe(epochs=6, batch_size=32, learning_rate=0.01, eps=0.05, schedule="cosine"),
+        attacks=("pgd-2",),
+        robust_images=20,
+        calibration_images=32,
+        method=Method(warmup_runs=0, warmup_seconds=0, runs=2, seconds=0, rounds=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(options: CompressOptions, tmp_path_factory: pytest.TempPathFactory) -> CompressResult:
+    return compress(options.model_copy(update={"out": tmp_path_factory.mktemp("runs") / "finished"}))
+
+
+@pytest.fixture
+def again(finished: CompressResult, options: CompressOptions, tmp_path: Path) -> Any:
+    """Runs in a copy of the finished run's directory, with some options changed."""
+    directory = tmp_path / "run"
+    shutil.copytree(finished.directory, directory)
+
+    def run(**changed: Any) -> CompressResult:
+        return compress(options.model_copy(update={"out": directory, **changed}))
+
+    run.directory = directory  # type: ignore[attr-defined]
+    return run
+
+
+def redone(result: CompressResult) -> list[str]:
+    return [stage.name for stage in result.report.stages if not stage.resumed]
+
+
+def figures(result: CompressResult) -> dict[str, Any]:
+    """What a report says, without when and how long."""
+    content = result.report.model_dump(mode="json")
+    del content["provenance"]["started_at"], content["stages"], content["request"]["options"]["out"]
+    return content
+
+
+def left(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+# -- what a run leaves ----------------------------------------------------------------------------------------------
+
+
+def test_every_stage_was_done_and_left_whole_files(finished: CompressResult) -> None:
+    assert redone(finished) == EVERY_STAGE
+    records = {f"stages/{name}.json" for name in EVERY_STAGE}
+    results = {"scores.json", "plan.json", "pruned.safetensors", "recovered.safetensors"}
+    files = {"artifacts/model-fp32.onnx", "artifacts/model-int8.onnx", "dense/model-fp32.onnx"}
+    reports = {"report.json", "report.md", "manifest.json"}
+    assert left(finished.directory) == records | results | files | reports | {".lock"}
+    assert finished.artifacts == tuple(
+        finished.directory / "artifacts" / name for name in ("model-fp32.onnx", "model-int8.onnx")
+    )
+
+
+def test_the_report_is_on_disk_as_it_was_returned(finished: CompressResult) -> None:
+    assert load_report(finished.directory) == finished.report
+    assert PruningPlan.load(finished.directory / "plan.json") == finished.plan
+    assert finished.plan.digest == finished.report.pruning.plan_sha256
+
+
+def test_the_ledger_tells_each_network_and_each_file(finished: CompressResult) -> None:
+    rows = {row.name: row for row in finished.report.ledger}
+    assert list(rows) == ["dense", "pruned", "recovered", "dense onnx fp32", "onnx fp32", "onnx int8"]
+    for name in ("dense", "pruned", "recovered"):
+        assert [(a.attack, a.images) for a in rows[name].accuracies] == [("clean", 100), ("pgd-2", 20)]
+    assert rows["dense"].accuracies[0].accuracy > 0.9
+    assert rows["recovered"].accuracies[0].accuracy > rows["pruned"].accuracies[0].accuracy + 0.2
+    for name in ("dense onnx fp32", "onnx fp32", "onnx int8"):
+        assert rows[name].accuracies[0].images == 100
+        assert rows[name].latency[0].p50_ms > 0 and all(check.passed for check in rows[name].parity)
+    assert rows["onnx fp32"].accuracies[0].correct == rows["recovered"].accuracies[0].correct
+
+
+def test_the_network_and_its_files_became_smaller(finished: CompressResult) -> None:
+    before, after = finished.report.pruning.before, finished.report.pruning.after
+    assert after.channels < 0.6 * before.channels
+    assert after.parameters < 0.4 * before.parameters and after.macs < 0.6 * before.macs
+    sizes = {row.name: row.bytes for row in finished.report.ledger if row.bytes}
+    assert sizes["onnx int8"] < sizes["onnx fp32"] < 0.5 * sizes["dense onnx fp32"]
+
+
+def test_the_manifest_holds_the_digest_of_every_result(
+    finished: CompressResult, options: CompressOptions
+) -> None:
+    manifest = read_json(finished.directory / MANIFEST)
+    for name, entry in manifest["files"].items():
+        path = finished.directory / name
+        assert entry == {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    assert manifest["files"].keys() >= {
+        *(
+            "scores.json",
+            "plan.json",
+            "pruned.safetensors",
+            "recovered.safetensors",
+            "report.json",
+            "report.md",
+        ),
+        *("artifacts/model-fp32.onnx", "artifacts/model-int8.onnx"),
+    }
+    assert manifest["source"]["sha256"] == sha256_file(options.checkpoint)
+    assert manifest["plan_sha256"] == finished.plan.digest and manifest["seed"] == 0
+    for artifact in manifest["artifacts"]:
+        assert artifact["sha256"] == manifest["files"][artifact["path"]]["sha256"]
+
+
+def test_files_keep_to_the_devices_caps_as_onnx_itself_reads_them(finished: CompressResult) -> None:
+    import onnx
+
+    target = load_target("generic-x86")
+    for artifact, path in zip(finished.report.artifacts, finished.artifacts, strict=True):
+        model = onnx.load(path)
+        (opset,) = (entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
+        assert opset == artifact.opset and opset <= target.onnx_opset
+        assert model.ir_version == artifact.ir_version and model.ir_version <= target.onnx_ir_version
+    assert {node.op_type for node in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
+
+
+def test_the_saved_networks_load_without_further_words_and_compute_what_the_files_compute(
+    finished: CompressResult,
+) -> None:
+    recovered = load_classifier(finished.model)
+    pixels = recovered.example_pixels(3)
+    with torch.no_grad():
+        logits = recovered(pixels).numpy()
+    assert recovered.spec.layer_shapes and logits.shape == (3, 10)
+    np.testing.assert_allclose(open_session(finished.artifacts[0]).run(pixels.numpy()), logits, atol=1e-4)
+
+
+def test_the_plan_gives_the_pruned_network_again(finished: CompressResult, options: CompressOptions) -> None:
+    plan = PruningPlan.load(finished.directory / "plan.json")
+    pruned = apply_plan(load_classifier(options.checkpoint), plan)
+    assert weights_sha256(pruned) == weights_sha256(
+        load_classifier(finished.directory / "pruned.safetensors")
+    )
+    multiple = load_target("generic-x86").channel_multiple
+    assert all(len(group.kept) % multiple == 0 for group in plan.groups if len(group.kept) < group.channels)
+
+
+def test_a_pruned_network_can_be_compressed_again(
+    finished: CompressResult, options: CompressOptions, tmp_path: Path
+) -> None:
+    update = {
+        "checkpoint": finished.model,
+        "out": tmp_path / "run",
+        "precisions": ("fp32",),
+        "ratio": 0.3,
+        "recovery": None,
+    }
+    result = compress(options.model_copy(update=update))
+    once, twice = load_classifier(finished.model), load_classifier(result.model)
+    assert result.report.pruning.after.parameters < result.report.pruning.before.parameters
+    assert result.report.pruning.before == finished.report.pruning.after
+    assert twice.spec.layer_shapes != once.spec.layer_shapes
+    assert result.report.recovery is None and len(result.artifacts) == 1
+
+
+# -- running again --------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_again_does_nothing_and_reports_the_same(
+    again: Any, finished: CompressResult
+) -> None:
+    times = {
+        name: (again.directory / name).stat().st_mtime_ns
+        for name in left(again.directory)
+        if "report" not in name
+    }
+    result = again()
+    assert redone(result) == []
+    assert figures(result) == figures(finished)
+    del times[".lock"], times["manifest.json"]
+    assert {name: (again.directory / name).stat().st_mtime_ns for name in times} == times
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"attacks": ("fgsm",)}, {"evaluate-dense", "evaluate-pruned", "evaluate-recovered"}),
+        ({"precisions": ("fp32",)}, {"export-artifacts", "bench"}),
+        ({"method": Method(warmup_runs=0, warmup_seconds=0, runs=3, seconds=0, rounds=1)}, {"bench"}),
+        (
+            {"recovery": None},
+            {
+                *("recover", "evaluate-recovered", "export-artifacts", "bench"),
+                *("evaluate-artifacts-onnx-fp32", "evaluate-artifacts-onnx-int8"),
+            },
+        ),
+    ],
+    ids=["attacks", "precisions", "bench", "recovery"],
+)
+def test_a_changed_option_makes_anew_what_depends_on_it(
+    again: Any, changed: dict[str, Any], expected: set[str]
+) -> None:
+    result = again(**changed)
+    assert set(redone(result)) == expected
+    manifest = read_json(again.directory / MANIFEST)
+    assert all(
+        sha256_file(again.directory / name) == entry["sha256"] for name, entry in manifest["files"].items()
+    )
+    published = {name for name in left(again.directory) if name.startswith("artifacts/")}
+    assert published == {str(artifact.path) for artifact in result.report.artifacts}, (
+        "a file of the other options is left"
+    )
+
+
+def test_another_ratio_keeps_the_scores_and_the_dense_file(again: Any, finished: CompressResult) -> None:
+    result = again(ratio=0.25, recovery=None, precisions=("fp32",))
+    untouched = {"baseline", "score", "evaluate-dense", "export-dense", "evaluate-dense-onnx-fp32"}
+    assert set(redone(result)) == set(EVERY_STAGE) - untouched - {"evaluate-artifacts-onnx-int8"}
+    assert result.plan.scores_sha256 == finished.plan.scores_sha256 and result.plan != finished.plan
+    assert result.report.pruning.after.parameters > finished.report.pruning.after.parameters
+
+
+def test_lost_and_damaged_files_are_made_anew_and_are_the_same(again: Any, finished: CompressResult) -> None:
+    (again.directory / "artifacts" / "model-int8.onnx").unlink()
+    plan = again.directory / "plan.json"
+    plan.write_bytes(plan.read_bytes()[:-20])
+    (again.directory / "stages" / "bench.json").write_text('{"key": "half of a rec')
+    result = again()
+    assert redone(result) == ["plan", "export-artifacts", "bench"]
+    assert plan.read_bytes() == (finished.directory / "plan.json").read_bytes()
+    for path, before in zip(result.artifacts, finished.artifacts, strict=True):
+        assert sha256_file(path) == sha256_file(before)
+
+
+def test_a_second_run_in_the_same_directory_is_refused(again: Any) -> None:
+    before = left(again.directory)
+    with (
+        RunDirectory(again.directory).locked(),
+        pytest.raises(BadInputError, match="another run is working in"),
+    ):
+        again()
+    assert left(again.directory) == before
+    assert redone(again()) == []
+
+
+# -- interruptions --------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys, click
+from pathlib import Path
+from fsrp_edge.cli.errors import run
+@click.command()
+@click.argument("options")
+def command(options):
+    from fsrp_edge.pipeline import CompressOptions, compress
+    compress(CompressOptions.model_validate_json(Path(options).read_text()))
+sys.exit(run(command))
+"""
+
+
+def _interrupted(
+    options: CompressOptions, epochs: int, with_signal: int, scratch: Path
+) -> subprocess.Popen[str]:
+    """A run in a process of its own, ended by a signal as soon as so many epochs are on disk."""
+    assert options.out is not None
+    scratch.write_text(options.model_dump_json())
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(scratch)], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(_epochs(path) >= epochs for path in options.out.glob("recovery-*.unfinished.pt")):
+            process.send_signal(with_signal)
+            break
+        time.sleep(0.02)
+    process.wait(60)
+    return process
+
+
+def _epochs(checkpoint: Path) -> int:
+    return len(torch.load(checkpoint, weights_only=True)["state"]["history"])
+
+
+def test_a_run_that_was_interrupted_and_killed_ends_as_if_nothing_had_happened(
+    options: CompressOptions, finished: CompressResult, tmp_path: Path
+) -> None:
+    here = options.model_copy(update={"out": tmp_path / "run"})
+    first = _interrupted(here, 1, signal.SIGINT, tmp_path / "options.json")
+    assert first.stderr is not None
+    assert (first.returncode, first.stderr.read()) == (
+        130,
+        "\ninterrupted; run the same command again to resume\n",
+    )
+    second = _interrupted(here, 3, signal.SIGKILL, tmp_path / "options.json")
+    assert second.returncode == -signal.SIGKILL
+    assert not (tmp_path / "run" / "stages" / "recover.json").exists()
+    assert not (tmp_path / "run" / "report.json").exists()
+    result = compress(here)
+    assert redone(result) == EVERY_STAGE[EVERY_STAGE.index("recover") :]
+    for name in ("scores.json", "plan.json", "pruned.safetensors", "recovered.safetensors"):
+        assert (result.directory / name).read_bytes() == (finished.directory / name).read_bytes(), name
+    assert [path.sha256 for path in result.report.artifacts] == [
+        path.sha256 for path in finished.report.artifacts
+    ]
+    assert not list(result.directory.glob("recovery-*"))
+
+
+def test_what_another_recovery_left_unfinished_does_not_stand_in_the_way(again: Any) -> None:
+    stale = again.directory / "recovery-000000000000.unfinished.pt"
+    torch.save({"identity": {}, "state": {}}, stale)
+    result = again(
+        recovery=Recipe(epochs=1, batch_size=32, learning_rate=0.02, eps=0.05), precisions=("fp32",)
+    )
+    assert result.report.recovery is not None and result.report.recovery.epochs == 1
+    assert not stale.exists()
+
+
+# -- refusals and gates ---------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_computes_something_else_fails_the_run_and_nothing_is_published(
+    again: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    export = verified.export_artifacts
+
+    def damaged(classifier: Any, requests: Any, directory: Path, **rest: Any) -> Any:
+        artifacts = export(classifier, requests, directory, **rest)
+        if not directory.name.startswith(".artifacts"):
+            return artifacts
+        model = onnx.load(directory / "model-fp32.onnx")
+        weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), weight.name))
+        onnx.save(model, directory / "model-fp32.onnx")
+        return artifacts
+
+    monkeypatch.setattr(verified, "export_artifacts", damaged)
+    with pytest.raises(
+        GateFailedError, match=r"parity checks failed; worst: onnx fp32 in onnxruntime .* relative error"
+    ):
+        again(calibration_images=33)
+    remaining = left(again.directory)
+    assert not any(name.startswith((".artifacts", "artifacts/")) for name in remaining)
+    assert not {"report.json", "report.md", "manifest.json", "stages/export-artifacts.json"} & remaining
+    monkeypatch.undo()
+    assert set(redone(again(calibration_images=33))) >= {"export-artifacts"}
+
+
+def test_labels_that_do_not_fit_stop_the_run_at_the_baseline(
+    options: CompressOptions, digits_npz: Path, tmp_path: Path
+) -> None:
+    arrays = dict(np.load(digits_npz))
+    arrays["y_test"] = (arrays["y_test"] + 3) % 10
+    np.savez(tmp_path / "shuffled.npz", **arrays)
+    with pytest.raises(BadInputError, match=r"of 100 images .* right .* guessing among 10 classes"):
+        compress(options.model_copy(update={"data": str(tmp_path / "shuffled.npz"), "out": tmp_path / "run"}))
+    assert not {"scores.json", "plan.json"} & left(tmp_path / "run")
+
+
+def test_nothing_to_remove_is_an_error(again: Any) -> None:
+    with pytest.raises(BadInputError, match=r"nothing can be removed at ratio 0\.01 with channel multiple 8"):
+        again(ratio=0.01)
+
+
+@pytest.mark.parametrize(
+    ("formats", "precisions", "missing"),
+    [(("onnx",), ("int8",), "int8 and onnx"), (("onnx",), ("fp32", "int8"), "int8")],
+)
+def test_a_file_that_the_device_has_no_use_for_is_refused_not_left_out(
+    formats: Any, precisions: Any, missing: str
+) -> None:
+    with pytest.raises(BadInputError, match=f"jetson-nano offers no {missing} file .* Maxwell"):
+        choose_artifacts(load_target("jetson-nano"), formats, precisions)
+
+
+def test_formats_and_precisions_that_were_asked_for_are_made() -> None:
+    target = load_target("jetson-nano")
+    made = [(request.format, request.precision) for request in choose_artifacts(target, None, None)]
+    assert made == [("onnx", "fp32"), ("onnx", "fp16"), ("tflite", "fp32")]
+    made = [(r.format, r.precision) for r in choose_artifacts(target, ("tflite",), ("fp32", "int8"))]
+    assert made == [("tflite", "fp32"), ("tflite", "int8")]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"attacks": ("pgdd",)},
+        {"ratio": 1.0},
+        {"ratio": 0.0},
+        {"seed": -1},
+        {"raito": 0.5},
+        {"formats": ("tf",)},
+    ],
+)
+def test_options_that_mean_nothing_are_refused_when_they_are_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        CompressOptions(**{"checkpoint": "x.pt", "target": "generic-x86", **wrong})
+
+
+@pytest.mark.slow
+def test_a_networks_short_name_is_remembered_in_full(
+    options: CompressOptions, digits_npz: Path, tmp_path: Path
+) -> None:
+    """`mobilenet_v2` is torchvision's, but these weights are those of the one for 32x32 images."""
+    from fsrp_edge.models.registry import build
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(build("cifar:mobilenet_v2", classes=10).state_dict(), tmp_path / "weights.pt")
+    network = load_classifier(tmp_path / "weights.pt", architecture="mobilenet_v2")
+    pixels = np.load(digits_npz)["x_test"][:16]
+    with torch.no_grad():
+        labels = network(torch.from_numpy(pixels).float() / 255).argmax(1).numpy()
+    np.savez(tmp_path / "own.npz", x_train=pixels, y_train=labels, x_test=pixels[:8], y_test=labels[:8])
+    update = {
+        "checkpoint": tmp_path / "weights.pt",
+        "architecture": "mobilenet_v2",
+        "data": str(tmp_path / "own.npz"),
+        "score_images": 2,
+        "recovery": None,
+        "attacks": (),
+        "precisions": ("fp32",),
+        "out": tmp_path / "run",
+    }
+    result = compress(options.model_copy(update=update))
+    assert load_classifier(result.model).spec.architecture == "cifar:mobilenet_v2"
+
+
+def test_a_network_built_by_the_users_own_file_goes_all_the_way(
+    options: CompressOptions, digits_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes=10):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(),\n"
+        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    from fsrp_edge.models.registry import build
+
+    torch.save(build("net.py:build", classes=10).state_dict(), "net.pt")
+    update = {
+        "checkpoint": Path("net.pt"),
+        "architecture": "net.py:build",
+        "input_size": 32,
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+        "data": "photographs",
+        "score_images": 4,
+        "recovery": Recipe(epochs=1, learning_rate=0.01, batch_size=8),
+        "attacks": (),
+        "precisions": ("fp32",),
+        "out": None,
+    }
+    result = compress(options.model_copy(update=update))
+    assert result.directory == Path("net-generic-x86")
+    assert [len(group.kept) for group in result.plan.groups] == [16, 32, 10]
+    assert result.report.recovery is not None and result.report.recovery.recipe["distillation"] == 1.0
+    assert result.report.data.label_kind == "predictions of the dense network"
+    assert any("accuracy was not measured" in warning for warning in result.report.warnings)
+    dense = next(row for row in result.report.ledger if row.name == "dense")
+    assert dense.accuracies[0].accuracy == 1
+    with pytest.raises(BadInputError, match="--arch"):
+        load_classifier(result.model)
+    assert load_classifier(result.model, architecture="net.py:build").spec.layer_shapes
+    assert json.loads((result.directory / "report.json").read_text())["source"]["checkpoint"] == "net.pt"
+    assert [path.name for path in result.artifacts] == ["model-fp32.onnx"]
