@@ -51,11 +51,11 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.history: list[StageRun] = []
-        if path.exists() and not path.is_dir():
-            raise BadInputError(f"{path} is a file; give --out a folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / LOCK).touch()
+        except FileExistsError:
+            raise BadInputError(f"{path} is a file; give --out a folder") from None
         except OSError as error:
             raise BadInputError(f"cannot write into {path}: {error.strerror}; choose another --out") from None
 

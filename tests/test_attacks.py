@@ -1,0 +1,111 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from fsrp_edge.attacks import PGD, attackable, input_gradient, pgd, random_start
+from fsrp_edge.compute import generator
+
+
+def linear(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout(0.5), nn.BatchNorm1d(3))
+
+
+def batch(count: int = 6) -> tuple[Tensor, Tensor]:
+    return torch.rand((count, 3, 2, 2), generator=generator(1)), torch.arange(count) % 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    eps=st.floats(0, 1),
+    steps=st.integers(1, 4),
+    step_size=st.none() | st.floats(0.01, 2),
+    seed=st.integers(0, 99),
+)
+def test_examples_stay_in_the_ball_and_in_the_image(
+    eps: float, steps: int, step_size: float | None, seed: int
+) -> None:
+    pixels, labels = batch()
+    model = linear()
+    before = pixels.clone()
+    with attackable(model):
+        found = pgd(model, pixels, labels, PGD(eps=eps, steps=steps, step_size=step_size), generator(seed))
+    assert torch.equal(pixels, before)
+    assert found.min() >= 0 and found.max() <= 1
+    assert (found - pixels).abs().max() <= eps + 1e-6
+
+
+def test_on_a_linear_network_the_best_corner_is_reached() -> None:
+    """The loss of two classes grows along one fixed sign pattern, so the strongest example is known."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    pixels, labels = 0.4 + 0.2 * batch()[0], torch.zeros(6, dtype=torch.int64)
+    with attackable(model):
+        found = pgd(model, pixels, labels, PGD(eps=0.1, steps=10), generator(0))
+    direction = (model[1].weight[1] - model[1].weight[0]).sign().view(3, 2, 2)
+    assert torch.allclose(found, pixels + 0.1 * direction, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_summed_loss() -> None:
+    model, (pixels, labels) = linear().eval(), batch()
+    gradient, logits = input_gradient(model, pixels, labels)
+    one, _ = input_gradient(model, pixels[:1], labels[:1])
+    assert torch.allclose(gradient[:1], one, rtol=0.05, atol=1e-3)
+    assert logits.shape == (6, 3) and not logits.requires_grad and not pixels.requires_grad
+
+
+def test_starts_are_drawn_on_the_cpu_and_repeat_with_the_seed() -> None:
+    pixels, _ = batch()
+    a, b, c = (random_start(pixels, 0.3, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_without_a_radius_the_images_are_left() -> None:
+    pixels, labels = batch()
+    assert pgd(linear(), pixels, labels, PGD(eps=0), generator(0)) is pixels
+
+
+def test_a_network_that_answers_nan_leaves_its_images_finite() -> None:
+    class Broken(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return pixels.flatten(1)[:, :3] * torch.nan
+
+    pixels, labels = batch()
+    found = pgd(Broken(), pixels, labels, PGD(eps=0.1), generator(0))
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError])
+def test_modes_and_gradients_are_as_before_after_the_block(error: type[Exception] | None) -> None:
+    model = linear()
+    model[2].eval()
+    model[1].weight.requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    try:
+        with attackable(model):
+            assert not any(module.training for module in model.modules())
+            assert not any(parameter.requires_grad for parameter in model.parameters())
+            if error:
+                raise error
+    except RuntimeError:
+        pass
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False, True, True, True]
+
+
+def test_the_step_reaches_the_border_unless_it_is_given() -> None:
+    assert PGD(eps=0.1, steps=5).step == pytest.approx(0.05)
+    assert PGD(eps=0.1, steps=5, step_size=0.01).step == 0.01
+    for wrong in (
+        {"eps": -0.1},
+        {"eps": 1.1},
+        {"steps": 0},
+        {"step_size": 0.0},
+        {"restarts": 0},
+        {"epsilon": 0.1},
+    ):
+        with pytest.raises(ValidationError):
+            PGD(**wrong)

@@ -1,0 +1,144 @@
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.rundir import RunDirectory
+
+
+class Answer(BaseModel):
+    value: int
+
+
+class Stage:
+    """Work that counts how often it is done, and writes a file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.run = RunDirectory(directory)
+        self.done = 0
+
+    def __call__(self, value: int, *, file: str = "answer.txt") -> Answer:
+        def work() -> tuple[Answer, Sequence[Path]]:
+            self.done += 1
+            path = self.run.path / file
+            path.write_text(str(value))
+            return Answer(value=value), [path]
+
+        return self.run.stage("answer", Answer, {"value": value}, work)
+
+
+def test_a_finished_stage_is_found_by_a_later_run(tmp_path: Path) -> None:
+    first, second = Stage(tmp_path / "run"), Stage(tmp_path / "run")
+    assert first(42) == second(42) == Answer(value=42)
+    assert (first.done, second.done) == (1, 0)
+    (made,), (found,) = first.run.history, second.run.history
+    assert (made.resumed, found.resumed) == (False, True) and made.seconds == found.seconds
+
+
+def test_other_inputs_are_other_work_and_the_old_file_goes(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage(1, file="one.txt")
+    assert stage(2, file="two.txt").value == 2
+    assert stage.done == 2
+    assert not (tmp_path / "one.txt").exists() and (tmp_path / "two.txt").read_text() == "2"
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_file_that_is_not_what_was_written_is_made_anew(damage: str, tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage(7)
+    (tmp_path / "answer.txt").unlink()
+    if damage == "changed":
+        (tmp_path / "answer.txt").write_text("8")
+    assert stage(7).value == 7 and stage.done == 2
+    assert (tmp_path / "answer.txt").read_text() == "7"
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["", "{", "[]", "null", "{}", '{"key": 3}', "\x00", "absent"],
+)
+def test_a_damaged_record_is_no_record(record: str, tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage(7)
+    path = tmp_path / "stages" / "answer.json"
+    path.unlink() if record == "absent" else path.write_text(record)
+    assert stage(7).value == 7 and stage.done == 2
+    assert stage(7).value == 7 and stage.done == 2
+
+
+def test_a_result_that_cannot_be_read_back_is_made_anew(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage(7)
+    path = tmp_path / "stages" / "answer.json"
+    content = json.loads(path.read_text())
+    content["result"] = {"value": "seven"}
+    path.write_text(json.dumps(content))
+    assert stage(7).value == 7 and stage.done == 2
+
+
+def test_work_that_fails_leaves_no_record(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+
+    def fail() -> tuple[None, Sequence[Path]]:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        run.stage("answer", None, {}, fail)
+    assert not (tmp_path / "stages").exists() and run.history == []
+
+
+def test_a_record_from_elsewhere_cannot_have_files_outside_removed(tmp_path: Path) -> None:
+    outside = tmp_path / "precious.txt"
+    outside.write_text("x")
+    stage = Stage(tmp_path / "run")
+    stage(1)
+    path = stage.run.path / "stages" / "answer.json"
+    content = json.loads(path.read_text())
+    content["files"] = {"../precious.txt": "0" * 64, str(outside): "0" * 64}
+    path.write_text(json.dumps(content))
+    stage(2)
+    assert outside.read_text() == "x"
+
+
+def test_only_one_process_works_in_a_folder_and_a_dead_one_leaves_no_lock(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from fsrp_edge.rundir import RunDirectory\n"
+        "with RunDirectory(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
+    )
+    run = RunDirectory(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "locked\n"
+        with pytest.raises(BadInputError, match=r"another run is working in .*; wait for it"), run.locked():
+            pass
+        other.kill()
+        other.wait()
+    with run.locked():
+        pass
+
+
+def test_the_lock_goes_when_the_work_fails(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), RunDirectory(tmp_path).locked():
+        raise KeyboardInterrupt
+    with RunDirectory(tmp_path).locked():
+        pass
+
+
+def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInputError, match="file is a file; give --out a folder"):
+        RunDirectory(tmp_path / "file")
+    with pytest.raises(BadInputError, match=r"cannot write into .*Not a directory; choose another --out"):
+        RunDirectory(tmp_path / "file" / "run")
+    with pytest.raises(BadInputError, match="File name too long"):
+        RunDirectory(tmp_path / ("x" * 300))
