@@ -1,6 +1,7 @@
 """`fsrp-edge bench`: latency of files on this machine and on devices, and the comparison of two such results."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,53 +147,54 @@ def _print_results(results: "BenchResults", threads: int, *, sustained: bool) ->
     if not results.measurements:
         return
     remote = any(measurement.agreement for measurement in results.measurements)
-    header = [
-        "file",
-        "device",
-        "runtime",
-        "runs",
-        "min ms",
-        "p50 ms",
-        "95 % interval",
-        "p90 ms",
-        "p99 ms",
-        "MB",
-    ]
-    header += ["outputs differ by"] if remote else []
+    header = ["file", "device", "p50 ms", "95 % interval", "p90 ms", "p99 ms", "MB"]
+    header += ["outputs"] if remote else []
     print_rows(
         (*header, "valid"),
         [
             (
                 latency.model,
                 measurement.address,
-                f"{latency.runtime} {latency.runtime_version}",
-                latency.runs,
-                f"{latency.min_ms:.3f}",
                 f"{latency.p50_ms:.3f}",
                 "–".join(f"{bound:.3f}" for bound in latency.p50_interval_ms),
                 f"{latency.p90_ms:.3f}",
                 f"{latency.p99_ms:.3f}",
                 "" if measurement.peak_memory_mb is None else f"{measurement.peak_memory_mb:.0f}",
                 *([_agreement(measurement)] if remote else []),
-                "yes" if latency.valid else "; ".join(latency.invalid_because),
+                "yes" if latency.valid else "no",
             )
             for measurement in results.measurements
             for latency in [measurement.latency]
         ],
         footer="\n".join(
             [
-                f"{threads} thread(s), batch 1; MB is the process's peak memory",
-                *dict.fromkeys(measurement.latency.device for measurement in results.measurements),
+                f"{threads} thread(s), batch 1; MB: peak memory of the process"
+                + ("; outputs: largest difference to this machine's, relative" if remote else ""),
+                *dict.fromkeys(
+                    f"{latency.device}; {latency.runtime} {latency.runtime_version}"
+                    for measurement in results.measurements
+                    for latency in [measurement.latency]
+                ),
+                *_notes(results),
                 *(_over_time(measurement) for measurement in results.measurements if sustained),
             ]
         ),
     )
 
 
+def _notes(results: "BenchResults") -> Iterator[str]:
+    for measurement in results.measurements:
+        what = f"{measurement.latency.model} on {measurement.address}"
+        if not measurement.latency.valid:
+            yield f"not valid: {what}: {'; '.join(measurement.latency.invalid_because)}"
+        if measurement.agreement is None and measurement.address != "local":
+            yield f"outputs not compared: {what}: {measurement.agreement_note}"
+
+
 def _agreement(measurement: "Measurement") -> str:
     agreement = measurement.agreement
     if agreement is None:
-        return f"not compared: {measurement.agreement_note}"
+        return "–"
     error = "not finite" if agreement.relative_error is None else f"{agreement.relative_error:.1e}"
     return error if agreement.passed else f"{error} ✗"
 

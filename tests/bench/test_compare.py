@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -15,10 +17,9 @@ def measurement(
     median: float, *, seed: int = 0, model: str = "net.onnx", address: str = "local"
 ) -> Measurement:
     times = tuple(np.random.default_rng(seed).normal(median, 0.05 * median, 200))
-    summary = {name: value for name, value in vars(summarize(times)).items()}
     latency = Latency(
         model=model, sha256="a" * 64, device=address, runtime="onnxruntime", runtime_version="1", threads=1,
-        warmup_runs=1, runs=len(times), init_ms=1.0, first_ms=1.0, **summary,
+        warmup_runs=1, runs=len(times), init_ms=1.0, first_ms=1.0, **asdict(summarize(times)),
     )  # fmt: skip
     part = Round(
         warmup_ms=(),
@@ -85,5 +86,5 @@ def test_single_files_are_paired_whatever_their_names():
 
 def test_nothing_in_common_names_what_was_seen():
     two = results(measurement(1.0, model="a"), measurement(1.0, model="b"))
-    with pytest.raises(BadInputError, match="a on local with 1 threads, b on local.* and c on"):
+    with pytest.raises(BadInputError, match=r"a on local with 1 threads, b on local.* and c on"):
         compare_results(two, results(measurement(1.0, model="c")))

@@ -1,0 +1,292 @@
+"""Devices behind a real sshd on the loopback address; the `server` fixture checks that nothing stays there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fsrp_edge.bench import agent_process
+from fsrp_edge.bench.measure import Method, measure, measure_on
+from fsrp_edge.bench.remote_shell import connect
+from fsrp_edge.bench.results import read_results
+from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.cli import cli
+from fsrp_edge.cli.errors import run
+from fsrp_edge.errors import ToolFailedError
+from fsrp_edge.files import sha256_file
+
+SHORT = Method(warmup_runs=2, warmup_seconds=0, runs=6, seconds=0, rounds=2)
+LONG = Method(warmup_runs=1, warmup_seconds=0, runs=1, seconds=40, rounds=1)
+REPOSITORY = Path(agent_process.__file__).parents[2]
+
+
+@pytest.fixture
+def interpreter(tmp_path):
+    """A device's own Python: a script that puts modules of a folder before the installed ones."""
+
+    def make(code: str = "", *options: str) -> str:
+        (tmp_path / "modules").mkdir()
+        (tmp_path / "modules" / "onnxruntime.py").write_text(code)
+        script = tmp_path / "python"
+        script.write_text(
+            f'#!/bin/sh\nPYTHONPATH={tmp_path}/modules exec {sys.executable} {" ".join(options)} "$@"\n'
+        )
+        script.chmod(0o755)
+        return str(script)
+
+    return make
+
+
+@pytest.mark.parametrize(("file", "runtime"), [("onnx_file", "onnxruntime"), ("tflite_file", "litert")])
+def test_measures_and_compares_outputs(request, server, file, runtime):
+    path = request.getfixturevalue(file)
+    measurement = measure(path, device=server.address(), method=SHORT)
+    latency = measurement.latency
+    assert (latency.model, latency.sha256, latency.runtime) == (path.name, sha256_file(path), runtime)
+    assert latency.device.startswith(f"ssh://127.0.0.1:{server.port}: ")
+    assert latency.runs == len(measurement.times_ms) == 6
+    assert measurement.agreement is not None
+    assert (measurement.agreement.inputs, measurement.agreement.passed) == (3, True)
+    assert measurement.agreement.relative_error <= 1e-6
+
+
+def test_one_connection_serves_everything_and_files_take_turns(server, onnx_file, tflite_file, monkeypatch):
+    order = []
+    real = agent_process.run_agent
+
+    def recorded(*arguments, work, **rest):
+        order.append(work.split()[0])
+        return real(*arguments, work=work, **rest)
+
+    monkeypatch.setattr("fsrp_edge.bench.measure.run_agent", recorded)
+    before = logins(server)
+    measure_on(parse_address(server.address()), [onnx_file, tflite_file], method=SHORT)
+    assert order == ["tiny.onnx", "tiny.tflite"] * 2
+    assert logins(server) == before + 1
+
+
+def logins(server) -> int:
+    return (server.folder / "log").read_text().count("Accepted publickey")
+
+
+def test_a_file_goes_only_where_its_bytes_are_not(server, tmp_path):
+    path, cache = tmp_path / "net;touch x.onnx", tmp_path / "cache of $HOME"
+    path.write_bytes(b"one")
+    address = parse_address(server.address(cache=str(cache)))
+    with connect(address) as device:
+        there = Path(device.put(path))
+        assert (there.parent, there.read_bytes()) == (cache, b"one")
+        first = there.stat()
+    with connect(address) as device:
+        assert device.put(path) == str(there)
+        assert there.stat().st_mtime_ns == first.st_mtime_ns
+        assert there.stat().st_ino == first.st_ino
+        there.write_bytes(b"damaged")
+        assert Path(device.put(path)).read_bytes() == b"one"
+        path.write_bytes(b"two")
+        other = Path(device.put(path))
+    assert other != there
+    assert sorted(item.read_bytes() for item in cache.iterdir()) == [b"one", b"two"]
+
+
+def test_scratch_holds_the_files_without_a_cache_and_is_private(server, onnx_file):
+    with connect(parse_address(server.address())) as device:
+        there = Path(device.put(onnx_file))
+        assert there.parent.stat().st_mode & 0o077 == 0
+        assert there.is_file()
+    assert not there.parent.exists()
+
+
+def test_events_arrive_while_the_agent_runs(server, onnx_file):
+    with connect(parse_address(server.address())) as device, tempfile.TemporaryFile() as errors:
+        command = [sys.executable, device.put(agent_process.AGENT), "--model", device.put(onnx_file)]
+        child = device.start([*command, "--runtime", "onnxruntime", "--seconds", "600"], {"A": "b c"}, errors)
+        try:
+            assert json.loads(child.stdout.readline())["event"] == "hello"
+            assert json.loads(child.stdout.readline())["event"] == "progress"
+            assert child.poll() is None
+        finally:
+            child.kill()
+            child.wait()
+
+
+class TestRefusals:
+    """Each is one clear error with exit code 3."""
+
+    @pytest.mark.parametrize("known", ["another key", "no key"])
+    def test_host_key(self, server, onnx_file, known, capfd):
+        path = server.folder / "known_hosts"
+        good = path.read_text()
+        user_key = (server.folder / "user_key.pub").read_text()
+        path.write_text(f"[127.0.0.1]:{server.port} {user_key}" if known == "another key" else "")
+        try:
+            assert run(cli, ["bench", str(onnx_file), "--device", server.address(), "--quiet"]) == 3
+        finally:
+            path.write_text(good)
+        said = capfd.readouterr().err
+        assert f"cannot use ssh://127.0.0.1:{server.port}: Host key verification failed." in said
+        assert "this must work by hand, without a question: ssh -l" in said
+
+    def test_user(self, server, onnx_file):
+        with pytest.raises(ToolFailedError, match=r"no-such-user.*Permission denied"):
+            measure(onnx_file, device=server.address(user="no-such-user"), method=SHORT)
+
+    def test_nobody_listens(self, server, onnx_file):
+        with pytest.raises(ToolFailedError, match=r"cannot use ssh://127.0.0.1:1: .*Connection refused"):
+            measure(onnx_file, device="ssh://127.0.0.1:1", method=SHORT)
+
+    def test_no_client(self, server, onnx_file, monkeypatch, tmp_path):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(ToolFailedError, match="there is no 'ssh' on this machine"):
+            measure(onnx_file, device=server.address(), method=SHORT)
+
+    def test_no_python(self, server, onnx_file):
+        with pytest.raises(ToolFailedError, match=r"'python9 -x' is not there; name .* with \?python=PATH"):
+            measure(onnx_file, device=server.address(python="python9 -x"), method=SHORT)
+
+    def test_no_runtime(self, server, onnx_file, interpreter):
+        python = interpreter("raise ImportError('no wheel for this board')")
+        with pytest.raises(
+            ToolFailedError, match=r"no wheel for this board; install it there with: .*onnxruntime"
+        ):
+            measure(onnx_file, device=server.address(python=python), method=SHORT)
+
+    def test_no_numpy(self, server, onnx_file, interpreter):
+        python = interpreter("", "-S")
+        with pytest.raises(ToolFailedError, match=r"cannot import numpy: .*python -m pip install numpy"):
+            measure(onnx_file, device=server.address(python=python), method=SHORT)
+
+    def test_old_runtime_is_named_with_its_version(self, server, onnx_file, interpreter):
+        python = interpreter(
+            "__version__ = '1.4.0'\nclass SessionOptions: pass\ndef InferenceSession(*a, **k):\n"
+            "    raise RuntimeError('Unsupported model IR version: 8, max supported IR version: 7')"
+        )
+        with pytest.raises(
+            ToolFailedError, match=r"on ssh://.*: onnxruntime 1\.4\.0: RuntimeError: Unsupported"
+        ):
+            measure(onnx_file, device=server.address(python=python), method=SHORT)
+
+    def test_full_disk(self, server, onnx_file):
+        with connect(parse_address(server.address())) as device:
+            (Path(device.scratch) / "part").symlink_to("/dev/full")
+            with pytest.raises(
+                ToolFailedError, match=r"copying tiny\.onnx failed: .*No space left on device"
+            ):
+                device.put(onnx_file)
+
+
+class TestInTheMiddle:
+    def measuring(self, server, onnx_file, pool):
+        future = pool.submit(measure, onnx_file, device=server.address(), method=LONG)
+        end = time.monotonic() + 60
+        while not server.agents():
+            assert time.monotonic() < end and not future.done(), future
+            time.sleep(0.05)
+        return future
+
+    def test_connection_cut(self, server, onnx_file):
+        with ThreadPoolExecutor() as pool:
+            future = self.measuring(server, onnx_file, pool)
+            agents = server.agents()
+            server.cut()
+            with pytest.raises(ToolFailedError, match=r"tiny\.onnx on ssh://.* was lost with the connection"):
+                future.result(timeout=60)
+        server.wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in agents))
+
+    def test_agent_killed(self, server, onnx_file):
+        with ThreadPoolExecutor() as pool:
+            future = self.measuring(server, onnx_file, pool)
+            for pid in server.agents():
+                os.kill(pid, signal.SIGKILL)
+            with pytest.raises(ToolFailedError, match=r"tiny\.onnx on ssh://.* was killed on the device"):
+                future.result(timeout=60)
+
+    @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+    def test_interrupted(self, server, onnx_file, sent, code):
+        """Even killed outright, this side leaves nothing on the device: the far end notices."""
+        command = [
+            sys.executable,
+            "-m",
+            "fsrp_edge.cli",
+            "bench",
+            str(onnx_file),
+            "--device",
+            server.address(),
+        ]
+        command[1:3] = ["-c", "from fsrp_edge.cli import main; main()"]
+        child = subprocess.Popen(
+            [*command, "--sustained", "40s"],
+            cwd=REPOSITORY,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            server.wait_for(server.agents)
+            child.send_signal(sent)
+            assert child.wait(timeout=60) == code
+        finally:
+            child.kill()
+
+
+class TestCommand:
+    def test_a_fleet_keeps_what_was_measured(self, server, onnx_file, tmp_path, capfd, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "160")
+        out, table = tmp_path / "results.json", tmp_path / "results.csv"
+        bad = server.address(python="python9")
+        devices = ["--device", "local", "--device", server.address(), "--device", bad]
+        code = run(
+            cli, ["bench", str(onnx_file), *devices, "--quick", "--out", str(out), "--csv", str(table)]
+        )
+        said = capfd.readouterr()
+        assert code == 3
+        assert "error: tiny.onnx on ssh://" in said.err
+        assert "'python9' is not there" in said.err
+        results = read_results(out)
+        address = f"ssh://127.0.0.1:{server.port}"
+        assert [measurement.address for measurement in results.measurements] == ["local", address]
+        assert [failure.address for failure in results.failures] == [address]
+        assert len(table.read_text().splitlines()) == 3
+        assert said.out.count("\ntiny.onnx ") == 2
+
+    def test_other_outputs_fail(self, server, onnx_file, interpreter, capfd):
+        """A runtime whose results are wrong, made of the real one."""
+        python = interpreter(
+            "import sys\nhere = sys.path.pop(0)\ndel sys.modules['onnxruntime']\nimport onnxruntime\n"
+            "real = onnxruntime.InferenceSession\n"
+            "class Wrong(real):\n"
+            "    def run(self, *given):\n        return [value + 1 for value in super().run(*given)]\n"
+            "onnxruntime.InferenceSession = Wrong\n"
+        )
+        device = server.address(python=python)
+        assert run(cli, ["bench", str(onnx_file), "--quick", "--device", device]) == 1
+        assert "tiny.onnx computes something else on ssh://" in capfd.readouterr().err
+
+
+def test_adb_commands(onnx_file, tmp_path, monkeypatch):
+    """No phone here: a stand-in records the command lines and runs what `adb shell` would run."""
+    log, temporary = tmp_path / "log", tmp_path / "data"
+    temporary.mkdir()
+    adb = tmp_path / "adb"
+    adb.write_text(
+        f"#!{sys.executable}\nimport os, sys\n"
+        f"open({str(log)!r}, 'a').write(repr(sys.argv[1:]) + '\\n')\n"
+        "assert sys.argv[1:5] == ['-s', 'emulator-5554', 'shell', '-T'], sys.argv\n"
+        f"command = sys.argv[5].replace('/data/local/tmp', {str(temporary)!r})\n"
+        "os.execvp('sh', ['sh', '-c', command])\n"
+    )
+    adb.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    measurement = measure(onnx_file, device=f"adb:emulator-5554?python={sys.executable}", method=SHORT)
+    assert measurement.address == "adb:emulator-5554"
+    assert measurement.agreement.passed
+    assert list(temporary.iterdir()) == []
+    lines = [line for line in log.read_text().splitlines() if "--model" in line]
+    assert len(lines) == SHORT.rounds
+    assert f"env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 {sys.executable} " in lines[0]
