@@ -47,8 +47,11 @@ class Custom(nn.Module):
         self.wide = nn.Conv2d(32, 64, 3, padding=1, bias=False)
         self.norm = nn.GroupNorm(4, 64)
         self.prelu = nn.PReLU(64)
-        self.grouped = nn.Conv2d(64, 64, 3, padding=1, groups=4)
+        self.middle = nn.Conv2d(64, 64, 1)
+        self.grouped = nn.Conv2d(64, 64, 3, padding=1, groups=8)
+        self.after_grouped = nn.Conv2d(64, 64, 1)
         self.multiplier = nn.Conv2d(64, 128, 3, stride=2, padding=1, groups=8)
+        self.before_spatial = nn.Conv2d(128, 128, 1)
         self.spatial = SpatialAttention()
         self.before_functional = nn.Conv2d(128, 48, 1)
         self.kernel = nn.Parameter(torch.randn(48, 48, 3, 3) * 0.05)
@@ -66,8 +69,9 @@ class Custom(nn.Module):
         x = F.relu(self.twice(x)) + x
         x = F.relu(self.twice(x)) * self.scale
         x = self.prelu(self.norm(self.wide(x)))
-        x = F.silu(self.multiplier(F.relu_(self.grouped(x))))
-        x = self.spatial(x)
+        x = self.after_grouped(F.relu_(self.grouped(self.middle(x))))
+        x = F.silu(self.multiplier(F.leaky_relu(x)))
+        x = self.spatial(self.before_spatial(x))
         x = F.relu(F.conv2d(self.before_functional(x), self.kernel, padding=1))
         x = self.after_functional(x)
         first, second = x[:, :32], x[:, 32:]

@@ -260,32 +260,32 @@ class PruningGraph:
         return f"{part.layer} takes them along another axis than its {available} channels"
 
     def _granularity(self, slices: list[Member], count: int) -> tuple[int, int, str | None]:
-        """(blocks, unit, why the layers cannot agree on both)."""
-        blocks, unit = 1, 1
+        """(blocks, unit, why the grouped layers cannot agree on both)."""
+        blocks, unit, names = 1, 1, []
         for part in slices:
             module = find_layer(self._network, part.layer)
-            if isinstance(module, nn.GroupNorm):
-                divided = module.num_groups
-            elif isinstance(module, Convolution) and module.groups > 1:
-                divided = module.groups
-            else:
+            divided = getattr(module, "num_groups", getattr(module, "groups", 1))
+            if divided == 1:
                 continue
-            conflict = f"{part.layer} divides channels of several layers into {divided} groups"
+            names.append(f"{part.layer} ({divided} groups)")
             if _is_coupled(module):
                 width = module.out_channels // divided
                 unit = math.lcm(unit, width)
-                if any(
-                    (mine - roots) % width
-                    for mine, roots in zip(part.channels, part.root_channels, strict=True)
-                ):
-                    return blocks, unit, conflict
+                fits = all(
+                    (mine - root) % width == 0
+                    for mine, root in zip(part.channels, part.root_channels, strict=True)
+                )
             else:
-                if part.channels != part.root_channels or max(divided, blocks) % min(divided, blocks):
-                    return blocks, unit, conflict
+                fits = (
+                    part.channels == part.root_channels and max(divided, blocks) % min(divided, blocks) == 0
+                )
                 blocks = max(blocks, divided)
-        if count % unit or count % blocks or (unit > 1 and blocks > 1):
-            return blocks, unit, "its grouped layers divide the channels differently"
-        return blocks, unit, None
+            if not fits:
+                break
+        else:
+            if count % unit == 0 and count % blocks == 0 and (unit == 1 or blocks == 1):
+                return blocks, unit, None
+        return 1, 1, f"{' and '.join(names)} divide them differently"
 
 
 def find_layer(network: nn.Module, name: str) -> Any:

@@ -32,7 +32,7 @@ _ELEMENTWISE = {
     *("contiguous", "clone", "to", "float", "type", "type_as", "requires_grad"),
 }  # fmt: skip
 _PER_CHANNEL = {
-    *("interpolate", "upsample", "permute", "transpose", "swapaxes", "squeeze", "unsqueeze", "expand_as"),
+    *("interpolate", "upsample", "permute", "transpose", "swapaxes", "expand_as"),
     *(
         "adaptive_avg_pool1d",
         "adaptive_avg_pool2d",
@@ -143,6 +143,7 @@ class Watch(TorchFunctionMode):
 
     def _reason(self, name: str) -> str:
         where = next((self._names[module] for module in reversed(self._running) if module in self._names), "")
+        name = {"getitem": "indexing"}.get(name, name)
         return f"they pass through {name} in {where or 'the network'}, which needs all of them in their order"
 
 
@@ -181,6 +182,10 @@ def _concatenation_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: 
     return dim % result.dim() == 1
 
 
+def _squeeze_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
+    return bool(result.shape[:2] == args[0].shape[:2])
+
+
 def _padding_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
     return bool(result.dim() > 2 and args[0].shape[1] == result.shape[1])
 
@@ -190,7 +195,7 @@ def _indexing_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tenso
     everything = slice(None)
     return (
         len(index) > 1
-        and all(isinstance(part, slice) for part in index)
+        and all(part is None or isinstance(part, slice) for part in index)
         and index[0] == everything
         and index[1] == everything
     )
@@ -200,6 +205,7 @@ _RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Tensor], bool]] = {
     **dict.fromkeys(_RESHAPES, _reshape_keeps),
     **dict.fromkeys(_REDUCTIONS, _reduction_keeps),
     **dict.fromkeys(_CONCATENATIONS, _concatenation_keeps),
+    **dict.fromkeys(("squeeze", "unsqueeze"), _squeeze_keeps),
     "pad": _padding_keeps,
     "getitem": _indexing_keeps,
 }
