@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS, save
 from fsrp_edge.errors import FsrpEdgeError
+from fsrp_edge.pruning.graph import IS_OUTPUT
 
 TIMEOUT_SECONDS = 900
 MEMORY_BYTES = 12 * 2**30
@@ -228,12 +229,10 @@ def _error_against_masking(dense: Any, pruned: Any, groups: Any, kept: Any) -> f
     for (name, side), channels in removed_channels(groups, kept).items():
         with contextlib.suppress(AttributeError):  # a bare parameter
             layer = masked.network.get_submodule(name)
-            if isinstance(layer, nn.LayerNorm | nn.GroupNorm) or (
-                side == "input" and getattr(layer, "groups", 1) > 1
-            ):
+            if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
                 return None
-            if side == "input":
-                layer.weight.data[:, sorted(channels)] = 0
+            if side == "input":  # of a grouped convolution, the same positions in each group
+                layer.weight.data[:, [channel for channel in channels if channel < layer.weight.shape[1]]] = 0
     pixels = dense.example_pixels(2).double()
     expected, seen = _logits(masked, pixels), _logits(copy.deepcopy(pruned).double(), pixels)
     error = float((expected - seen).abs().max() / expected.abs().max())
@@ -302,7 +301,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
         removed = row["removed"]
         shares = [f"{removed[name]:.0%}" for name in ("channels", "parameters", "macs")]
         notes = "; ".join(f"{count}x {note}" for note, count in _without_places(row["not_pruned"]).items())
-        off = ", ".join(row["off_multiple"])
+        off = ", ".join(layer for layer, note in row["off_multiple"].items() if note != IS_OUTPUT)
         notes += f"; not multiples of {MULTIPLE}: {off[:120]}" if off else ""
         table.append([row["network"], row["input"], "passes", *shares, row["onnx_relative_error"], notes])
     return table
