@@ -8,7 +8,9 @@ import click
 from fsrp_edge import __version__
 from fsrp_edge.cli.bench import bench
 from fsrp_edge.cli.compress import compress
+from fsrp_edge.cli.devices import devices
 from fsrp_edge.cli.errors import run
+from fsrp_edge.cli.estimate import estimate
 from fsrp_edge.cli.evaluate import evaluate
 from fsrp_edge.cli.export import export
 from fsrp_edge.cli.inspect import inspect
@@ -33,7 +35,7 @@ def cli() -> None:
 
 
 for _command in (
-    compress, inspect, score, prune, recover, export, bench, evaluate, report, targets, train,
+    compress, inspect, score, prune, recover, export, bench, devices, evaluate, report, targets, train, estimate,
 ):  # fmt: skip
     cli.add_command(_command)
 

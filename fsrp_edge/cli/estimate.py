@@ -1,0 +1,71 @@
+"""`fsrp-edge estimate`: how long a file should take on a device nobody has plugged in."""
+
+from pathlib import Path
+
+import click
+
+from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import traceback_option
+
+
+@click.command()
+@click.argument("model", type=options.ExistingFile)
+@options.target_option
+@click.option(
+    "--runtime", metavar="NAME", help="One of the target's.  [default: the first with published figures]"
+)
+@click.option("--threads", type=click.IntRange(1), help="[default: the target's]")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True,
+              help="Arithmetic of the device; a file with quantized operators counts as int8.")  # fmt: skip
+@click.option("--top", type=click.IntRange(1), default=12, show_default=True, help="Operators to list.")
+@options.output_options
+@traceback_option
+def estimate(
+    model: Path,
+    target: str,
+    runtime: str | None,
+    threads: int | None,
+    precision: str,
+    top: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Estimate the latency and memory of an ONNX file on a device, operator by operator. Nothing is measured.
+
+    \b
+    fsrp-edge estimate resnet18.onnx --target raspberry-pi-4
+    """
+    from typing import cast
+
+    from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.export.artifact import Precision
+    from fsrp_edge.targets.estimate import estimate as estimate_latency
+    from fsrp_edge.targets.graph_cost import read_graph
+    from fsrp_edge.targets.load import load_target
+
+    profile, graph = load_target(target), read_graph(model)
+    found = estimate_latency(
+        graph, profile, runtime=runtime, threads=threads, precision=cast(Precision, precision)
+    )
+    if as_json:
+        print_json({"estimated": True, "target": profile.name, "macs": graph.macs} | vars(found))
+        return
+    ranked = sorted(found.operators, key=lambda each: -each.milliseconds)[:top]
+    low, high = found.interval
+    fits = {None: "memory size unknown", True: "fits", False: "DOES NOT FIT"}[found.fits]
+    print_rows(
+        ("operator", "class", "M MACs", "estimated ms", "share", "mostly"),
+        [
+            (each.operator.name, each.operator.kind, f"{each.operator.macs / 1e6:.1f}", f"{each.milliseconds:.3f}",
+             f"{each.share:.1%}", each.mostly)
+            for each in ranked
+        ],
+        footer=(
+            f"estimated {found.milliseconds:.2f} ms ({low:.2f} to {high:.2f} ms, 90 %) on {profile.name}, "
+            f"{found.runtime}, {found.threads} threads, {found.precision}\n"
+            f"from {found.basis}\n"
+            f"{graph.macs / 1e6:,.0f} M MACs in {len(graph.operators)} operators; "
+            f"weights {found.weight_bytes / 2**20:.1f} MiB, "
+            f"activations {found.arena_bytes / 2**20:.1f} MiB at peak: {fits}"
+        ),
+    )  # fmt: skip
