@@ -16,7 +16,8 @@ from torch import Tensor
 import fsrp_edge
 from fsrp_edge import compute, progress
 from fsrp_edge.attacks import DEFAULT_EPS
-from fsrp_edge.bench.measure import Method, measure_on
+from fsrp_edge.bench.describe import require_ready
+from fsrp_edge.bench.measure import RUNTIMES, Method, measure_on, require_agreement
 from fsrp_edge.bench.results import Latency
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.data.check import check_baseline, pseudo_labelled
@@ -100,6 +101,8 @@ class CompressOptions(CheckpointOptions):
     """Evaluation images to attack, the first ones; None: 1,000, or 128 for inputs with a side above 64 pixels."""
     calibration_images: int = Field(256, ge=1)
     method: Method = Method()
+    bench_on: str = "local"
+    """Address of the device to measure latency on, such as `ssh://pi@pi4`."""
     seed: int = Field(0, ge=0)
     out: Path | None = None
 
@@ -159,6 +162,9 @@ def compress(options: CompressOptions) -> CompressResult:
     """
     target = load_target(options.target)
     requests = choose_artifacts(target, options.formats, options.precisions)
+    device = parse_address(options.bench_on)
+    if device.kind != "local":
+        require_ready(device, {RUNTIMES[request.format] for request in requests})
     classifier = load(options)
     dataset = load_data(classifier, options.data, options.seed)
     out = options.out or Path(f"{options.checkpoint.stem}-{target.name}")
@@ -410,17 +416,21 @@ class _Run:
     def bench(
         self, dense: Sequence[Artifact], files: Sequence[Artifact]
     ) -> tuple[list[Latency], list[Latency]]:
-        """Latency on this machine, dense and pruned files in turns."""
+        """Latency on this machine or a device, dense and pruned files in turns."""
         artifacts = [*dense, *files]
-        threads = min(self.target.threads, os.cpu_count() or 1)
+        device = parse_address(self.options.bench_on)
+        cores = os.cpu_count() or 1
+        threads = min(self.target.threads, cores) if device.kind == "local" else self.target.threads
 
         def work() -> tuple[list[Latency], Sequence[Path]]:
             files = [self.directory.path / artifact.path for artifact in artifacts]
-            measured = measure_on(parse_address("local"), files, threads=threads, method=self.options.method)
+            measured = measure_on(device, files, threads=threads, method=self.options.method)
+            require_agreement(measured)
             return [measurement.latency for measurement in measured], ()
 
         inputs = {
             "files": [artifact.sha256 for artifact in artifacts],
+            "device": device.name,
             "threads": threads,
             "method": self.options.method.model_dump(mode="json"),
         }
@@ -461,7 +471,8 @@ class _Run:
         recipe = self._recipe()
         report = schema.RunReport(
             request=schema.Request(
-                options=options.model_dump(mode="json"),
+                # Who logs in where is nobody's business but the user's.
+                options=options.model_dump(mode="json") | {"bench_on": parse_address(options.bench_on).name},
                 target=schema.TargetReference(name=self.target.name, sha256=self.target.digest),
                 seed=options.seed,
             ),

@@ -18,7 +18,7 @@ from fsrp_edge.bench.results import Agreement, BenchResults, Failure, Latency, M
 from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.bench.transport import Address, Transport, open_transport, parse_address
 from fsrp_edge.bench.validity import disturbances
-from fsrp_edge.errors import BadInputError, FsrpEdgeError, ToolFailedError
+from fsrp_edge.errors import BadInputError, FsrpEdgeError, GateFailedError, ToolFailedError
 from fsrp_edge.export.artifact import Format, format_of
 from fsrp_edge.files import sha256_file
 
@@ -173,6 +173,23 @@ def _wait(futures: Sequence[Future[list[Measurement]]]) -> None:
             error = future.exception()
             if error is not None and not isinstance(error, ToolFailedError):
                 return
+
+
+def require_agreement(measurements: Sequence[Measurement]) -> None:
+    """Make sure that devices compute what this machine computes; what was not compared passes.
+
+    Raises:
+        GateFailedError: one does not.
+    """
+    wrong = "\n".join(
+        f"{measurement.latency.model} computes something else on {measurement.address}: its outputs differ by "
+        f"{'what is no number' if agreement.relative_error is None else f'{agreement.relative_error:.1e}'}, "
+        f"relative to the largest; allowed: {agreement.tolerance:g}"
+        for measurement in measurements
+        if (agreement := measurement.agreement) and not agreement.passed
+    )
+    if wrong:
+        raise GateFailedError(wrong)
 
 
 def _runtime_of(path: Path, runtime: str | None, threads: int) -> str:

@@ -73,21 +73,29 @@ class RemoteShell:
         self.scratch = scratch
         self._client = client
         self._holder = holder
+        self._sound: set[str] = set()  # paths whose bytes were checked over this connection
 
     def put(self, path: Path) -> str:
         """See Transport. Files lie under their digest, in the cache folder if the address names one."""
         digest = sha256_file(path)
         folder = self.address.cache or self.scratch
         there = f"{folder}/{digest}{path.suffix}"
-        if self._digest(there) == digest:
+        if there in self._sound:
             return there
+        look = f"test ! -f {_quote(there)} || sha256sum < {_quote(there)}"
+        if not self._shell(look, "looking for files").startswith(digest):
+            self._copy(path, digest, folder, there)
+        self._sound.add(there)
+        return there
+
+    def _copy(self, path: Path, digest: str, folder: str, there: str) -> None:
         part = f"{self.scratch}/part"
         with path.open("rb") as stream:
-            self._shell(f"mkdir -p {_quote(folder)} && cat > {_quote(part)}", f"copying {path.name}", stream)
-        if self._digest(part) != digest:
+            write = f"mkdir -p {_quote(folder)} && cat > {_quote(part)} && sha256sum < {_quote(part)}"
+            arrived = self._shell(write, f"copying {path.name}", stream)
+        if not arrived.startswith(digest):
             raise ToolFailedError(f"{self.address.name}: {path.name} arrived damaged; is its disk sound?")
         self._shell(f"mv -f {_quote(part)} {_quote(there)}", f"copying {path.name}")
-        return there
 
     def start(
         self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
@@ -120,12 +128,6 @@ class RemoteShell:
         except subprocess.TimeoutExpired:
             return False
         return True
-
-    def _digest(self, there: str) -> str:
-        """SHA-256 of a file on the device; empty where there is none."""
-        return self._shell(f"test ! -f {_quote(there)} || sha256sum {_quote(there)}", "looking for files")[
-            :64
-        ]
 
     def _shell(self, command: str, work: str, stdin: IO[bytes] | None = None) -> str:
         done = subprocess.run(

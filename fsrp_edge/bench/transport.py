@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, Protocol
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 from fsrp_edge.errors import BadInputError
 
@@ -50,7 +51,8 @@ class Address:
     def name(self) -> str:
         """Short name for tables and reports, without the user's name."""
         if self.kind == "ssh":
-            return f"ssh://{self.host}" + (f":{self.port}" if self.port else "")
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            return f"ssh://{host}" + (f":{self.port}" if self.port else "")
         return f"adb:{self.host}" if self.kind == "adb" else "local"
 
 
@@ -75,7 +77,7 @@ def parse_address(text: str) -> Address:
     if found := _SSH.fullmatch(where):
         port = int(found["port"]) if found["port"] else None
         if port is None or 0 < port < 1 << 16:
-            host = unquote(found["host"]).strip("[]")
+            host = found["host"].strip("[]")
             return Address("ssh", host, found["user"], port, python or "python3", cache)
     if found := _ADB.fullmatch(where):
         return Address("adb", found["serial"], python=python or "python3", cache=cache)
@@ -145,8 +147,6 @@ class LocalTransport:
     def died(self, returncode: int) -> str:
         """See Transport."""
         if returncode < 0:
-            import signal
-
             return f"was killed by {signal.Signals(-returncode).name}"
         return f"ended with exit code {returncode}"
 

@@ -1,7 +1,7 @@
 """`fsrp-edge bench`: latency of files on this machine and on devices, and the comparison of two such results."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from fsrp_edge.errors import GateFailedError, ToolFailedError
 
 if TYPE_CHECKING:
     from fsrp_edge.bench.measure import Method
-    from fsrp_edge.bench.results import BenchResults, Measurement
+    from fsrp_edge.bench.results import BenchResults, Latency, Measurement
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_COUNT = 24
@@ -127,7 +127,7 @@ def measure(
         print_json(results)
     else:
         _print_results(results, threads, sustained=lengths["sustained"] is not None)
-    _fail_if_asked(results, require_valid)
+    _fail(results, require_valid)
 
 
 def _method(quick: bool, official: bool, sustained: float | None, cool_down: float) -> "Method":
@@ -215,24 +215,25 @@ def _over_time(measurement: "Measurement") -> str:
     return f"{measurement.latency.model} over time: {bars} median {medians[0]:.3f} to {medians[-1]:.3f} ms{warmed}"
 
 
-def _fail_if_asked(results: "BenchResults", require_valid: bool) -> None:
-    """One error for everything that went wrong; the results are written and shown before."""
+def _fail(results: "BenchResults", require_valid: bool) -> None:
+    """One error for what went wrong; the results are written and shown before."""
+    from fsrp_edge.bench.measure import require_agreement
+
     if results.failures:
         raise ToolFailedError("\n".join(failure.message for failure in results.failures))
-    wrong = [
-        f"{measurement.latency.model} computes something else on {measurement.address}: {_agreement(measurement)} "
-        f"of the largest output, allowed: {measurement.agreement.tolerance:g}"
-        for measurement in results.measurements
-        if measurement.agreement and not measurement.agreement.passed
-    ]
+    require_agreement(results.measurements)
     if require_valid:
-        wrong += [
-            f"{measurement.latency.model} on {measurement.address}: {'; '.join(measurement.latency.invalid_because)}"
-            for measurement in results.measurements
-            if not measurement.latency.valid
-        ]
-    if wrong:
-        raise GateFailedError("\n".join(wrong))
+        _require_valid([measurement.latency for measurement in results.measurements])
+
+
+def _require_valid(latencies: Sequence["Latency"]) -> None:
+    disturbed = [
+        f"{latency.model}, {latency.device}: not valid: {'; '.join(latency.invalid_because)}"
+        for latency in latencies
+        if not latency.valid
+    ]
+    if disturbed:
+        raise GateFailedError("\n".join(disturbed))
 
 
 @bench.command()
@@ -280,18 +281,13 @@ def compare(
             ],
             footer="medians; + is slower. The interval knows the noise within each run only.",
         )
+    if require_valid:
+        _require_valid([latency for one in comparisons for latency in (one.before, one.after)])
     wrong = [
         f"{comparison.after.model} is {comparison.change:.1%} slower, allowed: {fail_slower:.1%}"
         for comparison in comparisons
         if fail_slower is not None and comparison.fails(fail_slower)
     ]
-    if require_valid:
-        wrong += [
-            f"{latency.model}: {'; '.join(latency.invalid_because)}"
-            for comparison in comparisons
-            for latency in (comparison.before, comparison.after)
-            if not latency.valid
-        ]
     if wrong:
         raise GateFailedError("\n".join(wrong))
 

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Evaluation images to attack.  [default: 1000, or 128 for large inputs]",
 )
+@click.option(
+    "--bench-on",
+    default="local",
+    metavar="ADDRESS",
+    help="Measure latency on this device, such as ssh://pi@raspberrypi.local; see fsrp-edge bench measure --help.",
+)
 @click.option("--quick-bench", is_flag=True, help="Measure latency for 2 seconds a file instead of 10.")
 @options.seed_option
 @click.option("--out", type=options.NewFolder, help="Run directory.  [default: CHECKPOINT-TARGET]")

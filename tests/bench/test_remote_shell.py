@@ -88,7 +88,8 @@ def test_a_file_goes_only_where_its_bytes_are_not(server, tmp_path):
         assert device.put(path) == str(there)
         assert there.stat().st_mtime_ns == first.st_mtime_ns
         assert there.stat().st_ino == first.st_ino
-        there.write_bytes(b"damaged")
+    there.write_bytes(b"damaged")
+    with connect(address) as device:
         assert Path(device.put(path)).read_bytes() == b"one"
         path.write_bytes(b"two")
         other = Path(device.put(path))

@@ -1,0 +1,72 @@
+"""What a device is, and what it lacks before anything can be measured there."""
+
+import threading
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict
+
+from fsrp_edge.bench.agent_process import run_agent
+from fsrp_edge.bench.results import State
+from fsrp_edge.bench.transport import Address, open_transport
+from fsrp_edge.errors import ToolFailedError
+
+
+class Package(BaseModel):
+    """A Python package that measuring needs; `version` is None where it can't be imported, for `reason`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str | None
+    install: str | None = None
+    """Its name on the package index, where it is missing."""
+    reason: str | None = None
+
+
+class DeviceDescription(State):
+    """A device as it describes itself; None where it does not tell."""
+
+    board: str
+    soc: str | None
+    machine: str
+    """Instruction set, such as aarch64."""
+    cores: int
+    highest_clock_mhz: float | None
+    memory_mb: float | None
+    free_disk_mb: float
+    """Where files are put."""
+    os: str
+    kernel: str
+    python: str
+    packages: dict[str, Package]
+    """numpy, and each runtime by its name."""
+
+    def missing(self, needed: Iterable[str] | None = None) -> list[str]:
+        """What to install, of the packages in `needed` or of all."""
+        names = self.packages if needed is None else needed
+        return [package.install for name in names if (package := self.packages[name]).install]
+
+
+def describe(address: Address) -> DeviceDescription:
+    """Ask a device what it is; needs nothing but Python 3.6 there.
+
+    Raises:
+        ToolFailedError: it can't be reached, or has no such Python.
+    """
+    with open_transport(address) as transport:
+        events = run_agent(transport, ["--describe"], work=address.name, threads=1, stop=threading.Event())
+    said = {name: value for name, value in events["device"].items() if name != "event"}
+    return DeviceDescription.model_validate(said)
+
+
+def require_ready(address: Address, runtimes: Iterable[str]) -> None:
+    """Make sure that a device can be reached and has what measuring with `runtimes` needs.
+
+    Raises:
+        ToolFailedError: not so; the text names the command that installs what is missing.
+    """
+    missing = describe(address).missing(["numpy", *runtimes])
+    if missing:
+        raise ToolFailedError(
+            f"{address.name} lacks {', '.join(missing)}; install there with: "
+            f"{address.python} -m pip install {' '.join(missing)}"
+        )
