@@ -71,9 +71,9 @@ def load_variants(name_or_path: str) -> tuple[Target, ...]:
     """
     path = _path(name_or_path)
     document = _resolved(path, ())
-    variants = _take(document, "variants")
+    variants = list(_variant_nodes(_take(document, "variants")))
     targets = [_validated(path, document)]
-    for key, changes in _variant_nodes(variants):
+    for key, changes in variants:
         targets.append(_validated(path, _variant(document, targets[0].name, key, changes)))
     if not name_or_path.endswith(SUFFIXES) and targets[0].name != name_or_path:
         raise BadInputError(

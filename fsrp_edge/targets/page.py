@@ -110,7 +110,13 @@ def _name(node: BaseModel, label: str) -> str:
 
 
 def _text(sourced: Sourced[Any]) -> str:
-    value = ", ".join(map(str, sourced.value)) if isinstance(sourced.value, tuple) else str(sourced.value)
+    match sourced.value:
+        case tuple():
+            value = ", ".join(map(str, sourced.value))
+        case float():
+            value = f"{sourced.value:g}"
+        case _:
+            value = str(sourced.value)
     return f"{value} ({sourced.note})" if sourced.note else value
 
 

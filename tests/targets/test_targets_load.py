@@ -8,10 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.targets.load import MAX_BYTES, load_target, target_names
+from fsrp_edge.targets.load import MAX_BYTES, load_target, load_variants, own_target_names, target_names
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "profiles" / "jetson-nano.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def no_own_profiles(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSRP_EDGE_PROFILES", str(tmp_path / "none"))
 
 
 def line_of(text: str, part: str) -> int:
@@ -52,10 +57,14 @@ BAD_EDITS = {
     "impossible clock": ("value: 1.479", "value: 1479", ["saw 1479", "less than or equal to 8"]),
     "unknown runtime": ("- name: litert", "- name: litertt", ['saw "litertt"', "'onnxruntime', 'litert'"]),
     "unknown status": ("{status: refused,", "{status: no,", ["saw false", "'refused'"]),
-    "unknown source": ("value: 25.6, source: module", "value: 25.6, source: modul", ["'modul' is not a key"]),
+    "unknown source": (
+        "value: 25.6, source: data-sheet",
+        "value: 25.6, source: data-shee",
+        ["'data-shee' is not a key"],
+    ),
     "source nobody uses": (
-        "  peak: https",
-        "  spare: https://a.b\n  peak: https",
+        "  torch2trt: https",
+        "  spare: https://a.b\n  torch2trt: https",
         ["no value uses the source"],
     ),
     "opset beyond the runtime": (
@@ -65,12 +74,12 @@ BAD_EDITS = {
     ),
     "more threads than cores": ("threads: {value: 4,", "threads: {value: 5,", ["5 threads on 4 cores"]),
     "useless default": ("    int8: {status: refused,", "    int8: {status: default,", ["calls int8 useless"]),
-    "no source": ("value: 25.6, source: module", "value: 25.6", ["'source' is missing"]),
+    "no source": ("value: 25.6, source: data-sheet", "value: 25.6", ["'source' is missing"]),
     "bad name": ("name: jetson-nano", "name: Jetson Nano", ['saw "Jetson Nano"', "pattern"]),
     "twice the same key": (
         "description:",
         "name: again\ndescription:",
-        ["'name' stands twice", "first in line 1"],
+        ["'name' stands twice", "first in line 2"],
     ),
     "alias": ("soc: {", "soc: *a\nold: {", ["aliases are not allowed"]),
     "broken YAML": ("soc: {", "soc: {{", ["not valid YAML"]),
@@ -139,6 +148,132 @@ def test_missing_file_and_bytes_are_refused(tmp_path):
     with pytest.raises(BadInputError, match="cannot read"):
         (tmp_path / "folder.yaml").mkdir()
         load_target(str(tmp_path / "folder.yaml"))
+
+
+VARIANT = """\
+name: mine
+description: my board
+extends: jetson-nano
+sources: {me: https://example.org/me}
+cpu:
+  - {name: Cortex-A57, clock_ghz: {value: 1.2, source: me}}
+variants:
+  slow:
+    description: my board, slow
+    cpu: [{name: Cortex-A57, cores: {value: 2, source: me}}]
+    choices: {threads: {value: 2, reason: two cores are on}}
+"""
+
+
+def test_a_variant_changes_what_it_names_and_nothing_else(write):
+    base, slow = load_variants(write(VARIANT))
+    assert (base.name, slow.name) == ("mine", "mine@slow")
+    assert (base.threads, slow.threads) == (4, 2)
+    assert slow.cpu[0].cores.value == 2
+    assert slow.cpu[0].clock_ghz == base.cpu[0].clock_ghz
+    assert slow.cpu[0].caches == base.cpu[0].caches
+    assert slow.digest != base.digest
+    assert load_target(write(VARIANT) + "@slow") == slow
+
+
+def test_an_extending_profile_inherits_the_rest_and_leaves_unused_sources_behind(write):
+    mine, nano = load_target(write(VARIANT)), load_target("jetson-nano")
+    assert mine.accelerators == nano.accelerators
+    assert mine.cpu[0].clock_ghz.value == 1.2
+    # A note speaks of one value, so a new value does not keep it.
+    assert mine.cpu[0].clock_ghz.note is None
+    assert mine.sources.keys() == nano.sources.keys() - {"lscpu"} | {"me"}
+    assert [target.name for target in load_variants(write(VARIANT))] == ["mine", "mine@slow"]
+
+
+def test_a_profile_extends_a_variant_or_a_file_beside_it(write, tmp_path):
+    assert (
+        load_target(write(VARIANT.replace(": jetson-nano\n", ": jetson-nano@5W\n"))).cpu[0].cores.value == 2
+    )
+    (tmp_path / "other.yaml").write_text(VARIANT.replace("name: mine", "name: other"), encoding="utf-8")
+    child = "name: child\ndescription: a child\nextends: other.yaml@slow\n"
+    assert load_target(write(child)).threads == 2
+
+
+BAD_VARIANTS = {
+    "unknown key": (
+        "choices: {threads",
+        "choises: {threads",
+        ["unknown key 'choises'", "did you mean choices"],
+    ),
+    "impossible value": ("cores: {value: 2", "cores: {value: 0", ["cpu.0.cores.value: saw 0"]),
+    "contradiction": ("threads: {value: 2", "threads: {value: 3", ["3 threads on 2 cores"]),
+    "unknown source": (
+        "cores: {value: 2, source: me",
+        "cores: {value: 2, source: you",
+        ["'you' is not a key"],
+    ),
+    "bad name": ("  slow:", "  s low:", ["'s low' may hold"]),
+    "name in a variant": ("description: my board, slow", "name: x", ["cannot change 'name'"]),
+    "no mapping": ("variants:\n", "variants: [a]\ncpu2:\n", ["variants: a mapping of names"]),
+    "extends nothing": (
+        "extends: jetson-nano",
+        "extends: jetson-nan",
+        ["unknown target", "did you mean jetson-nano"],
+    ),
+    "extends itself": ("extends: jetson-nano", "extends: mine.yaml", ["comes back to this file"]),
+    "extends a list": ("extends: jetson-nano", "extends: [a]", ["write the name or the path"]),
+    "extends no variant": ("extends: jetson-nano", "extends: jetson-nano@9W", ["no variant '9W'", "5W"]),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), BAD_VARIANTS.values(), ids=BAD_VARIANTS)
+def test_bad_variant_or_base_is_refused_with_its_line(write, old, new, expected):
+    text = VARIANT.replace(old, new, 1)
+    assert text != VARIANT
+    with pytest.raises(BadInputError) as caught:
+        load_target(write(text))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"mine.yaml, line {line_of(text, new)}:" in message
+    for part in expected:
+        assert part in message
+
+
+def test_a_mistake_in_the_extended_file_is_placed_there(write, tmp_path):
+    other = VARIANT.replace("clock_ghz: {value: 1.2", "clock_ghz: {value: 1200")
+    (tmp_path / "other.yaml").write_text(other, encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"other\.yaml, line 6: cpu\.0\.clock_ghz\.value: saw 1200"):
+        load_target(write("name: child\ndescription: a child\nextends: other.yaml\n"))
+
+
+def test_unknown_variant_lists_those_there_are():
+    with pytest.raises(BadInputError, match=r"unknown variant 'jetson-nano@6W'; did you mean jetson-nano@5W"):
+        load_target("jetson-nano@6W")
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSRP_EDGE_PROFILES", str(tmp_path / "own"))
+    (tmp_path / "own").mkdir()
+    return tmp_path / "own"
+
+
+def test_own_profiles_are_found_by_name(own_folder):
+    (own_folder / "mine.yaml").write_text(VARIANT, encoding="utf-8")
+    assert own_target_names() == ("mine",)
+    assert load_target("mine@slow").threads == 2
+    with pytest.raises(BadInputError, match="did you mean mine"):
+        load_target("mien")
+
+
+def test_an_own_profile_has_its_file_name_and_no_packaged_one(own_folder):
+    (own_folder / "other.yaml").write_text(VARIANT, encoding="utf-8")
+    with pytest.raises(BadInputError, match="has the name 'mine' inside"):
+        load_target("other")
+    (own_folder / "jetson-nano.yaml").write_text(VARIANT, encoding="utf-8")
+    with pytest.raises(BadInputError, match="name of a packaged profile"):
+        load_target("jetson-nano")
+
+
+def test_no_own_folder_is_no_own_profile(monkeypatch, tmp_path):
+    monkeypatch.setenv("FSRP_EDGE_PROFILES", str(tmp_path / "none"))
+    assert own_target_names() == ()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

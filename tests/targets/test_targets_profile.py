@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -8,10 +9,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fsrp_edge.export.artifact import Format, Precision
-from fsrp_edge.targets.load import load_target, target_names
+from fsrp_edge.targets.load import load_target, load_variants, target_names
 from fsrp_edge.targets.profile import Sourced, Target, profile_json_schema
 
-PROFILES = Path(__file__).parents[2] / "profiles"
+ROOT = Path(__file__).parents[2]
+PROFILES = ROOT / "profiles"
+PUBLISHED = ROOT / "docs" / "target.schema.json"
 
 
 def plain(name: str) -> dict:
@@ -32,19 +35,37 @@ def sourced_values(node):
             yield from sourced_values(child)
 
 
+PACKAGED = {target.name: target for name in target_names() for target in load_variants(name)}
+
+
 @pytest.mark.parametrize("name", target_names())
-class TestPackagedProfile:
+class TestPackagedFile:
     def test_is_named_like_its_file(self, name):
         assert load_target(name).name == name
 
+    def test_fulfils_the_published_schema(self, name):
+        jsonschema.validate(plain(name), profile_json_schema())
+
+    def test_tells_editors_where_the_schema_is(self, name):
+        first = (PROFILES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# yaml-language-server: $schema=")
+        assert (PROFILES / first.partition("=")[2]).resolve() == PUBLISHED.resolve()
+
+    def test_has_no_two_variants_of_one_content(self, name):
+        digests = [target.model_copy(update={"name": name}).digest for target in load_variants(name)]
+        assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+class TestPackagedProfile:
     def test_every_hardware_value_names_a_published_source(self, name):
-        target = load_target(name)
+        target = PACKAGED[name]
         for sourced in sourced_values(target):
             source = target.sources[sourced.source]
-            assert source.startswith("https://") or " of " in source, source
+            assert "https://" in source or "http://" in source or " of " in source, source
 
     def test_offers_hold_each_pair_once_with_a_reason(self, name):
-        offers = load_target(name).offers
+        offers = PACKAGED[name].offers
         pairs = [(offer.format, offer.precision) for offer in offers]
         assert pairs == [
             (format_, precision) for format_ in get_args(Format) for precision in get_args(Precision)
@@ -52,19 +73,46 @@ class TestPackagedProfile:
         assert all(offer.reason for offer in offers)
         assert all(offer.offered for offer in offers if offer.default)
 
-    def test_fulfils_the_published_schema(self, name):
-        jsonschema.validate(plain(name), profile_json_schema())
-
     def test_survives_its_own_json(self, name):
-        target = load_target(name)
+        target = PACKAGED[name]
         again = Target.model_validate_json(target.model_dump_json())
         assert again == target
         assert again.digest == target.digest
 
 
-def test_the_first_five_devices_are_there():
-    expected = {"raspberry-pi-4", "raspberry-pi-5", "jetson-nano", "jetson-orin-nano", "generic-x86"}
-    assert expected <= set(target_names())
+def test_published_schema_is_current():
+    assert json.loads(PUBLISHED.read_text(encoding="utf-8")) == profile_json_schema(), (
+        "the schema changed; write it again with: python -m fsrp_edge.targets.page docs"
+    )
+
+
+def test_the_devices_that_were_promised_are_there():
+    expected = """
+        raspberry-pi-zero-2w raspberry-pi-3b-plus raspberry-pi-4 raspberry-pi-5
+        jetson-nano jetson-tx2 jetson-xavier-nx jetson-agx-xavier jetson-orin-nano jetson-agx-orin
+        coral-dev-board coral-usb orange-pi-5 rock-5b pixel-3 pixel-4 generic-x86 generic-arm64
+    """
+    assert set(expected.split()) <= set(target_names())
+
+
+def test_coral_takes_one_file():
+    for name in ("coral-dev-board", "coral-usb"):
+        offered = [(offer.format, offer.precision) for offer in load_target(name).offers if offer.offered]
+        assert offered == [("tflite", "int8")]
+
+
+def test_no_int8_file_for_a_gpu_without_int8():
+    for name in ("jetson-nano", "jetson-nano@5W", "jetson-tx2", "jetson-tx2@MAXP"):
+        target = load_target(name)
+        assert target.artifacts.onnx.int8.status == "refused"
+        assert not target.precisions.int8.useful
+
+
+def test_peak_is_cores_times_clock_times_operations():
+    cluster = load_target("raspberry-pi-4").cpu[0]
+    assert cluster.peak_gops("fp32") == pytest.approx(57.6)
+    assert cluster.peak_gops("int8") is None
+    assert load_target("raspberry-pi-4@1.5GHz").cpu[0].peak_gops("fp32") == pytest.approx(48)
 
 
 def test_jetson_nano_is_held_to_tensorrt_8_2_and_spared_int8():
@@ -87,6 +135,7 @@ def test_a_target_cannot_be_changed():
 
 def test_digest_tells_two_contents_apart():
     content = plain("raspberry-pi-4")
+    del content["variants"]
     changed = copy.deepcopy(content)
     changed["choices"]["threads"]["value"] = 2
     target, other = (Target.model_validate(data, strict=False) for data in (content, changed))
@@ -97,4 +146,20 @@ def test_digest_tells_two_contents_apart():
 def test_schema_refuses_unknown_keys_as_the_loader_does():
     content = plain("raspberry-pi-4") | {"colour": "green"}
     with pytest.raises(jsonschema.ValidationError, match="colour"):
+        jsonschema.validate(content, profile_json_schema())
+
+
+def test_schema_lets_variants_and_extending_files_leave_keys_out():
+    content = {"name": "mine", "description": "mine", "extends": "raspberry-pi-4"}
+    jsonschema.validate(content, profile_json_schema())
+    jsonschema.validate(content | {"variants": {"slow": {"memory": {}}}}, profile_json_schema())
+    for bad in (
+        {"variants": {"slow": {"momory": {}}}},
+        {"memory": {"size": 1}},
+        {"variants": {"slow": {"name": "x"}}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(content | bad, profile_json_schema())
+    del content["extends"]
+    with pytest.raises(jsonschema.ValidationError, match="required"):
         jsonschema.validate(content, profile_json_schema())
