@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.targets.graph_cost import GraphCost, read_graph
+
+
+class Block(nn.Module):
+    """A stem, a depthwise-separable block with squeeze and a residual, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.depthwise = nn.Conv2d(16, 16, 3, 1, 1, groups=16)
+        self.pointwise = nn.Conv2d(16, 16, 1)
+        self.plain = nn.Conv2d(16, 32, 3, 1, 1)
+        self.grouped = nn.Conv2d(32, 32, 3, 1, 1, groups=4)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.pointwise(nn.functional.silu(self.depthwise(x)))
+        x = self.grouped(self.plain(x).relu())
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def export(network: nn.Module, path: Path, size: int = 32, **options: object) -> GraphCost:
+    torch.onnx.export(network.eval(), (torch.rand(1, 3, size, size),), path, dynamo=False, **options)
+    return read_graph(path)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> GraphCost:
+    return export(Block(), tmp_path_factory.mktemp("graph") / "block.onnx")
+
+
+def test_every_operator_has_its_class_and_activations_are_fused(graph: GraphCost) -> None:
+    kinds = [each.kind for each in graph.operators]
+    assert kinds == [
+        "convolution", "depthwise", "elementwise", "pointwise", "elementwise", "winograd", "grouped", "pooling", "dense",
+    ]  # fmt: skip
+
+
+def test_macs_are_counted_by_hand(graph: GraphCost) -> None:
+    macs = {each.kind: each.macs for each in graph.operators}
+    assert macs["convolution"] == 16 * 16 * 16 * 27
+    assert macs["depthwise"] == 16 * 16 * 16 * 9
+    assert macs["pointwise"] == 16 * 16 * 16 * 16
+    assert macs["winograd"] == 32 * 16 * 16 * 16 * 9
+    assert macs["grouped"] == 32 * 16 * 16 * 8 * 9
+    assert macs["dense"] == 320
+    counted = sum(value for kind, value in macs.items() if kind not in ("pooling", "elementwise"))
+    assert graph.macs == counted
+
+
+def test_parameters_are_those_of_the_folded_network(graph: GraphCost) -> None:
+    folded = sum(parameter.numel() for parameter in Block().parameters()) - 2 * 16 + 16
+    assert graph.parameters == folded
+
+
+def test_the_peak_holds_what_a_residual_keeps_alive(graph: GraphCost) -> None:
+    map_elements = 16 * 16 * 16
+    # While `grouped` runs, its input and its output of 32 channels; the residual's add holds three of 16.
+    assert graph.peak_elements == 4 * map_elements
+
+
+def test_an_open_batch_dimension_counts_as_one(tmp_path: Path, graph: GraphCost) -> None:
+    open_batch = export(
+        Block(), tmp_path / "open.onnx", input_names=["pixels"], dynamic_axes={"pixels": {0: "batch"}}
+    )
+    assert open_batch.macs == graph.macs
+
+
+def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "noise.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(BadInputError, match="not a valid ONNX file"):
+        read_graph(path)
