@@ -6,6 +6,7 @@ import torch
 
 from fsrp_edge import compute
 from fsrp_edge.data.open import EMBEDDED, open_dataset
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.models.registry import build, normalize_name, published_input
 from fsrp_edge.training.loop import TrainingResult, train
@@ -33,6 +34,9 @@ def train_dense(
         input_size: height and width in pixels; None takes the architecture's published size.
         seed: of the weights, the order and the attacks.
         checkpoint: rewritten after each epoch, and continued from.
+
+    Raises:
+        BadInputError: an unknown architecture, or data that does not fit it or has no labels.
     """
     name = normalize_name(architecture)
     (channels, published_side, _), mean, std, preprocessing = published_input(name)
@@ -50,6 +54,8 @@ def train_dense(
         data=data if data in EMBEDDED else None,
     )
     dataset = open_dataset(data, spec, seed=seed)
+    if not dataset.train.is_labelled:
+        raise BadInputError(f"{dataset.train.name} has no labels to learn from; give labelled images (--data)")
     spec = spec.model_copy(update={"class_names": dataset.train.class_names})
     classifier = Classifier(network, spec)
     compute.to_fast_layout(classifier, compute.default_device())

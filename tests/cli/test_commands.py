@@ -1,0 +1,451 @@
+"""Every command on a small network that was really trained; the chain of stages is run once for all tests."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+
+from fsrp_edge.cli import cli
+from fsrp_edge.cli.errors import run
+from fsrp_edge.files import read_json
+from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.report.schema import RunReport
+from fsrp_edge.scoring.scores import FilterScores
+
+MAIN = "from fsrp_edge.cli import main; main()"
+TARGET = ("--target", "generic-x86")
+FP32 = ("--format", "onnx", "--precision", "fp32")
+
+
+def paths(command: click.Command, name: str = "") -> list[tuple[str, ...]]:
+    """Every command and subcommand as it is typed."""
+    if not isinstance(command, click.Group):
+        return [(name,)]
+    return [(name, *rest) for each, inner in command.commands.items() for rest in paths(inner, each)]
+
+
+COMMANDS = [tuple(part for part in path if part) for path in paths(cli)]
+
+
+def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+class Done:
+    """What a command did."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def fsrp_edge(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs a command as the console script does, in this process."""
+
+    def call(*arguments: object) -> Done:
+        capfd.readouterr()
+        code = run(cli, [str(argument) for argument in arguments])
+        return Done(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def chain(trained_checkpoint: Path, digits_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what score, prune, recover and export leave of the small network."""
+    folder = tmp_path_factory.mktemp("chain")
+    data = ("--data", digits_npz, "--quiet")
+    scores, pruned, recovered = (
+        folder / "scores.json",
+        folder / "pruned.safetensors",
+        folder / "recovered.safetensors",
+    )
+    for arguments in (
+        ("score", trained_checkpoint, *data, "--score-images", 32, "--score-steps", 1, "--out", scores),
+        ("prune", trained_checkpoint, "--scores", scores, *TARGET, "--quiet", "--out", pruned),
+        (
+            "recover",
+            pruned,
+            *data,
+            "--recover-epochs",
+            2,
+            "--batch-size",
+            32,
+            "--eps",
+            "0.05",
+            "--out",
+            recovered,
+        ),
+        ("export", recovered, *TARGET, *data, "--format", "onnx", "--out", folder / "artifacts"),
+    ):
+        assert run(cli, [str(argument) for argument in arguments]) == 0
+    return folder
+
+
+# -- help -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'rich', 'pydantic', 'numpy', 'torchvision', 'onnx', 'onnxruntime', 'jinja2', 'yaml'}"
+    program = (
+        "import sys; from fsrp_edge.cli import cli; from fsrp_edge.cli.errors import run\n"
+        "codes = [run(cli, [*line.split(','), '--help']) for line in sys.argv[1:]]\n"
+        f"print('LOADED', sorted({heavy} & set(sys.modules)), codes)"
+    )
+    lines = ["", *(",".join(path) for path in COMMANDS)]
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("*line.split(',')", "*filter(None, line.split(','))"), *lines],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.endswith(f"LOADED [] {[0] * len(lines)}\n")
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself(path: tuple[str, ...], fsrp_edge: Callable[..., Done]) -> None:
+    done = fsrp_edge(*path, "--help")
+    assert done.code == 0 and not done.err
+    assert f"Usage: fsrp-edge {' '.join(path)} " in done.out
+    takes_something = any(isinstance(each, click.Argument) for each in _find(path).params)
+    assert not takes_something or f"\n  fsrp-edge {path[0]} " in done.out, "no example"
+
+
+def _find(path: tuple[str, ...]) -> click.Command:
+    command: click.Command = cli
+    for part in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[part]
+    return command
+
+
+def test_the_options_that_examples_show_exist() -> None:
+    for path in COMMANDS:
+        command = _find(path)
+        known = {text for each in command.params for text in (*each.opts, *each.secondary_opts)}
+        shown = [
+            line
+            for line in (command.help or "").splitlines()
+            if line.strip().startswith(f"fsrp-edge {path[0]} ")
+        ]
+        used = {word for line in shown for word in line.split() if word.startswith("--")}
+        assert used <= known, path
+
+
+def test_the_version_is_told() -> None:
+    import fsrp_edge as package
+
+    assert process("--version").stdout == f"fsrp-edge, version {package.__version__}\n"
+
+
+# -- the stages, one by one -----------------------------------------------------------------------------------------
+
+
+def test_the_chain_leaves_what_its_commands_promise(chain: Path, trained_checkpoint: Path) -> None:
+    assert {path.name for path in chain.iterdir()} == {
+        *("scores.json", "pruned.safetensors", "pruned.plan.json", "recovered.safetensors", "artifacts"),
+    }
+    plan = PruningPlan.load(chain / "pruned.plan.json")
+    scores = FilterScores.load(chain / "scores.json")
+    assert plan.model_sha256 == scores.model_sha256
+    pruned, recovered = (
+        load_classifier(chain / name) for name in ("pruned.safetensors", "recovered.safetensors")
+    )
+    assert pruned.spec.layer_shapes == recovered.spec.layer_shapes != {}
+    assert {path.name for path in (chain / "artifacts").iterdir()} == {"model-fp32.onnx", "model-int8.onnx"}
+
+
+def test_a_plan_can_be_applied_again(
+    chain: Path, trained_checkpoint: Path, tmp_path: Path, fsrp_edge: Any
+) -> None:
+    out = tmp_path / "pruned.safetensors"
+    done = fsrp_edge("prune", trained_checkpoint, "--plan", chain / "pruned.plan.json", "--out", out)
+    assert done.code == 0 and "parameters" in done.out
+    assert out.read_bytes() == (chain / "pruned.safetensors").read_bytes()
+
+
+def test_a_teacher_teaches(
+    chain: Path, trained_checkpoint: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any
+) -> None:
+    done = fsrp_edge(
+        *("recover", chain / "pruned.safetensors", "--data", digits_npz, "--teacher", trained_checkpoint),
+        *("--recover-epochs", 1, "--batch-size", 32, "--out", tmp_path / "taught.safetensors", "--json"),
+    )
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)["history"]) == 1
+    untaught = load_classifier(chain / "recovered.safetensors")
+    assert load_classifier(tmp_path / "taught.safetensors").spec == untaught.spec
+    assert list(tmp_path.iterdir()) == [tmp_path / "taught.safetensors"]
+
+
+def test_training_leaves_a_checkpoint_and_no_rest(digits_npz: Path, tmp_path: Path, fsrp_edge: Any) -> None:
+    out = tmp_path / "new.safetensors"
+    done = fsrp_edge(
+        *("train", "--arch", "cifar:vgg16_bn-w0.05", "--data", digits_npz, "--epochs", 1, "--batch-size", 64),
+        *("--method", "natural", "--out", out),
+    )
+    assert done.code == 0, done.err
+    assert list(tmp_path.iterdir()) == [out] and "fsrp-edge compress" in done.out
+    spec = load_classifier(out).spec
+    assert (spec.architecture, spec.classes, spec.data) == ("cifar:vgg16_bn-w0.05", 10, None)
+
+
+def test_inspect_gives_a_reason_for_what_stays(trained_checkpoint: Path, fsrp_edge: Any) -> None:
+    done = fsrp_edge("inspect", trained_checkpoint, *TARGET)
+    assert done.code == 0
+    assert "these channels are the network's output" in " ".join(done.out.split())
+    assert "cifar:vgg16_bn-w0.125: input 3x32x32, 10 classes" in done.out
+
+
+def test_targets_are_listed_shown_and_validated(fsrp_edge: Any) -> None:
+    listed = fsrp_edge("targets", "list")
+    assert listed.code == 0
+    for name in ("generic-x86", "jetson-nano", "jetson-orin-nano", "raspberry-pi-4", "raspberry-pi-5"):
+        assert name in listed.out
+    shown = fsrp_edge("targets", "show", "jetson-nano")
+    assert shown.code == 0 and "Maxwell" in shown.out
+    profile = Path(__file__).parents[2] / "profiles" / "jetson-nano.yaml"
+    valid = fsrp_edge("targets", "validate", profile)
+    assert valid.code == 0 and "valid profile of jetson-nano" in valid.out
+
+
+def test_the_whole_way_by_one_command(
+    trained_checkpoint: Path,
+    digits_npz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fsrp_edge: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = fsrp_edge(
+        *(
+            "compress",
+            trained_checkpoint,
+            *TARGET,
+            "--data",
+            digits_npz,
+            "--format",
+            "onnx",
+            "--precision",
+            "fp32",
+        ),
+        *(
+            "--recover-epochs",
+            0,
+            "--score-images",
+            16,
+            "--score-steps",
+            1,
+            "--attack",
+            "fgsm",
+            "--robust-images",
+            8,
+        ),
+        *("--quick-bench", "--quiet"),
+    )
+    assert done.code == 0, done.err
+    assert done.err == ""
+    assert "vgg-generic-x86/artifacts/model-fp32.onnx" in done.out and "recovered" in done.out
+    following = [line.strip() for line in done.out.splitlines() if line.startswith("  fsrp-edge evaluate ")]
+    assert following == [
+        f"fsrp-edge evaluate vgg-generic-x86/recovered.safetensors --data {digits_npz} --attack autoattack"
+    ]
+    manifest = (tmp_path / "vgg-generic-x86" / "manifest.json").read_bytes()
+    again = fsrp_edge("report", "vgg-generic-x86")
+    assert again.code == 0
+    assert again.out.splitlines()[:8] == done.out.splitlines()[:8]
+    for name, entry in json.loads(manifest)["files"].items():
+        assert (tmp_path / "vgg-generic-x86" / name).stat().st_size == entry["bytes"]
+    resumed = fsrp_edge("report", "vgg-generic-x86/report.json", "--json")
+    RunReport.model_validate_json(resumed.out)
+
+
+# -- --json: valid JSON on stdout and nothing else ------------------------------------------------------------------
+
+
+def test_json_and_nothing_else(
+    chain: Path, trained_checkpoint: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any
+) -> None:
+    recovered, scores, data = chain / "recovered.safetensors", chain / "scores.json", ("--data", digits_npz)
+    quick = ("--score-images", 8, "--score-steps", 1)
+    commands: list[tuple[tuple[object, ...], set[str]]] = [
+        (("inspect", trained_checkpoint), {"spec", "size", "groups"}),
+        (("score", recovered, *data, *quick, "--out", tmp_path / "s.json"), {"layers"}),
+        (("prune", trained_checkpoint, "--scores", scores, "--out", tmp_path / "p.safetensors"), {"plan"}),
+        (("recover", recovered, *data, "--recover-epochs", 0, "--out", tmp_path / "r.safetensors"), {"best_epoch"}),
+        (("export", recovered, *TARGET, *data, *FP32, "--out", tmp_path / "e"), {"artifacts"}),
+        (("targets", "show", "jetson-nano"), {"choices", "artifacts"}),
+    ]  # fmt: skip
+    for arguments, keys in commands:
+        done = fsrp_edge(*arguments, "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out).keys() >= keys
+    for arguments in (
+        ("evaluate", recovered, *data, "--attack", "fgsm", "--images", 20),
+        ("targets", "list"),
+    ):
+        done = fsrp_edge(*arguments, "--json")
+        assert done.code == 0, done.err
+        assert len(json.loads(done.out)) > 1
+
+
+def test_json_by_the_console_script_is_not_mixed_with_what_libraries_print(
+    chain: Path, digits_npz: Path, tmp_path: Path
+) -> None:
+    done = process(
+        *("export", str(chain / "recovered.safetensors"), *TARGET, "--data", str(digits_npz), "--json"),
+        *("--format", "onnx", "--precision", "int8", "--out", str(tmp_path / "artifacts")),
+    )
+    assert done.returncode == 0, done.stderr
+    assert [artifact["precision"] for artifact in json.loads(done.stdout)["artifacts"]] == ["int8"]
+
+
+def test_results_are_written_to_a_file_too(
+    chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any
+) -> None:
+    out = tmp_path / "accuracy.json"
+    done = fsrp_edge(
+        *(
+            "evaluate",
+            chain / "recovered.safetensors",
+            "--data",
+            digits_npz,
+            "--clean-only",
+            "--json",
+            "--out",
+            out,
+        )
+    )
+    assert done.code == 0 and json.loads(done.out) == read_json(out)
+    (clean,) = read_json(out)
+    assert (clean["attack"], clean["images"]) == ("clean", 100) and clean["correct"] == round(
+        100 * clean["accuracy"]
+    )
+
+
+# -- wrong use: exit code 2 and one line that helps -----------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path, chain: Path, trained_checkpoint: Path, digits_npz: Path) -> dict[str, str]:
+    """Names that the wrong commands below use."""
+    (tmp_path / "text.pt").write_text("this is no checkpoint")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half.npz").write_bytes(digits_npz.read_bytes()[:1000])
+    plan = read_json(chain / "pruned.plan.json")
+    for name, change in (
+        ("far", {"kept": "0-99999"}),
+        ("other", {"root": "features.99"}),
+        ("two", {"channels": 2}),
+    ):
+        content = json.loads(json.dumps(plan))
+        content["groups"][0] |= change if name != "two" else {"channels": 2, "kept": "0"}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    output = json.loads(json.dumps(plan))
+    assert output["groups"][-1]["channels"] == 10
+    output["groups"][-1]["kept"] = "0-7"
+    (tmp_path / "output.json").write_text(json.dumps(output))
+    arrays = dict(np.load(digits_npz))
+    np.savez(tmp_path / "labels.npz", **arrays | {"y_test": (arrays["y_test"] + 1) % 10})
+    np.savez(tmp_path / "classes.npz", **arrays | {"y_test": arrays["y_test"] + 5})
+    return {
+        "net": str(trained_checkpoint),
+        "data": str(digits_npz),
+        "chain": str(chain),
+        "here": str(tmp_path),
+        "out": str(tmp_path / "out"),
+    }
+
+
+NOT_IN_RANGE = "at least one is needed, of 0 to 7"
+WRONG = {
+    "compress {net} --target jetson-nan": "unknown target 'jetson-nan'; did you mean jetson-nano",
+    "compress {here}/absent.pt --target generic-x86": "'{here}/absent.pt' does not exist",
+    "compress {here}/text.pt --target generic-x86": "neither a torch checkpoint nor safetensors",
+    "compress {net} --target generic-x86 --arch resnet18": "the weights are not those of torchvision:resnet18",
+    "compress {net} --target generic-x86 --arch resnet19": "unknown architecture 'resnet19'; nearest:",
+    "compress {net} --target generic-x86 --data {here}/empty": "is an empty folder; allowed:",
+    "compress {net} --target generic-x86 --data {here}/half.npz": "is not a whole .npz file",
+    "compress {net} --target generic-x86 --data {here}/classes.npz --out {out}": "range from 5 to 14",
+    "compress {net} --target generic-x86 --data {here}/labels.npz --out {out}": "guessing among 10 classes",
+    "compress {net} --target generic-x86 --ratio 1.5": "1.5 is not in the range",
+    "compress {net} --target generic-x86 --attack pgd": "unknown attack 'pgd': give fgsm, autoattack, pgd-STEPS",
+    "compress {net} --target generic-x86 --eps 0": "method 'n-fgsm' with eps 0",
+    "compress {net} --target generic-x86 --eps 8": "8 is outside 0 to 1 (pixels are in [0, 1]); 8/255 is usual",
+    "compress {net} --target generic-x86 --eps nan": "is outside 0 to 1",
+    "compress {net} --target generic-x86 --mean a,b,c": "'a,b,c' is not a list of numbers",
+    "compress {net} --target generic-x86 --mean nan,1,1": "'nan,1,1' is not a list of numbers",
+    "compress {net} --target generic-x86 --mean 0.5": "mean and std need 3 values each",
+    "compress {net} --target generic-x86 --precision fp16 --format onnx": "generic-x86 offers no fp16 and onnx file",
+    "compress {net} --target generic-x86 --data {data} --ratio 0.01 --score-images 8 --score-steps 1 --out {out}":
+        "nothing can be removed at ratio 0.01 with channel multiple 8",
+    "compress {net} --target generic-x86 --out {net}": "is a file",
+    "compress {net} --target generic-x86 --out {net}/run": "cannot write into",
+    "evaluate {net} --data {data} --attack autoatack": "unknown attack 'autoatack'",
+    "evaluate {net} --data {here}/absent": "does not exist; allowed:",
+    "evaluate {chain}/recovered.safetensors --data photographs": "would be compared with itself; give labelled images",
+    "evaluate {chain}/artifacts/model-fp32.onnx": "neither a torch checkpoint nor safetensors",
+    "score {net} --data {data} --out {here}/empty": "is a directory",
+    "prune {net}": "give either --scores or --plan",
+    "prune {net} --scores {chain}/scores.json --plan {chain}/pruned.plan.json": "give either --scores or --plan",
+    "prune {net} --scores {chain}/pruned.plan.json --out {out}": "is not a file of filter scores:",
+    "prune {net} --plan {chain}/scores.json --out {out}": "is not a pruning plan:",
+    "prune {chain}/recovered.safetensors --plan {chain}/pruned.plan.json --out {out}": "plan was made for weights",
+    "prune {chain}/recovered.safetensors --scores {chain}/scores.json --out {out}": "made for other weights",
+    "prune {net} --plan {here}/far.json --out {out}": NOT_IN_RANGE,
+    "prune {net} --plan {here}/other.json --out {out}": "features.99",
+    "prune {net} --plan {here}/two.json --out {out}": "(2 channels)",
+    "prune {net} --plan {here}/output.json --out {out}": "output",
+    "recover {chain}/pruned.safetensors --data photographs --out {out}": "name the dense network with --teacher",
+    "recover {chain}/pruned.safetensors --eps 0 --out {out}": "method 'n-fgsm' with eps 0",
+    "export {chain}/recovered.safetensors --target jetson-nano --format onnx --precision int8": "no int8 and onnx file",
+    "bench {here}/text.pt": "unknown suffix '.pt'; allowed: .onnx, .tflite",
+    "report {here}/empty": "no such file: {here}/empty/report.json",
+    "report {chain}/scores.json": "not a valid report",
+    "targets show jetson-nan": "unknown target 'jetson-nan'; did you mean jetson-nano",
+    "train --arch cifar:vgg16_bn --data digits --out model.onnx": "give a name that ends in .pt or .safetensors",
+    "train --arch cifar:vgg --data digits --out {out}.pt": "unknown architecture 'cifar:vgg'; nearest:",
+    "train --arch cifar:vgg16_bn --data digits --eps 0 --out {out}.pt": "method 'n-fgsm' with eps 0",
+    "train --arch cifar:vgg16_bn --data photographs --out {out}.pt": "has no labels to learn from",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_use_is_refused_in_a_line_with_exit_code_2(
+    wrong: str, place: dict[str, str], fsrp_edge: Any
+) -> None:
+    done = fsrp_edge(*wrong.format(**place).split(), "--quiet")
+    message = done.err.strip().splitlines()[-1]
+    assert done.code == 2, done.err
+    assert message.lower().startswith("error: ") and WRONG[wrong].format(**place) in message, message
+    assert "Traceback" not in done.err and "unexpected" not in done.err
+    assert done.out == ""
+    assert not (Path(place["here"]) / "out").is_file()
+
+
+def test_a_wrong_command_through_the_console_script(place: dict[str, str]) -> None:
+    done = process("compress", place["net"], "--target", "jetson-nan")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown target 'jetson-nan'")
+
+
+def test_a_missing_extra_is_named_with_exit_code_3(chain: Path, digits_npz: Path, tmp_path: Path) -> None:
+    """onnxsim is made unimportable in a process of its own, as on a machine that only trains."""
+    (tmp_path / "onnxsim.py").write_text("raise ImportError('not here')")
+    (tmp_path / "onnx.py").write_text("raise ImportError('not here')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = process(
+        *("export", str(chain / "recovered.safetensors"), *TARGET, "--data", str(digits_npz), "--quiet"),
+        *("--format", "onnx", "--precision", "fp32", "--out", str(tmp_path / "artifacts")),
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 3, done.stderr
+    assert "pip install" in done.stderr and "[onnx]" in done.stderr and "Traceback" not in done.stderr
