@@ -95,6 +95,9 @@ class CompressOptions(CheckpointOptions):
     precisions: tuple[Precision, ...] | None = None
     recovery: Recipe | None = Recipe(epochs=5, learning_rate=0.02, flip=True, crop_padding=4)
     """None recalibrates batch norm only."""
+    natural_if_undefended: bool = True
+    """Recover on clean images where the dense network withstands an attack less often than guessing would: there is
+    no robustness to keep, and adversarial recovery would spend clean accuracy on making some."""
     attacks: tuple[AttackName, ...] = ("pgd-20",)
     eps: float = Field(DEFAULT_EPS, ge=0, le=1)
     robust_images: int | None = Field(None, ge=1)
@@ -252,12 +255,13 @@ class _Run:
     def run(self) -> CompressResult:
         """All stages in order."""
         started_at = self.started_at
-        baseline = self.baseline()
+        dense_row = self.network_row("dense", self.dense, self.baseline())
+        recipe = self._recipe(dense_row)
         plan = self.plan(self.score())
         pruned = self.prune(plan)
-        recovered, recovery = self.recover(plan, pruned)
+        recovered, recovery = self.recover(plan, pruned, recipe)
         rows = [
-            self.network_row("dense", self.dense, baseline),
+            dense_row,
             self.network_row("pruned", pruned),
             self.network_row("recovered", recovered),
         ]
@@ -266,7 +270,7 @@ class _Run:
         dense_latencies, latencies = self.bench(dense_files.artifacts, files.artifacts)
         rows += self.file_rows("dense ", self.dense, dense_files, dense_latencies)
         rows += self.file_rows("", recovered, files, latencies)
-        report = self.report(started_at, plan, pruned, recovery, rows, files.artifacts)
+        report = self.report(started_at, plan, pruned, recipe, recovery, rows, files.artifacts)
         return CompressResult(
             directory=self.directory.path,
             report=report,
@@ -335,9 +339,11 @@ class _Run:
         self._stage("prune", None, {"plan": plan.digest}, work)
         return _on_device(self._reload(path))
 
-    def recover(self, plan: PruningPlan, pruned: Classifier) -> tuple[Classifier, _Recovered]:
+    def recover(
+        self, plan: PruningPlan, pruned: Classifier, recipe: Recipe | None
+    ) -> tuple[Classifier, _Recovered]:
         """recovered.safetensors: the network after fine-tuning."""
-        path, recipe = self._path("recovered.safetensors"), self._recipe()
+        path = self._path("recovered.safetensors")
         inputs = {"plan": plan.digest, "recipe": recipe and recipe.model_dump(mode="json")}
         # Named after its inputs: after a change of options, what another recovery left unfinished is of no use.
         checkpoint = self._path(f"recovery-{sha256_json(self.identity | inputs)[:12]}.unfinished.pt")
@@ -462,13 +468,13 @@ class _Run:
         started_at: datetime.datetime,
         plan: PruningPlan,
         pruned: Classifier,
+        recipe: Recipe | None,
         recovery: _Recovered,
         rows: Sequence[schema.LedgerRow],
         artifacts: tuple[Artifact, ...],
     ) -> schema.RunReport:
         """report.json, report.md and manifest.json."""
         options, dataset = self.options, self.dataset
-        recipe = self._recipe()
         report = schema.RunReport(
             request=schema.Request(
                 # Who logs in where is nobody's business but the user's.
@@ -514,7 +520,7 @@ class _Run:
                 schema.StageTime(name=stage.name, seconds=stage.seconds, resumed=stage.resumed)
                 for stage in self.directory.history
             ),
-            warnings=self._warnings(plan),
+            warnings=self._warnings(plan, recipe),
             provenance=provenance(started_at),
         )
         write_report(report, self.directory.path)
@@ -553,9 +559,13 @@ class _Run:
         asked = {name: getattr(self.options, name) for name in shared}
         return PlanOptions(**asked, channel_multiple=self.target.channel_multiple)
 
-    def _recipe(self) -> Recipe | None:
+    def _recipe(self, dense: schema.LedgerRow) -> Recipe | None:
         recipe = self.options.recovery
-        return recipe and fit_recipe(recipe, self.dataset, has_teacher=True)
+        if recipe is None:
+            return None
+        if self.options.natural_if_undefended and _is_undefended(dense, self.dense.spec.classes):
+            recipe = recipe.model_copy(update={"method": "natural"})
+        return fit_recipe(recipe, self.dataset, has_teacher=True)
 
     def _references(self) -> tuple[ArtifactRequest, ...]:
         """One fp32 file of the dense network a format, to compare latencies with."""
@@ -577,8 +587,14 @@ class _Run:
         accuracy: Accuracy = self._stage(name, Accuracy, {"file": artifact.sha256}, work)
         return accuracy
 
-    def _warnings(self, plan: PruningPlan) -> tuple[str, ...]:
+    def _warnings(self, plan: PruningPlan, recipe: Recipe | None) -> tuple[str, ...]:
         warnings = []
+        asked = self.options.recovery
+        if recipe is not None and asked is not None and recipe.method != asked.method:
+            warnings.append(
+                "the dense network was not trained against attacks, so recovery used clean images; "
+                f"--recover-method {asked.method} buys robust accuracy with clean accuracy"
+            )
         if self.dataset.evaluation.label_kind != "ground truth":
             warnings.append(
                 "accuracy was not measured, as there were no labelled images: agreement with the dense network was"
@@ -589,6 +605,11 @@ class _Run:
                 f"{len(untouched)} of {len(plan.groups)} channel groups were not pruned; plan.json says why"
             )
         return tuple(warnings)
+
+
+def _is_undefended(row: schema.LedgerRow, classes: int) -> bool:
+    """Whether some attack leaves the network right less often than guessing would."""
+    return any(accuracy.eps and accuracy.accuracy < 1 / classes for accuracy in row.accuracies)
 
 
 def _reference(images: ImageSet) -> schema.ImageSetReference:

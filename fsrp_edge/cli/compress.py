@@ -81,6 +81,7 @@ def compress(
             given.pop("score_steps"),
             eps,
         ),
+        natural_if_undefended=given["recover_method"] == "auto",
         recovery=options.recipe_from(
             given.pop("recover_epochs"),
             given.pop("recover_method"),

@@ -234,10 +234,11 @@ recovery_options = _stack(
     ),
     click.option(
         "--recover-method",
-        type=click.Choice(["n-fgsm", "pgd", "natural"]),
-        default="n-fgsm",
+        type=click.Choice(["auto", "n-fgsm", "pgd", "natural"]),
+        default="auto",
         show_default=True,
-        help="What is trained on: fast or multi-step adversarial examples, or clean images.",
+        help="What is trained on: fast (n-fgsm) or multi-step (pgd) adversarial examples, or clean images. auto: "
+        "n-fgsm, but clean images where compress finds that the dense network has no robustness to keep.",
     ),
     click.option(
         "--recover-learning-rate", type=click.FloatRange(0, min_open=True), default=0.02, show_default=True
@@ -287,7 +288,7 @@ def recipe_from(epochs: int, method: str, learning_rate: float, batch_size: int,
     return checked(
         Recipe,
         epochs=epochs,
-        method=method,
+        method="n-fgsm" if method == "auto" else method,
         learning_rate=learning_rate,
         batch_size=batch_size,
         eps=eps,
