@@ -48,6 +48,9 @@ class _LayerSums:
     def __init__(self, options: FSRP, channels: int, device: torch.device) -> None:
         self.options = options
         self.size: tuple[int, int] = (0, 0)
+        self.ratio: Tensor
+        self.low: Tensor
+        self.high: Tensor
         self.images = torch.zeros((), dtype=torch.float64, device=device)
         self.ratio, self.low, self.high = torch.zeros((3, channels), dtype=torch.float64, device=device)
 
