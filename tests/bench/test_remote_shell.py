@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy
 import pytest
 
 from fsrp_edge.bench import agent_process
+from fsrp_edge.bench.describe import describe, require_ready
 from fsrp_edge.bench.measure import Method, measure, measure_on
 from fsrp_edge.bench.remote_shell import connect
 from fsrp_edge.bench.results import read_results
@@ -21,6 +24,7 @@ from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
 from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.files import sha256_file
+from fsrp_edge.pipeline import CompressOptions, compress
 
 SHORT = Method(warmup_runs=2, warmup_seconds=0, runs=6, seconds=0, rounds=2)
 LONG = Method(warmup_runs=1, warmup_seconds=0, runs=1, seconds=40, rounds=1)
@@ -236,7 +240,43 @@ class TestInTheMiddle:
             child.kill()
 
 
+class TestDescription:
+    def test_of_a_device(self, server):
+        device = describe(parse_address(server.address()))
+        assert (device.python, device.cores) == (platform.python_version(), len(os.sched_getaffinity(0)))
+        assert device.free_disk_mb > 0
+        assert device.packages["numpy"].version == numpy.__version__
+        assert device.missing(["numpy"]) == []
+
+    def test_what_is_missing_is_named_before_the_long_work(self, server, interpreter):
+        python = interpreter("", "-S")
+        address = parse_address(server.address(python=python))
+        with pytest.raises(
+            ToolFailedError, match=r"lacks numpy, .*; install there with: .* pip install numpy"
+        ):
+            require_ready(address, ["litert"])
+        assert describe(address).python == platform.python_version()
+
+    def test_compress_asks_the_device_first(self, server, tmp_path):
+        """The checkpoint is no network: that is not even looked at while the device cannot be used."""
+        checkpoint = tmp_path / "net.pt"
+        checkpoint.write_bytes(b"")
+        options = CompressOptions(
+            checkpoint=checkpoint, target="raspberry-pi-4", bench_on=server.address(python="python9")
+        )
+        with pytest.raises(ToolFailedError, match="'python9' is not there"):
+            compress(options)
+
+
 class TestCommand:
+    def test_devices_check(self, server, interpreter, capfd):
+        assert run(cli, ["devices", "check", server.address()]) == 0
+        assert "Ready: fsrp-edge bench MODEL" in capfd.readouterr().out
+        assert run(cli, ["devices", "check", server.address(python=interpreter("", "-S")), "--json"]) == 0
+        assert json.loads(capfd.readouterr().out)["packages"]["numpy"]["install"] == "numpy"
+        assert run(cli, ["devices", "check", server.address(user="no-such-user")]) == 3
+        assert run(cli, ["devices", "check", "pi4"]) == 2
+
     def test_a_fleet_keeps_what_was_measured(self, server, onnx_file, tmp_path, capfd, monkeypatch):
         monkeypatch.setenv("COLUMNS", "160")
         out, table = tmp_path / "results.json", tmp_path / "results.csv"
@@ -254,7 +294,7 @@ class TestCommand:
         assert [measurement.address for measurement in results.measurements] == ["local", address]
         assert [failure.address for failure in results.failures] == [address]
         assert len(table.read_text().splitlines()) == 3
-        assert said.out.count("\ntiny.onnx ") == 2
+        assert sum(line.lstrip().startswith("tiny.onnx ") for line in said.out.splitlines()) == 2
 
     def test_other_outputs_fail(self, server, onnx_file, interpreter, capfd):
         """A runtime whose results are wrong, made of the real one."""

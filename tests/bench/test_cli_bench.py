@@ -1,0 +1,83 @@
+"""The commands on this machine; devices behind ssh are in test_remote_shell.py."""
+
+import json
+
+import pytest
+
+from fsrp_edge.bench.results import read_results
+from fsrp_edge.cli import cli
+from fsrp_edge.cli.errors import run
+from fsrp_edge.files import write_json
+
+
+@pytest.fixture(scope="module")
+def measured(onnx_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("results") / "before.json"
+    assert run(cli, ["bench", "--quick", str(onnx_file), "--out", str(out), "--quiet"]) == 0
+    return out
+
+
+def slower(path, factor: float, *, reason: str | None = None):
+    """The same results, every time multiplied."""
+    content = json.loads(path.read_text())
+    (measurement,) = content["measurements"]
+    for part in measurement["rounds"]:
+        part["times_ms"] = [time * factor for time in part["times_ms"]]
+    latency = measurement["latency"]
+    latency["p50_ms"] *= factor
+    latency["valid"], latency["invalid_because"] = reason is None, [reason] if reason else []
+    other = path.with_name(f"after-{factor}-{reason}.json")
+    write_json(other, content)
+    return str(other)
+
+
+def test_bench_is_short_for_bench_measure(measured, onnx_file, tmp_path):
+    out = tmp_path / "again.json"
+    assert run(cli, ["bench", "measure", str(onnx_file), "--quick", "--out", str(out)]) == 0
+    first, second = read_results(measured), read_results(out)
+    assert first.measurements[0].latency.sha256 == second.measurements[0].latency.sha256
+    assert second.measurements[0].agreement_note == "measured on this machine"
+
+
+def test_compare_is_a_gate(measured, capfd):
+    compare = ["bench", "compare", str(measured)]
+    assert run(cli, [*compare, slower(measured, 2.0), "--fail-slower", "5%"]) == 1
+    assert "error: tiny.onnx is 100.0% slower, allowed: 5.0%" in capfd.readouterr().err
+    assert run(cli, [*compare, slower(measured, 2.0), "--fail-slower", "150%"]) == 0
+    assert run(cli, [*compare, slower(measured, 0.5), "--fail-slower", "5%"]) == 0
+    capfd.readouterr()
+    assert run(cli, [*compare, slower(measured, 2.0), "--json"]) == 0
+    (record,) = json.loads(capfd.readouterr().out)
+    assert (record["change"], record["significant"]) == (pytest.approx(1.0), True)
+
+
+def test_require_valid_is_a_gate(measured, capfd):
+    throttled = slower(measured, 1.0, reason="the device was throttled")
+    assert run(cli, ["bench", "compare", throttled, throttled]) == 0
+    assert run(cli, ["bench", "compare", throttled, throttled, "--require-valid"]) == 1
+    assert "not valid: the device was throttled" in capfd.readouterr().err
+
+
+def test_sustained_shows_latency_over_time(onnx_file, capfd):
+    assert run(cli, ["bench", str(onnx_file), "--sustained", "2s"]) == 0
+    assert "tiny.onnx over time: " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--quick", "--official"],
+        ["--sustained", "30"],
+        ["--sustained", "0m"],
+        ["--device", "pi4"],
+        ["--runtime", "litert"],
+        ["--threads", "0"],
+    ],
+)
+def test_wrong_use(onnx_file, options):
+    assert run(cli, ["bench", str(onnx_file), *options]) == 2
+
+
+def test_compare_refuses_other_files(measured, onnx_file):
+    assert run(cli, ["bench", "compare", str(measured), str(onnx_file)]) == 2
+    assert run(cli, ["bench", "compare", str(measured), str(measured), "--fail-slower", "5"]) == 2
