@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from fsrp_edge.data.embedded import digits
+from fsrp_edge.data.images import Dataset
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.training.dense import train_dense
+from fsrp_edge.training.recipe import Recipe
+from fsrp_edge.training.recovery import fit_recipe, recover, split_held_out
+
+
+def test_a_tenth_is_held_out_and_never_learnt(digit_sets) -> None:
+    images = digit_sets[0]
+    learnt, held_out = split_held_out(images, seed=3)
+    assert (len(learnt), len(held_out)) == (540, 60)
+    assert not set(learnt.indices) & set(held_out.indices)
+    assert set(learnt.indices) | set(held_out.indices) == set(images.indices)
+    assert min(torch.bincount(held_out.labels, minlength=10)) >= 5  # balanced over the classes
+    again = split_held_out(images, seed=3)[1]
+    assert held_out.digest == again.digest != split_held_out(images, seed=4)[1].digest
+    assert [len(part) for part in split_held_out(images.first(3), seed=0)] == [2, 1]
+
+
+def test_without_a_recipe_only_the_statistics_of_batch_norm_change(digit_sets, small_cnn) -> None:
+    network = small_cnn()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    result = recover(network, digit_sets[0], None, seed=0)
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert result.classifier is network and (result.best_epoch, result.history) == (0, ())
+    assert changed == {
+        f"network.{layer}.{name}"
+        for layer in (1, 4)
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+    }
+
+
+def test_recovery_repeats_to_the_bit_and_learns(digit_sets, small_cnn) -> None:
+    recipe = Recipe(method="natural", epochs=2, batch_size=50, learning_rate=0.05)
+    first, second = (recover(small_cnn(), digit_sets[0], recipe, seed=1) for _ in range(2))
+    assert weights_sha256(first.classifier) == weights_sha256(second.classifier)
+    assert [record.clean for record in first.history] == [record.clean for record in second.history]
+    assert first.history[-1].clean > 0.3 and first.history[0].held_out == 60
+
+
+def test_a_teacher_alone_can_teach(digit_sets, small_cnn) -> None:
+    teacher = recover(
+        small_cnn(),
+        digit_sets[0],
+        Recipe(method="natural", epochs=5, batch_size=50, learning_rate=0.05),
+        seed=1,
+    ).classifier
+    recipe = Recipe(method="natural", epochs=3, batch_size=50, learning_rate=0.05, distillation=1.0)
+    unknown = digit_sets[0].relabelled(torch.zeros(600), "predictions of the dense network")
+    taught = recover(small_cnn(), unknown, recipe, seed=1, teacher=teacher).classifier
+    pixels, labels = next(digit_sets[1].batches(100))
+    with torch.no_grad():
+        assert (taught(pixels).argmax(1) == labels).float().mean() > 0.4  # though every label it saw was 0
+
+
+@pytest.mark.parametrize(
+    ("mirrorable", "predicted", "teacher"), [(True, False, True), (False, True, True), (False, True, False)]
+)
+def test_the_recipe_bends_to_the_data(digit_sets, mirrorable: bool, predicted: bool, teacher: bool) -> None:
+    images = digit_sets[0]
+    if predicted:
+        images = images.relabelled(images.labels, "predictions of the dense network")
+    dataset = Dataset(images, images, "digits", mirrorable=mirrorable)
+    fitted = fit_recipe(Recipe(flip=True, batch_size=128), dataset, has_teacher=teacher)
+    assert fitted.flip == mirrorable
+    assert fitted.batch_size == 75  # an eighth of 600: a few steps an epoch at least
+    assert fitted.distillation == (1.0 if predicted and teacher else 0.0)
+    assert fit_recipe(Recipe(flip=False, batch_size=4), dataset, has_teacher=teacher).batch_size == 4
+
+
+def test_dense_training_repeats_with_its_seed_and_says_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsrp_edge.training import dense
+
+    def few(source: str, spec, *, seed: int) -> Dataset:
+        data = digits(spec, seed=seed)
+        return Dataset(data.train.first(100), data.evaluation, data.description, data.mirrorable)
+
+    monkeypatch.setattr(dense, "open_dataset", few)  # the same digits, only fewer
+    state = torch.get_rng_state()
+    recipe = Recipe(method="natural", epochs=1, batch_size=32, flip=True)
+    options = {"classes": 10, "input_size": None}
+    first, again, other = (
+        train_dense("cifar:vgg16_bn-w0.05", "digits", recipe, seed=seed, **options) for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (
+        weights_sha256(first.classifier)
+        == weights_sha256(again.classifier)
+        != weights_sha256(other.classifier)
+    )
+    spec = first.classifier.spec
+    assert (spec.architecture, spec.input_shape, spec.data) == ("cifar:vgg16_bn-w0.05", (3, 32, 32), "digits")
+    assert not first.classifier.training
+
+
+def test_photographs_have_nothing_to_teach() -> None:
+    with pytest.raises(BadInputError, match="has no labels to learn from"):
+        train_dense(
+            "cifar:vgg16_bn-w0.05", "photographs", Recipe(epochs=1), classes=10, input_size=None, seed=0
+        )
