@@ -1,5 +1,6 @@
 """A user's checkpoint file becomes a Classifier."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,8 +269,11 @@ def _unwrapped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], architecture: str) -> None:
+    # Modules whose layout changed once (MNASNet) ask for the version that they would have saved themselves.
+    versioned = OrderedDict(state)
+    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(versioned)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise BadInputError(f"{architecture} does not take these weights: {reason[:300]}") from None
