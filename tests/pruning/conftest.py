@@ -1,0 +1,99 @@
+import copy
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fsrp_edge.attacks import attackable
+from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
+from fsrp_edge.models.registry import build
+from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.pruning.graph import ChannelGroup
+from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.pruning.surgery import removed_channels
+from fsrp_edge.scoring.capture import scored_layers
+from fsrp_edge.scoring.scores import FilterScores, LayerScores
+
+
+def as_classifier(
+    network: nn.Module, architecture: str = "tests.pruning:network", size: int = 32
+) -> Classifier:
+    spec = ModelSpec(
+        architecture=architecture,
+        input_shape=(3, size, size),
+        classes=10,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        preprocessing=Preprocessing(resize=size),
+    )
+    return Classifier(network, spec).eval()
+
+
+@pytest.fixture(scope="session")
+def carried() -> Callable[..., Classifier]:
+    """A network that the package builds, with norms as training leaves them: their shifts show what was mixed up."""
+
+    def make(architecture: str, size: int = 32) -> Classifier:
+        torch.manual_seed(0)
+        classifier = as_classifier(build(architecture, classes=10), architecture, size)
+        for module in classifier.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.bias, -0.5, 0.5)
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+        return classifier
+
+    return make
+
+
+def random_scores(classifier: Classifier, seed: int = 0) -> FilterScores:
+    generator = torch.Generator().manual_seed(seed)
+    return FilterScores(
+        criterion="random",
+        options={},
+        architecture=classifier.spec.architecture,
+        model_sha256=weights_sha256(classifier.network),
+        data_sha256=None,
+        images=0,
+        seed=seed,
+        layers={
+            name: LayerScores(scores=tuple(torch.rand(len(layer.weight), generator=generator).tolist()))
+            for name, layer in scored_layers(classifier.network).items()
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def planned() -> Callable[..., PruningPlan]:
+    def make(classifier: Classifier, **options: object) -> PruningPlan:
+        return make_plan(classifier, random_scores(classifier), PlanOptions.model_validate(options))
+
+    return make
+
+
+def logits(classifier: Classifier, pixels: Tensor) -> Tensor:
+    with torch.no_grad(), attackable(classifier):
+        return classifier(pixels)
+
+
+def masking_error(
+    dense: Classifier, pruned: Classifier, groups: Sequence[ChannelGroup], plan: PruningPlan
+) -> float:
+    """How far the pruned network is from the dense one whose layers do not read the removed channels."""
+    kept = {group.root: group.kept for group in plan.groups}
+    masked = copy.deepcopy(dense).double()
+    for (name, side), channels in removed_channels(groups, kept).items():
+        if side == "input":
+            weight = masked.network.get_submodule(name).weight
+            weight.data[:, [channel for channel in channels if channel < weight.shape[1]]] = 0
+    pixels = dense.example_pixels(2).double()
+    expected = logits(masked, pixels)
+    error = (logits(copy.deepcopy(pruned).double(), pixels) - expected).abs().max()
+    return float(error / expected.abs().max())
+
+
+@pytest.fixture(scope="session")
+def error_against_masking() -> Callable[..., float]:
+    return masking_error

@@ -1,0 +1,200 @@
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
+from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning.counting import SizeCounter
+from fsrp_edge.pruning.graph import IS_OUTPUT, PruningGraph
+from fsrp_edge.pruning.surgery import remove_channels
+
+CUSTOM = Path(__file__).parents[2] / "benchmarks" / "custom_network.py"
+
+
+def custom_module():
+    spec = importlib.util.spec_from_file_location("custom_network", CUSTOM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def classifier_of(network, architecture="own:network"):
+    spec = ModelSpec(
+        architecture=architecture,
+        input_shape=(3, 32, 32),
+        classes=10,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        preprocessing=Preprocessing(resize=32),
+    )
+    return Classifier(network, spec).eval()
+
+
+def groups_of(network):
+    return {group.root: group for group in PruningGraph(classifier_of(network)).groups()}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [
+        ("cifar:resnet20-a", 32),
+        ("cifar:mobilenet_v2", 32),
+        ("torchvision:shufflenet_v2_x0_5", 64),
+        ("torchvision:regnet_y_400mf", 64),
+        ("torchvision:efficientnet_b0", 64),
+        ("torchvision:squeezenet1_1", 64),
+        ("torchvision:googlenet", 64),
+    ],
+)
+def test_pruned_network_computes_what_the_masked_one_does(
+    architecture, size, carried, planned, error_against_masking
+):
+    dense = carried(architecture, size)
+    groups = PruningGraph(dense).groups()
+    plan = planned(dense, ratio=0.5, channel_multiple=4)
+    pruned = copy.deepcopy(dense)
+    kept = {group.root: group.kept for group in plan.groups}
+    remove_channels(pruned.network, groups, kept)
+    assert measure_size(pruned).macs < 0.75 * measure_size(dense).macs
+    assert error_against_masking(dense, pruned, groups, plan) < 1e-9
+    assert SizeCounter(dense, groups).size(kept) == measure_size(pruned)
+    off = [group for group in plan.groups if len(group.kept) % 4]
+    assert all(group.note for group in off)
+
+
+def test_custom_network_is_pruned_where_channels_are_known(planned, error_against_masking):
+    torch.manual_seed(0)
+    dense = classifier_of(custom_module().build())
+    groups = PruningGraph(dense).groups()
+    plan = planned(dense, ratio=0.5, keep=["wide"])  # a group norm mixes: its outputs could not be compared
+    pruned = copy.deepcopy(dense)
+    remove_channels(pruned.network, groups, {group.root: group.kept for group in plan.groups})
+    assert error_against_masking(dense, pruned, groups, plan) < 1e-9
+    kept = {group.root: len(group.kept) for group in plan.groups}
+    assert kept["stem"] == 16  # frozen, and coupled with a layer that is used twice
+    assert kept["middle"] == 32 and pruned.network.grouped.groups == 4
+    assert kept["multiplier"] == 64 and pruned.network.multiplier.groups == 8
+    assert not pruned.network.stem.weight.requires_grad
+    locked = {group.root: group.locked for group in groups if group.locked}
+    assert "conv2d in the network" in locked["before_functional"]
+    assert "indexing" in locked["after_functional"]
+    assert "in eca" in locked["halves"]
+    assert "in spatial" in locked["before_spatial"]
+    assert locked["head"] == IS_OUTPUT
+
+
+def test_group_norm_loses_equal_positions_of_every_block(planned):
+    dense = classifier_of(custom_module().build())
+    plan = planned(dense, ratio=0.5)
+    kept = next(group.kept for group in plan.groups if group.root == "wide")
+    assert len(kept) == 32
+    assert all(
+        {channel % 16 for channel in kept if channel // 16 == block} == {c % 16 for c in kept}
+        for block in range(4)
+    )
+
+
+class Body(nn.Module):
+    def __init__(self, between, width=16):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 16, 3, padding=1)
+        self.between = between
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(F.relu(self.second(self.between(self.first(x)))).mean((2, 3)))
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("channel_shuffle", lambda x: F.channel_shuffle(x, 4)),
+        ("flip", lambda x: x.flip(1)),
+        ("roll", lambda x: torch.roll(x, 1, 1)),
+        ("indexing", lambda x: x[:, torch.arange(15, -1, -1)]),
+        ("chunk", lambda x: torch.cat(x.chunk(2, dim=1)[::-1], dim=1)),
+        ("softmax", lambda x: x.softmax(dim=1)),
+        ("reshape", lambda x: x.reshape(x.shape[0], 4, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape)),
+        ("pad", lambda x: F.pad(x, (0, 0, 0, 0, 8, 8))[:, 8:-8]),
+        ("matmul", lambda x: (x.flatten(2).transpose(1, 2) @ torch.eye(16)).transpose(1, 2).reshape(x.shape)),
+        ("cat", lambda x: torch.cat([x, x], dim=2)[:, :, : x.shape[2]] if False else torch.cat([x, x], 2)),
+    ],
+)
+def test_operations_that_reorder_or_mix_channels_lock_them_by_name(name, function):
+    group = groups_of(Body(Call(function)))["first"]
+    assert group.locked and name in group.locked and "in between" in group.locked
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.max_pool2d(F.gelu(x), 2),
+        lambda x: F.interpolate(x, scale_factor=2.0),
+        lambda x: F.pad(x, (1, 1, 1, 1))[:, :, ::2, ::2],
+        lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+        lambda x: x * torch.sigmoid(x.mean((2, 3)))[:, :, None, None],
+        lambda x: F.dropout(x.clamp(-1, 1), 0.1) / 2 + 1,
+    ],
+)
+def test_operations_on_each_channel_alone_do_not_lock(function):
+    assert groups_of(Body(Call(function)))["first"].locked is None
+
+
+def test_bare_parameter_is_cut_along_its_channel_axis(planned, error_against_masking):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma = nn.Parameter(torch.randn(16, 1, 1))
+
+        def forward(self, x):
+            return x * self.gamma
+
+    torch.manual_seed(0)
+    dense = classifier_of(Body(Scale()))
+    groups, plan = PruningGraph(dense).groups(), planned(dense, ratio=0.5)
+    pruned = copy.deepcopy(dense)
+    remove_channels(pruned.network, groups, {group.root: group.kept for group in plan.groups})
+    assert pruned.network.between.gamma.shape == (8, 1, 1)
+    assert error_against_masking(dense, pruned, groups, plan) < 1e-9
+
+
+def test_weight_computed_elsewhere_is_named():
+    network = Body(nn.Identity())
+    nn.utils.parametrizations.weight_norm(network.first)
+    assert "first computes its weight" in groups_of(network)["first"].locked
+
+
+def test_tracing_leaves_the_network_as_it_was():
+    network = Body(nn.BatchNorm2d(16)).train()
+    network.first.requires_grad_(False)
+    classifier = classifier_of(network).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    PruningGraph(classifier).groups()
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(module.training for module in classifier.modules())
+    assert [name for name, p in network.named_parameters() if not p.requires_grad] == [
+        "first.weight",
+        "first.bias",
+    ]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("network", [nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), nn.Conv2d(3, 10, 32)])
+def test_network_without_filters_to_prune_is_refused(network):
+    with pytest.raises(BadInputError, match="there are no filters to prune"):
+        PruningGraph(classifier_of(network))

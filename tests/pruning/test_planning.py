@@ -1,0 +1,110 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier, weights_sha256
+from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning.overview import inspect_network
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.planning import kept_count
+from fsrp_edge.pruning.surgery import apply_plan
+
+
+@pytest.fixture(scope="module")
+def resnet(carried):
+    return carried("cifar:resnet20-b")
+
+
+@given(st.integers(1, 4096), st.floats(0, 0.999), st.integers(1, 64))
+def test_kept_count_is_a_multiple_nearest_to_the_ratio(channels, ratio, step):
+    kept = kept_count(channels, ratio, step)
+    assert 1 <= kept <= channels
+    if kept < channels:
+        assert kept % step == 0
+        assert kept == step or abs(kept - channels * (1 - ratio)) <= step
+    assert kept_count(channels, 0, step) == channels
+
+
+@pytest.mark.parametrize("of", ["parameters", "macs"])
+@pytest.mark.parametrize("ratio", [0.3, 0.9])
+def test_ratio_of_parameters_or_macs_is_met(resnet, planned, of, ratio):
+    plan = planned(resnet, ratio=ratio, ratio_of=of)
+    before, after = measure_size(resnet), measure_size(apply_plan(resnet, plan))
+    assert 1 - getattr(after, of) / getattr(before, of) == pytest.approx(ratio, abs=0.02)
+    assert (plan.ratio, plan.ratio_of) == (ratio, of)
+
+
+def test_unreachable_ratio_names_the_nearest_which_is_reachable(resnet, planned):
+    with pytest.raises(
+        BadInputError, match=r"99\.0% of the macs cannot be removed.*8\d\.\d% is the most"
+    ) as raised:
+        planned(resnet, ratio=0.99, ratio_of="macs", channel_multiple=8)
+    nearest = float(str(raised.value).partition("--ratio ")[2].split()[0])
+    plan = planned(resnet, ratio=nearest, ratio_of="macs", channel_multiple=8)
+    least = inspect_network(resnet, 8).minimum
+    assert measure_size(apply_plan(resnet, plan)) == least
+
+
+def test_locks_keep_outputs_inputs_and_the_first_layer(resnet, planned):
+    plan = planned(
+        resnet, ratio=0.5, keep=["layer1.?.conv1"], keep_inputs=["layer2.1.conv2"], keep_first=True
+    )
+    groups = {group.root: group for group in plan.groups}
+    for root, reason in {
+        "layer1.1.conv1": "--keep layer1.?.conv1",
+        "layer2.1.conv1": "--keep-inputs layer2.1.conv2",
+        "conv1": "--keep-first",
+    }.items():
+        assert len(groups[root].kept) == groups[root].channels and reason in groups[root].note
+    pruned = apply_plan(resnet, plan).network
+    assert pruned.layer2[1].conv2.in_channels == 32 and pruned.layer2[1].conv2.out_channels == 16
+    assert len(groups["layer3.1.conv1"].kept) == 32
+
+
+def test_layer_ratio_overrides_the_common_one(resnet, planned):
+    plan = planned(resnet, ratio=0.5, layer_ratios=[("layer3.*.conv1", 0.75), ("layer3.0.conv1", 0)])
+    kept = {group.root: len(group.kept) for group in plan.groups}
+    assert (kept["layer3.0.conv1"], kept["layer3.1.conv1"], kept["layer2.1.conv1"]) == (64, 16, 16)
+
+
+@pytest.mark.parametrize("option", ["keep", "keep_inputs", "layer_ratios"])
+def test_pattern_without_a_layer_is_refused_with_the_nearest(resnet, planned, option):
+    pattern = "layer1.0.conv3"
+    value = [(pattern, 0.5)] if option == "layer_ratios" else [pattern]
+    with pytest.raises(BadInputError, match=r"no layer is called 'layer1.0.conv3'; nearest: layer1\.0\.conv"):
+        planned(resnet, **{option: value})
+
+
+def test_plan_file_gives_the_same_network_from_another_copy_of_the_checkpoint(resnet, planned, tmp_path):
+    planned(resnet, ratio=0.6, channel_multiple=4).save(tmp_path / "plan.json")
+    pruned = []
+    for name, save in (("a.safetensors", save_classifier), ("b.pt", save_checkpoint_pt)):
+        save(resnet, tmp_path / name)
+        loaded = load_classifier(tmp_path / name)
+        pruned.append(apply_plan(loaded, PruningPlan.load(tmp_path / "plan.json")))
+        save_classifier(pruned[-1], tmp_path / f"pruned-{name}.safetensors")
+    assert weights_sha256(pruned[0]) == weights_sha256(pruned[1])
+    first, second = (tmp_path / f"pruned-{name}.safetensors" for name in ("a.safetensors", "b.pt"))
+    assert first.read_bytes() == second.read_bytes()
+    assert weights_sha256(load_classifier(first)) == weights_sha256(pruned[0])
+
+
+def test_plan_that_touches_a_locked_group_is_refused(resnet, planned):
+    plan = planned(resnet, ratio=0.5)
+    groups = tuple(
+        group.model_copy(update={"kept": (0, 1)}) if group.root == "linear" else group
+        for group in plan.groups
+    )
+    with pytest.raises(
+        BadInputError, match="removes channels of linear, but these channels are the network's output"
+    ):
+        apply_plan(resnet, plan.model_copy(update={"groups": groups}))
+
+
+def test_overview_accounts_for_every_layer(resnet):
+    overview = inspect_network(resnet, 8)
+    assert sum(group.macs for group in overview.groups) == overview.dense.macs
+    assert sum(group.parameters for group in overview.groups) == overview.dense.parameters
+    assert [group.layers for group in overview.groups if group.reason_to_keep] == [("linear",)]
