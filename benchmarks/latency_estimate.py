@@ -23,9 +23,21 @@ from fsrp_edge.targets.estimate import COEFFICIENTS, COSTS, Coefficients, Group,
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parent.parent / "shared" / "latency" / "published.csv"
 PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "fp16-auto": "fp16", "int8": "int8", "int8-inferred": "int8"}
-SAME_GRAPH = {"inception_v1": "googlenet", "resnet_v1_101": "resnet101", "resnet_v1_152": "resnet152",
-              "resnet152_v2": "resnet_v2_152"}  # fmt: skip
-FAMILIES = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "resnet", "vgg", "densenet", "squeezenet")
+SAME_GRAPH = {
+    "inception_v1": "googlenet_torchvision",
+    "resnet_v1_101": "resnet101",
+    "resnet_v1_152": "resnet152",
+}
+FAMILIES = (
+    "googlenet",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "resnet",
+    "vgg",
+    "densenet",
+    "squeezenet",
+)
 TARGETS = {
     "raspberry-pi-4b": "raspberry-pi-4",
     "phone-pixel-3": "pixel-3",
@@ -50,11 +62,12 @@ class Row:
 
     @property
     def milliseconds(self) -> float:
+        """As published."""
         return float(self.source["latency_ms"])
 
     @property
     def swept(self) -> bool:
-        """One of MLPerf's MobileNets at several widths and resolutions."""
+        """Whether it is one of MLPerf's MobileNets at several widths and resolutions."""
         return self.source["stat"].startswith("mean (MLPerf")
 
 
@@ -68,6 +81,8 @@ def read_rows() -> tuple[list[Row], Counter[str]]:
                 left[f"other arithmetic ({source['precision']}, {source['backend'].partition(' ')[0]})"] += 1
                 continue
             graph = SAME_GRAPH.get(source["model"], source["model"]) + "@" + source["input"].partition("x")[0]
+            if source["runtime"] == "pytorch":  # torchvision's GoogLeNet is Inception v1 with 3×3 for 5×5
+                graph = graph.replace("googlenet@", "googlenet_torchvision@")
             if source["runtime"] == "ncnn" and f"{graph}/ncnn" in table:
                 graph += "/ncnn"
             if graph not in table:
@@ -146,6 +161,20 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
     return float(spearmanr(first, second).statistic) if len(first) > 2 else float("nan")
+
+
+def effective_parameters(
+    fitted: tuple[dict[str, Normal], dict[str, Normal], Normal], rows: Sequence[Row]
+) -> float:
+    """Costs that measurements decided, summed over groups; what the pool's distribution decided counts 0."""
+    fits, pools, _ = fitted
+    pool_of = {row.group: row.pool for row in rows}
+    return float(
+        sum(
+            len(COSTS) - np.trace(np.linalg.solve(pools[pool_of[name]].covariance, fit_.covariance))
+            for name, fit_ in fits.items()
+        )
+    )
 
 
 def select(rows: Sequence[Row], keep: np.ndarray, estimates: np.ndarray) -> dict[str, float]:
@@ -268,12 +297,12 @@ def main() -> None:
     )
     result = {
         "groups": len(models),
-        "costs": len(models) * len(COSTS),
+        "effective_parameters": effective_parameters(fitted, rows),
         "left": dict(left.most_common()),
         "spearman_within_groups": float(np.mean(within_groups)),
         "summary": summary,
         "rows": [
-            {key: row.source[key] for key in (*GROUP_KEYS, "model", "input", "latency_ms")}
+            {key: row.source[key] for key in (*GROUP_KEYS, "model", "input", "latency_ms", "source")}
             | {"in_fit_ms": round(float(a), 4), "left_out_ms": round(float(b), 4)}
             for row, a, b in zip(rows, inside, held, strict=True)
         ],
@@ -303,12 +332,15 @@ def _markdown(result: dict, worst: Sequence[tuple[Row, float]]) -> str:  # type:
         "",
         *(f"- {count}: {reason}" for reason, count in result["left"].items()),
         "",
+        f"The measurements decide {result['effective_parameters']:.0f} parameters (the trace of prior to posterior), "
+        f"{result['effective_parameters'] / result['groups']:.1f} a group; the rest is shared.",
+        "",
         f"Rank correlation (Spearman) within a group of {MANY} or more networks, in the fit: "
         f"{result['spearman_within_groups']:.3f} on average.",
     ]
     for title, table in result["summary"].items():
-        lines += ["", f"| {title} | rows | in fit: MAPE | Spearman | left out: MAPE | median | ±10 % | ±20 % | Spearman |",
-                  "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+        columns = "rows | in fit: MAPE | Spearman | left out: MAPE | median | ±10 % | ±20 % | Spearman"
+        lines += ["", f"| {title} | {columns} |", "|---|---|---|---|---|---|---|---|---|"]
         for name, both in table.items():
             a, b = both["in_fit"], both["left_out"]
             lines.append(

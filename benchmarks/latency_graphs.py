@@ -98,22 +98,26 @@ class ParamNetwork(nn.Module):
             self.layers.append((kind, tops, bottoms, {int(key): value for key, value in pairs}))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Run the layers in the order of the file."""
         values: dict[str, Tensor] = {}
         output = pixels
         for kind, tops, bottoms, options in self.layers:
             inputs = [values[name] for name in tops]
-            output = pixels if kind == "Input" else _ncnn_layer(kind, inputs, options)
+            output = pixels if kind == "Input" else _ncnn_layer(kind, inputs, options, bottoms[0])
             for name in bottoms:
                 values[name] = output
         return output
 
 
 @cache
-def _random(*shape: int) -> Tensor:
+def _random(layer: str, *shape: int) -> Tensor:
+    """Weights of one layer; two layers with the same weights would be merged by the exporter."""
     return torch.rand(shape)
 
 
-def _ncnn_layer(kind: str, inputs: list[Tensor], options: dict[int, Any]) -> Tensor:  # noqa: PLR0911
+def _ncnn_layer(  # noqa: PLR0911
+    kind: str, inputs: list[Tensor], options: dict[int, Any], name: str
+) -> Tensor:
     def option(key: int, default: int = 0) -> int:
         return int(float(options.get(key, default)))
 
@@ -121,13 +125,17 @@ def _ncnn_layer(kind: str, inputs: list[Tensor], options: dict[int, Any]) -> Ten
     if kind in ("Convolution", "ConvolutionDepthWise"):
         groups = option(7, 1) if kind == "ConvolutionDepthWise" else 1
         kernel = (option(11, option(1)), option(1))
-        weight = _random(option(0), int(x.shape[1]) // groups, *kernel)
+        weight = _random(f"{name}.weight", option(0), int(x.shape[1]) // groups, *kernel)
         pad = option(4)
-        y = F.conv2d(x, weight, _random(option(0)), option(3, 1), max(pad, 0), option(2, 1), groups)
+        y = F.conv2d(
+            x, weight, _random(f"{name}.bias", option(0)), option(3, 1), max(pad, 0), option(2, 1), groups
+        )
         return _ncnn_activation(y, option(9))
     if kind == "InnerProduct":
         x = x.flatten(1)
-        y = F.linear(x, _random(option(0), int(x.shape[1])), _random(option(0)))
+        y = F.linear(
+            x, _random(f"{name}.weight", option(0), int(x.shape[1])), _random(f"{name}.bias", option(0))
+        )
         return _ncnn_activation(y, option(9))
     if kind == "Pooling":
         if option(4):
@@ -181,7 +189,7 @@ def mobilenet_v1(width: float) -> nn.Module:
 
 
 def mobilenet_v2(width: float) -> nn.Module:
-    """torchvision's, but TensorFlow's 1.3 and 0.35 widen the last layer only above 1."""
+    """Sandler et al., arXiv 1801.04381, with TensorFlow's 1,001 classes."""
     from torchvision import models
 
     return models.mobilenet_v2(width_mult=width, num_classes=1001)
@@ -214,20 +222,7 @@ def torchvision_network(name: str) -> nn.Module:
         options = {"aux_logits": False, "init_weights": False}
     if name == "vit_b_32":
         options = {"image_size": 384}
-    if name == "densenet":
-        options = {}
     network: nn.Module = models.get_model(name, weights=None, **options)
-    return network
-
-
-def resnet_v2(depth: int) -> nn.Module:
-    """TF-slim's ResNet v2 has v1's convolutions (stride in the block's last unit); its pre-activation batch
-    norms cannot be fused, which one element-wise pass a block stands for.
-    """
-    network = torchvision_network(f"resnet{depth}")
-    for module in network.modules():
-        if type(module).__name__ == "Bottleneck":
-            module.relu = nn.ReLU()
     return network
 
 
@@ -247,16 +242,14 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], int]]:
         yield f"mobilenet_v3_{kind}_minimalistic_1.0@224", lambda k=kind: mobilenet_v3(k, 1.0, True), 224
     yield "vit_b32_384@384", lambda: torchvision_network("vit_b_32"), 384
     plain = [
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_32x8d", "squeezenet1_0", "squeezenet1_1",
-        "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg19", "vgg19_bn", "densenet121", "densenet161", "densenet169",
-        "densenet201", "alexnet",
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_32x8d",
+        "squeezenet1_0", "squeezenet1_1", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg19", "vgg19_bn",
+        "densenet121", "densenet161", "densenet169", "densenet201", "alexnet",
     ]  # fmt: skip
     for name in plain:
         yield f"{name}@224", lambda n=name: torchvision_network(n), 224
     for name in ("resnet18", "resnet34"):
         yield f"{name}@256", lambda n=name: torchvision_network(n), 256
-    for depth in (50, 101, 152):
-        yield f"resnet_v2_{depth}@299", lambda d=depth: resnet_v2(d), 299
     yield "googlenet_torchvision@224", lambda: torchvision_network("googlenet"), 224
     yield "inception_v3@299", lambda: torchvision_network("inception_v3"), 299
     yield "inception_v3@224", lambda: torchvision_network("inception_v3"), 224

@@ -21,10 +21,10 @@ TAIL = 4.0
 ROUNDS = 8
 BORROWED = 20.0
 """Groups' worth of the covariance common to all pools that is mixed into a pool's own."""
-_START = dict(
-    winograd=0.05, pointwise=0.1, depthwise=0.3, convolution=0.1, attention=0.1, pooling=0.5,
-    activations=0.3, weights=0.3, operator=2e4, group=2e3,
-)  # fmt: skip
+_START = {
+    "winograd": 0.05, "pointwise": 0.1, "depthwise": 0.3, "convolution": 0.1, "attention": 0.1, "pooling": 0.5,
+    "activations": 0.3, "weights": 0.3, "operator": 2e4, "group": 2e3,
+}  # fmt: skip
 _JITTER = 1e-3 * np.eye(len(COSTS))
 
 

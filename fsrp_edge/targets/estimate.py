@@ -232,7 +232,7 @@ def load_coefficients() -> Coefficients:
 
 
 def _published(target: Target, runtimes: Sequence[str], threads: int, precision: Precision) -> Group | None:
-    """The group of the first runtime that has one; of several, the one with most measurements."""
+    """The group of the first runtime that has one; of several, the one with most measurements, then the newest."""
     base = target.name.partition("@")[0]
     for runtime in runtimes:
         found = [
@@ -242,7 +242,7 @@ def _published(target: Target, runtimes: Sequence[str], threads: int, precision:
             and group.threads in (threads, 0)
         ]
         if found:
-            return max(found, key=lambda group: group.measurements)
+            return max(found, key=lambda group: (group.measurements, group.version))
     return None
 
 

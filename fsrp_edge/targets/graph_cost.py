@@ -107,7 +107,10 @@ def read_graph(path: Path) -> GraphCost:
         raise BadInputError(f"{path.name} is not a valid ONNX file: {reason}") from None
     if not model.graph.node:
         raise BadInputError(f"{path.name} has no operators")
-    return graph_cost(model)
+    try:
+        return graph_cost(model)
+    except _UnknownShape:  # computed inside the graph, as in channel shuffles: constants once folded
+        return graph_cost(require("onnxsim").simplify(model)[0])
 
 
 def graph_cost(model: Any) -> GraphCost:
@@ -152,6 +155,10 @@ def _constants(graph: Any) -> dict[str, tuple[int, ...]]:
     return known
 
 
+class _UnknownShape(BadInputError):  # noqa: N818 -- never leaves this module by this name
+    """An operator whose output size shape inference cannot tell."""
+
+
 class _Walk:
     """One pass over the nodes, with the buffers as a runtime would hold them."""
 
@@ -177,7 +184,7 @@ class _Walk:
         self.quantized |= kind in _QUANTIZERS
         if not data or not self._size(node.output[0]):
             if data and kind in ("Conv", "Gemm", "MatMul"):
-                raise BadInputError(
+                raise _UnknownShape(
                     f"the shape of {node.output[0]!r} ({kind}) cannot be told; export the file with fixed "
                     "input sizes"
                 )

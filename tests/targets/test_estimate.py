@@ -62,7 +62,7 @@ def test_memory_that_does_not_fit_is_said() -> None:
 
 
 def test_a_runtime_the_target_lacks_is_refused() -> None:
-    with pytest.raises(BadInputError, match="allowed: .*ncnn"):
+    with pytest.raises(BadInputError, match=r"allowed: .*ncnn"):
         estimate(graph(), load_target("raspberry-pi-4"), runtime="tensorrt")
 
 

@@ -40,7 +40,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> GraphCost:
 def test_every_operator_has_its_class_and_activations_are_fused(graph: GraphCost) -> None:
     kinds = [each.kind for each in graph.operators]
     assert kinds == [
-        "convolution", "depthwise", "elementwise", "pointwise", "elementwise", "winograd", "grouped", "pooling", "dense",
+        "convolution", "depthwise", "elementwise", "pointwise", "elementwise", "winograd", "grouped",
+        "pooling", "dense",
     ]  # fmt: skip
 
 
