@@ -18,8 +18,8 @@ from fsrp_edge.pruning.options import PlanOptions, RatioOf, matches, require_kno
 from fsrp_edge.pruning.plan import GroupPlan, PruningPlan
 from fsrp_edge.scoring.scores import FilterScores
 
-_STEPS = 40
-"""Bisections of the ratio: 2^-40 is finer than one channel of any network."""
+_STEPS = 24
+"""Bisections of the ratio: 2^-24 is finer than one channel of any layer."""
 
 
 def granularity(group: ChannelGroup, multiple: int) -> int:
