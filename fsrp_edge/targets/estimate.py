@@ -197,13 +197,15 @@ def estimate(
             f"{group.measurements} published measurements ({group.runtime}: {group.version}, {group.statistic}), "
             f"mean error {group.mape:.0%} on networks left out"
         )
+        if group.precision != precision:
+            basis += f"; {group.runtime} computes {precision} files in {group.precision} here"
     else:
         costs = _generic_costs(target, runtime or names[0], threads, precision)
         factor = UNCALIBRATED_FACTOR
         basis = (
             "UNCALIBRATED: nothing published for this device, runtime, threads and precision; from its peak"
         )
-    times = quantities(graph.operators, precision) * costs * 1e-6
+    times = quantities(graph.operators, group.precision if group else precision) * costs * 1e-6
     total = float(times.sum())
     weights, arena = graph.parameters * BYTES[precision], graph.peak_elements * BYTES[precision]
     memory = target.memory.size_gib
@@ -238,12 +240,18 @@ def _published(target: Target, runtimes: Sequence[str], threads: int, precision:
         found = [
             group
             for group in load_coefficients().groups
-            if (group.target, group.runtime, group.precision) == (base, runtime, precision)
+            if (group.target, group.runtime) == (base, runtime)
+            and group.precision in _arithmetic(runtime, precision)
             and group.threads in (threads, 0)
         ]
         if found:
-            return max(found, key=lambda group: (group.measurements, group.version))
+            return max(found, key=lambda each: (each.precision == precision, each.measurements, each.version))
     return None
+
+
+def _arithmetic(runtime: str, precision: Precision) -> tuple[Precision, ...]:
+    """Precisions that a file may be computed in: ncnn takes fp32 files to fp16 where the cores can."""
+    return ("fp32", "fp16") if runtime == "ncnn" and precision == "fp32" else (precision,)
 
 
 def _generic_costs(target: Target, runtime: str, threads: int, precision: Precision) -> np.ndarray:

@@ -70,3 +70,10 @@ def test_quantities_count_bytes_by_precision() -> None:
     full, small = (quantities(graph().operators, precision) for precision in ("fp32", "int8"))
     column = COSTS.index("activations")
     assert (full[:, column] == 4 * small[:, column]).all()
+
+
+def test_ncnn_computes_fp32_files_in_fp16_where_the_cores_can() -> None:
+    found = estimate(graph(), load_target("raspberry-pi-5"), runtime="ncnn", threads=4)
+    assert found.calibrated
+    assert found.precision == "fp32"
+    assert "ncnn computes fp32 files in fp16" in found.basis

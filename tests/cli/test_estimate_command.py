@@ -1,0 +1,35 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from fsrp_edge.cli import cli
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("estimate") / "small.onnx"
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    torch.onnx.export(network.eval(), (torch.rand(1, 3, 32, 32),), path, dynamo=False)
+    return path
+
+
+def test_the_table_says_estimated_with_an_interval_and_what_it_rests_on(model: Path) -> None:
+    result = CliRunner().invoke(cli, ["estimate", str(model), "--target", "raspberry-pi-4"])
+    assert result.exit_code == 0, result.output
+    assert "estimated " in result.output
+    assert "published measurements" in result.output
+    assert "fits" in result.output
+
+
+def test_json_adds_up(model: Path) -> None:
+    arguments = ["estimate", str(model), "--target", "raspberry-pi-4", "--runtime", "ncnn", "--json"]
+    found = json.loads(CliRunner().invoke(cli, arguments).stdout)
+    assert found["estimated"] is True
+    assert found["runtime"] == "ncnn"
+    assert sum(each["milliseconds"] for each in found["operators"]) == pytest.approx(found["milliseconds"])
