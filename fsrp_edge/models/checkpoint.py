@@ -269,9 +269,10 @@ def _unwrapped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], architecture: str) -> None:
-    # Modules whose layout changed once (MNASNet) ask for the version that they would have saved themselves.
+    # A network whose layout changed once (MNASNet) asks for the version it would save itself. Its layers are not told
+    # theirs: batch norm fills in the counters of old files where no version is given.
     versioned = OrderedDict(state)
-    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    versioned._metadata = {"": network.state_dict()._metadata[""]}  # type: ignore[attr-defined]
     try:
         network.load_state_dict(versioned)
     except RuntimeError as error:
