@@ -2,9 +2,10 @@
 
 Time is a sum over fused operators: multiply-accumulates at the rate of the operator's class, bytes of
 activations and of weights, and a fixed cost an operator. So a network is a row of quantities, a runtime on a
-device is a column of costs, and the estimate is their product. While the model was made, sums estimated networks left out of
-the fit better than compute and memory time that overlap (the root of their squares' sum); the larger of the two
-was not tried.
+device is a column of costs, and the estimate is their product.
+
+While the model was made, sums estimated networks left out of the fit better than compute and memory time that
+overlap (the root of the sum of their squares); the larger of the two was not tried.
 """
 
 import json
