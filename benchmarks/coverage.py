@@ -86,7 +86,7 @@ class Trial:
             self._run()
             del self.row["stopped_at"]
         except FsrpEdgeError as error:
-            self.row |= {"reason": str(error), "refused": type(error).__name__}
+            self.row |= {"reason": str(error).splitlines()[0], "refused": type(error).__name__}
         except Exception as error:
             self.row["reason"] = f"{type(error).__name__}: {error}"[:500]
         self.row["seconds"] = round(time.perf_counter() - started, 1)
