@@ -23,6 +23,7 @@ from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.fsrp import FSRP
@@ -75,7 +76,7 @@ def cell(
         "clean" if isinstance(form, Rival) or name.endswith("clean examples") else "adversarial"
     ]
     scores = score(dense, images, form, seed=seed)
-    pruned = apply_plan(dense, make_plan(dense, scores, ratio=ratio))
+    pruned = apply_plan(dense, make_plan(dense, scores, PlanOptions(ratio=ratio)))
     compute.to_fast_layout(pruned, torch.device("cpu"))
     recalibrate_batch_norm(pruned, dataset.train, max_images=1024)
     judged = dataset.evaluation.first(JUDGE_IMAGES)
