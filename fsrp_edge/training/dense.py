@@ -55,7 +55,9 @@ def train_dense(
     )
     dataset = open_dataset(data, spec, seed=seed)
     if not dataset.train.is_labelled:
-        raise BadInputError(f"{dataset.train.name} has no labels to learn from; give labelled images (--data)")
+        raise BadInputError(
+            f"{dataset.train.name} has no labels to learn from; give labelled images (--data)"
+        )
     spec = spec.model_copy(update={"class_names": dataset.train.class_names})
     classifier = Classifier(network, spec)
     compute.to_fast_layout(classifier, compute.default_device())
