@@ -1,4 +1,4 @@
-"""What every benchmark does alike: describe the machine, repeat in turns, write JSON with a Markdown table beside it."""
+"""What benchmarks do alike: describe the machine, repeat in turns, write JSON with a Markdown table beside it."""
 
 import datetime
 import statistics

@@ -154,8 +154,8 @@ class Trial:
         return loaded
 
     def _export(self, classifier: Any, folder: Path) -> None:
-        from fsrp_edge.export.export import ArtifactRequest, export_artifacts
-        from fsrp_edge.export.parity import check_parity, require_parity
+        from fsrp_edge.exporting.export import ArtifactRequest, export_artifacts
+        from fsrp_edge.exporting.parity import check_parity, require_parity
 
         requests = [ArtifactRequest("onnx", "fp32")]
         (artifact,) = self.step(

@@ -71,7 +71,7 @@ def cell(
     ratio: float,
 ) -> dict[str, Any]:
     """Prune by one form, recalibrate, judge."""
-    seed = int(name.split()[-1]) if name.startswith("random") else 0
+    seed = int(name.rsplit(maxsplit=1)[-1]) if name.startswith("random") else 0
     images = examples[
         "clean" if isinstance(form, Rival) or name.endswith("clean examples") else "adversarial"
     ]

@@ -14,7 +14,9 @@ from fsrp_edge.pipeline import CompressOptions, compress
 
 def main() -> None:
     """Run `compress` with its defaults and keep the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/resnet20"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fsrp_edge.bench.measure import measure
     from fsrp_edge.data.open import open_dataset
     from fsrp_edge.evaluation.evaluate import evaluate
-    from fsrp_edge.export.verified import export_verified
+    from fsrp_edge.exporting.verified import export_verified as export
     from fsrp_edge.models.checkpoint import load_classifier as load
     from fsrp_edge.models.saved import save_classifier as save
     from fsrp_edge.pipeline import CompressOptions, CompressResult, compress
@@ -30,7 +30,7 @@ _HOMES = {
     "FSRP": "fsrp_edge.scoring.fsrp:FSRP",
     "compress": "fsrp_edge.pipeline:compress",
     "evaluate": "fsrp_edge.evaluation.evaluate:evaluate",
-    "export_verified": "fsrp_edge.export.verified:export_verified",
+    "export": "fsrp_edge.exporting.verified:export_verified",
     "load": "fsrp_edge.models.checkpoint:load_classifier",
     "load_target": "fsrp_edge.targets.load:load_target",
     "measure": "fsrp_edge.bench.measure:measure",
@@ -44,7 +44,7 @@ _HOMES = {
 
 __all__ = [  # noqa: RUF022 -- in the order of the pipeline
     "__version__", "load", "save", "open_dataset", "load_target", "FSRP", "score", "plan", "prune", "recover",
-    "export_verified", "measure", "evaluate", "compress", "CompressOptions", "CompressResult",
+    "export", "measure", "evaluate", "compress", "CompressOptions", "CompressResult",
 ]  # fmt: skip
 
 

@@ -27,9 +27,9 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import AttackName, EvaluationPlan, evaluate
 from fsrp_edge.evaluation.results import Accuracy
-from fsrp_edge.export.artifact import Artifact, Format, Precision
-from fsrp_edge.export.export import ArtifactRequest, smoke_test
-from fsrp_edge.export.verified import Exported, export_verified
+from fsrp_edge.exporting.artifact import Artifact, Format, Precision
+from fsrp_edge.exporting.export import ArtifactRequest, smoke_test
+from fsrp_edge.exporting.verified import Exported, export_verified
 from fsrp_edge.files import sha256_file, sha256_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec

@@ -66,8 +66,8 @@ NOT_MEASURED = (
 def make_report(*, label_kind: Any = "ground truth", warnings: tuple[str, ...] = ()) -> "RunReport":
     from fsrp_edge.bench.results import Latency
     from fsrp_edge.evaluation.results import Accuracy
-    from fsrp_edge.export.artifact import Artifact
-    from fsrp_edge.export.parity import TOLERANCES, Parity
+    from fsrp_edge.exporting.artifact import Artifact
+    from fsrp_edge.exporting.parity import TOLERANCES, Parity
     from fsrp_edge.models.classifier import ModelSpec, Preprocessing
     from fsrp_edge.report import schema
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from fsrp_edge.attacks import PGD
 from fsrp_edge.bench.measure import Method
 from fsrp_edge.errors import BadInputError, GateFailedError
-from fsrp_edge.export import verified
+from fsrp_edge.exporting import verified
 from fsrp_edge.files import read_json, sha256_file
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.saved import weights_sha256

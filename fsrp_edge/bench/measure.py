@@ -19,7 +19,7 @@ from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.bench.transport import Address, Transport, open_transport, parse_address
 from fsrp_edge.bench.validity import disturbances
 from fsrp_edge.errors import BadInputError, FsrpEdgeError, GateFailedError, ToolFailedError
-from fsrp_edge.export.artifact import Format, format_of
+from fsrp_edge.exporting.artifact import Format, format_of
 from fsrp_edge.files import sha256_file
 
 RUNTIMES: dict[Format, str] = {"onnx": "onnxruntime", "tflite": "litert"}

@@ -38,7 +38,7 @@ def estimate(
     from typing import cast
 
     from fsrp_edge.cli.console import print_json, print_rows
-    from fsrp_edge.export.artifact import Precision
+    from fsrp_edge.exporting.artifact import Precision
     from fsrp_edge.targets.estimate import estimate as estimate_latency
     from fsrp_edge.targets.graph_cost import read_graph
     from fsrp_edge.targets.load import load_target

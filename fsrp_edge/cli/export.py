@@ -45,7 +45,7 @@ def export(
     fsrp-edge export recovered.safetensors --target jetson-nano --format onnx --precision fp16
     """
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
-    from fsrp_edge.export.verified import export_verified
+    from fsrp_edge.exporting.verified import export_verified
     from fsrp_edge.pipeline import CheckpointOptions, choose_artifacts, load, load_data
     from fsrp_edge.targets.load import load_target
 

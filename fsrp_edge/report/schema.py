@@ -9,8 +9,8 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from fsrp_edge.bench.results import Latency
 from fsrp_edge.data.images import LabelKind
 from fsrp_edge.evaluation.results import Accuracy
-from fsrp_edge.export.artifact import Artifact
-from fsrp_edge.export.parity import Parity
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.models.classifier import ModelSpec
 
 DENSE = "dense"

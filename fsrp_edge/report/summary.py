@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fsrp_edge.evaluation.results import Accuracy
-from fsrp_edge.export.parity import Parity
+from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.report import wording
 from fsrp_edge.report.schema import LedgerRow, RunReport, SpeedUp
 

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.export.artifact import Precision
+from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.targets.graph_cost import GraphCost, Operator, OperatorClass
 from fsrp_edge.targets.profile import Target
 

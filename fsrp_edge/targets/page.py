@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from fsrp_edge.export.artifact import Precision
+from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.files import write_json, write_text
 from fsrp_edge.targets.load import load_variants, target_names
 from fsrp_edge.targets.profile import (

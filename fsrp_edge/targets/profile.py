@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from fsrp_edge.export.artifact import Format, Precision
+from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.files import sha256_json
 
 Value = TypeVar("Value")

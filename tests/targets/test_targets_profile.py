@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fsrp_edge.export.artifact import Format, Precision
+from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.targets.load import load_target, load_variants, target_names
 from fsrp_edge.targets.profile import Sourced, Target, profile_json_schema
 

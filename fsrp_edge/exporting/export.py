@@ -7,9 +7,9 @@ from pathlib import Path
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.export import onnx, tflite
-from fsrp_edge.export.artifact import Artifact, Format, Precision
-from fsrp_edge.export.parity import check_parity, require_parity
+from fsrp_edge.exporting import onnx, tflite
+from fsrp_edge.exporting.artifact import Artifact, Format, Precision
+from fsrp_edge.exporting.parity import check_parity, require_parity
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 

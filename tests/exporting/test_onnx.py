@@ -7,7 +7,7 @@ import torch
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
-from fsrp_edge.export.onnx import convert_to_fp16, export_onnx, quantize_to_int8
+from fsrp_edge.exporting.onnx import convert_to_fp16, export_onnx, quantize_to_int8
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import open_session
 

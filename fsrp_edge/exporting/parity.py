@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from fsrp_edge.compute import device_of
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import GateFailedError
-from fsrp_edge.export.artifact import Artifact, Precision
+from fsrp_edge.exporting.artifact import Artifact, Precision
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import RUNTIMES, Runtime, open_session
 

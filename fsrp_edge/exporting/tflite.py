@@ -8,8 +8,8 @@ import torch
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.export.artifact import Artifact, Precision
-from fsrp_edge.export.frozen import frozen_copy
+from fsrp_edge.exporting.artifact import Artifact, Precision
+from fsrp_edge.exporting.frozen import frozen_copy
 from fsrp_edge.files import atomic_path, sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track

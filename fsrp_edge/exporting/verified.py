@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.export.artifact import Artifact
-from fsrp_edge.export.export import ArtifactRequest, export_artifacts
-from fsrp_edge.export.frozen import frozen_copy
-from fsrp_edge.export.parity import Parity, check_parity, require_parity
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.export import ArtifactRequest, export_artifacts
+from fsrp_edge.exporting.frozen import frozen_copy
+from fsrp_edge.exporting.parity import Parity, check_parity, require_parity
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 from fsrp_edge.targets.profile import Target

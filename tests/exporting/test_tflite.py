@@ -7,9 +7,9 @@ import torch
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.export.artifact import Artifact
-from fsrp_edge.export.parity import check_parity, require_parity
-from fsrp_edge.export.tflite import convert_to_fp16, export_tflite, quantize_to_int8
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.parity import check_parity, require_parity
+from fsrp_edge.exporting.tflite import convert_to_fp16, export_tflite, quantize_to_int8
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import open_session
 

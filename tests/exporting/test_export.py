@@ -6,7 +6,7 @@ from torch import nn
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
-from fsrp_edge.export.export import ArtifactRequest, export_artifacts, smoke_test
+from fsrp_edge.exporting.export import ArtifactRequest, export_artifacts, smoke_test
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
 

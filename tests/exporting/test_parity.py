@@ -7,9 +7,9 @@ from torch import nn
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import GateFailedError
-from fsrp_edge.export.artifact import Artifact
-from fsrp_edge.export.onnx import convert_to_fp16, export_onnx, quantize_to_int8
-from fsrp_edge.export.parity import check_parity, compare, probe_pixels, require_parity
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.onnx import convert_to_fp16, export_onnx, quantize_to_int8
+from fsrp_edge.exporting.parity import check_parity, compare, probe_pixels, require_parity
 from fsrp_edge.models.classifier import Classifier
 
 
