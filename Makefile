@@ -34,7 +34,7 @@ demo: $(VENV)/demo.stamp ## Train resnet18.pt adversarially on handwritten digit
 	cd demo && ../$(BIN)/fsrp-edge compress resnet18.pt --target jetson-nano
 
 test: $(VENV)/dev.stamp ## Run the tests (under 10 minutes, installation included)
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile # two workers, one thread each
 
 test-slow: $(VENV)/dev.stamp ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow
