@@ -1,5 +1,6 @@
 """Fixtures that tests of several rooms use."""
 
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,11 @@ import pytest
 
 if TYPE_CHECKING:
     from fsrp_edge.report.schema import RunReport
+
+# A shell that starts the tests in the background ignores SIGINT for them and all their children; the tests of Ctrl-C
+# are about what a user at a terminal gets.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HOSTILE = ("<script>alert(1)</script>|x|", "`a`\n# b", "[link](http://x)", "\x1b[31mred_*bold*")
 """Class names that try to be HTML, Markdown, a new table cell or a terminal's escape sequence."""
