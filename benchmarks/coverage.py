@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS, save
 from fsrp_edge.errors import FsrpEdgeError
-from fsrp_edge.pruning.graph import IS_OUTPUT
+from fsrp_edge.models.channel_graph import IS_OUTPUT
 
 TIMEOUT_SECONDS = 900
 MEMORY_BYTES = 12 * 2**30
@@ -106,7 +106,7 @@ class Trial:
 
     def _prune(self, dense: Any) -> Any:
         from fsrp_edge.attacks import PGD
-        from fsrp_edge.pruning.graph import PruningGraph
+        from fsrp_edge.models.channel_graph import PruningGraph
         from fsrp_edge.pruning.options import PlanOptions
         from fsrp_edge.pruning.planning import make_plan
         from fsrp_edge.pruning.surgery import apply_plan

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from fsrp_edge.report.schema import RunReport
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 # are about what a user at a terminal gets.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples on every machine, so that a merge is never stopped by another one's chance find;
+# `pytest --hypothesis-profile default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 HOSTILE = ("<script>alert(1)</script>|x|", "`a`\n# b", "[link](http://x)", "\x1b[31mred_*bold*")
 """Class names that try to be HTML, Markdown, a new table cell or a terminal's escape sequence."""

@@ -92,7 +92,6 @@ def _standing(
 
 def _withstands(model: Classifier, pixels: Tensor, labels: Tensor, start: Tensor, attack: PGD) -> Tensor:
     """Bool (N,): whether the prediction is right on the start and on every iterate after it."""
-    step_size = attack.step_size or 2.5 * attack.eps / attack.steps
     lower, upper = (pixels - attack.eps).clamp_(min=0), (pixels + attack.eps).clamp_(max=1)
     stands = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
     left, adversarial = torch.arange(len(labels), device=labels.device), start
@@ -100,7 +99,7 @@ def _withstands(model: Classifier, pixels: Tensor, labels: Tensor, start: Tensor
         if len(left) == 0:
             return stands
         gradient, logits = input_gradient(model, adversarial, labels[left])
-        adversarial, reached = adversarial + step_size * gradient.sign(), adversarial
+        adversarial, reached = adversarial + attack.step * gradient.sign(), adversarial
         adversarial = torch.clamp(adversarial, lower[left], upper[left])
         suspects = (logits.argmax(1) != labels[left]).nonzero().squeeze(1)
         if len(suspects):

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, Side, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import Size, macs_by_layer, measure_size
-from fsrp_edge.pruning.graph import ChannelGroup, Convolution, Side, find_layer
 from fsrp_edge.pruning.surgery import removed_channels
 
 

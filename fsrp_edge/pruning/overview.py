@@ -7,10 +7,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import Size, macs_by_layer
 from fsrp_edge.pruning.counting import SizeCounter
-from fsrp_edge.pruning.graph import ChannelGroup, Convolution, PruningGraph, find_layer
 from fsrp_edge.pruning.planning import choose_channels, granularity, reason_to_keep
 
 

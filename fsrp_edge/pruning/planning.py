@@ -9,11 +9,11 @@ from torch import nn
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import sha256_json
+from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import Size
 from fsrp_edge.pruning.counting import SizeCounter
-from fsrp_edge.pruning.graph import ChannelGroup, Convolution, PruningGraph
 from fsrp_edge.pruning.options import PlanOptions, RatioOf, matches, require_known
 from fsrp_edge.pruning.plan import GroupPlan, PruningPlan
 from fsrp_edge.scoring.scores import FilterScores

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
-from fsrp_edge.pruning.graph import ChannelGroup, PruningGraph
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import GroupPlan, PruningPlan, Strategy
 from fsrp_edge.pruning.planning import choose_channels, granularity, group_scores, make_plan

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fsrp_edge.attacks import attackable
 from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph, Side, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.layer_shapes import with_layer_shapes
 from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.pruning.graph import ChannelGroup, PruningGraph, Side, find_layer
 from fsrp_edge.pruning.plan import PruningPlan
 
 

@@ -19,8 +19,8 @@ RegionShape = Literal["disk", "square"]
 SMALLEST_SIDE = 4
 """Maps with a shorter side have no two bands worth telling apart (1×1: one bin; 2×2: DC and Nyquist)."""
 
-CANCELLATION_LIMIT = 0.02
-"""Where the high band holds less than this share of the energy, its float32 difference is taken again in float64."""
+CANCELLATION_LIMIT = 0.1
+"""Where the high band holds less than this part of the low one, its float32 difference is taken again in float64."""
 
 
 @dataclass(frozen=True)

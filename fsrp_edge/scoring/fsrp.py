@@ -105,7 +105,7 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
         raise BadInputError(
             f"{len(images)} images are too few for so many processes; start fewer or give more images"
         )
-    generator = _starts_after(mine.start, images, options, seed)
+    generator = _starts_after(mine.start, classifier.spec.input_shape, options, seed)
     device = compute.device_of(classifier)
     part = images.subset(np.arange(mine.start, mine.stop))
     batches = part.batches(options.batch_size)
@@ -129,12 +129,12 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
     )
 
 
-def _starts_after(count: int, images: ImageSet, options: FSRP, seed: int) -> torch.Generator:
+def _starts_after(count: int, image_shape: tuple[int, int, int], options: FSRP, seed: int) -> torch.Generator:
     """The generator of random starts as it is after `count` images: a start belongs to an image, not to a process."""
     generator = compute.generator(seed)
     if options.attack.eps > 0:
-        for pixels, _ in images.subset(np.arange(count)).batches(options.batch_size):
-            torch.rand(pixels.shape, generator=generator)
+        for first in range(0, count, options.batch_size):
+            torch.rand((min(options.batch_size, count - first), *image_shape), generator=generator)
     return generator
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from fsrp_edge import compute
 from fsrp_edge.attacks import attackable
 from fsrp_edge.data.images import ImageSet
+from fsrp_edge.models.channel_graph import PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
-from fsrp_edge.pruning.graph import PruningGraph
 from fsrp_edge.scoring.capture import MapReader, as_maps, scored_layers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 

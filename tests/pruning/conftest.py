@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fsrp_edge.attacks import attackable
+from fsrp_edge.models.channel_graph import ChannelGroup
 from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.models.registry import build
 from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.pruning.graph import ChannelGroup
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import make_plan

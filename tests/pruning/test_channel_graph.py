@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.channel_graph import IS_OUTPUT, PruningGraph
 from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.counting import SizeCounter
-from fsrp_edge.pruning.graph import IS_OUTPUT, PruningGraph
 from fsrp_edge.pruning.surgery import remove_channels
 
 CUSTOM = Path(__file__).parents[2] / "benchmarks" / "custom_network.py"

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from fsrp_edge import compute
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.pruning.tracing import LAYERS, NORMS, Cut, Watch
+from fsrp_edge.models.tracing import LAYERS, NORMS, Cut, Watch
 
 Convolution = nn.modules.conv._ConvNd
 Side = Literal["output", "input", "both"]
