@@ -39,6 +39,24 @@ def test_examples_stay_in_the_ball_and_in_the_image(
     assert (found - pixels).abs().max() <= eps + 1e-6
 
 
+def test_an_image_that_is_fooled_is_left_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    pixels, _ = batch(40)
+    with attackable(model):
+        labels = model(pixels).argmax(1)
+        labels[:8] = (labels[:8] + 1) % 3  # wrong from the start
+        attack = PGD(eps=0.2, steps=8, early_stop=True)
+        found = pgd(model, pixels, labels, attack, generator(0))
+        start = random_start(pixels, 0.2, generator(0))
+        wrong_before = model(start).argmax(1) != labels
+        to_the_end = pgd(model, pixels, labels, attack.model_copy(update={"early_stop": False}), generator(0))
+        fooled, fooled_to_the_end = (model(each).argmax(1) != labels for each in (found, to_the_end))
+    assert torch.equal(found[wrong_before], start[wrong_before]) and wrong_before[:8].any()
+    assert not torch.equal(found[~wrong_before], start[~wrong_before])
+    assert torch.equal(fooled, fooled_to_the_end) and 8 < fooled.sum() < 40
+
+
 def test_on_a_linear_network_the_best_corner_is_reached() -> None:
     """The loss of two classes grows along one fixed sign pattern, so the strongest example is known."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))

@@ -73,14 +73,7 @@ def compress(
     eps = given["eps"]
     wanted = options.checked(
         CompressOptions,
-        criterion=options.criterion_from(
-            given.pop("criterion"),
-            given.pop("radius"),
-            given.pop("region"),
-            given.pop("read_at"),
-            given.pop("score_steps"),
-            eps,
-        ),
+        criterion=options.criterion_from(given),
         natural_if_undefended=given["recover_method"] == "auto",
         recovery=options.recipe_from(
             given.pop("recover_epochs"),

@@ -169,6 +169,11 @@ criterion_options = _stack(
         show_default=True,
         help="PGD steps of the examples.",
     ),
+    click.option(
+        "--score-early-stop",
+        is_flag=True,
+        help="Leave an image as it is once it is fooled: sooner done, with weaker examples.",
+    ),
 )
 plan_options = _stack(
     click.option(
@@ -254,6 +259,15 @@ def optional(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return values or None
 
 
+def refuse_beside(given: str, overruled: set[str]) -> None:
+    """Stop where the user gave a parameter that the option `given` would silently overrule."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in overruled and source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} does not go with {given}, which decides that itself")
+
+
 def checked(model: Any, **values: Any) -> Any:
     """An options model of these values; what pydantic has against them becomes wrong use of the command line."""
     from pydantic import ValidationError
@@ -266,17 +280,17 @@ def checked(model: Any, **values: Any) -> Any:
         raise click.UsageError(first_problem(error)) from None
 
 
-def criterion_from(
-    criterion: str, radius: float, region: str, read_at: str, score_steps: int, eps: float
-) -> Any:
-    """The criterion that the command line names, with its options."""
+def criterion_from(given: dict[str, Any]) -> Any:
+    """The criterion that the command line names, with its options, which are taken out of `given`."""
     from fsrp_edge.attacks import PGD
     from fsrp_edge.scoring.fsrp import FSRP
     from fsrp_edge.scoring.rivals import Rival
 
-    if criterion != "fsrp":
-        return Rival.model_validate({"name": criterion})
-    return FSRP(radius=radius, region=region, read_at=read_at, attack=PGD(eps=eps, steps=score_steps))
+    name, steps, early = (given.pop(key) for key in ("criterion", "score_steps", "score_early_stop"))
+    fsrp = {key: given.pop(key) for key in ("radius", "region", "read_at")}
+    if name != "fsrp":
+        return Rival.model_validate({"name": name})
+    return FSRP(**fsrp, attack=PGD(eps=given["eps"], steps=steps, early_stop=early))
 
 
 def recipe_from(epochs: int, method: str, learning_rate: float, batch_size: int, eps: float) -> Any:

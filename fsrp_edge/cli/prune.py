@@ -51,6 +51,8 @@ def prune(
     from fsrp_edge.scoring.scores import FilterScores
     from fsrp_edge.targets.load import load_target
 
+    if plan is not None:
+        options.refuse_beside("--plan", {*PlanOptions.model_fields, "target"})
     with show_progress(quiet=quiet):
         asked = {name: given.pop(name) for name in PlanOptions.model_fields if name in given}
         dense = load(CheckpointOptions(**given))

@@ -31,18 +31,12 @@ if TYPE_CHECKING:
 def score(
     data: str | None,
     score_images: int | None,
-    criterion: str,
-    radius: float,
-    region: str,
-    read_at: str,
-    score_steps: int,
-    eps: float,
     seed: int,
     out: Path,
     explain_to: Path | None,
     as_json: bool,
     quiet: bool,
-    **checkpoint: Any,
+    **given: Any,
 ) -> None:
     """Score every filter by the low- to high-frequency ratio of its response to adversarial examples.
 
@@ -50,20 +44,21 @@ def score(
     fsrp-edge score resnet20.th --data cifar-10-batches-bin --out scores.json
     fsrp-edge score resnet20.th --data cifar-10-batches-bin --explain pictures/
     """
-    if explain_to is not None and criterion != "fsrp":
+    if explain_to is not None and given["criterion"] != "fsrp":
         raise click.UsageError(
-            f"--explain speaks of fsrp's spectra; it does not go with --criterion {criterion}"
+            f"--explain speaks of fsrp's spectra; it does not go with --criterion {given['criterion']}"
         )
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.pipeline import CheckpointOptions, default_score_images, load, load_data
     from fsrp_edge.scoring.pictures import explain_into
     from fsrp_edge.scoring.score import score as run
 
+    chosen = options.criterion_from(given)
+    del given["eps"]
     with show_progress(quiet=quiet):
-        classifier = load(CheckpointOptions(**checkpoint))
+        classifier = load(CheckpointOptions(**given))
         images = load_data(classifier, data, seed).train
         sample = images.sample(score_images or default_score_images(classifier.spec), seed)
-        chosen = options.criterion_from(criterion, radius, region, read_at, score_steps, eps)
         if explain_to is None:
             scores, explanation = run(classifier, sample, chosen, seed=seed), None
         else:
@@ -85,7 +80,7 @@ def score(
             )
             for name, layer in scores.layers.items()
         ],
-        footer=f"{out}\nNext: fsrp-edge prune {checkpoint['checkpoint']} --scores {out} --target NAME",
+        footer=f"{out}\nNext: fsrp-edge prune {given['checkpoint']} --scores {out} --target NAME",
     )
 
 

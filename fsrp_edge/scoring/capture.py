@@ -48,12 +48,12 @@ class _Pending(NamedTuple):
     normalized: bool
 
 
-def scored_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+def scored_layers(network: nn.Module) -> dict[str, nn.Conv1d | nn.Conv2d | nn.Linear]:
     """Convolutions and linear layers that learn, by name; fixed shortcuts only copy another layer's map."""
     return {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, PadShortcut)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and not isinstance(module, PadShortcut)
     }
 
 
@@ -61,11 +61,9 @@ def as_maps(layer: nn.Module, output: Tensor) -> Tensor:
     """A layer's output as maps (N, C, H, W).
 
     A linear layer's features are its last axis, the axes between it and the first are places: (N, F) becomes maps of
-    1×1, (N, L, F) of 1×L, (N, H, W, F) of H×W.
+    1×1, (N, L, F) of 1×L, (N, H, W, F) of H×W. A 1-D convolution's (N, C, L) becomes maps of 1×L.
     """
-    if not isinstance(layer, nn.Linear):
-        return output
-    maps = output.movedim(-1, 1)
+    maps = output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output
     while maps.dim() < 4:
         maps = maps.unsqueeze(2)
     return maps

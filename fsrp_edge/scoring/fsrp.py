@@ -48,28 +48,30 @@ class _LayerSums:
     def __init__(self, options: FSRP, channels: int, device: torch.device) -> None:
         self.options = options
         self.size: tuple[int, int] = (0, 0)
-        self.ratio: Tensor
-        self.low: Tensor
-        self.high: Tensor
-        self.images = torch.zeros((), dtype=torch.float64, device=device)
-        self.ratio, self.low, self.high = torch.zeros((3, channels), dtype=torch.float64, device=device)
+        """(height, width) of the largest map; smaller ones of a layer that is used at several sizes count less."""
+        self.maps = torch.zeros((), dtype=torch.float64, device=device)
+        self.pixels = torch.zeros_like(self.maps)
+        self.ratio = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.low, self.high = torch.zeros_like(self.ratio), torch.zeros_like(self.ratio)
 
     def add(self, maps: Tensor) -> None:
         """Add a batch of maps (N, C, H, W)."""
-        self.size = (maps.shape[2], maps.shape[3])
+        size = (maps.shape[2], maps.shape[3])
+        self.size = max(self.size, size)
         energies = band_energies(maps, self.options.radius, self.options.region)
-        self.images += len(maps)
+        self.pixels += len(maps) * size[0] * size[1]
         self.low += energies.low.double().sum(dim=0)
         self.high += energies.high.double().sum(dim=0)
-        if has_bands(self.size):
+        if has_bands(size):
+            self.maps += len(maps)
             self.ratio += low_to_high_ratio(energies, self.options.power).double().sum(dim=0)
 
     def scores(self) -> Tensor:
-        """(C,) the criterion; for maps without two bands the mean energy of the map, in units of one pixel."""
+        """(C,) the criterion; where no map had two bands, the mean energy of a pixel."""
         if not has_bands(self.size):
-            return self.low / (self.images * self.size[0] * self.size[1])
+            return self.low / self.pixels
         if self.options.aggregate == "mean-of-ratios":
-            return self.ratio / self.images
+            return self.ratio / self.maps
         return low_to_high_ratio(BandEnergies(self.low, self.high), self.options.power)
 
 
@@ -115,7 +117,7 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
             with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
                 classifier(adversarial)
     for layer in sums.values():
-        for total in (layer.images, layer.ratio, layer.low, layer.high):
+        for total in (layer.maps, layer.pixels, layer.ratio, layer.low, layer.high):
             distributed.sum_over_processes(total)
     return FilterScores(
         criterion="fsrp",

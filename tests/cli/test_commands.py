@@ -396,6 +396,7 @@ WRONG = {
     "score {net} --data {data} --out {here}/empty": "is a directory",
     "prune {net}": "give either --scores or --plan",
     "prune {net} --scores {chain}/scores.json --plan {chain}/pruned.plan.json": "give either --scores or --plan",
+    "prune {net} --plan {chain}/pruned.plan.json --ratio 0.7 --out {out}": "--ratio does not go with --plan",
     "prune {net} --scores {chain}/pruned.plan.json --out {out}": "is not a file of filter scores:",
     "prune {net} --plan {chain}/scores.json --out {out}": "is not a pruning plan:",
     "prune {chain}/recovered.safetensors --plan {chain}/pruned.plan.json --out {out}": "plan was made for weights",

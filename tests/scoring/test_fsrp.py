@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -92,6 +93,40 @@ def test_layers_whose_maps_have_no_two_bands_are_scored_by_their_energy() -> Non
         logits = classifier(next(data.batches(len(data)))[0])
     assert layer.map_size == (1, 1)
     np.testing.assert_allclose(layer.scores, logits.square().mean(0), rtol=1e-5)
+
+
+def test_a_layer_used_at_two_sizes_is_scored_where_its_maps_have_bands() -> None:
+    torch.manual_seed(0)
+
+    class TwoSizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            large = F.relu(self.shared(x))
+            return self.head(F.relu(self.shared(F.adaptive_avg_pool2d(large, 2))).mean((2, 3)))
+
+    classifier, data = network(), images()
+    classifier.network = TwoSizes().eval()
+    found = score_fsrp(classifier, data, CLEAN, seed=0).layers["shared"]
+    with torch.no_grad():
+        maps = F.relu(classifier.network.shared((next(data.batches(len(data)))[0] - 0.5) / 0.25))
+    assert found.map_size == tuple(maps.shape[2:])
+    np.testing.assert_allclose(found.scores, reference(maps.numpy(), CLEAN), rtol=2e-4)
+
+
+def test_a_1d_convolution_is_scored_by_the_energy_of_its_rows() -> None:
+    torch.manual_seed(0)
+    classifier, data = network(), images()
+    classifier.network = nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)
+    )
+    classifier.network(next(data.batches(2))[0])
+    found = score_fsrp(classifier, data, CLEAN, seed=0).layers["1"]
+    with torch.no_grad():
+        rows = classifier.network[:3]((next(data.batches(len(data)))[0] - 0.5) / 0.25)
+    np.testing.assert_allclose(found.scores, rows.square().mean((0, 2)), rtol=1e-5)
 
 
 def test_the_batch_size_does_not_matter() -> None:
