@@ -40,9 +40,16 @@ from fsrp_edge.pruning.plan import Allocation, PruningPlan, Strategy
 from fsrp_edge.pruning.stepwise import plan_by_strategy
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report import schema
+from fsrp_edge.report.gates import (
+    GateText,
+    RegressionText,
+    judge,
+    judge_regressions,
+    require_same_images,
+)
 from fsrp_edge.report.manifest import MANIFEST, write_manifest
 from fsrp_edge.report.provenance import provenance
-from fsrp_edge.report.store import REPORT_JSON, REPORT_MARKDOWN, write_report
+from fsrp_edge.report.store import RENDERED, load_report, write_report
 from fsrp_edge.rundir import RunDirectory
 from fsrp_edge.runtimes import open_session
 from fsrp_edge.scoring.fsrp import FSRP
@@ -106,6 +113,12 @@ class CompressOptions(CheckpointOptions):
     method: Method = Method()
     bench_on: str = "local"
     """Address of the device to measure latency on, such as `ssh://pi@pi4`."""
+    gates: tuple[GateText, ...] = ()
+    """What the result has to keep, such as `robust_accuracy>=40%`; judged in the report, nothing stops for it."""
+    baseline: Path | None = None
+    """An earlier run's directory or report.json."""
+    max_regression: tuple[RegressionText, ...] = ()
+    """By how much figures may be worse than the baseline's, such as `latency_p50=5%`."""
     seed: int = Field(0, ge=0)
     out: Path | None = None
 
@@ -170,6 +183,8 @@ def compress(options: CompressOptions) -> CompressResult:
         require_ready(device, {RUNTIMES[request.format] for request in requests})
     classifier = load(options)
     dataset = load_data(classifier, options.data, options.seed)
+    if options.baseline is not None:
+        require_same_images(load_report(options.baseline), dataset.evaluation.digest)
     out = options.out or Path(f"{options.checkpoint.stem}-{target.name}")
     directory = RunDirectory(out)
     with directory.locked():
@@ -523,6 +538,7 @@ class _Run:
             warnings=self._warnings(plan, recipe),
             provenance=provenance(started_at),
         )
+        report = report.model_copy(update={"gates": self._judged(report)})
         write_report(report, self.directory.path)
         write_manifest(report, self.directory.path)
         return report
@@ -532,7 +548,7 @@ class _Run:
     def _stage(self, name: str, result_type: Any, inputs: dict[str, Any], work: Any) -> Any:
         def anew() -> Any:
             # An earlier run's report would describe files that are about to be replaced.
-            for old in (MANIFEST, REPORT_JSON, REPORT_MARKDOWN):
+            for old in (MANIFEST, *RENDERED):
                 self._path(old).unlink(missing_ok=True)
             return work()
 
@@ -586,6 +602,13 @@ class _Run:
         name = f"evaluate-{artifact.path.parent}-{artifact.format}-{artifact.precision}"
         accuracy: Accuracy = self._stage(name, Accuracy, {"file": artifact.sha256}, work)
         return accuracy
+
+    def _judged(self, report: schema.RunReport) -> tuple[schema.GateResult, ...]:
+        gates = judge(report, self.options.gates)
+        if self.options.baseline is None:
+            return gates
+        baseline = load_report(self.options.baseline)
+        return gates + judge_regressions(report, baseline, self.options.max_regression)
 
     def _warnings(self, plan: PruningPlan, recipe: Recipe | None) -> tuple[str, ...]:
         warnings = []

@@ -105,6 +105,21 @@ def left(directory: Path) -> set[str]:
     return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
 
 
+# -- gates ----------------------------------------------------------------------------------------------------------
+
+
+def test_gates_are_judged_without_running_anything_again(again: Any, finished: CompressResult) -> None:
+    result = again(
+        gates=("clean_accuracy>=10%", "size<=1kB"),
+        baseline=finished.directory,
+        max_regression=("clean_accuracy=0",),
+    )
+    assert redone(result) == []
+    assert [gate.passed for gate in result.report.gates] == [True, False, True]
+    assert load_report(again.directory).gates == result.report.gates
+    assert (again.directory / "junit.xml").is_file()
+
+
 # -- what a run leaves ----------------------------------------------------------------------------------------------
 
 

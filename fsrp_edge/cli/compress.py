@@ -7,6 +7,7 @@ import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.errors import traceback_option
+from fsrp_edge.cli.gates import finish
 
 if TYPE_CHECKING:
     from fsrp_edge.pipeline import CompressResult
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     help="Measure latency on this device, such as ssh://pi@raspberrypi.local; see fsrp-edge bench measure --help.",
 )
 @click.option("--quick-bench", is_flag=True, help="Measure latency for 2 seconds a file instead of 10.")
+@options.gate_options
 @options.seed_option
 @click.option("--out", type=options.NewFolder, help="Run directory.  [default: CHECKPOINT-TARGET]")
 @options.output_options
@@ -93,6 +95,7 @@ def compress(
         print_json(result.report.model_dump(mode="json"))
     else:
         print_report(result.report, result.directory, _next_commands(result, wanted.data))
+    finish(result.report, result.report.gates)
 
 
 def _next_commands(result: "CompressResult", data: str | None) -> list[str]:

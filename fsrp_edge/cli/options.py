@@ -254,6 +254,30 @@ recovery_options = _stack(
 )
 
 
+gate_options = _stack(
+    click.option(
+        "--require",
+        "gates",
+        multiple=True,
+        metavar="GATE",
+        help="Exit with code 1 unless this holds, such as robust_accuracy>=40%, clean_drop<=1.0, latency_p50<=20ms, "
+        "speed_up>=2, size[tflite int8]<=500kB; judged on the unfavourable end of the 95 % interval. Repeatable.",
+    ),
+    click.option(
+        "--baseline",
+        type=click.Path(exists=True, path_type=Path),
+        help="An earlier run, or its report.json, to judge --max-regression by.",
+    ),
+    click.option(
+        "--max-regression",
+        multiple=True,
+        metavar="METRIC=AMOUNT",
+        help="Exit with code 1 where a figure is worse than the baseline's by more than this, beyond chance: "
+        "robust_accuracy=1 (points), latency_p50=5%. Repeatable.",
+    ),
+)
+
+
 def optional(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """What a repeatable option gave; None where it was not used."""
     return values or None

@@ -1,4 +1,4 @@
-"""`fsrp-edge report`: shows a finished run again, from its report.json."""
+"""`fsrp-edge report`: shows a finished run again, from its report.json, and judges it by gates."""
 
 from pathlib import Path
 
@@ -6,28 +6,50 @@ import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.errors import traceback_option
+from fsrp_edge.cli.gates import finish
 
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
+@options.gate_options
 @options.output_options
 @traceback_option
-def report(run: Path, as_json: bool, quiet: bool) -> None:
-    """Show a run's table, and write its report.md again, without running anything.
+def report(
+    run: Path,
+    gates: tuple[str, ...],
+    baseline: Path | None,
+    max_regression: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Show a run's table, and render its report.md again, without running anything.
 
-    RUN is a run directory or its report.json.
+    RUN is a run directory or its report.json, which stays as it is. Gates given here are judged
+    instead of the run's own.
 
     \b
     fsrp-edge report resnet18-jetson-nano
+    fsrp-edge report resnet18-jetson-nano --require "robust_accuracy>=40%" --require "size<=2MB"
+    fsrp-edge report new-run --baseline last/report.json --max-regression latency_p50=5%
     """
     from fsrp_edge.cli.console import print_json
     from fsrp_edge.cli.report_table import print_report
-    from fsrp_edge.report.store import load_report, write_report
+    from fsrp_edge.report.gates import judge, judge_regressions
+    from fsrp_edge.report.store import load_report, write_renderings
 
     found = load_report(run)
     directory = run if run.is_dir() else run.parent
-    write_report(found, directory)
+    try:
+        judged = judge(found, gates)
+        if baseline is not None:
+            judged += judge_regressions(found, load_report(baseline), max_regression)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if judged:
+        found = found.model_copy(update={"gates": judged})
+    write_renderings(found, directory)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
         print_report(found, directory)
+    finish(found, found.gates)

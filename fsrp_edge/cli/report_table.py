@@ -104,6 +104,9 @@ def _below(report: RunReport, *, wide: bool) -> Iterator[Text]:
     passed, parity = summary.parity_verdict(report)
     style = {True: "green", False: "bold red", None: "yellow"}[passed]
     yield Text(wording.printable(parity), style=style)
+    for gate in report.gates:
+        mark, colour = ("✓", "green") if gate.passed else ("✗", "bold red")
+        yield Text(wording.printable(f"{mark} {gate.gate}: {gate.message}"), style=colour)
     yield Text(wording.printable(f"asked: {summary.asked(report)}"))
     for what, before, after, change in summary.totals(report):
         yield Text(f"{what} {before} → {after} ({change})")

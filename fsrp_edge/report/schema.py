@@ -177,6 +177,23 @@ class SpeedUp(_Record):
     """Dense by pruned MACs: what the latency ratio would be if only arithmetic took time."""
 
 
+class GateResult(_Record):
+    """One gate and how it was judged; values are in the metric's unit (shares, ms, bytes, counts)."""
+
+    gate: str
+    """As it was asked for."""
+    passed: bool
+    row: str | None = None
+    """Ledger row that decided."""
+    value: float | None = None
+    """What was seen there; None where nothing was."""
+    judged: float | None = None
+    """The end of its 95 % interval that was compared; for a regression, the loss beyond what is allowed."""
+    bound: float | None = None
+    message: str
+    """The same in one line."""
+
+
 class StageTime(_Record):
     """How long a stage took; `resumed` where its result was found in the run directory."""
 
@@ -259,6 +276,7 @@ class RunReport(_Record):
     ledger: tuple[LedgerRow, ...]
     artifacts: tuple[Artifact, ...]
     speed_ups: tuple[SpeedUp, ...] = Field(default_factory=_speed_ups)
+    gates: tuple[GateResult, ...] = ()
     stages: tuple[StageTime, ...] = ()
     warnings: tuple[str, ...] = ()
     """Plain sentences."""

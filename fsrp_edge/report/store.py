@@ -6,20 +6,30 @@ from pydantic import ValidationError
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import read_json, write_text
+from fsrp_edge.report import summary
+from fsrp_edge.report.junit import render_junit
 from fsrp_edge.report.markdown import render_markdown
 from fsrp_edge.report.schema import RunReport
 
 REPORT_JSON = "report.json"
 REPORT_MARKDOWN = "report.md"
+JUNIT = "junit.xml"
+RENDERED = (REPORT_JSON, REPORT_MARKDOWN, JUNIT)
+"""All that `write_report` may write."""
 
 
-def write_report(report: RunReport, directory: Path) -> tuple[Path, Path]:
-    """Write report.json and report.md into `directory`, each by rename, and return their paths."""
-    json_path, markdown_path = directory / REPORT_JSON, directory / REPORT_MARKDOWN
+def write_report(report: RunReport, directory: Path) -> None:
+    """Write report.json and its renderings into `directory`, each by rename."""
     # Pydantic writes a loss that became NaN as null, so a diverged recovery still leaves a valid report.
-    write_text(json_path, report.model_dump_json(indent=1) + "\n")
-    write_text(markdown_path, render_markdown(report))
-    return json_path, markdown_path
+    write_text(directory / REPORT_JSON, report.model_dump_json(indent=1) + "\n")
+    write_renderings(report, directory)
+
+
+def write_renderings(report: RunReport, directory: Path) -> None:
+    """Write report.md into `directory`, and junit.xml where there are gates."""
+    write_text(directory / REPORT_MARKDOWN, render_markdown(report))
+    if report.gates:
+        write_text(directory / JUNIT, render_junit(report.gates, summary.title(report)))
 
 
 def load_report(path: Path) -> RunReport:

@@ -10,12 +10,12 @@ from fsrp_edge.report.store import load_report, write_report
 
 
 def test_a_report_comes_back_as_it_was_written(run_report: RunReport, tmp_path: Path) -> None:
-    json_path, markdown_path = write_report(run_report, tmp_path)
+    write_report(run_report, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
-    back = load_report(json_path)
+    back = load_report(tmp_path / "report.json")
     assert load_report(tmp_path) == back  # the run directory will do
     assert back.model_dump(exclude={"recovery"}) == run_report.model_dump(exclude={"recovery"})
-    assert markdown_path.read_text(encoding="utf-8").startswith("# fsrp-edge")
+    assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# fsrp-edge")
 
 
 def test_a_diverged_recovery_still_leaves_valid_json(run_report: RunReport, tmp_path: Path) -> None:
@@ -26,8 +26,8 @@ def test_a_diverged_recovery_still_leaves_valid_json(run_report: RunReport, tmp_
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    json_path, _ = write_report(run_report, tmp_path)
-    content = json.loads(json_path.read_text(encoding="utf-8"), parse_constant=refuse)
+    write_report(run_report, tmp_path)
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert content["recovery"]["history"][1]["loss"] is None
 
 

@@ -1,0 +1,360 @@
+"""Gates: what a run has to keep, each judged on that end of its 95 % interval which speaks against it."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.report import wording
+from fsrp_edge.report.schema import GateResult, LedgerRow, RunReport
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One figure that a gate looks at.
+
+    Args:
+        row: ledger row it belongs to.
+        where: attack, or runtime and threads; with `row`, what a baseline's figure is found by.
+        value: in the metric's own unit.
+        interval: low and high, both `value` where nothing is known of its spread.
+        doubt: why the figure may be off, such as a disturbed measurement; "" for none.
+    """
+
+    row: str
+    where: str
+    value: float
+    interval: tuple[float, float]
+    doubt: str = ""
+
+
+Look = Callable[[RunReport], list[Seen]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What can be gated on.
+
+    Args:
+        look: finds its figures, one for each network or file that is shipped.
+        units: factor of each unit that a bound may carry; "" stands for a bare number.
+        show: a value in words.
+        higher_is_better: which direction a gate has, and which end of the interval it is judged on.
+    """
+
+    look: Look
+    units: dict[str, float]
+    show: Callable[[float], str]
+    higher_is_better: bool = False
+
+
+def _shipped(report: RunReport) -> list[LedgerRow]:
+    """What the run leaves to be used: the recovered network and its files."""
+    return [row for row in report.ledger if not row.is_dense and row.name != "pruned"]
+
+
+def _accuracies(row: LedgerRow, *, attacked: bool) -> list[Accuracy]:
+    """Those that are no mere agreement with the dense network."""
+    return [a for a in row.accuracies if (a.eps is not None) == attacked and a.label_kind == "ground truth"]
+
+
+def _accuracy(*, attacked: bool) -> Look:
+    return lambda report: [
+        Seen(row.name, wording.attack(accuracy), accuracy.accuracy, accuracy.interval)
+        for row in _shipped(report)
+        for accuracy in _accuracies(row, attacked=attacked)
+    ]
+
+
+def _drop(*, attacked: bool) -> Look:
+    figures = _accuracy(attacked=attacked)
+
+    def look(report: RunReport) -> list[Seen]:
+        dense = {
+            wording.attack(a): Seen("dense", "", a.accuracy, a.interval)
+            for row in report.ledger[:1]
+            for a in _accuracies(row, attacked=attacked)
+        }
+        return [
+            Seen(seen.row, seen.where, *difference(dense[seen.where], seen))
+            for seen in figures(report)
+            if seen.where in dense
+        ]
+
+    return look
+
+
+def _latency(statistic: Literal["p50_ms", "p90_ms", "p99_ms"]) -> Look:
+    def look(report: RunReport) -> list[Seen]:
+        found = []
+        for row in _shipped(report):
+            for latency in row.latency:
+                value = getattr(latency, statistic)
+                interval = latency.p50_interval_ms if statistic == "p50_ms" else (value, value)
+                where = f"{latency.runtime}, {latency.threads} threads on {latency.device}"
+                found.append(Seen(row.name, where, value, interval, "; ".join(latency.invalid_because)))
+        return found
+
+    return look
+
+
+def _speed_up(report: RunReport) -> list[Seen]:
+    latencies = {
+        (row.name, each.runtime, each.threads): each for row in report.ledger for each in row.latency
+    }
+    found = []
+    for each in report.speed_ups:
+        dense, file = (latencies[name, each.runtime, each.threads] for name in (each.against, each.name))
+        (dense_low, dense_high), (low, high) = dense.p50_interval_ms, file.p50_interval_ms
+        doubt = "; ".join(dict.fromkeys(dense.invalid_because + file.invalid_because))
+        where = f"{each.runtime}, {each.threads} threads"
+        found.append(Seen(each.name, where, each.latency_ratio, (dense_low / high, dense_high / low), doubt))
+    return found
+
+
+def _counted(field: Literal["bytes", "macs", "parameters"]) -> Look:
+    return lambda report: [
+        Seen(row.name, "", value, (value, value))
+        for row in _shipped(report)
+        if (value := getattr(row, field)) is not None
+    ]
+
+
+_SHARE = {"%": 0.01}
+_POINTS = {"": 0.01, "%": 0.01, "points": 0.01}
+_TIME = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20}
+_COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+
+
+def _milliseconds(value: float) -> str:
+    return f"{wording.digits(value)} ms"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.2f} points"
+
+
+METRICS = {
+    "clean_accuracy": Metric(_accuracy(attacked=False), _SHARE, wording.percent, True),
+    "robust_accuracy": Metric(_accuracy(attacked=True), _SHARE, wording.percent, True),
+    "clean_drop": Metric(_drop(attacked=False), _POINTS, _points),
+    "robust_drop": Metric(_drop(attacked=True), _POINTS, _points),
+    "latency_p50": Metric(_latency("p50_ms"), _TIME, _milliseconds),
+    "latency_p90": Metric(_latency("p90_ms"), _TIME, _milliseconds),
+    "latency_p99": Metric(_latency("p99_ms"), _TIME, _milliseconds),
+    "speed_up": Metric(_speed_up, {"": 1.0, "x": 1.0, "×": 1.0}, wording.ratio, True),
+    "size": Metric(_counted("bytes"), _BYTES, lambda value: wording.size(round(value))),
+    "macs": Metric(_counted("macs"), _COUNT, lambda value: wording.count(round(value))),
+    "parameters": Metric(_counted("parameters"), _COUNT, lambda value: wording.count(round(value))),
+}
+
+_GATE = re.compile(
+    r"\s*(?P<metric>\w+)\s*(?:\[(?P<row>[^]]*)\])?\s*(?P<operator>[<>]=)\s*(?P<number>[\d.]+)\s*(?P<unit>\S*)\s*"
+)
+_REGRESSION = re.compile(r"\s*(?P<metric>\w+)\s*=\s*(?P<number>[\d.]+)\s*(?P<unit>\S*)\s*")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`robust_accuracy>=40%`, or `size[tflite int8]<=500kB` for one ledger row.
+
+    Args:
+        metric: a name of METRICS.
+        row: the only ledger row it looks at; None for everything that is shipped.
+        bound: in the metric's own unit.
+    """
+
+    metric: str
+    row: str | None
+    bound: float
+
+
+def parse_gate(text: str) -> Gate:
+    """Read a gate.
+
+    Raises:
+        ValueError: it is none, in one line that says what is allowed.
+    """
+    match = _GATE.fullmatch(text)
+    if not match:
+        raise ValueError(
+            f"{text!r} is no gate: give METRIC>=NUMBER or METRIC<=NUMBER, such as robust_accuracy>=40% or "
+            "latency_p50[onnx fp32]<=20ms"
+        )
+    metric = _metric(match["metric"])
+    operator = ">=" if metric.higher_is_better else "<="
+    if match["operator"] != operator:
+        raise ValueError(f"{text!r}: {match['metric']} takes {operator}")
+    return Gate(match["metric"], match["row"], _number(match["number"], match["unit"], metric.units, text))
+
+
+def parse_regression(text: str) -> tuple[str, float]:
+    """Read `robust_accuracy=1` (points, for accuracies) or `latency_p50=5%` (for all else): metric and share.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    match = _REGRESSION.fullmatch(text)
+    if not match or match["metric"].endswith("_drop"):
+        raise ValueError(
+            f"{text!r} is no METRIC=AMOUNT, such as robust_accuracy=1 (points) or latency_p50=5%"
+        )
+    is_share = _metric(match["metric"]).units is _SHARE
+    return match["metric"], _number(match["number"], match["unit"], _POINTS if is_share else _SHARE, text)
+
+
+def _metric(name: str) -> Metric:
+    if name not in METRICS:
+        raise ValueError(f"{name!r} is not known to gates; allowed: {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def _number(number: str, unit: str, units: dict[str, float], text: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        raise ValueError(f"{text!r}: {number!r} is not a number") from None
+    if unit not in units:
+        allowed = ", ".join(name or "none" for name in units)
+        raise ValueError(f"{text!r}: saw unit {unit!r}; allowed: {allowed}")
+    return value * units[unit]
+
+
+def _checked_gate(text: str) -> str:
+    parse_gate(text)
+    return text
+
+
+def _checked_regression(text: str) -> str:
+    parse_regression(text)
+    return text
+
+
+GateText = Annotated[str, AfterValidator(_checked_gate)]
+RegressionText = Annotated[str, AfterValidator(_checked_regression)]
+
+
+def judge(report: RunReport, gates: Sequence[str]) -> tuple[GateResult, ...]:
+    """Judge a run by its gates; where several networks or files are meant, the worst one decides.
+
+    A gate whose figure was not measured is not passed. Accuracy that is only agreement with the dense network does
+    not count as measured.
+    """
+    return tuple(_judge(report, text) for text in gates)
+
+
+def judge_regressions(
+    report: RunReport, baseline: RunReport, allowed: Sequence[str]
+) -> tuple[GateResult, ...]:
+    """Judge a run by an earlier one: no figure may be worse by more than allowed, beyond what chance explains.
+
+    Figures are matched by ledger row and by attack or runtime and device; the baseline's dense network does not matter.
+
+    Raises:
+        BadInputError: the two were evaluated on different images.
+    """
+    require_same_images(baseline, report.data.evaluation.sha256)
+    return tuple(_judge_regression(report, baseline, text) for text in allowed)
+
+
+def require_same_images(baseline: RunReport, evaluation_sha256: str) -> None:
+    """Make sure that a baseline was evaluated on the images with this digest.
+
+    Raises:
+        BadInputError: it was not.
+    """
+    if baseline.data.evaluation.sha256 != evaluation_sha256:
+        raise BadInputError(
+            f"the baseline was evaluated on other images ({baseline.data.evaluation.name}, "
+            f"{baseline.data.evaluation.sha256[:12]}…) than this run ({evaluation_sha256[:12]}…); "
+            "give a baseline with the same evaluation images"
+        )
+
+
+def difference(first: Seen, second: Seen) -> tuple[float, tuple[float, float]]:
+    """`first` minus `second`, and its 95 % interval from theirs.
+
+    By the method of variance estimates recovery (Zou and Donner 2008; for proportions it is Newcombe's tenth, 1998).
+    It takes both as independent, so for two networks on the same images the interval is on the wide side.
+    """
+    (low, high), (other_low, other_high) = first.interval, second.interval
+    value = first.value - second.value
+    below = math.hypot(first.value - low, other_high - second.value)
+    above = math.hypot(high - first.value, second.value - other_low)
+    return value, (value - below, value + above)
+
+
+def _judge(report: RunReport, text: str) -> GateResult:
+    gate = parse_gate(text)
+    metric = METRICS[gate.metric]
+    found = [seen for seen in metric.look(report) if gate.row in (None, seen.row)]
+    if not found:
+        return GateResult(gate=text, passed=False, message=f"{_not_measured(report, gate)}: not passed")
+
+    def end(seen: Seen) -> float:
+        return seen.interval[0] if metric.higher_is_better else seen.interval[1]
+
+    worst = min(found, key=end) if metric.higher_is_better else max(found, key=end)
+    judged = end(worst)
+    passed = judged >= gate.bound if metric.higher_is_better else judged <= gate.bound
+    side = "at least" if metric.higher_is_better else "at most"
+    message = f"{_figure(metric, worst)}; {side} {metric.show(gate.bound)} asked" + _doubt(passed, worst)
+    return GateResult(
+        gate=text, passed=passed, row=worst.row, value=worst.value, judged=judged, bound=gate.bound, message=message
+    )  # fmt: skip
+
+
+def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> GateResult:
+    name, allowed = parse_regression(text)
+    metric = METRICS[name]
+    before = {(seen.row, seen.where): seen for seen in metric.look(baseline)}
+    label = f"{name} against the baseline, {text.partition('=')[2].strip()} allowed"
+    pairs = [(before[key], seen) for seen in metric.look(report) if (key := (seen.row, seen.where)) in before]
+    if not pairs:
+        why = f"{name}: the two runs have no row, attack, runtime and device in common: not passed"
+        return GateResult(gate=label, passed=False, message=why)
+    # The loss in the metric's unit, counted from what the allowance makes of the baseline.
+    losses = []
+    for old, new in pairs:
+        if metric.units is _SHARE:
+            floor = Seen("", "", old.value - allowed, (old.interval[0] - allowed, old.interval[1] - allowed))
+        else:
+            factor = 1 - allowed if metric.higher_is_better else 1 + allowed
+            floor = Seen("", "", old.value * factor, (old.interval[0] * factor, old.interval[1] * factor))
+        loss = difference(floor, new) if metric.higher_is_better else difference(new, floor)
+        losses.append((loss[1][0], old, new))
+    surely_lost, old, new = max(losses, key=lambda loss: loss[0])
+    passed = surely_lost <= 0
+    message = f"{_figure(metric, new)}; baseline {metric.show(old.value)}" + _doubt(passed, new)
+    return GateResult(
+        gate=label, passed=passed, row=new.row, value=new.value, judged=surely_lost, bound=0.0, message=message
+    )  # fmt: skip
+
+
+def _figure(metric: Metric, seen: Seen) -> str:
+    low, high = seen.interval
+    interval = f" ({metric.show(low)} to {metric.show(high)})" if low != high else ""
+    where = f", {seen.where}" if seen.where else ""
+    return f"{seen.row}{where}: {metric.show(seen.value)}{interval}"
+
+
+def _doubt(passed: bool, seen: Seen) -> str:
+    # A disturbance makes a measurement slower, so a gate that was passed in spite of it is passed.
+    return (
+        f"; the measurement is not valid ({seen.doubt}): measure again" if seen.doubt and not passed else ""
+    )
+
+
+def _not_measured(report: RunReport, gate: Gate) -> str:
+    rows = [row.name for row in _shipped(report)]
+    if gate.row is not None and gate.row not in rows:
+        return f"there is no row {gate.row!r}; there are {', '.join(map(repr, rows))}"
+    if gate.metric.partition("_")[0] in ("clean", "robust") and report.data.label_kind != "ground truth":
+        return f"{gate.metric} was not measured, as the images have no true labels"
+    return f"{gate.metric} was not measured"

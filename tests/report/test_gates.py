@@ -1,0 +1,224 @@
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fsrp_edge.cli import cli
+from fsrp_edge.cli.errors import run
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.statistics import wilson_interval
+from fsrp_edge.report.gates import (
+    Gate,
+    Seen,
+    difference,
+    judge,
+    judge_regressions,
+    parse_gate,
+    parse_regression,
+)
+from fsrp_edge.report.junit import render_junit
+from fsrp_edge.report.schema import RunReport
+from fsrp_edge.report.store import write_report
+
+
+def changed(report: RunReport, row: str, **update: Any) -> RunReport:
+    ledger = tuple(each.model_copy(update=update) if each.name == row else each for each in report.ledger)
+    return report.model_copy(update={"ledger": ledger})
+
+
+@pytest.mark.parametrize(
+    ("text", "gate"),
+    [
+        ("robust_accuracy>=40%", Gate("robust_accuracy", None, 0.4)),
+        (" latency_p50 [onnx fp32] <= 0.02 s ", Gate("latency_p50", "onnx fp32", 20.0)),
+        ("size<=2MB", Gate("size", None, 2e6)),
+        ("size<=2MiB", Gate("size", None, 2.0**21)),
+        ("clean_drop<=1.0", Gate("clean_drop", None, 0.01)),
+        ("macs<=10.5M", Gate("macs", None, 10.5e6)),
+        ("speed_up>=2x", Gate("speed_up", None, 2.0)),
+    ],
+)
+def test_gates_are_read_with_their_units(text: str, gate: Gate) -> None:
+    found = parse_gate(text)
+    assert (found.metric, found.row) == (gate.metric, gate.row)
+    assert found.bound == pytest.approx(gate.bound)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("robust_accuracy", "is no gate: give METRIC>=NUMBER"),
+        ("robust_acuracy>=40%", "'robust_acuracy' is not known to gates; allowed: clean_accuracy"),
+        ("robust_accuracy>=0.4", "saw unit ''; allowed: %"),
+        ("robust_accuracy<=40%", "robust_accuracy takes >="),
+        ("latency_p50>=20ms", "latency_p50 takes <="),
+        ("latency_p50<=20", "saw unit ''; allowed: us, ms, s"),
+        ("size<=1.2.3MB", "'1.2.3' is not a number"),
+    ],
+)
+def test_what_is_no_gate_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        parse_gate(text)
+
+
+@pytest.mark.parametrize("text", ["clean_drop=1", "latency_p50=5ms", "robust_accuracy", "size=-1%"])
+def test_what_is_no_regression_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no METRIC=AMOUNT|allowed: %"):
+        parse_regression(text)
+
+
+@pytest.mark.parametrize(
+    ("gate", "passed", "row"),
+    [
+        ("robust_accuracy>=39%", True, "recovered"),
+        ("robust_accuracy>=40%", False, "recovered"),  # 42.1 %, but 39.1 at its low end
+        ("clean_accuracy>=71%", True, "tflite int8"),  # the worst of the network and its files
+        ("clean_accuracy[onnx fp32]>=71.5%", True, "onnx fp32"),
+        ("latency_p50<=0.415ms", False, "onnx fp32"),  # 0.412 ms, but 0.416 at its high end
+        ("latency_p50[tflite int8]<=0.4ms", True, "tflite int8"),
+        ("latency_p99<=0.6ms", True, "onnx fp32"),
+        ("size<=300kB", True, "onnx fp32"),
+        ("size<=0.2MB", False, "onnx fp32"),
+        ("macs<=10M", False, "recovered"),
+        ("speed_up>=2.3", False, "onnx fp32"),  # 2.33×, but 2.28 at its low end
+    ],
+)
+def test_the_unfavourable_end_of_the_worst_figure_decides(
+    run_report: RunReport, gate: str, passed: bool, row: str
+) -> None:
+    (result,) = judge(run_report, [gate])
+    assert (result.passed, result.row) == (passed, row)
+    assert result.judged is not None and result.message.startswith(row)
+
+
+def test_a_drop_is_judged_with_the_uncertainty_of_both(run_report: RunReport) -> None:
+    (exact,) = judge(run_report, ["clean_drop[recovered]<=17.1"])
+    assert exact.value == pytest.approx(0.171)
+    assert exact.judged is not None and 0.2 < exact.judged < 0.21 and not exact.passed
+    assert judge(run_report, ["clean_drop[recovered]<=21"])[0].passed
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_the_interval_of_a_difference_holds_it_and_turns_with_it(first: int, second: int) -> None:
+    seen = [Seen("", "", count / 400, wilson_interval(count, 400)) for count in (first, second)]
+    value, (low, high) = difference(*seen)
+    back, (other_low, other_high) = difference(*seen[::-1])
+    assert low <= value <= high and low >= -1.01 and high <= 1.01
+    assert (back, other_low, other_high) == pytest.approx((-value, -high, -low))
+
+
+def test_newcombes_worked_example() -> None:
+    """Newcombe 1998, table II, method 10: 56/70 − 48/80 is 0.2 with 0.0524 to 0.3339."""
+    pair = [Seen("", "", k / n, wilson_interval(k, n)) for k, n in ((56, 70), (48, 80))]
+    value, (low, high) = difference(*pair)
+    assert (value, low, high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_what_was_not_measured_is_not_passed(run_report: RunReport, agreement_report: RunReport) -> None:
+    bare = changed(run_report, "recovered", accuracies=run_report.ledger[2].accuracies[:1])
+    messages = {
+        "robust_accuracy>=1%": "robust_accuracy was not measured: not passed",
+        "size[onnx int8]<=1MB": "there is no row 'onnx int8'; there are 'recovered', 'onnx fp32', 'tflite int8'",
+    }
+    for gate, message in messages.items():
+        (result,) = judge(bare, [gate])
+        assert not result.passed and message in result.message and result.value is None
+    (result,) = judge(agreement_report, ["clean_accuracy>=1%"])
+    assert not result.passed and "no true labels" in result.message
+
+
+def test_a_disturbed_measurement_can_pass_but_never_fails_silently(run_report: RunReport) -> None:
+    (latency,) = run_report.ledger[-1].latency
+    disturbed = latency.model_copy(update={"valid": False, "invalid_because": ("throttled",)})
+    report = changed(run_report, "tflite int8", latency=(disturbed,))
+    passed, failed = judge(report, ["latency_p50[tflite int8]<=1ms", "latency_p50[tflite int8]<=0.1ms"])
+    assert passed.passed and not failed.passed
+    assert "not valid (throttled): measure again" in failed.message and "valid" not in passed.message
+
+
+def test_a_regression_is_more_than_chance(run_report: RunReport) -> None:
+    clean, pgd = run_report.ledger[2].accuracies
+    low = pgd.model_copy(update={"accuracy": 0.41, "interval": wilson_interval(410, 1000)})
+    far = pgd.model_copy(update={"accuracy": 0.35, "interval": wilson_interval(350, 1000)})
+    for accuracy, allowed, passed in ((pgd, 0, True), (low, 0, True), (far, 0, False), (far, 7, True)):
+        new = changed(run_report, "recovered", accuracies=(clean, accuracy))
+        (result,) = judge_regressions(new, run_report, [f"robust_accuracy={allowed}"])
+        assert result.passed is passed, (accuracy.accuracy, allowed)
+        assert "baseline 42.1 %" in result.message
+
+
+def test_latency_and_size_regress_by_their_share(run_report: RunReport) -> None:
+    last = run_report.ledger[-1]
+    slower = last.latency[0].model_copy(update={"p50_ms": 0.435, "p50_interval_ms": (0.431, 0.439)})
+    new = changed(run_report, "tflite int8", latency=(slower,), bytes=100_000)
+    allowed = ["latency_p50=5%", "latency_p50=12%", "size=1%", "size=2%"]
+    assert [each.passed for each in judge_regressions(new, run_report, allowed)] == [False, True, False, True]
+
+
+def test_runs_that_cannot_be_compared_are_refused(run_report: RunReport) -> None:
+    data = run_report.data
+    other = data.model_copy(update={"evaluation": data.evaluation.model_copy(update={"sha256": "9" * 64})})
+    with pytest.raises(BadInputError, match="evaluated on other images"):
+        judge_regressions(run_report, run_report.model_copy(update={"data": other}), ["size=1%"])
+    ledger = tuple(row.model_copy(update={"latency": ()}) for row in run_report.ledger)
+    (result,) = judge_regressions(
+        run_report, run_report.model_copy(update={"ledger": ledger}), ["latency_p50=5%"]
+    )
+    assert not result.passed and "in common" in result.message
+
+
+def test_junit_has_a_case_for_each_gate(run_report: RunReport) -> None:
+    gates = judge(run_report, ["size<=1MB", "size[<\x1b&]<=1kB", "robust_accuracy>=40%"])
+    suite = ElementTree.fromstring(render_junit(gates, "a <b>"))[0]
+    assert (suite.get("name"), suite.get("tests"), suite.get("failures")) == ("a <b>", "3", "2")
+    cases = {case.get("name"): case.find("failure") for case in suite}
+    assert cases["size<=1MB"] is None
+    failure = cases["robust_accuracy>=40%"]
+    assert failure is not None and "42.1 % (39.1 % to 45.2 %)" in (failure.get("message") or "")
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def directory(run_report: RunReport, tmp_path: Path) -> Path:
+    write_report(run_report, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_gates_decide_the_exit_code(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (directory / "report.json").read_bytes()
+    assert run(cli, ["report", str(directory), "--require", "size<=1MB"]) == 0
+    assert "✓ size<=1MB" in capsys.readouterr().out
+    assert run(cli, ["report", str(directory), "--require", "size<=1MB", "--require", "speed_up>=9"]) == 1
+    found = capsys.readouterr()
+    assert "error: 1 of 2 gates failed\n  speed_up>=9: onnx fp32" in found.err
+    assert "- ✗ speed\\_up&gt;=9" in (directory / "report.md").read_text()
+    assert (directory / "report.json").read_bytes() == before
+    assert len(ElementTree.parse(directory / "junit.xml").getroot()[0]) == 2
+
+
+def test_a_baseline_on_the_command_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    against = ["report", str(directory), "--baseline", str(directory), "--max-regression"]
+    assert run(cli, [*against, "size=0%"]) == 0
+    assert run(cli, [*against, "latency=0%"]) == 2
+    assert "'latency' is not known to gates" in capsys.readouterr().err
+
+
+def test_github_gets_a_summary_and_annotations(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert run(cli, ["report", str(directory), "--json", "--require", "clean_accuracy>=99%"]) == 1
+    found = capsys.readouterr()
+    assert json.loads(found.out)["gates"][0]["passed"] is False
+    assert "::error title=clean_accuracy>=99%25::tflite int8, clean: 74.1 %25 (71.3 %25" in found.err
+    written = summary.read_text()
+    assert written.startswith("before\n# fsrp-edge: ") and "- ✗ clean\\_accuracy&gt;=99%" in written
