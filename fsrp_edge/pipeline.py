@@ -2,16 +2,14 @@
 
 import copy
 import datetime
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from torch import Tensor
 
 import fsrp_edge
 from fsrp_edge import compute, progress
@@ -24,8 +22,9 @@ from fsrp_edge.data.check import check_baseline, pseudo_labelled
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy
 from fsrp_edge.evaluation.evaluate import AttackName, EvaluationPlan, evaluate
+from fsrp_edge.evaluation.files import file_robust_accuracy, transfer_examples
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.artifact import Artifact, Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest, smoke_test
@@ -109,6 +108,8 @@ class CompressOptions(CheckpointOptions):
     eps: float = Field(DEFAULT_EPS, ge=0, le=1)
     robust_images: int | None = Field(None, ge=1)
     """Evaluation images to attack, the first ones; None: 1,000, or 128 for inputs with a side above 64 pixels."""
+    file_images: int | None = Field(None, ge=0)
+    """Evaluation images to attack each file on, the first ones; 0: none; None: 100, or 32 for large inputs."""
     calibration_images: int = Field(256, ge=1)
     method: Method = Method()
     bench_on: str = "local"
@@ -251,11 +252,11 @@ class _Run:
     dataset: Dataset
     directory: RunDirectory
 
-    @cached_property
+    @functools.cached_property
     def started_at(self) -> datetime.datetime:
         return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
-    @cached_property
+    @functools.cached_property
     def identity(self) -> dict[str, JsonValue]:
         """What every stage depends on."""
         return {
@@ -283,8 +284,8 @@ class _Run:
         dense_files = self.export("dense", self.dense, self._references())
         files = self.export("artifacts", recovered, self.requests)
         dense_latencies, latencies = self.bench(dense_files.artifacts, files.artifacts)
-        rows += self.file_rows("dense ", self.dense, dense_files, dense_latencies)
-        rows += self.file_rows("", recovered, files, latencies)
+        rows += self.file_rows("dense ", self.dense, dense_files, dense_latencies, attack=False)
+        rows += self.file_rows("", recovered, files, latencies, attack=True)
         report = self.report(started_at, plan, pruned, recipe, recovery, rows, files.artifacts)
         return CompressResult(
             directory=self.directory.path,
@@ -459,14 +460,41 @@ class _Run:
         return latencies[: len(dense)], latencies[len(dense) :]
 
     def file_rows(
-        self, prefix: str, classifier: Classifier, exported: Exported, latencies: Sequence[Latency]
+        self,
+        prefix: str,
+        classifier: Classifier,
+        exported: Exported,
+        latencies: Sequence[Latency],
+        *,
+        attack: bool,
     ) -> list[schema.LedgerRow]:
         """Accuracy of each file under its own runtime, with its latency and parity."""
         size = measure_size(classifier)
+        options, default = self.options, _by_input_size(self.dense.spec, 100, 32)
+        count = default if options.file_images is None else options.file_images
+        attacked = self.dataset.evaluation.first(count)
+        examples = functools.cache(
+            lambda: transfer_examples(classifier, attacked, eps=options.eps, seed=options.seed)
+        )
+
+        def robust(predict: Predict) -> Accuracy:
+            return file_robust_accuracy(
+                predict, attacked, examples(), eps=options.eps, seed=options.seed
+            ).result
+
+        def accuracies(artifact: Artifact) -> tuple[Accuracy, ...]:
+            clean = self._file_stage(
+                artifact, "", {}, lambda predict: clean_accuracy(predict, self.dataset.evaluation).result
+            )
+            if not attack or not count:
+                return (clean,)
+            inputs = {"eps": options.eps, "images": count, "network": weights_sha256(classifier.network)}
+            return clean, self._file_stage(artifact, "-attacked", inputs, robust)
+
         return [
             schema.LedgerRow(
                 name=prefix + artifact.name,
-                accuracies=(self._file_accuracy(artifact),),
+                accuracies=accuracies(artifact),
                 macs=size.macs,
                 parameters=size.parameters,
                 bytes=artifact.bytes,
@@ -588,19 +616,17 @@ class _Run:
         formats = dict.fromkeys(request.format for request in self.requests)
         return tuple(ArtifactRequest(format=format_, precision="fp32") for format_ in formats)
 
-    def _file_accuracy(self, artifact: Artifact) -> Accuracy:
-        path = self.directory.path / artifact.path
+    def _file_stage(
+        self, artifact: Artifact, suffix: str, inputs: dict[str, Any], judge: Callable[[Predict], Accuracy]
+    ) -> Accuracy:
+        """One accuracy of a file, which is loaded only where it is not on record."""
 
         def work() -> tuple[Accuracy, Sequence[Path]]:
-            session = open_session(path, threads=os.cpu_count() or 1)
+            session = open_session(self.directory.path / artifact.path, threads=os.cpu_count() or 1)
+            return judge(session.predict), ()
 
-            def predict(pixels: Tensor) -> Tensor:
-                return torch.from_numpy(session.run(pixels.cpu().numpy()))
-
-            return clean_accuracy(predict, self.dataset.evaluation).result, ()
-
-        name = f"evaluate-{artifact.path.parent}-{artifact.format}-{artifact.precision}"
-        accuracy: Accuracy = self._stage(name, Accuracy, {"file": artifact.sha256}, work)
+        name = f"evaluate-{artifact.path.parent}-{artifact.format}-{artifact.precision}{suffix}"
+        accuracy: Accuracy = self._stage(name, Accuracy, {"file": artifact.sha256} | inputs, work)
         return accuracy
 
     def _judged(self, report: schema.RunReport) -> tuple[schema.GateResult, ...]:

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.tool_output import captured_output
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Runtime = Literal["onnxruntime", "litert", "tensorflow"]
 Layout = Literal["NCHW", "NHWC"]
@@ -131,6 +134,12 @@ class Session:
             filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
             logits.append(self.output.decode(self.invoke(filled))[: len(batch)])
         return np.concatenate(logits)
+
+    def predict(self, pixels: "Tensor") -> "Tensor":
+        """`run` for tensors of torch, which evaluation and attacks work on."""
+        import torch
+
+        return torch.from_numpy(self.run(pixels.cpu().numpy()))
 
     @staticmethod
     def _describe(shape: tuple[int | None, ...]) -> str:

@@ -50,8 +50,14 @@ EVERY_STAGE = [
         "evaluate-dense-onnx-fp32",
         "evaluate-artifacts-onnx-fp32",
     ),
-    "evaluate-artifacts-onnx-int8",
+    *(
+        "evaluate-artifacts-onnx-fp32-attacked",
+        "evaluate-artifacts-onnx-int8",
+        "evaluate-artifacts-onnx-int8-attacked",
+    ),
 ]
+OF_INT8 = {"evaluate-artifacts-onnx-int8", "evaluate-artifacts-onnx-int8-attacked"}
+OF_FP32 = {"evaluate-artifacts-onnx-fp32", "evaluate-artifacts-onnx-fp32-attacked"}
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +73,7 @@ def options(trained_checkpoint: Path, digits_npz: Path) -> CompressOptions:
         recovery=Recipe(epochs=6, batch_size=32, learning_rate=0.01, eps=0.05, schedule="cosine"),
         attacks=("pgd-2",),
         robust_images=20,
+        file_images=6,
         calibration_images=32,
         method=Method(warmup_runs=0, warmup_seconds=0, runs=2, seconds=0, rounds=1),
     )
@@ -152,6 +159,9 @@ def test_the_ledger_tells_each_network_and_each_file(finished: CompressResult) -
         assert rows[name].accuracies[0].images == 100
         assert rows[name].latency[0].p50_ms > 0 and all(check.passed for check in rows[name].parity)
     assert rows["onnx fp32"].accuracies[0].correct == rows["recovered"].accuracies[0].correct
+    for name in ("onnx fp32", "onnx int8"):
+        attacked = rows[name].accuracies[1]
+        assert (attacked.attack, attacked.images, attacked.norm) == ("transfer+square-500", 6, "Linf")
 
 
 def test_the_network_and_its_files_became_smaller(finished: CompressResult) -> None:
@@ -260,16 +270,18 @@ def test_the_same_command_again_does_nothing_and_reports_the_same(
     [
         ({"attacks": ("fgsm",)}, {"evaluate-dense", "evaluate-pruned", "evaluate-recovered"}),
         ({"precisions": ("fp32",)}, {"export-artifacts", "bench"}),
+        ({"file_images": 7}, {name for name in EVERY_STAGE if name.endswith("-attacked")}),
+        ({"file_images": 0}, set()),
         ({"method": Method(warmup_runs=0, warmup_seconds=0, runs=3, seconds=0, rounds=1)}, {"bench"}),
         (
             {"recovery": None},
             {
                 *("recover", "evaluate-recovered", "export-artifacts", "bench"),
-                *("evaluate-artifacts-onnx-fp32", "evaluate-artifacts-onnx-int8"),
+                *(OF_FP32 | OF_INT8),
             },
         ),
     ],
-    ids=["attacks", "precisions", "bench", "recovery"],
+    ids=["attacks", "precisions", "files", "no files", "bench", "recovery"],
 )
 def test_a_changed_option_makes_anew_what_depends_on_it(
     again: Any, changed: dict[str, Any], expected: set[str]
@@ -289,7 +301,7 @@ def test_a_changed_option_makes_anew_what_depends_on_it(
 def test_another_ratio_keeps_the_scores_and_the_dense_file(again: Any, finished: CompressResult) -> None:
     result = again(ratio=0.25, recovery=None, precisions=("fp32",))
     untouched = {"baseline", "score", "evaluate-dense", "export-dense", "evaluate-dense-onnx-fp32"}
-    assert set(redone(result)) == set(EVERY_STAGE) - untouched - {"evaluate-artifacts-onnx-int8"}
+    assert set(redone(result)) == set(EVERY_STAGE) - untouched - OF_INT8
     assert result.plan.scores_sha256 == finished.plan.scores_sha256 and result.plan != finished.plan
     assert result.report.pruning.after.parameters > finished.report.pruning.after.parameters
 

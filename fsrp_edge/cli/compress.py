@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     help="Evaluation images to attack.  [default: 1000, or 128 for large inputs]",
 )
 @click.option(
+    "--file-images",
+    type=click.IntRange(0),
+    help="Evaluation images to attack each file on, in its runtime; 0: none.  [default: 100, or 32 for large inputs]",
+)
+@click.option(
     "--bench-on",
     default="local",
     metavar="ADDRESS",

@@ -331,6 +331,15 @@ def test_results_are_written_to_a_file_too(
     )
 
 
+def test_a_file_is_judged_in_its_own_runtime(chain: Path, digits_npz: Path, fsrp_edge: Any) -> None:
+    network, data = chain / "recovered.safetensors", ("--data", digits_npz, "--images", 8, "--attack", "fgsm")
+    done = fsrp_edge("evaluate", network, *data, "--file", chain / "artifacts" / "model-fp32.onnx", "--json")
+    assert done.code == 0, done.err
+    rows = [(row.get("file"), row["attack"]) for row in json.loads(done.out)]
+    file = "model-fp32.onnx"
+    assert rows == [(None, "clean"), (None, "fgsm"), (file, "clean"), (file, "transfer+square-500")]
+
+
 # -- wrong use: exit code 2 and one line that helps -----------------------------------------------------------------
 
 

@@ -1,0 +1,106 @@
+"""Robust accuracy of a file in its own runtime.
+
+Exported and quantized graphs give no gradients, and rounding can hide them where they do, so a file is attacked in two
+ways that need none of it: with adversarial examples of the float network it was made from, and with Square
+(Andriushchenko et al., arXiv 1912.00049), which only looks at the file's own logits. An image stands if the file is
+right on the clean image and under both.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsrp_edge import compute
+from fsrp_edge.attacks import PGD, attackable, pgd
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy, default_batch_size, evaluation_of
+from fsrp_edge.evaluation.results import Evaluation
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.progress import track
+from fsrp_edge.runtimes import open_session
+
+TRANSFER_STEPS = 20
+QUERIES = 500
+"""Inferences that Square may ask of the file for one image."""
+PORTION = 16
+"""Images that Square attacks at a time; its draws depend on it."""
+
+
+def evaluate_file(
+    path: Path, classifier: Classifier, images: ImageSet, *, eps: float = 0, seed: int = 0
+) -> tuple[Evaluation, ...]:
+    """Clean accuracy of a file in its own runtime and, with an eps above 0, its robust accuracy.
+
+    Args:
+        path: an ONNX or TFLite file.
+        classifier: the float network it was made from.
+        images: images and labels.
+        eps: L∞ radius, in units of pixels in [0, 1].
+        seed: of the attacks.
+    """
+    predict = open_session(path, threads=os.cpu_count() or 1).predict
+    clean = clean_accuracy(predict, images)
+    if eps == 0:
+        return (clean,)
+    examples = transfer_examples(classifier, images, eps=eps, seed=seed)
+    return clean, file_robust_accuracy(predict, images, examples, eps=eps, seed=seed)
+
+
+def transfer_examples(classifier: Classifier, images: ImageSet, *, eps: float, seed: int) -> Tensor:
+    """Adversarial examples of the float network, one an image, whether they fool it or not.
+
+    Returns:
+        float32 (N, C, H, W) in [0, 1] on the CPU: the last iterates of PGD-20 from a random start.
+    """
+    device, generator = compute.device_of(classifier), compute.generator(seed)
+    attack, size = PGD(eps=eps, steps=TRANSFER_STEPS), default_batch_size(images)
+    with attackable(classifier), torch.no_grad():
+        batches = track(images.batches(size), "examples of the float network", images.batch_count(size))
+        made = [pgd(classifier, x.to(device), y.to(device), attack, generator).cpu() for x, y in batches]
+    return torch.cat(made)
+
+
+def file_robust_accuracy(
+    predict: Predict, images: ImageSet, examples: Tensor, *, eps: float, seed: int, queries: int = QUERIES
+) -> Evaluation:
+    """Accuracy of a file under the float network's adversarial examples and under Square, the worst case of both.
+
+    Args:
+        predict: runs the file: pixels in, logits out.
+        images: images and labels.
+        examples: of `transfer_examples` on the same images with the same eps.
+        eps: L∞ radius, in units of pixels in [0, 1].
+        seed: of Square's draws.
+        queries: inferences of Square for one image, of which the first 500 do most of the harm.
+
+    Returns:
+        The evaluation under the name `transfer+square-<queries>`.
+    """
+    parts = []
+    batches = zip(images.batches(PORTION), examples.split(PORTION), strict=True)
+    with torch.no_grad(), torch.random.fork_rng():  # the attack seeds torch's global generator
+        for (pixels, labels), transferred in track(
+            batches, f"square on {images.name}", images.batch_count(PORTION)
+        ):
+            standing = _right(predict, pixels, labels) & _right(predict, transferred, labels)
+            if eps > 0 and standing.any():
+                attacked, truth = pixels[standing], labels[standing]
+                fooled = _square(predict, eps, seed, queries).perturb(attacked, truth)
+                standing[standing.clone()] = _right(predict, fooled, truth)
+            parts.append(standing)
+    return evaluation_of(
+        torch.cat(parts), images, attack=f"transfer+square-{queries}", norm="Linf", eps=eps, seed=seed
+    )
+
+
+def _right(predict: Predict, pixels: Tensor, labels: Tensor) -> Tensor:
+    return predict(pixels).argmax(1) == labels
+
+
+def _square(predict: Predict, eps: float, seed: int, queries: int) -> Any:
+    from pyautoattack.square import SquareAttack
+
+    return SquareAttack(predict, norm="Linf", eps=eps, seed=seed, n_queries=queries, device="cpu")
