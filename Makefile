@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench wheel clean
+.PHONY: help demo test test-slow test-arm lint format bench wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 12
@@ -38,6 +38,10 @@ test: $(VENV)/dev.stamp ## Run the tests (under 10 minutes, installation include
 
 test-slow: $(VENV)/dev.stamp ## Run the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+test-arm: $(VENV)/dev.stamp ## Measure real files as 64-bit Arm code, emulated, behind ssh (Debian; makes .arm, 650 MB)
+	$(BIN)/python tests/bench/arm_root.py .arm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/bench/test_arm.py
 
 lint: $(VENV)/dev.stamp ## Check format, style and types
 	$(BIN)/ruff format --check .

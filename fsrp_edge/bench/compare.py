@@ -37,8 +37,8 @@ class Comparison:
 def compare_results(before: BenchResults, after: BenchResults, *, seed: int = 0) -> list[Comparison]:
     """Compare what two runs of `bench` have in common.
 
-    Files are paired by name, device, runtime and threads. Two runs of a single file are paired whatever their names,
-    so that a dense file can be compared with a pruned one.
+    Files are paired by name, device, runtime and threads. Two runs of a single file each are paired whatever its name,
+    so that a dense file can be compared with a pruned one; on a single device each, whatever the rest too.
 
     Raises:
         BadInputError: they have nothing in common.
@@ -46,17 +46,20 @@ def compare_results(before: BenchResults, after: BenchResults, *, seed: int = 0)
     if len(before.measurements) == len(after.measurements) == 1:
         pairs = [(before.measurements[0], after.measurements[0])]
     else:
-        second = {_key(measurement): measurement for measurement in after.measurements}
-        pairs = [(first, second[_key(first)]) for first in before.measurements if _key(first) in second]
+        single = all(
+            len({one.latency.sha256 for one in results.measurements}) == 1 for results in (before, after)
+        )
+        second = {_key(measurement, single): measurement for measurement in after.measurements}
+        pairs = [(one, second[key]) for one in before.measurements if (key := _key(one, single)) in second]
     if not pairs:
         seen = " and ".join(_names(results) for results in (before, after))
         raise BadInputError(f"the two have no file, device, runtime and threads in common: {seen}")
     return [_compare(first, second, seed) for first, second in pairs]
 
 
-def _key(measurement: Measurement) -> tuple[str, str, str, int]:
+def _key(measurement: Measurement, single: bool) -> tuple[str, str, str, int]:
     latency = measurement.latency
-    return latency.model, measurement.address, latency.runtime, latency.threads
+    return "" if single else latency.model, measurement.address, latency.runtime, latency.threads
 
 
 def _names(results: BenchResults) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +80,8 @@ def tflite_file(tmp_path_factory) -> Path:
 
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+ARM = Path(__file__).parents[2] / ".arm"
+"""An Arm machine of files, where `make test-arm` made one (see arm_root.py)."""
 SEPARATION_FOLDER = Path("/run/sshd")
 """sshd run by root wants this empty folder; the service that starts it at boot would make it."""
 
@@ -101,11 +103,16 @@ class Server:
         process: its listener.
         port: on 127.0.0.1.
         folder: keys and configurations.
+        arm_port: likewise, for logins that land on the Arm machine.
     """
 
     process: subprocess.Popen[bytes]
     port: int
     folder: Path
+    arm_port: int
+
+    def arm_address(self) -> str:
+        return f"ssh://{getpass.getuser()}@127.0.0.1:{self.arm_port}"
 
     def address(self, *, user: str | None = None, python: str = sys.executable, **settings: str) -> str:
         query = "&".join(f"{name}={value}" for name, value in {"python": python, **settings}.items())
@@ -169,11 +176,12 @@ def scratch_folders() -> set[Path]:
     return set(Path("/tmp").glob("fsrp-edge.*"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def make_key(path: Path) -> str:
@@ -188,14 +196,15 @@ def sshd(tmp_path_factory) -> Iterator[Server]:
     if os.getuid() == 0:
         SEPARATION_FOLDER.mkdir(exist_ok=True)
     folder = tmp_path_factory.mktemp("sshd")
-    port = free_port()
+    port, arm_port = free_ports(2)
     host_key = make_key(folder / "host_key")
     (folder / "authorized_keys").write_text(make_key(folder / "user_key"))
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}")
+    (folder / "known_hosts").write_text("".join(f"[127.0.0.1]:{one} {host_key}" for one in (port, arm_port)))
     (folder / "sshd_config").write_text(
-        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
+        f"ListenAddress 127.0.0.1\nPort {port}\nPort {arm_port}\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
         "PermitRootLogin yes\nKbdInteractiveAuthentication no\n"
+        f"Match LocalPort {arm_port}\nForceCommand {ARM}/shell\n"
     )
     (folder / "ssh_config").write_text(
         f"IdentityFile {folder}/user_key\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\n"
@@ -212,7 +221,7 @@ def sshd(tmp_path_factory) -> Iterator[Server]:
     try:
         Server.wait_for(lambda: answers(port) or process.poll() is not None)
         assert process.poll() is None, (folder / "log").read_text()
-        yield Server(process, port, folder)
+        yield Server(process, port, folder, arm_port)
     finally:
         process.kill()
         process.wait()

@@ -331,3 +331,24 @@ def test_adb_commands(onnx_file, tmp_path, monkeypatch):
     lines = [line for line in log.read_text().splitlines() if "--model" in line]
     assert len(lines) == SHORT.rounds
     assert f"env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 {sys.executable} " in lines[0]
+
+
+@pytest.mark.slow
+def test_compress_measures_on_the_device(server, trained_checkpoint, digits_npz, tmp_path, capfd):
+    pytest.importorskip("onnx", reason="needs the onnx extra")
+    out = tmp_path / "run"
+    command = ["compress", str(trained_checkpoint), "--data", str(digits_npz), "--target", "raspberry-pi-4"]
+    command += ["--format", "onnx", "--precision", "fp32", "--recover-epochs", "0", "--attack", "fgsm"]
+    command += ["--score-images", "64", "--score-steps", "1", "--robust-images", "64", "--quick-bench"]
+    command += ["--bench-on", server.address(), "--out", str(out), "--quiet"]
+    assert run(cli, command) == 0
+    where = f"ssh://127.0.0.1:{server.port}"
+    report = json.loads((out / "report.json").read_text())
+    measured = [latency["device"] for row in report["ledger"] for latency in row["latency"]]
+    assert len(measured) == 2
+    assert all(device.startswith(f"{where}: ") for device in measured)
+    assert report["request"]["options"]["bench_on"] == where
+    assert where in (out / "report.md").read_text()
+    before = logins(server)
+    assert run(cli, command) == 0  # everything is kept, so only the device's readiness is looked at
+    assert logins(server) == before + 1

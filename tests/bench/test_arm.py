@@ -1,0 +1,90 @@
+"""Arm code through the whole way of ssh: shell, agent and both runtimes are aarch64, emulated; `make test-arm`."""
+
+import itertools
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from fsrp_edge.bench.describe import describe
+from fsrp_edge.bench.measure import Method, measure_on
+from fsrp_edge.bench.results import read_results
+from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.cli import cli
+from fsrp_edge.cli.errors import run
+from fsrp_edge.exporting.artifact import Format, Precision
+from fsrp_edge.exporting.export import ArtifactRequest
+
+ARM = Path(__file__).parents[2] / ".arm"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ARM.is_dir(), reason="no Arm machine here; `make test-arm` makes one"),
+]
+SHORT = Method(warmup_runs=1, warmup_seconds=0, runs=2, seconds=0, rounds=1)
+LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.0}
+"""Largest difference between x86 and Arm, relative to the largest output."""
+
+
+@pytest.fixture(scope="module")
+def files(trained_checkpoint, tmp_path_factory) -> dict[tuple[Format, Precision], Path]:
+    """A network trained on handwritten digits in every format and precision."""
+    pytest.importorskip("onnx", reason="needs the onnx extra")
+    pytest.importorskip("litert_torch", reason="needs the tflite extra")
+    from fsrp_edge.data.embedded import digits
+    from fsrp_edge.exporting.verified import export_verified
+    from fsrp_edge.models.checkpoint import load_classifier
+    from fsrp_edge.targets.load import load_target
+
+    classifier = load_classifier(trained_checkpoint)
+    data = digits(classifier.spec, seed=0)
+    requests = [ArtifactRequest(*pair) for pair in itertools.product(get_args(Format), get_args(Precision))]
+    folder = tmp_path_factory.mktemp("arm") / "artifacts"
+    exported = export_verified(
+        classifier,
+        requests,
+        folder,
+        target=load_target("raspberry-pi-4"),
+        calibration=data.train.sample(64, 0),
+        images=data.evaluation,
+    )
+    return {(one.format, one.precision): folder / one.path for one in exported.artifacts}
+
+
+def test_the_far_side_is_an_arm_machine(server):
+    device = describe(parse_address(server.arm_address()))
+    assert device.machine == "aarch64"
+    assert device.missing() == []
+
+
+def test_every_file_computes_on_arm_what_it_computes_here(server, files):
+    measured = measure_on(parse_address(server.arm_address()), list(files.values()), method=SHORT)
+    errors: dict[Any, Any] = {
+        key: one.agreement.relative_error for key, one in zip(files, measured, strict=True)
+    }
+    assert len(errors) == 6
+    assert {key: error for key, error in errors.items() if error > LIMITS[key[1]]} == {}
+
+
+def test_a_fleet_of_three_and_the_comparison(server, files, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    devices = ["local", server.address(), server.arm_address()]
+    fleet = [part for device in devices for part in ("--device", device)]
+    for name, precision in (("before", "fp32"), ("after", "int8")):
+        out = str(tmp_path / f"{name}.json")
+        command = [
+            "bench",
+            str(files["tflite", precision]),
+            *fleet,
+            "--sustained",
+            "1s",
+            "--out",
+            out,
+            "--quiet",
+        ]
+        assert run(cli, command) == 0
+    table = capfd.readouterr().out
+    assert "ARMv8" in table
+    results = read_results(tmp_path / "after.json")
+    assert len({measurement.address for measurement in results.measurements}) == 3
+    assert run(cli, ["bench", "compare", str(tmp_path / "before.json"), str(tmp_path / "after.json")]) == 0
+    assert sum("→" in line for line in capfd.readouterr().out.splitlines()) == 3
