@@ -1,7 +1,7 @@
 """Make an Arm machine of files in a folder: `python tests/bench/arm_root.py .arm`.
 
-It holds Debian's arm64 user-space with Python, aarch64 wheels of both runtimes, and an emulator (QEMU's user mode). What apt
-and pip verify is downloaded from wherever this machine's own apt and pip download; nothing of this machine is changed.
+It holds Debian's arm64 user-space with Python, aarch64 wheels of both runtimes, and an emulator (QEMU's user mode).
+This machine's own apt and pip download and verify them from where they always do; nothing of the machine is changed.
 FOLDER/shell is the login shell there: it and everything it starts is aarch64 code.
 """
 

@@ -88,3 +88,10 @@ def test_nothing_in_common_names_what_was_seen():
     two = results(measurement(1.0, model="a"), measurement(1.0, model="b"))
     with pytest.raises(BadInputError, match=r"a on local with 1 threads, b on local.* and c on"):
         compare_results(two, results(measurement(1.0, model="c")))
+
+
+def test_a_fleet_with_one_file_each_is_paired_by_device():
+    before = results(measurement(4.0, model="a"), measurement(6.0, model="a", address="ssh://pi4"))
+    after = results(measurement(3.0, model="b", address="ssh://pi4"), measurement(2.0, model="b"))
+    found = compare_results(before, after)
+    assert [round(one.change, 1) for one in found] == [-0.5, -0.5]
