@@ -177,6 +177,19 @@ def compress(options: CompressOptions) -> CompressResult:
         GateFailedError: a file does not compute what the network computes; nothing is published then.
         ToolFailedError: a tool or an extra is missing or failed.
     """
+    inputs = prepare(options)
+    directory = RunDirectory(inputs.out)
+    with directory.locked():
+        return _Run(**vars(inputs), directory=directory).run()
+
+
+def prepare(options: CompressOptions) -> "Inputs":
+    """Read and check everything that a run starts from.
+
+    Raises:
+        BadInputError: an input is wrong.
+        ToolFailedError: the device to measure on is not ready.
+    """
     target = load_target(options.target)
     requests = choose_artifacts(target, options.formats, options.precisions)
     device = parse_address(options.bench_on)
@@ -186,10 +199,7 @@ def compress(options: CompressOptions) -> CompressResult:
     dataset = load_data(classifier, options.data, options.seed)
     if options.baseline is not None:
         require_same_images(load_report(options.baseline), dataset.evaluation.digest)
-    out = options.out or Path(f"{options.checkpoint.stem}-{target.name}")
-    directory = RunDirectory(out)
-    with directory.locked():
-        return _Run(options, target, requests, classifier, dataset, directory).run()
+    return Inputs(options, target, requests, classifier, dataset)
 
 
 def choose_artifacts(
@@ -242,14 +252,41 @@ class _Recovered(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One run: what was given, and a method for each stage."""
+class Inputs:
+    """What a run starts from."""
 
     options: CompressOptions
     target: Target
     requests: tuple[ArtifactRequest, ...]
     dense: Classifier
     dataset: Dataset
+
+    @property
+    def out(self) -> Path:
+        """The run directory."""
+        return self.options.out or Path(f"{self.options.checkpoint.stem}-{self.target.name}")
+
+    def score_images(self) -> ImageSet:
+        """The training images to score on."""
+        count = self.options.score_images or default_score_images(self.dense.spec)
+        return self.dataset.train.sample(count, self.options.seed)
+
+    def attacked_images(self) -> ImageSet:
+        """The evaluation images to attack."""
+        count = self.options.robust_images or _by_input_size(self.dense.spec, 1000, 128)
+        return self.dataset.evaluation.first(count)
+
+    def plan_options(self) -> PlanOptions:
+        """What the plan is asked for, with what the target demands."""
+        shared = PlanOptions.model_fields.keys() & CompressOptions.model_fields.keys()
+        asked = {name: getattr(self.options, name) for name in shared}
+        return PlanOptions(**asked, channel_multiple=self.target.channel_multiple)
+
+
+@dataclass(frozen=True)
+class _Run(Inputs):
+    """One run: what was given, and a method for each stage."""
+
     directory: RunDirectory
 
     @functools.cached_property
@@ -316,14 +353,14 @@ class _Run:
 
         inputs = {
             "criterion": self.options.criterion.model_dump(mode="json"),
-            "images": self._score_images().digest,
+            "images": self.score_images().digest,
         }
         result: FilterScores = self._stage("score", FilterScores, inputs, work)
         return result
 
     def plan(self, scores: FilterScores) -> PruningPlan:
         """plan.json: which channels stay."""
-        wanted = self._plan_options()
+        wanted = self.plan_options()
 
         def work() -> tuple[PruningPlan, list[Path]]:
             plan = plan_by_strategy(self.dense, scores, wanted, self._score)
@@ -387,8 +424,7 @@ class _Run:
     ) -> schema.LedgerRow:
         """Clean accuracy on all evaluation images, and under attack on the first of them."""
         options = self.options
-        count = options.robust_images or _by_input_size(self.dense.spec, 1000, 128)
-        attacked = self.dataset.evaluation.first(count)
+        attacked = self.attacked_images()
 
         def work() -> tuple[tuple[Accuracy, ...], Sequence[Path]]:
             progress.log(f"evaluating the {name} network")
@@ -401,7 +437,7 @@ class _Run:
             "weights": weights_sha256(classifier.network),
             "attacks": options.attacks,
             "eps": options.eps,
-            "images": count,
+            "images": len(attacked),
         }
         accuracies = self._stage(f"evaluate-{name}", tuple[Accuracy, ...], inputs, work)
         size = measure_size(classifier)
@@ -589,19 +625,10 @@ class _Run:
     def _path(self, name: str) -> Path:
         return self.directory.path / name
 
-    def _score_images(self) -> ImageSet:
-        count = self.options.score_images or default_score_images(self.dense.spec)
-        return self.dataset.train.sample(count, self.options.seed)
-
     def _score(self, classifier: Classifier) -> FilterScores:
         """Scores of the dense network, or of a smaller one that a strategy is at."""
         compute.to_fast_layout(classifier, compute.default_device())
-        return score(classifier, self._score_images(), self.options.criterion, seed=self.options.seed)
-
-    def _plan_options(self) -> PlanOptions:
-        shared = PlanOptions.model_fields.keys() & CompressOptions.model_fields.keys()
-        asked = {name: getattr(self.options, name) for name in shared}
-        return PlanOptions(**asked, channel_multiple=self.target.channel_multiple)
+        return score(classifier, self.score_images(), self.options.criterion, seed=self.options.seed)
 
     def _recipe(self, dense: schema.LedgerRow) -> Recipe | None:
         recipe = self.options.recovery

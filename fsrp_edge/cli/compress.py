@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fsrp_edge.cli import options
+from fsrp_edge.cli.config import config_options, save_config
 from fsrp_edge.cli.errors import traceback_option
 from fsrp_edge.cli.gates import finish
 
@@ -51,12 +52,17 @@ if TYPE_CHECKING:
 @options.gate_options
 @options.seed_option
 @click.option("--out", type=options.NewFolder, help="Run directory.  [default: CHECKPOINT-TARGET]")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done, how long it would take and how much room."
+)
+@config_options
 @options.output_options
 @traceback_option
 def compress(
     formats: tuple[str, ...],
     precisions: tuple[str, ...],
     quick_bench: bool,
+    dry_run: bool,
     as_json: bool,
     quiet: bool,
     **given: Any,
@@ -70,9 +76,12 @@ def compress(
     fsrp-edge compress resnet18.pt --target jetson-nano
     fsrp-edge compress resnet20.th --target raspberry-pi-4 --data cifar-10-batches-bin
     fsrp-edge compress net.pt --arch net.py:build --data photos/ --target my-board.yaml --ratio 0.6
+    fsrp-edge compress resnet18.pt --target jetson-nano --require "robust_accuracy>=40%" --dry-run
+    fsrp-edge compress --config run.yaml --ratio 0.7
     """
     from fsrp_edge.bench.measure import QUICK, Method
     from fsrp_edge.cli.console import print_json, show_progress
+    from fsrp_edge.cli.preview_table import show_preview
     from fsrp_edge.cli.report_table import print_report
     from fsrp_edge.pipeline import CompressOptions
     from fsrp_edge.pipeline import compress as run
@@ -94,6 +103,10 @@ def compress(
         method=QUICK if quick_bench else Method(),
         **given,
     )
+    save_config()
+    if dry_run:
+        show_preview(wanted, as_json=as_json, quiet=quiet)
+        return
     with show_progress(quiet=quiet):
         result = run(wanted)
     if as_json:

@@ -1,0 +1,108 @@
+"""`--config` and `--save-config`: a YAML file that says what a command's options say."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from fsrp_edge.errors import BadInputError
+
+Command = TypeVar("Command", bound=Callable[..., object])
+NOT_SAVED = {"dry_run", "as_json", "quiet", "verbose"}
+"""Options that are about this one call."""
+
+
+def config_options(command: Command) -> Command:
+    """Give a command `--config` and `--save-config`; options on the command line win over the file."""
+    existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+    for option in (
+        click.option(
+            "--save-config",
+            type=click.Path(dir_okay=False, path_type=Path),
+            callback=_noted,
+            expose_value=False,
+            help="Write all options of this run to a YAML file that --config takes.",
+        ),
+        click.option(
+            "--config",
+            type=existing,
+            callback=_read,
+            is_eager=True,
+            expose_value=False,
+            help="Take options from a YAML file, such as `recover-epochs: 20`; those given here too win.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def save_config() -> None:
+    """Write the options of the running command where `--save-config` asked for it."""
+    import yaml
+
+    from fsrp_edge.files import write_text
+
+    context = click.get_current_context()
+    path = context.meta.get(__name__)
+    if path is not None:
+        values = {
+            name: _plain(value)
+            for name, value in context.params.items()
+            if name not in NOT_SAVED and value not in (None, ())
+        }
+        write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _noted(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    context.meta[__name__] = path
+
+
+def _read(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise BadInputError(f"{path} holds no options; it should look like `target: jetson-nano`")
+    options = {
+        name.lstrip("-").replace("-", "_"): parameter
+        for parameter in context.command.params
+        if parameter.expose_value and parameter.name not in NOT_SAVED
+        for name in (parameter.name or "", *parameter.opts)
+    }
+    context.default_map = {}
+    for key, value in content.items():
+        parameter = options.get(str(key).replace("-", "_"))
+        if parameter is None:
+            near = difflib.get_close_matches(str(key).replace("-", "_"), options, n=1, cutoff=0)
+            raise BadInputError(f"{path}: unknown key {key!r}; the nearest known one is {near[0]!r}")
+        if parameter.name in context.default_map:
+            raise BadInputError(f"{path}: {key!r} says again what another key says; give one of the two")
+        context.default_map[str(parameter.name)] = _as_typed(value, parameter, f"{path}: {key}")
+
+
+def _as_typed(value: Any, parameter: click.Parameter, place: str) -> Any:
+    """A YAML value as the command line would give it: `{a: 1}` as `a=1`, a list where one text is meant as `1,2`."""
+    repeated = parameter.multiple if isinstance(parameter, click.Option) else False
+    if isinstance(value, dict):
+        value = [f"{key}={each}" for key, each in value.items()]
+    if isinstance(value, list):
+        if any(isinstance(each, list | dict) for each in value):
+            raise BadInputError(f"{place} holds a list inside a list; give a list of plain values")
+        return [str(each) for each in value] if repeated else ",".join(map(str, value))
+    return [value] if repeated else value
+
+
+def _plain(value: Any) -> Any:
+    """A parsed option as YAML can hold it and `--config` reads it back."""
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return dict(value)
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value

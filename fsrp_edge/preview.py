@@ -1,0 +1,207 @@
+"""preview(): what `compress` would do, how long it would take and how much room, without doing it."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fsrp_edge import compute
+from fsrp_edge.attacks import attackable, input_gradient
+from fsrp_edge.data.images import Dataset
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.size import measure_size
+from fsrp_edge.pipeline import CompressOptions, Inputs, prepare
+from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.report.gates import parse_gate
+from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.rivals import Rival
+from fsrp_edge.scoring.score import score
+
+SECONDS_TO_EXPORT = 15.0
+"""Of one file with its checks; between 3 and 30 on the machines it was tried on."""
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+AUTOATTACK_STEPS = 1500
+"""Gradient steps of an image, on average, where about half of the images fall."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of the run.
+
+    Args:
+        name: what is done.
+        detail: how much of it.
+        seconds: how long it will take here, extrapolated from a few batches.
+    """
+
+    name: str
+    detail: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do.
+
+    Args:
+        directory: where it would leave its results.
+        resumes: stages that are there already; each is used again if nothing that it depends on has changed.
+        steps: in their order, the resumed ones included.
+        parameters: before and after.
+        macs: before and after.
+        exact: whether the counts after pruning are those the run will reach, or those of another criterion.
+        files: (name, bytes) of every file that would be exported.
+        disk_bytes: needed in the directory at the worst moment.
+        free_bytes: on that disk now.
+        gates: (gate, whether it can be met: None where only the run will tell, why).
+    """
+
+    directory: Path
+    resumes: tuple[str, ...]
+    steps: tuple[Step, ...]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    exact: bool
+    files: tuple[tuple[str, int], ...]
+    disk_bytes: int
+    free_bytes: int
+    gates: tuple[tuple[str, bool | None, str], ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return sum(step.seconds for step in self.steps)
+
+
+def preview(options: CompressOptions) -> Preview:
+    """Read everything, prune a copy by weight norms, and time a few batches; takes seconds, writes nothing.
+
+    Raises:
+        BadInputError: whatever `compress` would refuse before its long work.
+    """
+    inputs = prepare(options)
+    wanted = inputs.plan_options()
+    norms = score(inputs.dense, inputs.dataset.train, Rival(name="l1"), seed=options.seed)
+    pruned = apply_plan(inputs.dense, make_plan(inputs.dense, norms, wanted))
+    before, after = measure_size(inputs.dense), measure_size(pruned)
+    files = tuple(
+        (f"{request.format} {request.precision}", after.parameters * BYTES[request.precision])
+        for request in inputs.requests
+    )
+    references = before.parameters * 4 * len({request.format for request in inputs.requests})
+    training = 0 if options.recovery is None else 16 * after.parameters  # weights, momentum, best and average
+    directory = inputs.out
+    return Preview(
+        directory=directory,
+        resumes=tuple(sorted(path.stem for path in (directory / "stages").glob("*.json"))),
+        steps=tuple(_steps(inputs, pruned)),
+        parameters=(before.parameters, after.parameters),
+        macs=(before.macs, after.macs),
+        exact=wanted.allocation == "uniform" and wanted.ratio_of == "channels",
+        files=files,
+        disk_bytes=references + sum(size for _, size in files) + 8 * after.parameters + training,
+        free_bytes=shutil.disk_usage(_existing(directory)).free,
+        gates=tuple(_reachable(gate, files, after.macs, after.parameters) for gate in options.gates),
+    )
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def _steps(inputs: Inputs, pruned: Classifier) -> Iterator[Step]:
+    options, evaluation = inputs.options, len(inputs.dataset.evaluation)
+    scored, attacked = len(inputs.score_images()), len(inputs.attacked_images())
+    dense, small = _Speed.of(inputs.dense, inputs.dataset), _Speed.of(pruned, inputs.dataset)
+    passes = options.criterion.attack.steps + 1 if isinstance(options.criterion, FSRP) else 1
+    yield Step(
+        "score", f"{scored} images, criterion {options.criterion.name}", scored * passes * dense.gradient
+    )
+    if options.recovery is not None:
+        recipe, images = options.recovery, len(inputs.dataset.train)
+        times = {"natural": 1, "n-fgsm": 2, "pgd": recipe.attack_steps + 1}[recipe.method]
+        # A gradient of the weights costs about a third more than one of the pixels alone.
+        seconds = recipe.epochs * images * (times + 0.5) * small.gradient
+        yield Step("recover", f"{recipe.method}, {recipe.epochs} × {images} images", seconds)
+    steps = sum(map(_attack_steps, options.attacks))
+    yield Step(
+        "evaluate networks",
+        f"dense, pruned and recovered; {evaluation} images, {attacked} of them under attack",
+        (dense.forward + 2 * small.forward) * evaluation
+        + steps * attacked * (dense.gradient + 2 * small.gradient),
+    )
+    formats = len({request.format for request in inputs.requests})
+    count = formats + len(inputs.requests)
+    yield Step(
+        "export and verify", f"{count} files, {formats} of them to compare with", count * SECONDS_TO_EXPORT
+    )
+    yield Step(
+        "evaluate files",
+        f"{count} files, {evaluation} images",
+        evaluation * (formats * dense.forward + len(inputs.requests) * small.forward),
+    )
+    per_file = options.method.seconds + options.method.rounds * (options.method.warmup_seconds + 2)
+    yield Step("measure latency", f"{count} files on {options.bench_on}", count * per_file)
+
+
+def _attack_steps(name: str) -> int:
+    if name == "autoattack":
+        return AUTOATTACK_STEPS
+    steps, _, restarts = name.removeprefix("pgd-").partition("x")
+    return 1 if name == "fgsm" else int(steps) * int(restarts or 1)
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """Seconds an image for a forward pass, and for a gradient of the pixels."""
+
+    forward: float
+    gradient: float
+
+    @classmethod
+    def of(cls, classifier: Classifier, dataset: Dataset) -> "_Speed":
+        compute.to_fast_layout(classifier, compute.default_device())
+        pixels, labels = next(dataset.evaluation.batches(32))
+        device = compute.device_of(classifier)
+        pixels, labels = pixels.to(device), labels.to(device)
+
+        def forward() -> None:
+            with torch.no_grad():
+                classifier(pixels)[0, 0].item()
+
+        def gradient() -> None:
+            input_gradient(classifier, pixels, labels)[0][0, 0, 0, 0].item()
+
+        with attackable(classifier):
+            return cls(_seconds(forward) / len(pixels), _seconds(gradient) / len(pixels))
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    """Of the quicker of two runs after one to warm up."""
+    work()
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _reachable(
+    text: str, files: tuple[tuple[str, int], ...], macs: int, parameters: int
+) -> tuple[str, bool | None, str]:
+    gate = parse_gate(text)
+    known = {"macs": macs, "parameters": parameters}
+    if gate.metric == "size":
+        # Weights alone: a file is never smaller.
+        known["size"] = max((size for name, size in files if gate.row in (None, name)), default=0)
+    if gate.metric not in known:
+        return text, None, "only the run will tell"
+    value = known[gate.metric]
+    reached = value <= gate.bound
+    return text, reached, f"{gate.metric} about {value:,}, at most {gate.bound:,.0f} asked"

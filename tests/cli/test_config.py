@@ -1,0 +1,142 @@
+"""`--config`, `--save-config` and `--dry-run` of compress."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fsrp_edge.cli import cli
+from fsrp_edge.cli.compress import compress
+from fsrp_edge.cli.errors import run
+
+
+def parsed(*arguments: object) -> dict[str, Any]:
+    """What `compress` is called with."""
+    return compress.make_context("compress", [str(argument) for argument in arguments]).params
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.pt"
+    path.touch()
+    return path
+
+
+def config(tmp_path: Path, **content: Any) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_file_says_what_the_options_say(net: Path, tmp_path: Path) -> None:
+    path = config(
+        tmp_path,
+        **{
+            "checkpoint": str(net),
+            "target": "jetson-nano",
+            "recover-epochs": 20,
+            "attack": ["fgsm", "pgd-5"],
+        },
+        **{
+            "gates": "size<=2MB",
+            "layer_ratios": {"layer1.*": 0.25},
+            "mean": [0.5, 0.4, 0.3],
+            "keep_first": True,
+        },
+        eps="4/255",
+    )
+    flags = ("--recover-epochs", 20, "--attack", "fgsm", "--attack", "pgd-5", "--require", "size<=2MB")
+    more = ("--layer-ratio", "layer1.*=0.25", "--mean", "0.5,0.4,0.3", "--keep-first", "--eps", "4/255")
+    assert parsed("--config", path) == parsed(net, "--target", "jetson-nano", *flags, *more)
+
+
+def test_the_command_line_wins(net: Path, tmp_path: Path) -> None:
+    path = config(tmp_path, checkpoint=str(net), target="jetson-nano", ratio=0.3, attacks=["fgsm"])
+    found = parsed("--config", path, "--ratio", 0.7, "--attack", "pgd-3")
+    assert (found["ratio"], found["attacks"], found["target"]) == (0.7, ("pgd-3",), "jetson-nano")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("recover-epoch: 3", "unknown key 'recover-epoch'; the nearest known one is 'recover_epochs'"),
+        ("ration: 0.3", "unknown key 'ration'; the nearest known one is 'ratio'"),
+        ("config: other.yaml", "unknown key 'config'"),
+        ("gates: [size<=1MB]\nrequire: [size<=2MB]", "'require' says again what another key says"),
+        ("attack: [[fgsm]]", "attack holds a list inside a list"),
+        ("- ratio", "holds no options; it should look like `target: jetson-nano`"),
+        ("a: [", "is not YAML"),
+        ("ratio: 3", "3.0 is not in the range"),
+        ("target: jetson-nano", "Missing argument 'CHECKPOINT'"),
+        ("gates: [size>=1MB]", "size takes <="),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(
+    content: str, message: str, net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    arguments = ["compress", "--config", str(path)]
+    if "target" not in content:
+        arguments += [str(net), "--target", "jetson-nano"]
+    assert run(cli, arguments) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_dry_run_tells_and_leaves_nothing(
+    trained_checkpoint: Path,
+    digits_npz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved = tmp_path / "saved.yaml"
+    arguments = [
+        *(
+            "compress",
+            str(trained_checkpoint),
+            "--target",
+            "generic-x86",
+            "--data",
+            str(digits_npz),
+            "--quiet",
+        ),
+        *("--format", "onnx", "--require", "size<=1MB", "--require", "robust_accuracy>=1%", "--dry-run"),
+        *("--save-config", str(saved), "--layer-ratio", "features.0=0", "--max-regression", "size=1%"),
+    ]
+    assert run(cli, arguments) == 0
+    out = capfd.readouterr().out
+    assert "✓ size<=1MB" in out and "? robust_accuracy>=1%: only the run will tell" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.yaml"]
+    assert parsed("--config", saved) | {"dry_run": True, "quiet": True} == parsed(*arguments[1:])
+
+    assert run(cli, ["compress", "--config", str(saved), "--dry-run", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert {"score", "recover", "measure latency"} <= {step["name"] for step in found["steps"]}
+    assert (
+        found["seconds"] == pytest.approx(sum(step["seconds"] for step in found["steps"])) and found["exact"]
+    )
+    assert found["macs"][1] < found["macs"][0]
+
+    assert run(cli, [*arguments, "--require", "size<=1kB"]) == 1
+    assert "out of reach with these options: size<=1kB" in capfd.readouterr().err
+
+
+def test_the_counts_of_a_dry_run_are_those_of_the_run(trained_checkpoint: Path, digits_npz: Path) -> None:
+    from fsrp_edge.pipeline import CompressOptions, prepare
+    from fsrp_edge.preview import preview
+    from fsrp_edge.pruning.planning import make_plan
+    from fsrp_edge.pruning.surgery import apply_plan
+    from fsrp_edge.scoring.rivals import Rival
+    from fsrp_edge.scoring.score import score
+
+    options = CompressOptions(checkpoint=trained_checkpoint, data=str(digits_npz), target="generic-x86")
+    inputs = prepare(options)
+    other = score(inputs.dense, inputs.dataset.train, Rival(name="random"), seed=0)
+    pruned = apply_plan(inputs.dense, make_plan(inputs.dense, other, inputs.plan_options()))
+    assert preview(options).parameters[1] == sum(
+        parameter.numel() for parameter in pruned.network.parameters()
+    )
