@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from fsrp_edge.errors import BadInputError
@@ -15,12 +17,14 @@ from fsrp_edge.errors import BadInputError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` if the block succeeds, else remove it.
 
-    The temporary name keeps the suffix, because exporters look at it.
+    It may become a file or a folder. The temporary name keeps the suffix, because exporters look at it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         yield temporary
+        if temporary.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
 
 
@@ -49,8 +53,20 @@ def read_json(path: Path) -> Any:
         raise BadInputError(f"{path} is not valid JSON: {error}") from None
 
 
+def files_of(path: Path) -> list[Path]:
+    """A file, or all files below a folder, in the order of their names."""
+    return sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]
+
+
+def bytes_of(path: Path) -> int:
+    """Size of a file, or of all files below a folder."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of a file's bytes; of a folder, that of its files' names and digests."""
+    if path.is_dir():
+        return sha256_json({file.relative_to(path).as_posix(): sha256_file(file) for file in files_of(path)})
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -58,3 +74,21 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def without_folders(value: Any) -> Any:
+    """`value` with every absolute path, at any depth, cut down to its last name.
+
+    A report is made to be shared, and an absolute path tells a user's name and how their machine is laid out.
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str) and re.match(r"[A-Za-z]:[\\/]", value):
+        return PureWindowsPath(value).name
+    if isinstance(value, str) and re.match(r"[/~]", value):
+        return PurePosixPath(value).name
+    return value

@@ -4,7 +4,7 @@ import copy
 import datetime
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from fsrp_edge.evaluation.files import file_robust_accuracy, transfer_examples
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.artifact import Artifact, Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest, smoke_test
+from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import Exported, export_verified
-from fsrp_edge.files import sha256_file, sha256_json
+from fsrp_edge.files import files_of, sha256_file, sha256_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.saved import save_classifier, weights_sha256
@@ -55,11 +56,13 @@ from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.score import Criterion, score
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.load import load_target
-from fsrp_edge.targets.profile import Target
+from fsrp_edge.targets.profile import Offer, Target
 from fsrp_edge.training.loop import EpochRecord
 from fsrp_edge.training.recipe import Recipe
 from fsrp_edge.training.recovery import fit_recipe, recover
 
+BY_DEFAULT: tuple[Format, ...] = ("onnx", "tflite")
+"""Other formats are made only where they are named."""
 LARGE_SIDE = 64
 """Inputs with a longer side are scored and attacked on fewer images, as each costs many times more."""
 
@@ -79,7 +82,7 @@ class CheckpointOptions(BaseModel):
     """A data set's name or path; None uses the set the checkpoint names, else embedded photographs."""
 
 
-class CompressOptions(CheckpointOptions):
+class CompressOptions(CheckpointOptions, ExportOptions):
     """Everything that a run of `compress` depends on."""
 
     target: str
@@ -110,7 +113,6 @@ class CompressOptions(CheckpointOptions):
     """Evaluation images to attack, the first ones; None: 1,000, or 128 for inputs with a side above 64 pixels."""
     file_images: int | None = Field(None, ge=0)
     """Evaluation images to attack each file on, the first ones; 0: none; None: 100, or 32 for large inputs."""
-    calibration_images: int = Field(256, ge=1)
     method: Method = Method()
     bench_on: str = "local"
     """Address of the device to measure latency on, such as `ssh://pi@pi4`."""
@@ -194,7 +196,9 @@ def prepare(options: CompressOptions) -> "Inputs":
     requests = choose_artifacts(target, options.formats, options.precisions)
     device = parse_address(options.bench_on)
     if device.kind != "local":
-        require_ready(device, {RUNTIMES[request.format] for request in requests})
+        require_ready(
+            device, {RUNTIMES[request.format] for request in requests if request.format in RUNTIMES}
+        )
     classifier = load(options)
     dataset = load_data(classifier, options.data, options.seed)
     if options.baseline is not None:
@@ -210,13 +214,15 @@ def choose_artifacts(
     Raises:
         BadInputError: the profile offers no file of a format or a precision that was asked for.
     """
-    chosen = [
-        offer
-        for offer in target.offers
-        if offer.offered
-        and (offer.default if precisions is None else offer.precision in precisions)
-        and (formats is None or offer.format in formats)
-    ]
+    allowed = [offer for offer in target.offers if offer.offered and offer.format in (formats or BY_DEFAULT)]
+    with_default = {offer.format for offer in allowed if offer.default}
+
+    def wanted(offer: Offer) -> bool:
+        if precisions is not None:
+            return offer.precision in precisions
+        return offer.default or (offer.format not in with_default and offer.precision == "fp32")
+
+    chosen = [offer for offer in allowed if wanted(offer)]
     missing = {*(formats or ()), *(precisions or ())} - {
         part for offer in chosen for part in (offer.format, offer.precision)
     }
@@ -320,8 +326,8 @@ class _Run(Inputs):
         ]
         dense_files = self.export("dense", self.dense, self._references())
         files = self.export("artifacts", recovered, self.requests)
-        dense_latencies, latencies = self.bench(dense_files.artifacts, files.artifacts)
-        rows += self.file_rows("dense ", self.dense, dense_files, dense_latencies, attack=False)
+        latencies = self.bench(dense_files.artifacts, files.artifacts)
+        rows += self.file_rows("dense ", self.dense, dense_files, latencies, attack=False)
         rows += self.file_rows("", recovered, files, latencies, attack=True)
         report = self.report(started_at, plan, pruned, recipe, recovery, rows, files.artifacts)
         return CompressResult(
@@ -446,6 +452,7 @@ class _Run(Inputs):
     def export(self, folder: str, classifier: Classifier, requests: Sequence[ArtifactRequest]) -> Exported:
         """The files in `folder`, put there only after every one was found to compute what the network computes."""
         calibration = self.dataset.train.sample(self.options.calibration_images, self.options.seed)
+        export_options = ExportOptions(**self.options.model_dump(include=set(ExportOptions.model_fields)))
 
         def work() -> tuple[Exported, list[Path]]:
             exported = export_verified(
@@ -455,27 +462,29 @@ class _Run(Inputs):
                 target=self.target,
                 calibration=calibration,
                 images=self.dataset.evaluation,
+                options=export_options,
             )
             moved = tuple(
                 artifact.model_copy(update={"path": Path(folder) / artifact.path})
                 for artifact in exported.artifacts
             )
-            return exported.model_copy(update={"artifacts": moved}), [self._path(str(a.path)) for a in moved]
+            left = [*(artifact.path for artifact in moved), *(Path(folder) / s for s in exported.scripts)]
+            files = [file for path in left for file in files_of(self.directory.path / path)]
+            return exported.model_copy(update={"artifacts": moved}), files
 
         inputs = {
             "weights": weights_sha256(classifier.network),
             "requests": [f"{request.format} {request.precision}" for request in requests],
             "target": self.target.digest,
             "calibration": calibration.digest,
+            "options": export_options.model_dump(mode="json"),
         }
         result: Exported = self._stage(f"export-{folder}", Exported, inputs, work)
         return result
 
-    def bench(
-        self, dense: Sequence[Artifact], files: Sequence[Artifact]
-    ) -> tuple[list[Latency], list[Latency]]:
-        """Latency on this machine or a device, dense and pruned files in turns."""
-        artifacts = [*dense, *files]
+    def bench(self, dense: Sequence[Artifact], files: Sequence[Artifact]) -> dict[Path, Latency]:
+        """Latency on this machine or a device by path, dense and pruned files in turns; not of every format."""
+        artifacts = [artifact for artifact in (*dense, *files) if artifact.format in RUNTIMES]
         device = parse_address(self.options.bench_on)
         cores = os.cpu_count() or 1
         threads = min(self.target.threads, cores) if device.kind == "local" else self.target.threads
@@ -493,14 +502,14 @@ class _Run(Inputs):
             "method": self.options.method.model_dump(mode="json"),
         }
         latencies = self._stage("bench", list[Latency], inputs, work)
-        return latencies[: len(dense)], latencies[len(dense) :]
+        return {artifact.path: latency for artifact, latency in zip(artifacts, latencies, strict=True)}
 
     def file_rows(
         self,
         prefix: str,
         classifier: Classifier,
         exported: Exported,
-        latencies: Sequence[Latency],
+        latencies: Mapping[Path, Latency],
         *,
         attack: bool,
     ) -> list[schema.LedgerRow]:
@@ -534,12 +543,10 @@ class _Run(Inputs):
                 macs=size.macs,
                 parameters=size.parameters,
                 bytes=artifact.bytes,
-                latency=(latency,),
+                latency=(latencies[artifact.path],) if artifact.path in latencies else (),
                 parity=parity,
             )
-            for artifact, parity, latency in zip(
-                exported.artifacts, exported.parities, latencies, strict=True
-            )
+            for artifact, parity in zip(exported.artifacts, exported.parities, strict=True)
         ]
 
     def report(

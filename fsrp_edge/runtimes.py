@@ -16,12 +16,22 @@ from fsrp_edge.tool_output import captured_output
 if TYPE_CHECKING:
     from torch import Tensor
 
-Runtime = Literal["onnxruntime", "litert", "tensorflow"]
+Runtime = Literal["onnxruntime", "litert", "tensorflow", "ncnn"]
 Layout = Literal["NCHW", "NHWC"]
 
-DEFAULT_RUNTIME: dict[str, Runtime] = {".onnx": "onnxruntime", ".tflite": "litert"}
-RUNTIMES: dict[str, tuple[Runtime, ...]] = {".onnx": ("onnxruntime",), ".tflite": ("litert", "tensorflow")}
-_LAYOUTS: dict[str, Layout] = {".onnx": "NCHW", ".tflite": "NHWC"}
+RUNTIMES: dict[str, tuple[Runtime, ...]] = {
+    ".onnx": ("onnxruntime",),
+    ".tflite": ("litert", "tensorflow"),
+    ".saved_model": ("tensorflow",),
+    ".ncnn": ("ncnn",),
+}
+"""What runs a format, by the suffix of its files or folders; the first one by default."""
+_LAYOUTS: dict[str, Layout] = {
+    ".onnx": "NCHW",
+    ".tflite": "NHWC",
+    ".saved_model": "NHWC",
+    ".ncnn": "NCHW",
+}
 _EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
@@ -31,6 +41,8 @@ _EXTRAS = {
     "ai_edge_litert": "tflite",
     "ai_edge_quantizer": "tflite",
     "tensorflow": "tensorflow",
+    "ncnn": "ncnn",
+    "pnnx": "ncnn",
 }
 
 
@@ -152,7 +164,7 @@ def open_session(
     """Load a file into a runtime on this machine's CPU.
 
     Args:
-        path: an .onnx or .tflite file with one rank-4 input and one output.
+        path: an .onnx or .tflite file with one rank-4 input and one output, or an .ncnn or .saved_model folder.
         threads: threads of one inference.
         runtime: onnxruntime for .onnx; litert or tensorflow, both with XNNPACK, for .tflite. None takes the
             first.
@@ -163,18 +175,16 @@ def open_session(
         BadInputError: no such file, an unknown suffix, or a runtime that can't run the format.
         ToolFailedError: the runtime is not installed or refuses the file.
     """
-    if not path.is_file():
+    if not path.exists():
         raise BadInputError(f"no such file: {path}")
     allowed = RUNTIMES.get(path.suffix)
     if allowed is None:
         raise BadInputError(f"{path.name}: unknown suffix '{path.suffix}'; allowed: {', '.join(RUNTIMES)}")
-    runtime = runtime or DEFAULT_RUNTIME[path.suffix]
+    runtime = runtime or allowed[0]
     if runtime not in allowed:
         raise BadInputError(f"{runtime} can't run {path.name}; for {path.suffix} use: {', '.join(allowed)}")
     with captured_output(f"loading {path.name} with {runtime}"):
-        version, given, made, invoke = (
-            _onnxruntime(path, threads) if runtime == "onnxruntime" else _interpreter(path, threads, runtime)
-        )
+        version, given, made, invoke = _open(path, threads, runtime)
     if len(given.shape) != 4:
         raise BadInputError(
             f"{path.name} has an input of rank {len(given.shape)}; a batch of images has rank 4"
@@ -183,6 +193,14 @@ def open_session(
 
 
 Opened = tuple[str, Port, Port, Callable[[np.ndarray], np.ndarray]]
+
+
+def _open(path: Path, threads: int, runtime: Runtime) -> Opened:
+    if runtime == "onnxruntime":
+        return _onnxruntime(path, threads)
+    if runtime == "ncnn":
+        return _ncnn(path, threads)
+    return _saved_model(path) if path.suffix == ".saved_model" else _interpreter(path, threads, runtime)
 
 
 def _onnxruntime(path: Path, threads: int) -> Opened:
@@ -197,13 +215,19 @@ def _onnxruntime(path: Path, threads: int) -> Opened:
         result: np.ndarray = session.run([made.name], {given.name: batch})[0]
         return result
 
-    return onnxruntime.__version__, _onnx_port(given), _onnx_port(made), invoke
+    return onnxruntime.__version__, onnx_port(given), onnx_port(made), invoke
 
 
-def _onnx_port(node: Any) -> Port:
+def onnx_port(node: Any) -> Port:
+    """What an input or output of an onnxruntime session takes or gives; bytes stand for pixels in [0, 1]."""
     name = node.type.removeprefix("tensor(").removesuffix(")")
     dtype = np.dtype({"float": "float32", "double": "float64"}.get(name, name))
-    return Port(tuple(size if isinstance(size, int) else None for size in node.shape), dtype)
+    return Port(tuple(size if isinstance(size, int) else None for size in node.shape), dtype, _scale(dtype))
+
+
+def _scale(dtype: np.dtype[Any]) -> float:
+    """Of a port that is not quantized."""
+    return 1 / 255 if dtype == np.uint8 else 0.0
 
 
 def _interpreter(path: Path, threads: int, runtime: Runtime) -> Opened:
@@ -223,10 +247,47 @@ def _interpreter(path: Path, threads: int, runtime: Runtime) -> Opened:
         result: np.ndarray = interpreter.get_tensor(made["index"])
         return result
 
-    return version, _tflite_port(given), _tflite_port(made), invoke
+    return version, tflite_port(given), tflite_port(made), invoke
 
 
-def _tflite_port(details: dict[str, Any]) -> Port:
+def _saved_model(path: Path) -> Opened:
+    tensorflow = require("tensorflow")
+    module = tensorflow.saved_model.load(str(path))
+    call = module.signatures["serving_default"]
+    ((name, given),) = call.structured_input_signature[1].items()
+    ((answer, made),) = call.structured_outputs.items()
+
+    def invoke(batch: np.ndarray) -> np.ndarray:
+        result: np.ndarray = call(**{name: tensorflow.constant(batch)})[answer].numpy()
+        return result
+
+    invoke.module = module  # type: ignore[attr-defined] # it has to live as long as its functions
+    types = [np.dtype(port.dtype.as_numpy_dtype) for port in (given, made)]
+    takes, gives = (Port(tuple(p.shape), t, _scale(t)) for p, t in zip((given, made), types, strict=True))
+    return tensorflow.__version__, takes, gives, invoke
+
+
+def _ncnn(path: Path, threads: int) -> Opened:
+    """A folder of ncnn, computed in float32: its default on processors that can is to store activations in half."""
+    ncnn, network = require("ncnn"), require("ncnn").Net()
+    network.opt.num_threads = threads
+    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"):
+        setattr(network.opt, option, False)
+    if network.load_param(str(path / "model.param")) or network.load_model(str(path / "model.bin")):
+        raise RuntimeError("ncnn refuses the files")
+
+    def invoke(batch: np.ndarray) -> np.ndarray:
+        extractor = network.create_extractor()
+        extractor.input("in0", ncnn.Mat(batch[0]).clone())
+        return np.array(extractor.extract("out0")[1])[None]
+
+    # The files name no sizes: a network takes whatever its layers can be fed.
+    given, made = (Port((1, *(None,) * axes), np.dtype(np.float32)) for axes in (3, 1))
+    return importlib.metadata.version("ncnn"), given, made, invoke
+
+
+def tflite_port(details: dict[str, Any]) -> Port:
+    """What an input or output of a TFLite interpreter takes or gives; bytes stand for pixels in [0, 1]."""
     scale, zero_point = details["quantization"]
-    shape = tuple(int(size) for size in details["shape"])
-    return Port(shape, np.dtype(details["dtype"]), float(scale), int(zero_point))
+    shape, dtype = tuple(int(size) for size in details["shape"]), np.dtype(details["dtype"])
+    return Port(shape, dtype, float(scale) or _scale(dtype), int(zero_point))

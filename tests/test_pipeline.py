@@ -413,8 +413,8 @@ def test_a_file_that_computes_something_else_fails_the_run_and_nothing_is_publis
 
     export = verified.export_artifacts
 
-    def damaged(classifier: Any, requests: Any, directory: Path, **rest: Any) -> Any:
-        artifacts = export(classifier, requests, directory, **rest)
+    def damaged(classifier: Any, requests: Any, directory: Path, *rest: Any, **named: Any) -> Any:
+        artifacts = export(classifier, requests, directory, *rest, **named)
         if not directory.name.startswith(".artifacts"):
             return artifacts
         model = onnx.load(directory / "model-fp32.onnx")

@@ -15,7 +15,9 @@ from fsrp_edge.cli.errors import traceback_option
 @options.data_option
 @options.format_options
 @click.option(
-    "--calibration-images", type=click.IntRange(1), default=256, show_default=True, help="For int8."
+    "--layer-errors",
+    is_flag=True,
+    help="Tell for int8 files what quantizing each layer alone does to the logits.",
 )
 @options.seed_option
 @click.option(
@@ -28,12 +30,12 @@ def export(
     data: str | None,
     formats: tuple[Any, ...],
     precisions: tuple[Any, ...],
-    calibration_images: int,
+    layer_errors: bool,
     seed: int,
     out: Path,
     as_json: bool,
     quiet: bool,
-    **checkpoint: Any,
+    **given: Any,
 ) -> None:
     """Export a network for a device and check that each file computes what the network computes.
 
@@ -43,28 +45,40 @@ def export(
     \b
     fsrp-edge export recovered.safetensors --target raspberry-pi-4 --data cifar-10-batches-bin
     fsrp-edge export recovered.safetensors --target jetson-nano --format onnx --precision fp16
+    fsrp-edge export net.pt --target raspberry-pi-5 --data photos/ --precision int8 --int8-max-drop 1 --layer-errors
+    fsrp-edge export net.pt --target raspberry-pi-5 --format ncnn --format saved_model
     """
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.exporting.options import ExportOptions
     from fsrp_edge.exporting.verified import export_verified
     from fsrp_edge.pipeline import CheckpointOptions, choose_artifacts, load, load_data
     from fsrp_edge.targets.load import load_target
 
+    wanted = ExportOptions(**{name: given.pop(name) for name in ExportOptions.model_fields})
     with show_progress(quiet=quiet):
         profile = load_target(target)
         requests = choose_artifacts(profile, options.optional(formats), options.optional(precisions))
-        classifier = load(CheckpointOptions(**checkpoint)).cpu()
+        classifier = load(CheckpointOptions(**given)).cpu()
         dataset = load_data(classifier, data, seed)
         exported = export_verified(
             classifier,
             requests,
             out,
             target=profile,
-            calibration=dataset.train.sample(calibration_images, seed),
+            calibration=dataset.train.sample(wanted.calibration_images, seed),
             images=dataset.evaluation,
+            options=wanted,
+            list_errors=layer_errors,
         )
     if as_json:
         print_json(exported.model_dump(mode="json"))
         return
+    for name, errors in exported.layer_errors.items():
+        print_rows(
+            ("layer alone in int8", "change of the logits"),
+            [(error.layer, f"{100 * error.relative_error:.2f} %") for error in errors],
+            footer=f"{name}: root mean square by that of the logits",
+        )
     print_rows(
         ("file", "bytes", "input", "checked by", "error", "top-1 agreement"),
         [
@@ -74,5 +88,10 @@ def export(
             for parity in checks
             if parity.inputs == "real"
         ],
-        footer=f"Next: fsrp-edge bench {out / exported.artifacts[0].path}",
+        footer="\n".join([
+            *(f"{a.path}: {len(a.kept_in_float)} layers in float" for a in exported.artifacts if a.kept_in_float),
+            *(f"{a.path}: TRANSPOSE {reason}" for a in exported.artifacts for reason in a.transpose_reasons),
+            *(f"On the device: sh {script}" for script in exported.scripts),
+            f"Next: fsrp-edge bench {out / exported.artifacts[0].path}",
+        ]),
     )  # fmt: skip

@@ -102,16 +102,43 @@ target_option = click.option(
 )
 format_options = _stack(
     click.option(
-        "--format", "formats", multiple=True, type=click.Choice(["onnx", "tflite"]), help="Repeatable."
+        "--format",
+        "formats",
+        multiple=True,
+        type=click.Choice(["onnx", "tflite", "saved_model", "ncnn"]),
+        help="Repeatable. `fsrp-edge targets show NAME` has the table of formats and precisions, with reasons.",
     ),
     click.option(
         "--precision",
         "precisions",
         multiple=True,
-        type=click.Choice(["fp32", "fp16", "int8"]),
-        help="Repeatable.",
+        type=click.Choice(["fp32", "fp16", "int8", "int8-dynamic"]),
+        help="Repeatable. int8-dynamic has int8 weights and needs no calibration.",
     ),
+    click.option(
+        "--calibration-images",
+        type=click.IntRange(1),
+        default=256,
+        show_default=True,
+        help="Training images that the ranges of int8 activations come from.",
+    ),
+    click.option(
+        "--calibration-method",
+        type=click.Choice(["min-max", "entropy", "percentile", "mse"]),
+        default="min-max",
+        show_default=True,
+        help="How a range is chosen.",
+    ),
+    click.option(
+        "--int8-max-drop",
+        type=click.FloatRange(0, 100),
+        metavar="POINTS",
+        help="Keep the most sensitive layers in float until int8 loses no more accuracy than this; fail if it can't.",
+    ),
+    click.option("--uint8-input", is_flag=True, help="Files take images as bytes, not as float pixels."),
+    click.option("--dynamic-batch", is_flag=True, help="ONNX files take any number of images at once."),
 )
+"""Which files; the last five are those of `exporting.options.ExportOptions`."""
 eps_option = click.option(
     "--eps", callback=_eps, default="8/255", show_default=True, help="L-infinity radius of attacks."
 )

@@ -7,8 +7,10 @@ from pydantic import BaseModel, ConfigDict
 
 from fsrp_edge.errors import BadInputError
 
-Format = Literal["onnx", "tflite"]
-Precision = Literal["fp32", "fp16", "int8"]
+Format = Literal["onnx", "tflite", "saved_model", "ncnn"]
+"""`saved_model` and `ncnn` are folders."""
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
+"""`int8-dynamic` has int8 weights; ranges of activations are found while it runs, so nothing is calibrated."""
 
 
 def format_of(path: Path) -> Format:
@@ -26,9 +28,10 @@ def format_of(path: Path) -> Format:
 
 
 class Artifact(BaseModel):
-    """A file that a device can load.
+    """A file, or a folder of files that belong together, that a device can load.
 
-    `path` is relative to the run directory. Images go in as float32 pixels in [0, 1] in `layout`, logits come out.
+    `path` is relative to the run directory. Images go in in `layout`, as float32 pixels in [0, 1] or as bytes; logits
+    come out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +40,8 @@ class Artifact(BaseModel):
     format: Format
     precision: Precision
     layout: Literal["NCHW", "NHWC"]
+    input: Literal["float32", "uint8"] = "float32"
+    dynamic_batch: bool = False
     bytes: int
     sha256: str
     opset: int | None = None
@@ -44,6 +49,10 @@ class Artifact(BaseModel):
     ir_version: int | None = None
     transposes: int | None = None
     """TRANSPOSE operators left in a TFLite graph."""
+    transpose_reasons: tuple[str, ...] = ()
+    """What each of them is for."""
+    kept_in_float: tuple[str, ...] = ()
+    """Layers of an int8 file that are not quantized, to keep its accuracy."""
 
     @property
     def name(self) -> str:

@@ -1,19 +1,24 @@
 """All files that a run asks for, each precision derived from one fp32 conversion a format."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.exporting import onnx, tflite
+from fsrp_edge.exporting import ncnn, onnx, saved_model, tflite
 from fsrp_edge.exporting.artifact import Artifact, Format, Precision
+from fsrp_edge.exporting.calibration import require_images
+from fsrp_edge.exporting.mixed import LayerError, Quantizer, layer_errors, quantize_within
+from fsrp_edge.exporting.options import DEFAULTS, ExportOptions
 from fsrp_edge.exporting.parity import check_parity, require_parity
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
+from fsrp_edge.runtimes import open_session
 
-_SUFFIX: dict[Format, str] = {"onnx": ".onnx", "tflite": ".tflite"}
+JUDGED_IMAGES = 1000
+"""Images that the accuracy of int8 files is held to `int8_max_drop` on."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +28,46 @@ class ArtifactRequest:
     format: Format
     precision: Precision
 
+    def name(self, stem: str) -> str:
+        """`model-int8.tflite`."""
+        return f"{stem}-{self.precision}.{self.format}"
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What files are made with.
+
+    Args:
+        opset: the highest ONNX opset the device takes.
+        ir_version: the highest ONNX IR version the device takes.
+        int8_activation: number type of activations in int8 ONNX files.
+        for_tensorrt: write int8 ONNX files as TensorRT takes them.
+        options: calibration, input and batch.
+        calibration: images for int8; never those of the evaluation.
+        judged: images that int8 files are held to `options.int8_max_drop` on.
+        list_errors: tell for int8 files how much each layer's quantization alone does, also where no drop is given.
+        metadata: facts written into ONNX and TFLite files.
+    """
+
+    opset: int
+    ir_version: int
+    int8_activation: onnx.Int8Activation = "uint8"
+    for_tensorrt: bool = False
+    options: ExportOptions = DEFAULTS
+    calibration: ImageSet | None = None
+    judged: ImageSet | None = None
+    list_errors: bool = False
+    metadata: Mapping[str, str] | None = None
+
 
 def export_artifacts(
     classifier: Classifier,
     requests: Sequence[ArtifactRequest],
     directory: Path,
+    plan: ExportPlan,
     *,
-    opset: int,
-    ir_version: int,
-    int8_activation: onnx.Int8Activation = "uint8",
-    calibration: ImageSet | None = None,
     stem: str = "model",
-    metadata: Mapping[str, str] | None = None,
+    report: Callable[[Artifact, tuple[LayerError, ...]], object] | None = None,
 ) -> tuple[Artifact, ...]:
     """Write every file asked for, such as `model-int8.tflite`, each by rename.
 
@@ -42,73 +75,118 @@ def export_artifacts(
         classifier: the network; it is left as it is.
         requests: formats and precisions; the order decides that of the result.
         directory: where the files go.
-        opset: the highest ONNX opset the device takes.
-        ir_version: the highest ONNX IR version the device takes.
-        int8_activation: number type of activations in int8 ONNX files.
-        calibration: images for int8; never those of the evaluation.
+        plan: what they are made with.
         stem: first part of the file names.
-        metadata: facts written into ONNX files.
+        report: told the errors of single layers of each int8 file, where they were found.
 
     Returns:
         One artifact a request; their `path` is relative to `directory`.
 
     Raises:
-        BadInputError: nothing is asked for, something twice, or int8 without calibration images.
+        BadInputError: nothing is asked for, something twice, int8 without calibration images, or an option that a
+            format does not have.
+        GateFailedError: an int8 file can't keep to `int8_max_drop`.
         ToolFailedError: an exporter is missing or failed.
     """
-    if not requests or len(set(requests)) != len(requests):
-        raise BadInputError("ask for at least one file, and for each format and precision once")
-    if calibration is None and any(request.precision == "int8" for request in requests):
-        raise BadInputError("int8 needs calibration images; give a data set or leave int8 out")
-
-    paths = {
-        request: directory / f"{stem}-{request.precision}{_SUFFIX[request.format]}" for request in requests
-    }
+    _check(requests, plan)
     made: dict[ArtifactRequest, Artifact] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for format_ in track(tuple(dict.fromkeys(request.format for request in requests)), "exporting"):
-            fp32 = ArtifactRequest(format_, "fp32")
-            source = paths.get(fp32, Path(scratch) / f"fp32{_SUFFIX[format_]}")
-            if format_ == "onnx":
-                made[fp32] = onnx.export_onnx(
-                    classifier, source, opset=opset, ir_version=ir_version, metadata=metadata
-                )
-            else:
-                made[fp32] = tflite.export_tflite(classifier, source)
-            for request in requests:
-                if request.format != format_ or request == fp32:
+        # fp32 first: the other precisions of ONNX and TFLite are derived from that file.
+        ordered = sorted(requests, key=lambda request: request.precision != "fp32")
+        sources: dict[Format, Path] = {}
+        for request in track(ordered, "exporting"):
+            path = directory / request.name(stem)
+            if request.format == "saved_model":
+                made[request] = saved_model.export_saved_model(classifier, path)
+                continue
+            if request.format == "ncnn":
+                made[request] = ncnn.export_ncnn(classifier, path, request.precision)
+                continue
+            if request.format not in sources:
+                fp32 = request.precision == "fp32"
+                sources[request.format] = path if fp32 else Path(scratch) / f"fp32.{request.format}"
+                source = _convert(classifier, request.format, sources[request.format], plan)
+                if fp32:
+                    made[request] = source
                     continue
-                made[request] = _derive(
-                    request,
-                    source,
-                    paths[request],
-                    int8_activation=int8_activation,
-                    calibration=calibration,
-                    metadata=metadata,
-                )
+            made[request], errors = _derive(request, sources[request.format], path, Path(scratch), plan)
+            if errors and report is not None:
+                report(made[request], errors)
     return tuple(made[request] for request in requests)
 
 
+def _check(requests: Sequence[ArtifactRequest], plan: ExportPlan) -> None:
+    if not requests or len(set(requests)) != len(requests):
+        raise BadInputError("ask for at least one file, and for each format and precision once")
+    if any(request.precision == "int8" for request in requests):
+        require_images(plan.calibration)
+    for option, having in (("uint8_input", {"onnx", "tflite"}), ("dynamic_batch", {"onnx"})):
+        lacking = sorted({request.format for request in requests} - having)
+        if getattr(plan.options, option) and lacking:
+            raise BadInputError(
+                f"{', '.join(lacking)} has no {option.replace('_', ' ')} here; allowed with: "
+                f"{', '.join(sorted(having))}. Name the formats with --format"
+            )
+
+
+def _convert(classifier: Classifier, format_: Format, path: Path, plan: ExportPlan) -> Artifact:
+    """The fp32 file of a format."""
+    if format_ == "tflite":
+        return tflite.export_tflite(classifier, path, options=plan.options, metadata=plan.metadata)
+    return onnx.export_onnx(
+        classifier,
+        path,
+        opset=plan.opset,
+        ir_version=plan.ir_version,
+        options=plan.options,
+        metadata=plan.metadata,
+    )
+
+
 def _derive(
-    request: ArtifactRequest,
-    source: Path,
-    path: Path,
-    *,
-    int8_activation: onnx.Int8Activation,
-    calibration: ImageSet | None,
-    metadata: Mapping[str, str] | None,
-) -> Artifact:
-    """A file of lower precision from the fp32 file of its format."""
+    request: ArtifactRequest, source: Path, path: Path, scratch: Path, plan: ExportPlan
+) -> tuple[Artifact, tuple[LayerError, ...]]:
+    """A file of lower precision from the fp32 file of its format, and its layers' errors where they are asked for."""
     if request.precision == "fp16":
+        convert = onnx.convert_to_fp16 if request.format == "onnx" else tflite.convert_to_fp16
+        return convert(source, path, metadata=plan.metadata), ()
+    if request.precision == "int8-dynamic":
         if request.format == "onnx":
-            return onnx.convert_to_fp16(source, path, metadata=metadata)
-        return tflite.convert_to_fp16(source, path)
-    assert calibration is not None, "checked before the first conversion"
-    if request.format == "onnx":
-        return onnx.quantize_to_int8(
-            source, path, activation=int8_activation, calibration=calibration, metadata=metadata
-        )
-    return tflite.quantize_to_int8(source, path, calibration=calibration)
+            raise BadInputError(
+                "int8-dynamic is not made for onnx: its integer convolutions are slower than fp32"
+            )
+        return tflite.quantize_weights(source, path, metadata=plan.metadata), ()
+    quantizer = _quantizer(request.format, source, scratch, plan)
+    drop = plan.options.int8_max_drop
+    if drop is None and not plan.list_errors:
+        return quantizer.quantize(path), ()
+    errors = layer_errors(quantizer, require_images(plan.calibration))
+    if drop is None:
+        return quantizer.quantize(path), errors
+    judged = (plan.judged or require_images(plan.calibration)).first(JUDGED_IMAGES)
+    return quantize_within(quantizer, path, errors, lambda file: _accuracy(file, judged), drop), errors
+
+
+def _quantizer(format_: Format, source: Path, scratch: Path, plan: ExportPlan) -> Quantizer:
+    calibration, method = require_images(plan.calibration), plan.options.calibration_method
+    if format_ == "tflite":
+        return tflite.Int8Quantizer(source, calibration=calibration, method=method, metadata=plan.metadata)
+    return onnx.Int8Quantizer(
+        source,
+        scratch,
+        activation=plan.int8_activation,
+        for_tensorrt=plan.for_tensorrt,
+        calibration=calibration,
+        method=method,
+        metadata=plan.metadata,
+    )
+
+
+def _accuracy(path: Path, images: ImageSet) -> float:
+    session = open_session(path)
+    batches = track(images.batches(32), f"accuracy of {path.name}", images.batch_count(32))
+    right = sum(int((session.predict(pixels).argmax(1) == labels).sum()) for pixels, labels in batches)
+    return right / len(images)
 
 
 def smoke_test(
@@ -125,5 +203,6 @@ def smoke_test(
     requests = [ArtifactRequest(format_, "fp32") for format_ in formats]
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        for artifact in export_artifacts(classifier, requests, directory, opset=opset, ir_version=ir_version):
+        plan = ExportPlan(opset=opset, ir_version=ir_version)
+        for artifact in export_artifacts(classifier, requests, directory, plan):
             require_parity(check_parity(classifier, directory / artifact.path, artifact))

@@ -8,7 +8,7 @@ with torch to about 1e-6.
 
 import io
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,13 @@ import torch
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Artifact, Precision
-from fsrp_edge.exporting.frozen import frozen_copy
+from fsrp_edge.exporting.calibration import Histograms, require_images
+from fsrp_edge.exporting.frozen import as_exported
+from fsrp_edge.exporting.options import DEFAULTS, CalibrationMethod, ExportOptions
 from fsrp_edge.files import atomic_path, sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
-from fsrp_edge.runtimes import require
+from fsrp_edge.runtimes import onnx_port, require
 from fsrp_edge.tool_output import captured_output
 
 Int8Activation = Literal["uint8", "int8"]
@@ -33,6 +35,8 @@ onnxruntime's kernels for x86 with VNNI gain from uint8 only; those for Arm and 
 INPUT, OUTPUT = "pixels", "logits"
 NEWEST_OPSET = 20
 """The last opset the exporter writes; a device that takes more takes it too."""
+TENSORRT = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True}
+LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 OLDEST_INT8_OPSET = 13
 """QuantizeLinear has per-channel scales from here on."""
 
@@ -43,17 +47,20 @@ def export_onnx(
     *,
     opset: int,
     ir_version: int,
+    options: ExportOptions = DEFAULTS,
     metadata: Mapping[str, str] | None = None,
 ) -> Artifact:
-    """Write a network as fp32 ONNX, batch 1, simplified and checked; the same network gives the same bytes.
+    """Write a network as fp32 ONNX, simplified and checked; the same network gives the same bytes.
 
-    The input `pixels` is float32 (1, C, H, W) in [0, 1], the output `logits` float32 (1, classes).
+    The input `pixels` is float32 (1, C, H, W) in [0, 1], or uint8 with `options.uint8_input`; the output `logits`
+    float32 (1, classes). With `options.dynamic_batch` the first axes are open.
 
     Args:
         classifier: the network; it is left as it is.
         path: file to write, by rename.
         opset: the highest ONNX opset the device takes.
         ir_version: the highest ONNX IR version the device takes.
+        options: number type of the input, and whether the batch is open.
         metadata: facts written into the file.
 
     Returns:
@@ -65,7 +72,7 @@ def export_onnx(
     """
     _require_ir_version(min(opset, NEWEST_OPSET), ir_version)
     with captured_output(f"exporting {classifier.spec.architecture} to onnx fp32"):
-        model = _simplified(_traced(classifier, min(opset, NEWEST_OPSET)))
+        model = _simplified(_traced(classifier, min(opset, NEWEST_OPSET), options))
         return _write(model, path, "fp32", opset, metadata)
 
 
@@ -87,73 +94,121 @@ def convert_to_fp16(source: Path, path: Path, *, metadata: Mapping[str, str] | N
         return _write(half, path, "fp16", _opset_of(model), metadata)
 
 
-def quantize_to_int8(
-    source: Path,
-    path: Path,
-    *,
-    activation: Int8Activation,
-    calibration: ImageSet,
-    metadata: Mapping[str, str] | None = None,
-) -> Artifact:
-    """Write an fp32 ONNX file with int8 weights (per channel, symmetric) and 8-bit activations (per tensor).
+class Int8Quantizer:
+    """Makes int8 files of an fp32 ONNX file: weights per channel and symmetric, 8-bit activations per tensor.
 
-    Quantize and dequantize nodes (QDQ) stand around every operator; input and output stay float32. The range
-    of an activation goes from the smallest to the largest value seen during calibration.
+    Quantize and dequantize nodes (QDQ) stand around every operator; input and output stay as they are. The activations'
+    ranges are calibrated once, for as many files as are made.
 
     Args:
         source: a file that `export_onnx` wrote.
-        path: file to write, by rename.
+        folder: for the ranges; has to last as long as the quantizer.
         activation: number type of the activations, which the device's runtime decides.
+        for_tensorrt: keep to what its parser takes: zero points of 0, float biases, weights quantized in the graph.
         calibration: images like those the device will see; all are used, one at a time.
-        metadata: facts written into the file.
+        method: how ranges are chosen.
+        metadata: facts written into the files.
 
     Raises:
         BadInputError: the opset is too old for int8, or there are no calibration images.
         ToolFailedError: the quantizer is missing or failed.
     """
-    onnx, quantization = require("onnx"), require("onnxruntime.quantization")
-    model = onnx.load(source)
-    opset = _opset_of(model)
-    if opset < OLDEST_INT8_OPSET:
-        raise BadInputError(
-            f"int8 ONNX needs opset {OLDEST_INT8_OPSET} or newer, not {opset}; leave int8 out"
-        )
-    if not len(calibration):
-        raise BadInputError(
-            "int8 needs calibration images, and there are none; give a data set or leave int8 out"
-        )
-    batches = (
-        {INPUT: pixels.numpy()}
-        for pixels, _ in track(calibration.batches(1), f"calibrating {path.name}", len(calibration))
-    )
-    with (
-        captured_output(f"quantizing {source.name} to int8"),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        quantized = Path(folder) / path.name
-        quantization.quantize_static(
-            source,
-            quantized,
-            _reader(batches),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=getattr(quantization.QuantType, {"uint8": "QUInt8", "int8": "QInt8"}[activation]),
-            weight_type=quantization.QuantType.QInt8,
-        )
-        return _write(onnx.load(quantized), path, "int8", opset, metadata)
+
+    def __init__(
+        self,
+        source: Path,
+        folder: Path,
+        *,
+        activation: Int8Activation,
+        calibration: ImageSet,
+        for_tensorrt: bool = False,
+        method: CalibrationMethod = "min-max",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.source, self.activation, self.metadata = source, activation, metadata
+        self._extra = TENSORRT if for_tensorrt else {}
+        model = require("onnx").load(source)
+        self.opset = _opset_of(model)
+        if self.opset < OLDEST_INT8_OPSET:
+            raise BadInputError(
+                f"int8 ONNX needs opset {OLDEST_INT8_OPSET} or newer, not {self.opset}; leave int8 out"
+            )
+        require_images(calibration)
+        self.layers = tuple(node.name for node in model.graph.node if node.op_type in LAYERS)
+        """Names of the nodes with weights, which can be kept in float."""
+        self._ranges = folder / f"{source.stem}-ranges.json"
+        with captured_output(f"calibrating {source.name}"):
+            calibrate = require("onnxruntime.quantization.calibrate")
+            data = _calibrated(source, folder / "augmented.onnx", calibration, method)
+            calibrate.save_tensors_data(data, self._ranges)
+
+    def quantize(self, path: Path, *, keep: Sequence[str] = (), only: str | None = None) -> Artifact:
+        """Write the file by rename.
+
+        Args:
+            path: file to write.
+            keep: layers that stay in float.
+            only: the single layer to quantize, everything else staying in float.
+        """
+        onnx, quantization = require("onnx"), require("onnxruntime.quantization")
+        with (
+            captured_output(f"quantizing {self.source.name} to int8"),
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            quantized = Path(folder) / path.name
+            quantization.quantize_static(
+                self.source,
+                quantized,
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=getattr(
+                    quantization.QuantType, {"uint8": "QUInt8", "int8": "QInt8"}[self.activation]
+                ),
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_quantize=None if only is None else [only],
+                nodes_to_exclude=list(keep),
+                calibration_cache_path=self._ranges,
+                extra_options=dict(self._extra),
+            )
+            return _write(onnx.load(quantized), path, "int8", self.opset, self.metadata)
 
 
-def _traced(classifier: Classifier, opset: int) -> Any:
+def _calibrated(source: Path, augmented: Path, calibration: ImageSet, method: CalibrationMethod) -> Any:
+    """Ranges of all activations, as onnxruntime's quantizer takes them."""
+    calibrate = require("onnxruntime.quantization.calibrate")
+    methods = calibrate.CalibrationMethod
+    # For the others, whatever is chosen here only puts every activation among the outputs.
+    chosen = methods.MinMax if method == "min-max" else methods.Percentile
+    calibrator = calibrate.create_calibrator(source, None, str(augmented), chosen)
+    session = calibrator.infer_session
+    given = session.get_inputs()[0]
+    batches = track(calibration.batches(1), f"calibrating {source.name}", len(calibration))
+    feeds = ({given.name: onnx_port(given).encode(pixels.numpy())} for pixels, _ in batches)
+    if method == "min-max":
+        for feed in feeds:
+            calibrator.collect_data(_reader(feed))
+        return calibrator.compute_data()
+    histograms, names = Histograms(method), [output.name for output in session.get_outputs()]
+    for feed in feeds:
+        made = zip(names, session.run(None, feed), strict=True)
+        histograms.add({name: value for name, value in made if name in calibrator.tensors_to_calibrate})
+    return calibrate.TensorsData(methods.MinMax, histograms.ranges())
+
+
+def _traced(classifier: Classifier, opset: int, options: ExportOptions) -> Any:
     onnx, buffer = require("onnx"), io.BytesIO()
-    frozen = frozen_copy(classifier)
+    # An example of one image would silently fix the batch size of some networks.
+    batch = 2 if options.dynamic_batch else 1
+    frozen, example = as_exported(classifier, uint8_input=options.uint8_input, batch=batch)
     torch.onnx.export(
         frozen,
-        (frozen.example_pixels(),),
+        (example,),
         buffer,  # type: ignore[arg-type] # takes a stream, though only `dynamo=False` does
         dynamo=False,
         opset_version=opset,
         input_names=[INPUT],
         output_names=[OUTPUT],
+        dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if options.dynamic_batch else None,
     )
     return onnx.load_from_string(buffer.getvalue())
 
@@ -165,13 +220,13 @@ def _simplified(model: Any) -> Any:
     return simplified
 
 
-def _reader(batches: Iterator[dict[str, np.ndarray]]) -> Any:
-    """Calibration images in the shape onnxruntime asks for: an object with `get_next`, None at the end."""
-    quantization = require("onnxruntime.quantization")
+def _reader(feed: dict[str, np.ndarray]) -> Any:
+    """One calibration image in the shape onnxruntime asks for: an object with `get_next`, None at the end."""
+    quantization, feeds = require("onnxruntime.quantization"), iter((feed,))
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(batches, None)
+            return next(feeds, None)
 
     return Reader()
 
@@ -200,11 +255,17 @@ def _write(
         format="onnx",
         precision=precision,
         layout="NCHW",
+        dynamic_batch=bool(written.graph.input[0].type.tensor_type.shape.dim[0].dim_param),
+        input="uint8" if _elem_type(written) == onnx.TensorProto.UINT8 else "float32",
         bytes=path.stat().st_size,
         sha256=sha256_file(path),
         opset=_opset_of(written),
         ir_version=written.ir_version,
     )
+
+
+def _elem_type(model: Any) -> int:
+    return int(model.graph.input[0].type.tensor_type.elem_type)
 
 
 def _opset_of(model: Any) -> int:

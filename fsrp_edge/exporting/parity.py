@@ -49,6 +49,8 @@ TOLERANCES: dict[tuple[Precision, Inputs], Tolerance] = {
     ("fp16", "real"): Tolerance(relative_error=2e-2, cosine=0.999),
     ("int8", "random"): Tolerance(cosine=0.9),
     ("int8", "real"): Tolerance(cosine=0.98, top1_agreement=0.7),
+    ("int8-dynamic", "random"): Tolerance(cosine=0.9),
+    ("int8-dynamic", "real"): Tolerance(cosine=0.98, top1_agreement=0.7),
 }
 
 
@@ -72,6 +74,36 @@ class Parity(BaseModel):
     """Share of images that both put into the same class, 0 to 1."""
     tolerance: Tolerance
     passed: bool
+
+
+class Probe(BaseModel):
+    """Logits of a network on random images: with them a file can be checked without the network.
+
+    The images are those of `probe_pixels` with this shape and seed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[int, int, int]
+    seed: int
+    logits: tuple[tuple[float, ...], ...]
+    """(images, classes)"""
+
+    @classmethod
+    def of(cls, classifier: Classifier, *, images: int = 4, seed: int = 1) -> "Probe":
+        """Ask the float32 network."""
+        shape = classifier.spec.input_shape
+        logits = _reference(classifier, [probe_pixels(shape, images, seed)])
+        return cls(shape=shape, seed=seed, logits=tuple(tuple(map(float, row)) for row in logits))
+
+    def check(self, path: Path, artifact: Artifact) -> tuple[Parity, ...]:
+        """Compare a file with the network that was asked, in every installed runtime."""
+        pixels = probe_pixels(self.shape, len(self.logits), self.seed).numpy()
+        reference = np.array(self.logits, np.float32)
+        return tuple(
+            compare(reference, open_session(path, runtime=runtime).run(pixels), artifact, runtime, "random")
+            for runtime in installed_runtimes(path)
+        )
 
 
 def check_parity(
@@ -140,7 +172,8 @@ def installed_runtimes(path: Path) -> tuple[Runtime, ...]:
 def probe_pixels(shape: tuple[int, int, int], count: int, seed: int = 0) -> torch.Tensor:
     """Random images that look different along each axis, so that a file that mixes up axes can't agree.
 
-    Every channel of every image is a ramp of its own slopes along height and width under noise.
+    Every channel of every image is a ramp of its own slopes along height and width under noise, in steps of 1/255 like
+    real images, so that files that take bytes see the same.
 
     Args:
         shape: (channels, height, width).
@@ -155,7 +188,7 @@ def probe_pixels(shape: tuple[int, int, int], count: int, seed: int = 0) -> torc
     slopes = torch.rand((2, count, channels, 1, 1), generator=generator)
     ramps = slopes[0] * torch.linspace(0, 1, height).view(-1, 1) + slopes[1] * torch.linspace(0, 1, width)
     noise = torch.rand((count, channels, height, width), generator=generator)
-    return 0.35 * ramps + 0.3 * noise
+    return (255 * (0.35 * ramps + 0.3 * noise)).round() / 255
 
 
 def compare(

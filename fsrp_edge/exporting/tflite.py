@@ -1,33 +1,47 @@
 """TFLite files in fp32, fp16 and int8: litert-torch converts once, ai-edge-quantizer derives the others."""
 
-from collections.abc import Callable
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Artifact, Precision
-from fsrp_edge.exporting.frozen import frozen_copy
+from fsrp_edge.exporting.calibration import Histograms, require_images
+from fsrp_edge.exporting.frozen import as_exported
+from fsrp_edge.exporting.options import DEFAULTS, CalibrationMethod, ExportOptions
 from fsrp_edge.files import atomic_path, sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
-from fsrp_edge.runtimes import require
+from fsrp_edge.runtimes import require, tflite_port
 from fsrp_edge.tool_output import captured_output
 
-PORTION = 32
-"""Calibration images in memory at a time."""
+METADATA = "fsrp_edge"
+"""Name of the entry of a file's metadata that holds the facts, as JSON."""
 
 
-def export_tflite(classifier: Classifier, path: Path) -> Artifact:
+def export_tflite(
+    classifier: Classifier,
+    path: Path,
+    *,
+    options: ExportOptions = DEFAULTS,
+    metadata: Mapping[str, str] | None = None,
+) -> Artifact:
     """Write a network as fp32 TFLite, batch 1.
 
-    The input is float32 pixels (1, H, W, C) in [0, 1], the output float32 logits (1, classes).
+    The input is float32 pixels (1, H, W, C) in [0, 1], or uint8 with `options.uint8_input`; the output float32 logits
+    (1, classes).
 
     Args:
         classifier: the network; it is left as it is.
         path: file to write, by rename.
+        options: number type of the input.
+        metadata: facts written into the file.
 
     Returns:
         What was written; `path` of it is the file's name.
@@ -37,15 +51,23 @@ def export_tflite(classifier: Classifier, path: Path) -> Artifact:
     """
     with captured_output(f"exporting {classifier.spec.architecture} to tflite fp32"):
         litert_torch = require("litert_torch")
-        frozen = frozen_copy(classifier)
-        channels_last = litert_torch.to_channel_last_io(frozen, args=[0]).eval()
-        pixels = frozen.example_pixels().permute(0, 2, 3, 1).contiguous()
-        with torch.no_grad():
-            converted = litert_torch.convert(channels_last, (pixels,))
-        return _write(lambda file: converted.export(str(file)), path, "fp32")
+        network, example = channels_last(classifier, uint8_input=options.uint8_input)
+        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            converted = Path(folder) / path.name
+            litert_torch.convert(network, (example,)).export(str(converted))
+            return _write(converted.read_bytes(), path, "fp32", metadata)
 
 
-def convert_to_fp16(source: Path, path: Path) -> Artifact:
+def channels_last(
+    classifier: Classifier, *, uint8_input: bool = False
+) -> tuple[torch.nn.Module, torch.Tensor]:
+    """What is exported, taking images (1, H, W, C), and an example of them."""
+    network, example = as_exported(classifier, uint8_input=uint8_input)
+    wrapped: torch.nn.Module = require("litert_torch").to_channel_last_io(network, args=[0]).eval()
+    return wrapped, example.permute(0, 2, 3, 1).contiguous()
+
+
+def convert_to_fp16(source: Path, path: Path, *, metadata: Mapping[str, str] | None = None) -> Artifact:
     """Write an fp32 TFLite file with half-precision weights; input, output and arithmetic stay float32.
 
     Runtimes with half-precision arithmetic (XNNPACK on Armv8.2) may compute in it.
@@ -53,6 +75,7 @@ def convert_to_fp16(source: Path, path: Path) -> Artifact:
     Args:
         source: a file that `export_tflite` wrote.
         path: file to write, by rename.
+        metadata: facts written into the file.
 
     Raises:
         ToolFailedError: the quantizer is missing or failed.
@@ -68,41 +91,109 @@ def convert_to_fp16(source: Path, path: Path) -> Artifact:
             op_config=types.OpQuantizationConfig(weight_tensor_config=half),
             algorithm_key=algorithms.FLOAT_CASTING,
         )
-        return _write_bytes(converter.quantize().quantized_model, path, "fp16")
+        return _write(converter.quantize().quantized_model, path, "fp16", metadata)
 
 
-def quantize_to_int8(source: Path, path: Path, *, calibration: ImageSet) -> Artifact:
-    """Write an fp32 TFLite file with int8 weights (per channel) and activations.
+def quantize_weights(source: Path, path: Path, *, metadata: Mapping[str, str] | None = None) -> Artifact:
+    """Write an fp32 TFLite file with int8 weights per channel; nothing is calibrated.
 
-    Input and output stay float32. The range of an activation goes from the smallest to the largest value
-    seen while the calibration images run through.
+    The runtime quantizes each activation by its own range, computes convolutions in integers where it has kernels for
+    that, and in float32 otherwise.
 
     Args:
         source: a file that `export_tflite` wrote.
         path: file to write, by rename.
+        metadata: facts written into the file.
+
+    Raises:
+        ToolFailedError: the quantizer is missing or failed.
+    """
+    with captured_output(f"quantizing the weights of {source.name}"):
+        converter = require("ai_edge_quantizer.quantizer").Quantizer(source)
+        converter.load_quantization_recipe(require("ai_edge_quantizer.recipe").dynamic_wi8_afp32())
+        return _write(converter.quantize().quantized_model, path, "int8-dynamic", metadata)
+
+
+class Int8Quantizer:
+    """Makes int8 files of an fp32 TFLite file: weights per channel, activations per tensor; float input and output.
+
+    The activations' ranges are calibrated once, for as many files as are made.
+
+    Args:
+        source: a file that `export_tflite` wrote.
         calibration: images like those the device will see; all are used, one at a time.
+        method: how ranges are chosen.
+        metadata: facts written into the files.
 
     Raises:
         BadInputError: there are no calibration images.
         ToolFailedError: the quantizer is missing or failed.
     """
-    if not len(calibration):
-        raise BadInputError(
-            "int8 needs calibration images, and there are none; give a data set or leave int8 out"
-        )
-    with captured_output(f"quantizing {source.name} to int8"):
+
+    def __init__(
+        self,
+        source: Path,
+        *,
+        calibration: ImageSet,
+        method: CalibrationMethod = "min-max",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.source, self.metadata = source, metadata
+        require_images(calibration)
+        with captured_output(f"calibrating {source.name}"):
+            self.layers = _layers(source)
+            """Scopes of the operators with weights, which can be kept in float."""
+            self._ranges = _activation_ranges(source, self._recipe().get_quantization_recipe(), calibration)
+            if method != "min-max":
+                self._ranges |= _histogram_ranges(source, calibration, method, self._ranges)
+
+    def quantize(self, path: Path, *, keep: Sequence[str] = (), only: str | None = None) -> Artifact:
+        """Write the file by rename.
+
+        Args:
+            path: file to write.
+            keep: layers that stay in float.
+            only: the single layer to quantize, everything else staying in float.
+        """
+        with captured_output(f"quantizing {self.source.name} to int8"):
+            converter = self._recipe(None if only is None else re.escape(only))
+            everything = require("ai_edge_quantizer.qtyping").TFLOperationName.ALL_SUPPORTED
+            algorithms = require("ai_edge_quantizer.algorithm_manager").AlgorithmName
+            for scope in keep:
+                converter.update_quantization_recipe(
+                    re.escape(scope), everything, algorithm_key=algorithms.NO_QUANTIZE
+                )
+            return _write(converter.quantize(self._ranges).quantized_model, path, "int8", self.metadata)
+
+    def _recipe(self, scope: str | None = None) -> Any:
+        """A quantizer for all layers, or for those whose scope matches; input and output stay as they are."""
         quantizer, recipe = require("ai_edge_quantizer.quantizer"), require("ai_edge_quantizer.recipe")
         operations = require("ai_edge_quantizer.qtyping").TFLOperationName
         algorithms = require("ai_edge_quantizer.algorithm_manager").AlgorithmName
-        converter = quantizer.Quantizer(source)
-        converter.load_quantization_recipe(recipe.static_wi8_ai8())
+        converter = quantizer.Quantizer(self.source)
+        rules = recipe.static_wi8_ai8()
+        converter.load_quantization_recipe(
+            rules if scope is None else [rule | {"regex": scope} for rule in rules]
+        )
         for port in (operations.INPUT, operations.OUTPUT):
             converter.update_quantization_recipe(".*", port, algorithm_key=algorithms.NO_QUANTIZE)
-        ranges = _activation_ranges(source, converter.get_quantization_recipe(), calibration, path.name)
-        return _write_bytes(converter.quantize(ranges).quantized_model, path, "int8")
+        return converter
 
 
-def _activation_ranges(source: Path, recipe: Any, calibration: ImageSet, name: str) -> Any:
+def _layers(source: Path) -> tuple[str, ...]:
+    model = require("ai_edge_litert.tools.flatbuffer_utils").read_model(source)
+    builtin = require("ai_edge_litert.schema_py_generated").BuiltinOperator
+    scope = require("ai_edge_quantizer.utils.tfl_flatbuffer_utils").get_op_scope
+    weighted = {builtin.CONV_2D, builtin.DEPTHWISE_CONV_2D, builtin.FULLY_CONNECTED, builtin.TRANSPOSE_CONV}
+    return tuple(
+        scope(operator, graph.tensors)
+        for graph in model.subgraphs
+        for operator in graph.operators
+        if model.operatorCodes[operator.opcodeIndex].builtinCode in weighted
+    )
+
+
+def _activation_ranges(source: Path, recipe: Any, calibration: ImageSet) -> Any:
     """The smallest and largest value of every activation.
 
     The quantizer's own default, a moving average over images, cuts the largest activations off: cosine 0.975
@@ -117,41 +208,104 @@ def _activation_ranges(source: Path, recipe: Any, calibration: ImageSet, name: s
     manager.load_quantization_recipe(recipe)
     interpreter = require("ai_edge_litert.interpreter").Interpreter(model_path=str(source))
     ((signature, ports),) = interpreter.get_signature_list().items()
-    # In portions, because the calibrator puts all it is given into a list.
-    batches = track(
-        calibration.batches(PORTION), f"calibrating {name}", total=calibration.batch_count(PORTION)
-    )
-    for pixels, _ in batches:
-        channels_last = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        images = [{ports["inputs"][0]: image[None]} for image in channels_last]
-        calibrator.calibrate({signature: images}, manager)
+    for image in _images(source, calibration, interpreter):
+        calibrator.calibrate({signature: [{ports["inputs"][0]: image}]}, manager)
     return calibrator.get_model_qsvs()
 
 
-def _write_bytes(content: Any, path: Path, precision: Precision) -> Artifact:
-    return _write(lambda file: file.write_bytes(bytes(content)), path, precision)
+def _histogram_ranges(
+    source: Path, calibration: ImageSet, method: CalibrationMethod, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Ranges of the activations that have one, by a method that needs all their values."""
+    tools = require("ai_edge_quantizer.utils.tfl_interpreter_utils")
+    interpreter = require("ai_edge_litert.interpreter").Interpreter(
+        model_path=str(source), experimental_preserve_all_tensors=True
+    )
+    interpreter.allocate_tensors()
+    constant = set(tools.get_constant_tensor_names(str(source)))
+    histograms = Histograms(method)
+    for image in _images(source, calibration, interpreter):
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+        interpreter.invoke()
+        values = tools.get_tensor_name_to_content_map(interpreter)
+        histograms.add({name: values[name] for name in known if name in values and name not in constant})
+    shapes = {name: np.shape(known[name]["min"]) for name in known}
+    return {
+        name: {"min": np.reshape(low, shapes[name]), "max": np.reshape(high, shapes[name])}
+        for name, (low, high) in histograms.ranges().items()
+    }
 
 
-def _write(write: Callable[[Path], object], path: Path, precision: Precision) -> Artifact:
+def _images(source: Path, calibration: ImageSet, interpreter: Any) -> Iterator[np.ndarray]:
+    """Calibration images, one at a time, as the file takes them."""
+    port = tflite_port(interpreter.get_input_details()[0])
+    for pixels, _ in track(calibration.batches(1), f"calibrating {source.name}", len(calibration)):
+        yield port.encode(pixels.permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def _write(content: Any, path: Path, precision: Precision, metadata: Mapping[str, str] | None) -> Artifact:
+    """Write a model with the facts inside; read back what the file says of itself."""
+    tools = require("ai_edge_litert.tools.flatbuffer_utils")
+    schema = require("ai_edge_litert.schema_py_generated")
+    model = schema.ModelT.InitFromPackedBuf(bytes(content), 0)
+    if metadata:
+        facts, entry = schema.BufferT(), schema.MetadataT()
+        facts.data = np.frombuffer(json.dumps(metadata, sort_keys=True).encode(), np.uint8)
+        entry.name, entry.buffer = METADATA, len(model.buffers)
+        model.buffers.append(facts)
+        model.metadata = [*(model.metadata or ()), entry]
+        content = tools.convert_object_to_bytearray(model)
     with atomic_path(path) as temporary:
-        write(temporary)
-        transposes = count_transposes(temporary)
+        temporary.write_bytes(bytes(content))
+    reasons = transpose_reasons(path)
+    takes = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].type
     return Artifact(
         path=Path(path.name),
         format="tflite",
         precision=precision,
         layout="NHWC",
+        input="uint8" if takes == schema.TensorType.UINT8 else "float32",
         bytes=path.stat().st_size,
         sha256=sha256_file(path),
-        transposes=transposes,
+        transposes=len(reasons),
+        transpose_reasons=tuple(reasons),
     )
 
 
-def count_transposes(path: Path) -> int:
-    """Number of TRANSPOSE operators in a TFLite file: what is left of the change from NCHW to NHWC."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """The facts that were written into a TFLite file; none for a file of another origin."""
+    model = require("ai_edge_litert.tools.flatbuffer_utils").read_model(path)
+    for entry in model.metadata or ():
+        if entry.name in (METADATA, METADATA.encode()):
+            facts: dict[str, str] = json.loads(bytes(model.buffers[entry.buffer].data))
+            return facts
+    return {}
+
+
+def transpose_reasons(path: Path) -> list[str]:
+    """What each TRANSPOSE of a TFLite file is for: what is left of the change from NCHW to NHWC."""
     schema = require("ai_edge_litert.schema_py_generated")
-    model = schema.Model.GetRootAs(path.read_bytes(), 0)
-    graphs = [model.Subgraphs(number) for number in range(model.SubgraphsLength())]
-    operators = [graph.Operators(number) for graph in graphs for number in range(graph.OperatorsLength())]
-    codes = [model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode() for operator in operators]
-    return codes.count(schema.BuiltinOperator.TRANSPOSE)
+    model = require("ai_edge_litert.tools.flatbuffer_utils").read_model(path)
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+    reasons = []
+    for graph in model.subgraphs:
+        kinds = [names[model.operatorCodes[operator.opcodeIndex].builtinCode] for operator in graph.operators]
+        for operator, kind in zip(graph.operators, kinds, strict=True):
+            if kind != "TRANSPOSE":
+                continue
+            users = [
+                other
+                for other, by in zip(kinds, graph.operators, strict=True)
+                if operator.outputs[0] in by.inputs
+            ]
+            given, made = (
+                "×".join(map(str, graph.tensors[index].shape))
+                for index in (operator.inputs[0], operator.outputs[0])
+            )
+            why = (
+                "the network reads a map channel by channel"
+                if "RESHAPE" in users
+                else "the network permutes axes"
+            )
+            reasons.append(f"{given} to {made} before {', '.join(users) or 'the output'}: {why}")
+    return reasons

@@ -1,17 +1,24 @@
 """Export, verify, publish: files reach their folder only after each was found to compute what the network computes."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+import fsrp_edge
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.exporting.artifact import Artifact
-from fsrp_edge.exporting.export import ArtifactRequest, export_artifacts
+from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
 from fsrp_edge.exporting.frozen import frozen_copy
-from fsrp_edge.exporting.parity import Parity, check_parity, require_parity
+from fsrp_edge.exporting.mixed import LayerError
+from fsrp_edge.exporting.options import DEFAULTS, ExportOptions
+from fsrp_edge.exporting.parity import Parity, Probe, check_parity, require_parity
+from fsrp_edge.exporting.tensorrt import takes_tensorrt, write_engine_script
+from fsrp_edge.files import without_folders
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
 from fsrp_edge.targets.profile import Target
 
@@ -26,8 +33,18 @@ class Exported(BaseModel):
 
     artifacts: tuple[Artifact, ...]
     """Paths are relative to the folder they were published in."""
+    scripts: tuple[Path, ...] = ()
+    """What builds more of them on the device."""
     parities: tuple[tuple[Parity, ...], ...]
     """The checks of each artifact."""
+    layer_errors: dict[str, tuple[LayerError, ...]] = {}
+    """Of int8 files, by path, the worst layer first; empty where they were not asked for."""
+    weights_sha256: str
+    """Of the network that the files were made from."""
+    calibration_sha256: str
+    """Of the images that int8 files were calibrated on."""
+    probe: Probe
+    """What the network answers to random images, so that the files can be checked again without it."""
 
 
 def export_verified(
@@ -38,6 +55,8 @@ def export_verified(
     target: Target,
     calibration: ImageSet,
     images: ImageSet,
+    options: ExportOptions = DEFAULTS,
+    list_errors: bool = False,
 ) -> Exported:
     """Write the files that were asked for, all of them or none.
 
@@ -47,14 +66,30 @@ def export_verified(
         directory: where the files are published; files of the same name there are replaced.
         target: its opset, IR version and int8 types are kept to.
         calibration: training images for int8.
-        images: real images that parity is judged on, apart from the calibration.
+        images: real images that parity and `options.int8_max_drop` are judged on, apart from the calibration.
+        options: calibration, input and batch.
+        list_errors: tell for int8 files how much each layer's quantization alone does.
 
     Raises:
-        GateFailedError: a file computes something else than the network; nothing is published.
+        GateFailedError: a file computes something else than the network, or loses more than `options.int8_max_drop`;
+            nothing is published.
         ToolFailedError: an exporter is missing or failed.
     """
     network = frozen_copy(classifier)
     judged = images.sample(PARITY_IMAGES, seed=0)
+    digest = weights_sha256(network)
+    errors: dict[str, tuple[LayerError, ...]] = {}
+    plan = ExportPlan(
+        opset=target.onnx_opset,
+        ir_version=target.onnx_ir_version,
+        int8_activation=target.int8_activation,
+        for_tensorrt=takes_tensorrt(target),
+        options=options,
+        calibration=calibration,
+        judged=images,
+        list_errors=list_errors,
+        metadata=_facts(network, digest, calibration, target, options),
+    )
     staging = directory.parent / f".{directory.name}.unverified"
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -62,11 +97,8 @@ def export_verified(
             network,
             requests,
             staging,
-            opset=target.onnx_opset,
-            ir_version=target.onnx_ir_version,
-            int8_activation=target.int8_activation,
-            calibration=calibration,
-            metadata={"fsrp_edge.target": target.name, "fsrp_edge.architecture": network.spec.architecture},
+            plan,
+            report=lambda artifact, found: errors.update({artifact.path.name: found}),
         )
         parities = tuple(
             check_parity(network, staging / artifact.path, artifact, judged)
@@ -75,7 +107,38 @@ def export_verified(
         require_parity([parity for checks in parities for parity in checks])
         directory.mkdir(parents=True, exist_ok=True)
         for artifact in artifacts:
+            shutil.rmtree(directory / artifact.path, ignore_errors=True)
             (staging / artifact.path).replace(directory / artifact.path)
+        script = write_engine_script(directory, artifacts, target, network.spec.input_shape)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Exported(artifacts=artifacts, parities=parities)
+    return Exported(
+        artifacts=artifacts,
+        scripts=(Path(script.name),) if script else (),
+        parities=parities,
+        layer_errors=errors,
+        weights_sha256=digest,
+        calibration_sha256=calibration.digest,
+        probe=Probe.of(network),
+    )
+
+
+def _facts(
+    network: Classifier, weights: str, calibration: ImageSet, target: Target, options: ExportOptions
+) -> dict[str, str]:
+    """What a file says of itself: how to feed it, what its answers mean, and where it comes from."""
+    spec = network.spec
+    facts = {
+        "version": fsrp_edge.__version__,
+        "architecture": without_folders(spec.architecture),
+        "target": target.name,
+        "weights_sha256": weights,
+        "input": "uint8 pixels 0 to 255" if options.uint8_input else "float32 pixels in [0, 1]",
+        "preprocessing": spec.preprocessing.model_dump_json(),
+        "classes": str(spec.classes),
+        "calibration_sha256": calibration.digest,
+        "calibration_method": options.calibration_method,
+    }
+    if spec.class_names is not None:
+        facts["labels"] = json.dumps(spec.class_names)
+    return {f"fsrp_edge.{name}": value for name, value in facts.items()}

@@ -1,7 +1,6 @@
 """RunReport: what is known of one run, the only source of report.json, report.md and the console's table."""
 
-import re
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
@@ -11,6 +10,7 @@ from fsrp_edge.data.images import LabelKind
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.parity import Parity
+from fsrp_edge.files import without_folders
 from fsrp_edge.models.classifier import ModelSpec
 
 DENSE = "dense"
@@ -18,24 +18,6 @@ DENSE = "dense"
 
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-def without_folders(value: Any) -> Any:
-    """`value` with every absolute path, at any depth, cut down to its last name.
-
-    A report is made to be shared, and an absolute path tells a user's name and how their machine is laid out.
-    """
-    if isinstance(value, dict):
-        return {key: without_folders(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_folders(item) for item in value]
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, str) and re.match(r"[A-Za-z]:[\\/]", value):
-        return PureWindowsPath(value).name
-    if isinstance(value, str) and re.match(r"[/~]", value):
-        return PurePosixPath(value).name
-    return value
 
 
 class _Record(BaseModel):

@@ -50,7 +50,7 @@ def choice_rows(target: Target) -> list[Row]:
 
 
 def file_rows(target: Target) -> list[Row]:
-    """The six files: which, whether it is made, the reason."""
+    """Every file that could be made: which, whether it is, the reason."""
     return [
         (
             f"{offer.format} {offer.precision}",

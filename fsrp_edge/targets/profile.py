@@ -136,19 +136,49 @@ class ArtifactRow(_Frozen):
     source: Text | None = None
 
 
+def _row(status: Literal["offered", "refused"], reason: str) -> ArtifactRow:
+    return ArtifactRow(status=status, reason=reason)
+
+
 class ArtifactRows(_Frozen):
-    """A format in every precision."""
+    """A format in every precision; most profiles say nothing of the last one."""
 
     fp32: ArtifactRow
     fp16: ArtifactRow
     int8: ArtifactRow
+    int8_dynamic: ArtifactRow | None = None
+
+
+_FROM_FP32 = _row("refused", "TensorFlow's own converter starts from fp32; for a small file take tflite")
+_NO_TOOL = _row("refused", "ncnn2table and ncnn2int8 are in no package; run them on the fp32 folder")
+IMPLIED: dict[tuple[Format, Precision], ArtifactRow] = {
+    ("onnx", "int8-dynamic"): _row("refused", "onnxruntime's integer convolutions are slower than fp32"),
+    ("tflite", "int8-dynamic"): _row(
+        "offered", "a quarter of the size without calibration; slower than int8"
+    ),
+    ("saved_model", "fp32"): _row(
+        "offered", "for TensorFlow's own tools and servers; the device takes tflite"
+    ),
+    ("saved_model", "fp16"): _FROM_FP32,
+    ("saved_model", "int8"): _FROM_FP32,
+    ("saved_model", "int8-dynamic"): _FROM_FP32,
+    ("ncnn", "fp32"): _row(
+        "offered", "ncnn may compute it in half precision all the same, where the cores can"
+    ),
+    ("ncnn", "fp16"): _row("offered", "half the size; ncnn computes in half precision where the cores can"),
+    ("ncnn", "int8"): _NO_TOOL,
+    ("ncnn", "int8-dynamic"): _NO_TOOL,
+}
+"""What holds where a profile says nothing."""
 
 
 class Artifacts(_Frozen):
-    """The six files that could be made."""
+    """The files that could be made; for what a profile leaves out, see `IMPLIED`."""
 
     onnx: ArtifactRows
     tflite: ArtifactRows
+    saved_model: ArtifactRows | None = None
+    ncnn: ArtifactRows | None = None
 
 
 @dataclass(frozen=True)
@@ -212,7 +242,7 @@ class Target(_Frozen):
 
     @property
     def offers(self) -> tuple[Offer, ...]:
-        """All six format and precision pairs, ONNX first, fp32 first."""
+        """Every format in every precision, ONNX first, fp32 first."""
         return tuple(
             Offer(format_, precision, row.status != "refused", row.status == "default", row.reason)
             for format_ in get_args(Format)
@@ -234,8 +264,17 @@ class Target(_Frozen):
         return self
 
     def _artifact(self, format_: Format, precision: Precision) -> ArtifactRow:
-        row: ArtifactRow = getattr(getattr(self.artifacts, format_), precision)
-        return row
+        rows: ArtifactRows | None = getattr(self.artifacts, format_)
+        row: ArtifactRow | None = getattr(rows, precision.replace("-", "_"), None)
+        if row is not None:
+            return row
+        # What no profile has to say follows from what it says of the others.
+        tflite = self.artifacts.tflite.fp32
+        if tflite.status == "refused" and format_ in ("tflite", "saved_model"):
+            return tflite
+        if format_ == "ncnn" and not any(runtime.name == "ncnn" for runtime in self.runtimes):
+            return _row("refused", "ncnn is not among this profile's runtimes")
+        return IMPLIED[format_, precision]
 
     def _contradictions(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Where two values that are possible one by one exclude each other."""
@@ -257,7 +296,7 @@ class Target(_Frozen):
         if not any(offer.default for offer in self.offers):
             yield ("artifacts",), "no file has the status `default`; give it to at least one"
         for offer in self.offers:
-            gain: Gain = getattr(self.precisions, offer.precision)
+            gain: Gain = getattr(self.precisions, offer.precision.removesuffix("-dynamic"))
             if offer.default and not gain.useful:
                 yield (
                     ("artifacts", offer.format, offer.precision, "status"),

@@ -246,6 +246,8 @@ def test_the_whole_way_by_one_command(
             1,
             "--attack",
             "fgsm",
+            "--file-images",
+            4,
             "--robust-images",
             8,
         ),

@@ -6,7 +6,7 @@ from torch import nn
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
-from fsrp_edge.exporting.export import ArtifactRequest, export_artifacts, smoke_test
+from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts, smoke_test
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
 
@@ -19,12 +19,14 @@ def test_files_asked_for_and_no_others_are_left(
         classifier,
         requests,
         tmp_path / "files",
-        opset=17,
-        ir_version=8,
-        int8_activation="int8",
-        calibration=images.first(8),
+        ExportPlan(
+            opset=17,
+            ir_version=8,
+            int8_activation="int8",
+            calibration=images.first(8),
+            metadata={"seed": "3"},
+        ),
         stem="odd",
-        metadata={"seed": "3"},
     )
     assert [str(artifact.path) for artifact in artifacts] == ["odd-int8.onnx", "odd-fp16.onnx"]
     assert {path.name for path in (tmp_path / "files").iterdir()} == {"odd-int8.onnx", "odd-fp16.onnx"}
@@ -44,7 +46,7 @@ def test_impossible_wishes_are_refused_before_the_work(classifier: Classifier, t
         ([fp32, ArtifactRequest("onnx", "int8")], "calibration images"),
     ):
         with pytest.raises(BadInputError, match=reason):
-            export_artifacts(classifier, requests, tmp_path, opset=13, ir_version=7)
+            export_artifacts(classifier, requests, tmp_path, ExportPlan(opset=13, ir_version=7))
     assert not list(tmp_path.iterdir())
 
 

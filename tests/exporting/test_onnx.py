@@ -1,4 +1,6 @@
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -7,9 +9,16 @@ import torch
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
-from fsrp_edge.exporting.onnx import convert_to_fp16, export_onnx, quantize_to_int8
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.onnx import Int8Quantizer, convert_to_fp16, export_onnx
+from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import open_session
+
+
+def quantize_to_int8(source: Path, path: Path, **given: Any) -> Artifact:
+    with tempfile.TemporaryDirectory() as folder:
+        return Int8Quantizer(source, Path(folder), **given).quantize(path)
 
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(13, 7), (17, 8), (20, 9), (23, 13)])
@@ -86,7 +95,7 @@ def test_int8_types_are_the_target_s(
     artifact = quantize_to_int8(
         tmp_path / "fp32.onnx",
         tmp_path / "int8.onnx",
-        activation=activation,  # type: ignore[arg-type]
+        activation=activation,
         calibration=images.first(8),
     )
     assert (artifact.opset, artifact.ir_version) == (13, 7)
@@ -137,3 +146,65 @@ def test_network_that_cannot_be_exported_says_so_once(
         export_onnx(Classifier(Spectrum(), classifier.spec), tmp_path / "m.onnx", opset=13, ir_version=7)
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_gets_zero_points_of_0_and_float_biases(
+    classifier: Classifier, images: ImageSet, tmp_path: Path
+) -> None:
+    export_onnx(classifier, tmp_path / "fp32.onnx", opset=13, ir_version=7)
+    given = {"activation": "int8", "calibration": images.first(8), "for_tensorrt": True}
+    quantize_to_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", **given)
+    model = onnx.load(tmp_path / "int8.onnx")
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if "Quantize" in node.op_type]
+    assert nodes and not any(constants[node.input[2]].any() for node in nodes)
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert all(constants[node.input[2]].dtype == np.float32 for node in convolutions)
+
+
+def test_input_of_bytes_is_the_same_network(classifier: Classifier, images: ImageSet, tmp_path: Path) -> None:
+    artifact = export_onnx(
+        classifier, tmp_path / "m.onnx", opset=13, ir_version=7, options=ExportOptions(uint8_input=True)
+    )
+    session = open_session(tmp_path / "m.onnx")
+    pixels, _ = next(images.batches(8))
+    assert artifact.input == "uint8" and session.input.dtype == np.uint8
+    np.testing.assert_array_equal(session.prepare(pixels.numpy()), (255 * pixels).round().byte().numpy())
+    np.testing.assert_allclose(
+        session.run(pixels.numpy()), classifier(pixels).detach().numpy(), rtol=1e-4, atol=1e-4
+    )
+    given = {"activation": "uint8", "calibration": images.first(8)}
+    quantize_to_int8(tmp_path / "m.onnx", tmp_path / "int8.onnx", **given)
+    assert open_session(tmp_path / "int8.onnx").input.dtype == np.uint8
+
+
+def test_batch_is_open_where_it_is_asked_for(
+    classifier: Classifier, images: ImageSet, tmp_path: Path
+) -> None:
+    options = ExportOptions(dynamic_batch=True)
+    artifact = export_onnx(classifier, tmp_path / "m.onnx", opset=13, ir_version=7, options=options)
+    session = open_session(tmp_path / "m.onnx")
+    assert artifact.dynamic_batch and session.input.shape == (None, 3, 48, 64)
+    pixels, _ = next(images.batches(5))
+    reference = classifier(pixels).detach().numpy()
+    for count in (1, 5):
+        np.testing.assert_allclose(
+            session.invoke(pixels[:count].numpy()), reference[:count], rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile", "mse"])
+def test_ranges_by_every_method_give_a_file_that_agrees(
+    classifier: Classifier, images: ImageSet, tmp_path: Path, method: str
+) -> None:
+    export_onnx(classifier, tmp_path / "fp32.onnx", opset=13, ir_version=7)
+    given = {"activation": "uint8", "calibration": images.first(24)}
+    made = {
+        name: quantize_to_int8(tmp_path / "fp32.onnx", tmp_path / f"{name}.onnx", method=name, **given)
+        for name in ("min-max", method)
+    }
+    assert made[method].sha256 != made["min-max"].sha256
+    pixels, _ = next(images.batches(48))
+    reference = open_session(tmp_path / "fp32.onnx").run(pixels.numpy())
+    answer = open_session(tmp_path / f"{method}.onnx").run(pixels.numpy())
+    assert (answer * reference).sum() / np.linalg.norm(answer) / np.linalg.norm(reference) > 0.99

@@ -8,8 +8,8 @@ from torch import nn
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import GateFailedError
 from fsrp_edge.exporting.artifact import Artifact
-from fsrp_edge.exporting.onnx import convert_to_fp16, export_onnx, quantize_to_int8
-from fsrp_edge.exporting.parity import check_parity, compare, probe_pixels, require_parity
+from fsrp_edge.exporting.onnx import Int8Quantizer, convert_to_fp16, export_onnx
+from fsrp_edge.exporting.parity import Probe, check_parity, compare, probe_pixels, require_parity
 from fsrp_edge.models.classifier import Classifier
 
 
@@ -50,7 +50,8 @@ def test_every_precision_of_a_network_passes(
     source = tmp_path / "fp32.onnx"
     made = [export_onnx(classifier, source, opset=13, ir_version=7)]
     made.append(convert_to_fp16(source, tmp_path / "fp16.onnx"))
-    made.append(quantize_to_int8(source, tmp_path / "int8.onnx", activation="uint8", calibration=images))
+    quantizer = Int8Quantizer(source, tmp_path, activation="uint8", calibration=images)
+    made.append(quantizer.quantize(tmp_path / "int8.onnx"))
     errors = []
     for artifact in made:
         parities = check_parity(classifier, tmp_path / artifact.path, artifact, images)
@@ -80,7 +81,8 @@ def test_other_weights_fail_in_every_precision(
     source = tmp_path / "fp32.onnx"
     made = [export_onnx(other, source, opset=13, ir_version=7)]
     made.append(convert_to_fp16(source, tmp_path / "fp16.onnx"))
-    made.append(quantize_to_int8(source, tmp_path / "int8.onnx", activation="int8", calibration=images))
+    quantizer = Int8Quantizer(source, tmp_path, activation="int8", calibration=images)
+    made.append(quantizer.quantize(tmp_path / "int8.onnx"))
     for artifact in made:
         parities = check_parity(classifier, tmp_path / artifact.path, artifact, images)
         assert not any(parity.passed for parity in parities), artifact.name
@@ -114,3 +116,13 @@ def test_probe_differs_along_every_axis_and_keeps_the_range() -> None:
     assert pixels.max() <= 1
     for changed in (pixels.flip(1), pixels.transpose(2, 3), pixels.flip(2), pixels.flip(3), pixels.flip(0)):
         assert (changed - pixels).abs().mean() > 0.05
+
+
+def test_a_probe_stands_for_the_network(classifier: Classifier, tmp_path: Path) -> None:
+    artifact = export_onnx(classifier, tmp_path / "m.onnx", opset=13, ir_version=7)
+    probe = Probe.model_validate_json(Probe.of(classifier).model_dump_json())
+    (parity,) = probe.check(tmp_path / "m.onnx", artifact)
+    assert parity.passed and parity.images == 4
+    mirrored = Classifier(Permuted(classifier.network, "mirrored"), classifier.spec).eval()
+    export_onnx(mirrored, tmp_path / "m.onnx", opset=13, ir_version=7)
+    assert not any(parity.passed for parity in probe.check(tmp_path / "m.onnx", artifact))

@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,15 @@ import torch
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.parity import check_parity, require_parity
-from fsrp_edge.exporting.tflite import convert_to_fp16, export_tflite, quantize_to_int8
+from fsrp_edge.exporting.tflite import (
+    Int8Quantizer,
+    convert_to_fp16,
+    export_tflite,
+    quantize_weights,
+    read_metadata,
+)
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import open_session
 
@@ -27,6 +35,9 @@ def fp32(classifier: Classifier, folder: Path) -> Artifact:
 def test_file_takes_channels_last(fp32: Artifact, folder: Path) -> None:
     # One TRANSPOSE has a reason: the head reads a 2x1 map flattened channel by channel.
     assert (fp32.layout, fp32.transposes) == ("NHWC", 1)
+    assert fp32.transpose_reasons == (
+        "1×2×1×37 to 1×37×2×1 before RESHAPE: the network reads a map channel by channel",
+    )
     session = open_session(folder / fp32.path)
     assert session.input.shape == (1, 48, 64, 3)
     assert session.output.shape == (1, 5)
@@ -36,14 +47,15 @@ def test_every_precision_agrees_in_litert_and_tensorflow(
     classifier: Classifier, images: ImageSet, fp32: Artifact, folder: Path
 ) -> None:
     fp16 = convert_to_fp16(folder / "fp32.tflite", folder / "fp16.tflite")
-    int8 = quantize_to_int8(folder / "fp32.tflite", folder / "int8.tflite", calibration=images)
-    for artifact in (fp32, fp16, int8):
+    int8 = Int8Quantizer(folder / "fp32.tflite", calibration=images).quantize(folder / "int8.tflite")
+    dynamic = quantize_weights(folder / "fp32.tflite", folder / "dynamic.tflite")
+    for artifact in (fp32, fp16, int8, dynamic):
         parities = check_parity(classifier, folder / artifact.path, artifact, images)
         assert {parity.runtime for parity in parities} == {"litert", "tensorflow"}
         require_parity(parities)
         session = open_session(folder / artifact.path)
         assert (session.input.dtype, session.output.dtype) == (np.float32, np.float32)
-    assert int8.bytes < fp16.bytes < fp32.bytes
+    assert max(int8.bytes, dynamic.bytes) < fp16.bytes < fp32.bytes
 
 
 def test_same_network_gives_the_same_bytes(
@@ -51,7 +63,7 @@ def test_same_network_gives_the_same_bytes(
 ) -> None:
     assert export_tflite(classifier, folder / "again.tflite").sha256 == fp32.sha256
     first, second = (
-        quantize_to_int8(folder / "fp32.tflite", folder / name, calibration=images.first(4))
+        Int8Quantizer(folder / "fp32.tflite", calibration=images.first(4)).quantize(folder / name)
         for name in ("one.tflite", "two.tflite")
     )
     assert first.sha256 == second.sha256
@@ -67,4 +79,44 @@ def test_memory_layout_of_the_weights_does_not_matter(
 
 def test_int8_without_images_is_refused(images: ImageSet, fp32: Artifact, folder: Path) -> None:
     with pytest.raises(BadInputError, match="calibration images"):
-        quantize_to_int8(folder / fp32.path, folder / "none.tflite", calibration=images.first(0))
+        Int8Quantizer(folder / fp32.path, calibration=images.first(0))
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile", "mse"])
+def test_ranges_by_every_method_give_a_file_that_agrees(
+    classifier: Classifier, images: ImageSet, fp32: Artifact, folder: Path, method: Any
+) -> None:
+    quantizer = Int8Quantizer(folder / fp32.path, calibration=images.first(24), method=method)
+    artifact = quantizer.quantize(folder / f"{method}.tflite")
+    assert (
+        artifact.sha256
+        != Int8Quantizer(folder / fp32.path, calibration=images.first(24))
+        .quantize(folder / "plain.tflite")
+        .sha256
+    )
+    require_parity(check_parity(classifier, folder / artifact.path, artifact, images, runtimes=["litert"]))
+
+
+def test_facts_are_in_the_file_in_every_precision(
+    classifier: Classifier, images: ImageSet, folder: Path
+) -> None:
+    facts, source = {"seed": "0", "labels": '["a", "ü"]'}, folder / "facts.tflite"
+    export_tflite(classifier, source, metadata=facts)
+    convert_to_fp16(source, folder / "facts16.tflite", metadata=facts)
+    Int8Quantizer(source, calibration=images.first(4), metadata=facts).quantize(folder / "facts8.tflite")
+    for name in ("facts", "facts16", "facts8"):
+        assert read_metadata(folder / f"{name}.tflite") == facts
+    assert read_metadata(folder / "fp32.tflite") == {}
+
+
+def test_input_of_bytes_is_the_same_network(classifier: Classifier, images: ImageSet, folder: Path) -> None:
+    options = ExportOptions(uint8_input=True)
+    source = folder / "bytes.tflite"
+    fp32 = export_tflite(classifier, source, options=options)
+    int8 = Int8Quantizer(source, calibration=images).quantize(folder / "bytes8.tflite")
+    for artifact in (fp32, int8):
+        assert artifact.input == "uint8"
+        assert open_session(folder / artifact.path).input.dtype == np.uint8
+        parities = check_parity(classifier, folder / artifact.path, artifact, images)
+        assert {parity.runtime for parity in parities} == {"litert", "tensorflow"}
+        require_parity(parities)

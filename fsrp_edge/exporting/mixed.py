@@ -1,0 +1,97 @@
+"""Which layers of an int8 file do the harm, and files that keep those in float."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import GateFailedError
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.progress import log, track
+from fsrp_edge.runtimes import open_session
+
+SENSITIVITY_IMAGES = 32
+
+
+class Quantizer(Protocol):
+    """Makes int8 files of one fp32 file; both formats have one."""
+
+    source: Path
+    layers: tuple[str, ...]
+
+    def quantize(self, path: Path, *, keep: Sequence[str] = (), only: str | None = None) -> Artifact:
+        """Write a file in which `keep` stays in float, or one in which nothing but `only` is quantized."""
+        ...
+
+
+class LayerError(BaseModel):
+    """What the quantization of one layer alone does to the logits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: str
+    relative_error: float
+    """Root mean square of the logits' change by that of the logits."""
+
+
+def layer_errors(quantizer: Quantizer, images: ImageSet) -> tuple[LayerError, ...]:
+    """How much each layer's quantization alone changes the logits, the worst first.
+
+    Args:
+        quantizer: of the file.
+        images: real images, of which the first 32 are used.
+    """
+    pixels, _ = next(images.first(SENSITIVITY_IMAGES).batches(SENSITIVITY_IMAGES))
+    reference = open_session(quantizer.source).run(pixels.numpy())
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"one{quantizer.source.suffix}"
+        for layer in track(quantizer.layers, f"errors of single layers, {quantizer.source.suffix[1:]}"):
+            quantizer.quantize(path, only=layer)
+            change = open_session(path).run(pixels.numpy()) - reference
+            error = float(np.sqrt((change**2).mean() / (reference**2).mean()))
+            found.append(LayerError(layer=layer, relative_error=error))
+    return tuple(sorted(found, key=lambda one: -one.relative_error))
+
+
+def quantize_within(
+    quantizer: Quantizer,
+    path: Path,
+    errors: Sequence[LayerError],
+    accuracy: Callable[[Path], float],
+    max_drop: float,
+) -> Artifact:
+    """Write an int8 file that loses no more accuracy than allowed: with 0, 1, 2, 4, … layers kept in float.
+
+    Args:
+        quantizer: of the file.
+        path: file to write.
+        errors: of the layers, the most sensitive first.
+        accuracy: of a file, 0 to 1.
+        max_drop: points that may be lost against the fp32 file.
+
+    Raises:
+        GateFailedError: it loses more even with half of the layers in float.
+    """
+    floor = accuracy(quantizer.source) - max_drop / 100
+    counts = [0, *(2**power for power in range(16) if 2**power <= (len(errors) + 1) // 2)]
+    best = 0.0
+    for count in counts:
+        keep = tuple(one.layer for one in errors[:count])
+        artifact = quantizer.quantize(path, keep=keep)
+        reached = accuracy(path)
+        log(
+            f"{path.name}, {count} of {len(errors)} layers in float: {reached:.2%}, at least {floor:.2%} wanted"
+        )
+        best = max(best, reached)
+        if reached >= floor:
+            return artifact.model_copy(update={"kept_in_float": keep})
+    path.unlink()
+    raise GateFailedError(
+        f"{path.name} can't keep to {max_drop:g} points: with up to {counts[-1]} of {len(errors)} layers in float it "
+        f"reaches {best:.2%}, and {floor:.2%} is wanted; allow more, or try another --calibration-method"
+    )

@@ -1,0 +1,28 @@
+"""What a user may decide about the files, beside formats and precisions."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CalibrationMethod = Literal["min-max", "entropy", "percentile", "mse"]
+
+
+class ExportOptions(BaseModel):
+    """How files are quantized and what they take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calibration_images: int = Field(256, ge=1)
+    """Training images that int8 ranges are calibrated on."""
+    calibration_method: CalibrationMethod = "min-max"
+    """See `exporting.calibration`."""
+    int8_max_drop: float | None = Field(None, ge=0, le=100)
+    """Points of accuracy that an int8 file may lose against the fp32 file of its format; layers are kept in float, the
+    most sensitive first, until it is kept. None: all layers are quantized and nothing is promised."""
+    uint8_input: bool = False
+    """Take images as bytes 0 to 255 in place of float32 pixels in [0, 1]."""
+    dynamic_batch: bool = False
+    """Leave the batch size of ONNX files open."""
+
+
+DEFAULTS = ExportOptions()
