@@ -22,9 +22,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
+        usual = Path(folder) / ".mode"
+        usual.touch()
         yield temporary
         if temporary.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        else:  # as the user's umask has it: some writers make files that only their owner can read
+            temporary.chmod(usual.stat().st_mode)
         temporary.replace(path)
 
 
