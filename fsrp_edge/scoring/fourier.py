@@ -19,7 +19,7 @@ RegionShape = Literal["disk", "square"]
 SMALLEST_SIDE = 4
 """Maps with a shorter side have no two bands worth telling apart (1×1: one bin; 2×2: DC and Nyquist)."""
 
-CANCELLATION_LIMIT = 0.1
+CANCELLATION_LIMIT = 0.06
 """Where the high band holds less than this part of the low one, its float32 difference is taken again in float64."""
 
 
