@@ -27,7 +27,6 @@ def test_a_file_appears_whole_under_its_name(tmp_path: Path) -> None:
 def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     with atomic_path(tmp_path / "private") as temporary:
-        temporary.unlink()
         temporary.touch(mode=0o600)
     assert (tmp_path / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
