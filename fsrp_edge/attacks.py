@@ -2,19 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from fsrp_edge import compute
 
 DEFAULT_EPS = 8 / 255
+Norm = Literal["Linf", "L2"]
+Loss = Literal["cross-entropy", "margin"]
+
+
+def check_radius(norm: Norm, eps: float) -> None:
+    """Raise ValueError for an L∞ radius above 1, the whole range of pixels; in L2 images differ by more than that."""
+    if norm == "Linf" and eps > 1:
+        raise ValueError(f"eps {eps:g} is above 1, but pixels are in [0, 1]; 8/255 is usual in L-infinity")
 
 
 class PGD(BaseModel):
-    """Projected gradient descent in the L∞ ball (Madry et al., arXiv 1706.06083).
+    """Projected gradient descent (Madry et al., arXiv 1706.06083).
 
     Args:
         eps: radius of the ball, in units of pixels in [0, 1].
@@ -23,15 +32,25 @@ class PGD(BaseModel):
             anywhere in the ball (Madry et al.'s reference code uses 2/255 for 20 steps at 8/255).
         restarts: random starts; an image counts as fooled if any start fools it.
         early_stop: leave an image as it is once it is fooled, which saves time where examples are all that is wanted.
+        norm: of the ball and of a step.
+        loss: what is increased. `margin` is the best wrong logit minus the right one (Carlini and Wagner,
+            arXiv 1608.04644), whose gradient does not vanish where the network is sure.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    eps: float = Field(DEFAULT_EPS, ge=0, le=1)
+    eps: float = Field(DEFAULT_EPS, ge=0)
     steps: int = Field(10, ge=1)
     step_size: float | None = Field(None, gt=0)
     restarts: int = Field(1, ge=1)
     early_stop: bool = False
+    norm: Norm = "Linf"
+    loss: Loss = "cross-entropy"
+
+    @model_validator(mode="after")
+    def _fits_the_pixels(self) -> Self:
+        check_radius(self.norm, self.eps)
+        return self
 
     @property
     def step(self) -> float:
@@ -65,13 +84,45 @@ def random_start(pixels: Tensor, eps: float, generator: torch.Generator) -> Tens
     return (pixels + (2 * noise - 1) * eps).clamp_(0, 1)
 
 
-def input_gradient(model: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the summed cross-entropy with respect to `pixels` (same shape), and the logits (N, classes)."""
+def l2_norms(tensor: Tensor) -> Tensor:
+    """(N, 1, 1, 1) lengths of the images of a batch (N, C, H, W), never zero so that one can divide by them."""
+    lengths: Tensor = tensor.flatten(1).norm(dim=1)
+    return lengths.clamp_(min=1e-12).view(-1, 1, 1, 1)
+
+
+def project(adversarial: Tensor, pixels: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The nearest points of the ball around `pixels`, clipped to [0, 1] (which leaves them in the ball)."""
+    if norm == "Linf":
+        return torch.clamp(adversarial, (pixels - eps).clamp_(min=0), (pixels + eps).clamp_(max=1))
+    shift = adversarial - pixels
+    return (pixels + shift * (eps / l2_norms(shift)).clamp_(max=1)).clamp_(0, 1)
+
+
+def ascent_step(adversarial: Tensor, gradient: Tensor, pixels: Tensor, attack: PGD) -> Tensor:
+    """One step of `attack` along the gradient, projected."""
+    # A network that answers NaN leaves its image where it is, so that the layer at fault can still be told.
+    direction = (gradient.sign() if attack.norm == "Linf" else gradient / l2_norms(gradient)).nan_to_num_(0)
+    return project(adversarial + attack.step * direction, pixels, attack.eps, attack.norm)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) best wrong logit minus the right one: above 0 where the prediction is wrong."""
+    right = logits.gather(1, labels[:, None])
+    return (logits.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True) - right).squeeze(1)
+
+
+def input_gradient(
+    model: nn.Module, pixels: Tensor, labels: Tensor, loss: Loss = "cross-entropy"
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the summed loss with respect to `pixels` (same shape), and the logits (N, classes)."""
     pixels = pixels.detach().requires_grad_(True)
     with torch.enable_grad(), compute.autocast(pixels.device):
         logits = model(pixels).float()
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, pixels)
+        each = (
+            margin(logits, labels) if loss == "margin" else F.cross_entropy(logits, labels, reduction="none")
+        )
+        total = each.sum()
+    (gradient,) = torch.autograd.grad(total, pixels)
     return gradient, logits.detach()
 
 
@@ -90,14 +141,13 @@ def pgd(model: nn.Module, pixels: Tensor, labels: Tensor, attack: PGD, generator
     """
     if attack.eps == 0:
         return pixels
-    lower, upper = (pixels - attack.eps).clamp_(min=0), (pixels + attack.eps).clamp_(max=1)
     adversarial = random_start(pixels, attack.eps, generator)
+    if attack.norm == "L2":
+        adversarial = project(adversarial, pixels, attack.eps, "L2")
     left: slice | Tensor = slice(None)
     for _ in range(attack.steps):
-        gradient, logits = input_gradient(model, adversarial[left], labels[left])
-        # A network that answers NaN leaves its image where it is, so that the layer at fault can still be told.
-        moved = adversarial[left] + attack.step * gradient.sign().nan_to_num_(0)
-        moved = torch.clamp(moved, lower[left], upper[left])
+        gradient, logits = input_gradient(model, adversarial[left], labels[left], attack.loss)
+        moved = ascent_step(adversarial[left], gradient, pixels[left], attack)
         if not attack.early_stop:
             adversarial = moved
             continue

@@ -1,15 +1,20 @@
 """Where tensors are computed: device, reduced precision where the hardware gains from it, memory layout, seeds."""
 
+import copy
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def default_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where there is one (under torchrun the one of this process), else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -39,6 +44,27 @@ def autocast(device: torch.device, *, enabled: bool = True) -> AbstractContextMa
 def to_fast_layout(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to `device` in channels_last, the faster layout for convolutions on CPU and CUDA."""
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def folded(network: nn.Module, example: Tensor) -> nn.Module:
+    """A copy for inference and input gradients with every batch norm folded into the convolution before it.
+
+    The network itself is returned where it cannot be traced, or where the copy computes something else.
+
+    Args:
+        network: in evaluation mode.
+        example: input to compare the copy's output on.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of what the module imports itself
+            from torch.fx.experimental.optimization import fuse
+        copied: nn.Module = fuse(copy.deepcopy(network))
+        with torch.no_grad():
+            agrees = torch.allclose(copied(example), network(example), rtol=1e-3, atol=1e-3)
+    except Exception:  # a user's own network: tracing runs its code on proxies, which may raise anything
+        return network
+    return copied if agrees else network
 
 
 @contextmanager

@@ -12,7 +12,7 @@ def processes() -> tuple[int, int]:
     if size == 1:
         return 0, 1
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return distributed.get_rank(), size
 
 

@@ -436,7 +436,10 @@ class _Run(Inputs):
             progress.log(f"evaluating the {name} network")
             first = clean or clean_accuracy(classifier, self.dataset.evaluation).result
             plan = EvaluationPlan(attacks=options.attacks, eps=options.eps, seed=options.seed)
-            others = evaluate(classifier, attacked, plan)[1:] if options.attacks else ()
+            unfinished = self._path(f"evaluate-{name}-{sha256_json(inputs)[:12]}.unfinished.json")
+            others = (
+                evaluate(classifier, attacked, plan, unfinished=unfinished)[1:] if options.attacks else ()
+            )
             return (first, *(evaluation.result for evaluation in others)), ()
 
         inputs = {

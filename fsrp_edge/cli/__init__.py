@@ -11,7 +11,7 @@ from fsrp_edge.cli.compress import compress
 from fsrp_edge.cli.devices import devices
 from fsrp_edge.cli.errors import run
 from fsrp_edge.cli.estimate import estimate
-from fsrp_edge.cli.evaluate import evaluate
+from fsrp_edge.cli.evaluate import compare, evaluate
 from fsrp_edge.cli.export import export
 from fsrp_edge.cli.inspect import inspect
 from fsrp_edge.cli.prune import prune
@@ -35,7 +35,8 @@ def cli() -> None:
 
 
 for _command in (
-    compress, inspect, score, prune, recover, export, bench, devices, evaluate, report, targets, train, estimate,
+    compress, inspect, score, prune, recover, export, bench, devices, evaluate, compare, report, targets, train,
+    estimate,
 ):  # fmt: skip
     cli.add_command(_command)
 

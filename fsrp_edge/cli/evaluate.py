@@ -1,4 +1,4 @@
-"""`fsrp-edge evaluate`: accuracy of a network or a file, clean and under attack."""
+"""`fsrp-edge evaluate`: accuracy of a network, clean, attacked or corrupted. `compare`: of two, image by image."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from fsrp_edge.cli.errors import traceback_option
     multiple=True,
     default=("pgd-20",),
     show_default=True,
-    help="fgsm, pgd-STEPS, pgd-STEPSxRESTARTS or autoattack. Repeatable. Attacks need gradients, so a network.",
+    help="fgsm, pgd-STEPS (cross-entropy), cw-STEPS (margin), either with xRESTARTS, or autoattack. Repeatable; with "
+    "several, the worst case over them is told too.",
 )
 @click.option("--clean-only", is_flag=True, help="No attack.")
 @click.option(
@@ -29,10 +30,28 @@ from fsrp_edge.cli.errors import traceback_option
     help="An ONNX or TFLite file of this network, to be judged in its own runtime: clean, and the worst case of the "
     "network's adversarial examples and Square. Repeatable.",
 )
+@click.option(
+    "--norm",
+    type=click.Choice(["Linf", "L2"]),
+    default="Linf",
+    show_default=True,
+    is_eager=True,
+    help="Of the attacks' ball.",
+)
 @options.eps_option
+@click.option(
+    "--corruptions",
+    is_flag=True,
+    help="Also under 14 families of common corruptions (noise, blur, weather, compression), made here.",
+)
 @click.option("--images", type=click.IntRange(1), help="Only the first so many evaluation images.")
 @options.seed_option
-@click.option("--out", type=options.NewFile, help="Write the results as JSON to this file too.")
+@click.option(
+    "--out",
+    type=options.NewFile,
+    help="Write the results with the verdict on every image as JSON to this file. An interrupted run goes on where it "
+    "stopped.",
+)
 @options.output_options
 @traceback_option
 def evaluate(
@@ -41,7 +60,9 @@ def evaluate(
     attacks: tuple[str, ...],
     clean_only: bool,
     files: tuple[Path, ...],
+    norm: str,
     eps: float,
+    corruptions: bool,
     images: int | None,
     seed: int,
     out: Path | None,
@@ -51,20 +72,36 @@ def evaluate(
 ) -> None:
     """Measure clean and robust accuracy, each with its 95 % interval.
 
+    Under `torchrun` (python -m torch.distributed.run) the processes share the images.
+
     \b
     fsrp-edge evaluate recovered.safetensors --data cifar-10-batches-bin --attack pgd-20 --attack autoattack
     fsrp-edge evaluate recovered.safetensors --data cifar-10-batches-bin --images 200 --file model-int8.tflite
+    fsrp-edge evaluate recovered.safetensors --attack autoattack --norm L2 --eps 0.5 --out pruned.json
+    torchrun --nproc-per-node 4 -m fsrp_edge evaluate recovered.safetensors --attack autoattack
     """
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.errors import BadInputError
+    from fsrp_edge.evaluation.corruptions import FAMILIES
     from fsrp_edge.evaluation.evaluate import EvaluationPlan
     from fsrp_edge.evaluation.evaluate import evaluate as run
     from fsrp_edge.evaluation.files import evaluate_file
-    from fsrp_edge.files import write_json
+    from fsrp_edge.evaluation.results import EvaluationFile
+    from fsrp_edge.models.saved import weights_sha256
     from fsrp_edge.pipeline import CheckpointOptions, load, load_data
     from fsrp_edge.report import wording
 
-    plan = options.checked(EvaluationPlan, attacks=() if clean_only else attacks, eps=eps, seed=seed)
+    if files and norm != "Linf":
+        raise click.UsageError("--file is judged in L-infinity only; leave --norm out")
+    plan = options.checked(
+        EvaluationPlan,
+        attacks=() if clean_only else attacks,
+        norm=norm,
+        eps=eps,
+        seed=seed,
+        corruptions=corruptions,
+    )
+    unfinished = out and out.with_suffix(".unfinished.json")
     with show_progress(quiet=quiet):
         classifier = load(CheckpointOptions(checkpoint=checkpoint, **given))
         evaluated = load_data(classifier, data, seed).evaluation
@@ -73,19 +110,63 @@ def evaluate(
                 "without labels, this pruned network would be compared with itself; give labelled images with --data"
             )
         chosen = evaluated.first(images or len(evaluated))
-        results = [("", evaluation.result) for evaluation in run(classifier, chosen, plan)]
+        judged = {"": run(classifier, chosen, plan, unfinished=unfinished)}
         for file in files:
-            judged = evaluate_file(file, classifier, chosen, eps=0 if clean_only else eps, seed=seed)
-            results += [(file.name, evaluation.result) for evaluation in judged]
-    records = [result.model_dump(mode="json") | ({"file": f} if f else {}) for f, result in results]
+            judged[file.name] = evaluate_file(
+                file, classifier, chosen, eps=0 if clean_only else eps, seed=seed
+            )
+    results = [(name, one.result) for name, evaluations in judged.items() for one in evaluations]
+    warnings = dict.fromkeys(warning for _, result in results for warning in result.warnings)
+    footer = [f"warning: {warning}" for warning in warnings]
+    if corrupted := [result.accuracy for _, result in results if result.attack in FAMILIES]:
+        footer.append(
+            f"mean over {len(corrupted)} corruptions: {wording.percent(sum(corrupted) / len(corrupted))}"
+        )
+    saved = EvaluationFile.of(checkpoint.name, weights_sha256(classifier), chosen.digest, judged)
     if out is not None:
-        write_json(out, records)
+        saved.save(out)
+        footer.append(f"{out}\nNext: fsrp-edge compare OTHER.json {out}")
     if as_json:
-        print_json(records)
+        print_json(saved.model_dump(mode="json"))
         return
     print_rows(
         ("of", "attack", "measure", "95 % interval", "images"),
         [(name or "network", wording.attack(r), f"{wording.percent(r.accuracy)} {wording.measure(r)}",
           wording.interval(r), r.images) for name, r in results],
-        footer="\n".join(f"warning: {warning}" for _, result in results for warning in result.warnings),
+        footer="\n".join(footer),
+    )  # fmt: skip
+
+
+@click.command()
+@click.argument("first", type=options.ExistingFile)
+@click.argument("second", type=options.ExistingFile)
+@options.output_options
+@traceback_option
+def compare(first: Path, second: Path, as_json: bool, quiet: bool) -> None:
+    """Compare two networks image by image, from the files that `evaluate --out` wrote for the same images.
+
+    The difference is that of the second network from the first, with its paired 95 % interval and the exact McNemar
+    test.
+
+    \b
+    fsrp-edge evaluate dense.safetensors --attack autoattack --out dense.json
+    fsrp-edge evaluate pruned.safetensors --attack autoattack --out pruned.json
+    fsrp-edge compare dense.json pruned.json
+    """
+    from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.evaluation.paired import compare_files
+    from fsrp_edge.evaluation.results import EvaluationFile
+    from fsrp_edge.report import wording
+
+    rows = compare_files(EvaluationFile.load(first), EvaluationFile.load(second))
+    if as_json:
+        print_json([{"attack": wording.attack(result), **paired.model_dump()} for result, paired in rows])
+        return
+    print_rows(
+        ("attack", "difference, points", "95 % interval", "only first right", "only second right", "p"),
+        [(wording.attack(result), f"{100 * paired.difference:+.1f}",
+          "{:+.1f} to {:+.1f}".format(*(100 * end for end in paired.interval)),
+          paired.only_first, paired.only_second, f"{paired.p_value:.2g}")
+         for result, paired in rows],
+        footer=f"{second} against {first}, {rows[0][1].images} images",
     )  # fmt: skip

@@ -36,13 +36,13 @@ def _floats(
     return values
 
 
-def _eps(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
+def _eps(context: click.Context, _parameter: click.Parameter, text: str) -> float:
     try:
         over, _, under = text.partition("/")
         eps = float(over) / float(under or 1)
     except (ValueError, ZeroDivisionError):
         raise click.BadParameter(f"{text!r} is not a number or a fraction such as 8/255") from None
-    if not 0 <= eps <= 1:
+    if not 0 <= eps <= 1 and not (eps > 1 and context.params.get("norm") == "L2"):
         raise click.BadParameter(f"{eps:g} is outside 0 to 1 (pixels are in [0, 1]); 8/255 is usual")
     return eps
 

@@ -2,31 +2,54 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fsrp_edge import compute
-from fsrp_edge.attacks import attackable
+from fsrp_edge import compute, distributed
+from fsrp_edge.attacks import Norm, attackable, input_gradient
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.results import Accuracy, Evaluation
 from fsrp_edge.evaluation.statistics import wilson_interval
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 
 Predict = Callable[[Tensor], Tensor]
 """Takes pixels (N, C, H, W), float32 in [0, 1], and returns logits (N, classes)."""
 
 
-def default_batch_size(images: ImageSet) -> int:
-    """Images a batch so that a batch holds about a million pixels a channel, between 16 and 256."""
+def default_batch_size(images: ImageSet, classifier: Classifier | None = None) -> int:
+    """Images a batch: about a million pixels a channel on a CPU, 16 to 256; on a GPU what fits, up to eight times that.
+
+    Args:
+        images: of which size.
+        classifier: network whose input gradients are to fit into the memory of the device it is on.
+    """
     _, _, height, width = images.source.load(images.indices[:1]).shape
-    return max(16, min(256, 2**20 // (height * width)))
+    usual = max(16, min(256, 2**20 // (height * width)))
+    if classifier is None or compute.device_of(classifier).type != "cuda":
+        return usual
+    size = 8 * usual
+    while size > 16:
+        try:
+            labels = torch.zeros(size, dtype=torch.int64, device=compute.device_of(classifier))
+            # Twice what is needed: attacks keep several copies of a batch.
+            with attackable(classifier):
+                input_gradient(classifier, classifier.example_pixels(2 * size), labels.repeat(2))
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            size //= 2
+        else:
+            break
+    return size
 
 
 def predictions(predict: Predict, images: ImageSet, *, batch_size: int | None = None) -> Tensor:
     """Predicted classes, int64 (images,), on the CPU; float32 throughout.
+
+    Under `torchrun` every process predicts a part of the images, and all return the whole.
 
     Args:
         predict: a network, which is put in evaluation mode meanwhile and fed on its own device, or any
@@ -42,12 +65,15 @@ def predictions(predict: Predict, images: ImageSet, *, batch_size: int | None = 
     batch_size = batch_size or default_batch_size(images)
     network = predict if isinstance(predict, nn.Module) else None
     device = torch.device("cpu") if network is None else compute.device_of(network)
-    predicted = []
+    mine = distributed.my_part(len(images))
+    part = images.subset(np.arange(mine.start, mine.stop))
+    predicted = [torch.zeros(mine.start, dtype=torch.int64)]
     with torch.no_grad(), nullcontext() if network is None else attackable(network):
-        batches = images.batches(batch_size)
-        for pixels, _ in track(batches, f"predicting {images.name}", images.batch_count(batch_size)):
+        batches = part.batches(batch_size)
+        for pixels, _ in track(batches, f"predicting {images.name}", part.batch_count(batch_size)):
             predicted.append(predict(pixels.to(device)).argmax(1).cpu())
-    return torch.cat(predicted)
+    predicted.append(torch.zeros(len(images) - mine.stop, dtype=torch.int64))
+    return distributed.sum_over_processes(torch.cat(predicted))
 
 
 def clean_accuracy(predict: Predict, images: ImageSet, *, batch_size: int | None = None) -> Evaluation:
@@ -64,7 +90,7 @@ def evaluation_of(
     images: ImageSet,
     *,
     attack: str,
-    norm: Literal["Linf", "L2"] | None = None,
+    norm: Norm | None = None,
     eps: float | None = None,
     seed: int | None = None,
     warnings: tuple[str, ...] = (),

@@ -1,30 +1,30 @@
-"""Accuracy under AutoAttack (Croce and Hein, ICML 2020), with the attacks of pyautoattack.
+"""Accuracy under AutoAttack (Croce and Hein, ICML 2020), the standard version.
 
-The library's attacks run as they are; what drives them is written here, because images are streamed, progress
-is shown, and the library's warnings belong to the result. A test holds it to the library's own driver.
+Auto-PGD and FAB are written here, so that an image is dropped the moment it falls; Square is pyautoattack's. Draws are
+those of the library, and tests hold the outcome to that of its own driver.
 """
 
-import copy
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fsrp_edge import compute
-from fsrp_edge.attacks import attackable
+from fsrp_edge.attacks import Norm, attackable
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, predictions
+from fsrp_edge.evaluation.apgd import Loss, apgd, cross_entropy, dlr, targeted_dlr
+from fsrp_edge.evaluation.fab import fab_targeted
 from fsrp_edge.evaluation.results import Evaluation
+from fsrp_edge.evaluation.standing import Verdicts, attack_standing
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.progress import track
 
 TARGET_CLASSES = 9
 """Of the standard version's targeted attacks, where the network has more classes than that."""
-
-Perturb = Callable[[Tensor, Tensor], Tensor]
+SQUARE_QUERIES = 5000
+SUSPICIOUS_SQUARE = 0.002
+"""Share of images that Square may fell after the gradient attacks before it is a sign that gradients mislead."""
 
 
 def autoattack_accuracy(
@@ -32,9 +32,10 @@ def autoattack_accuracy(
     images: ImageSet,
     *,
     eps: float,
-    norm: Literal["Linf", "L2"] = "Linf",
+    norm: Norm = "Linf",
     seed: int,
     batch_size: int | None = None,
+    verdicts: Verdicts | None = None,
 ) -> Evaluation:
     """Accuracy under the standard version: APGD-CE, targeted APGD-DLR, targeted FAB, Square.
 
@@ -44,129 +45,159 @@ def autoattack_accuracy(
     one takes its place, with two there is none; the result's warnings say so.
 
     Args:
-        classifier: network under attack, float32 throughout.
+        classifier: network under attack, float32 throughout. Its batch norms are folded for the search where that is
+            possible; each verdict is the network's own.
         images: images and labels.
         eps: radius of the ball, in units of pixels in [0, 1].
         norm: of the ball.
         seed: of every random draw. Draws depend on the batch, so only the same batch size gives the same
             images.
         batch_size: images attacked at once; None chooses by their size.
+        verdicts: of an interrupted evaluation, and to be kept in case this one is.
 
     Returns:
-        The evaluation under the name `autoattack`, with the library's warnings (randomness, zero gradients,
-        outputs that are no logits, Square finding what the gradient attacks missed).
+        The evaluation under the name `autoattack`, with warnings where an attack could not be run as usual or Square
+        found what the gradient attacks missed.
     """
-    from pyautoattack import AutoAttack, checks
-
     batch_size = batch_size or default_batch_size(images)
-    device = compute.device_of(classifier)
-    compute.to_fast_layout(classifier, device)
+    compute.to_fast_layout(classifier, compute.device_of(classifier))
     standing = predictions(classifier, images, batch_size=batch_size) == images.labels
-    shares = {"clean": float(standing.float().mean())}
+    warnings = []
     with (
         attackable(classifier),
         torch.no_grad(),
-        _recorded_warnings() as (logger, warnings),
-        torch.random.fork_rng(),  # the attacks seed torch's global generator
+        torch.random.fork_rng(),  # the attacks draw from torch's global generator
     ):
-        model = _contiguous_gradients(classifier)
-        _check_network(model, images, batch_size, device, logger)
-        suite = AutoAttack(model, norm=norm, eps=eps, seed=seed, device=device)
-        for name, perturb in _attacks(suite, classifier.spec.classes, logger) if eps > 0 else ():
-            _strike_out(standing, classifier, images, batch_size, name=name, perturb=perturb)
-            shares[name] = float(standing.float().mean())
-        checks.check_square_sr(shares, logger=logger)
-    unique = tuple(dict.fromkeys(warnings))
+        suite = _Suite.of(classifier, norm, eps)
+        for name, withstands in suite.attacks() if eps > 0 else ():
+
+            def seeded(
+                batch: Tensor, truth: Tensor, _: Tensor, withstands: WithstandsHere = withstands
+            ) -> Tensor:
+                torch.manual_seed(seed)
+                pixels = batch.to(suite.device, memory_format=torch.channels_last)
+                return withstands(pixels, truth.to(suite.device))
+
+            before = standing
+            standing = attack_standing(
+                images,
+                standing,
+                seeded,
+                name=f"autoattack {name}",
+                batch_size=batch_size,
+                verdicts=verdicts,
+            )
+            felled = float((before & ~standing).float().mean())
+            if name == "square" and felled > SUSPICIOUS_SQUARE:
+                warnings.append(
+                    f"Square felled {felled:.1%} of the images after the gradient attacks had failed: gradients "
+                    "mislead here, robust accuracy may be lower than this"
+                )
+    if classifier.spec.classes == 2:
+        warnings.append("2 classes: the DLR loss does not exist, APGD-T was left out")
+    if classifier.spec.classes == 3:
+        warnings.append("3 classes: APGD on the untargeted DLR loss stands in for the targeted one")
     return evaluation_of(
-        standing, images, attack="autoattack", norm=norm, eps=eps, seed=seed, warnings=unique
+        standing, images, attack="autoattack", norm=norm, eps=eps, seed=seed, warnings=tuple(warnings)
     )
 
 
-def _attacks(suite: Any, classes: int, logger: logging.Logger) -> list[tuple[str, Perturb]]:
-    """The standard version's attacks in its order, as far as the number of classes allows."""
-    suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = min(TARGET_CLASSES, classes - 1)
-    suite.fab.targeted = True
-    suite.apgd.loss = "ce"
-    attacks: list[tuple[str, Perturb]] = [("apgd-ce", suite.apgd.perturb)]
-    if classes >= 4:
-        attacks.append(("apgd-t", suite.apgd_targeted.perturb))
-    elif classes == 3:
-        untargeted = copy.copy(suite.apgd)
-        untargeted.loss = "dlr"
-        attacks.append(("apgd-dlr", untargeted.perturb))
-        logger.warning("3 classes: APGD on the untargeted DLR loss stands in for the targeted one")
-    else:
-        logger.warning("2 classes: the DLR loss does not exist, APGD-T was left out")
-    return [*attacks, ("fab-t", suite.fab.perturb), ("square", suite.square.perturb)]
+WithstandsHere = Callable[[Tensor, Tensor], Tensor]
+"""Takes pixels and labels on the network's device; returns bool (N,), True where the prediction stays right."""
 
 
-def _strike_out(
-    standing: Tensor,
-    classifier: Classifier,
-    images: ImageSet,
-    batch_size: int,
-    *,
-    name: str,
-    perturb: Perturb,
-) -> None:
-    """Attack the images that stand, and clear those that fall in `standing`."""
-    device = compute.device_of(classifier)
-    left = standing.nonzero().squeeze(1)
-    targets = images.subset(left.numpy())
-    described = f"autoattack {name}, {len(left)} of {len(images)} standing"
-    batches = track(targets.batches(batch_size), described, targets.batch_count(batch_size))
-    for (batch, truth), positions in zip(batches, torch.split(left, batch_size), strict=False):
-        pixels, labels = batch.to(device), truth.to(device)
-        adversarial = perturb(pixels, labels)
-        standing[positions] = (classifier(adversarial).argmax(1) == labels).cpu()
+@dataclass(frozen=True)
+class _Suite:
+    """The attacks on one network.
 
-
-def _contiguous_gradients(classifier: Classifier) -> Callable[[Tensor], Tensor]:
-    """The network for attacks that flatten gradients by `view`, which channels_last ones would refuse."""
-
-    def model(pixels: Tensor) -> Tensor:
-        if pixels.requires_grad:
-            pixels.register_hook(lambda gradient: gradient.contiguous())
-        logits: Tensor = classifier(pixels)
-        return logits
-
-    return model
-
-
-def _check_network(
-    model: Callable[[Tensor], Tensor],
-    images: ImageSet,
-    batch_size: int,
-    device: torch.device,
-    logger: logging.Logger,
-) -> None:
-    """The library's checks of a network, but for the one on dynamic defences.
-
-    That one counts calls in a global that is never reset: a single dynamic network would taint all after it.
+    Args:
+        classifier: has the last word on every image.
+        searched: a faster equal of it, to search with.
+        norm: of the ball.
+        eps: its radius.
     """
-    from pyautoattack import checks
 
-    batch, truth = next(images.batches(batch_size))
-    pixels, labels = batch.to(device), truth.to(device)
-    checks.check_randomized(model, pixels, labels, bs=batch_size, logger=logger)
-    checks.check_range_output(model, pixels, logger=logger)
+    classifier: Classifier
+    searched: Callable[[Tensor], Tensor]
+    norm: Norm
+    eps: float
 
+    @classmethod
+    def of(cls, classifier: Classifier, norm: Norm, eps: float) -> "_Suite":
+        example = classifier.example_pixels(2)
+        network = compute.folded(classifier.network, example)
+        compute.to_fast_layout(network, example.device)
 
-@contextmanager
-def _recorded_warnings() -> Iterator[tuple[logging.Logger, list[str]]]:
-    """The library's logger and a list that its warnings go to instead of the console."""
-    warnings: list[str] = []
+        def searched(pixels: Tensor) -> Tensor:
+            normalized = (pixels - classifier.mean) / classifier.std
+            logits: Tensor = network(normalized.contiguous(memory_format=torch.channels_last))
+            return logits
 
-    class Recorder(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            warnings.append(record.getMessage().replace("See flags_doc.md for details.", "").strip())
+        same = network is classifier.network
+        return cls(classifier, classifier if same else searched, norm, eps)
 
-    logger: Any = logging.getLogger("auto-attack")
-    recorder = Recorder(logging.WARNING)
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(recorder)
-    try:
-        yield logger, warnings
-    finally:
-        logger.removeHandler(recorder)
-        logger.propagate = propagate
+    @property
+    def device(self) -> torch.device:
+        return compute.device_of(self.classifier)
+
+    def attacks(self) -> list[tuple[str, WithstandsHere]]:
+        """The standard version's in its order, as far as the number of classes allows."""
+        classes = self.classifier.spec.classes
+        attacks: list[tuple[str, WithstandsHere]] = [("apgd-ce", self._apgd(cross_entropy))]
+        if classes >= 4:
+            attacks.append(("apgd-t", self._apgd_targeted))
+        elif classes == 3:
+            attacks.append(("apgd-dlr", self._apgd(dlr)))
+        return [*attacks, ("fab-t", self._fab), ("square", self._square)]
+
+    def judge(self, adversarial: Tensor, labels: Tensor) -> Tensor:
+        """Where the network itself is wrong."""
+        wrong: Tensor = self.classifier(adversarial).argmax(1) != labels
+        return wrong
+
+    def _apgd(self, loss: Loss) -> WithstandsHere:
+        def withstands(pixels: Tensor, labels: Tensor) -> Tensor:
+            return apgd(
+                self.searched, self.judge, pixels, labels,
+                loss=loss, targets=labels, norm=self.norm, eps=self.eps,
+            )  # fmt: skip
+
+        return withstands
+
+    def _apgd_targeted(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        def towards(pixels: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+            return apgd(
+                self.searched, self.judge, pixels, labels,
+                loss=targeted_dlr, targets=targets, norm=self.norm, eps=self.eps,
+            )  # fmt: skip
+
+        return self._for_each_target(towards, pixels, labels)
+
+    def _fab(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        def towards(pixels: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+            return fab_targeted(
+                self.searched, self.judge, pixels, labels, targets=targets, norm=self.norm, eps=self.eps
+            )
+
+        return self._for_each_target(towards, pixels, labels)
+
+    def _for_each_target(
+        self, towards: Callable[[Tensor, Tensor, Tensor], Tensor], pixels: Tensor, labels: Tensor
+    ) -> Tensor:
+        """The second best class first, then the third best, and so on."""
+        ranked = self.searched(pixels).argsort(dim=1, descending=True)
+        stands = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+        for rank in range(1, min(TARGET_CLASSES, self.classifier.spec.classes - 1) + 1):
+            left = stands.nonzero().squeeze(1)
+            if len(left):
+                stands[left] = towards(pixels[left], labels[left], ranked[left, rank])
+        return stands
+
+    def _square(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        from pyautoattack.square import SquareAttack
+
+        attack = SquareAttack(
+            self.searched, norm=self.norm, eps=self.eps, n_queries=SQUARE_QUERIES, p_init=0.8,
+            resc_schedule=False, seed=torch.initial_seed(), device=self.device,
+        )  # fmt: skip
+        return ~self.judge(attack.perturb(pixels.contiguous(), labels), labels)

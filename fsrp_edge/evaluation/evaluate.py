@@ -2,27 +2,34 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from fsrp_edge.attacks import DEFAULT_EPS, PGD
+from fsrp_edge import distributed
+from fsrp_edge.attacks import DEFAULT_EPS, PGD, Norm, check_radius
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.evaluation.accuracy import clean_accuracy, default_batch_size
 from fsrp_edge.evaluation.autoattack import autoattack_accuracy
+from fsrp_edge.evaluation.corruptions import corruption_accuracies
 from fsrp_edge.evaluation.results import Accuracy, Evaluation
 from fsrp_edge.evaluation.robust import fgsm_accuracy, pgd_accuracy
+from fsrp_edge.evaluation.standing import Verdicts
 from fsrp_edge.evaluation.statistics import wilson_interval
+from fsrp_edge.evaluation.suspicions import suspicions
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
 
-_PGD_NAME = re.compile(r"pgd-([1-9]\d*)(?:x([1-9]\d*))?")
+_PGD_NAME = re.compile(r"(pgd|cw)-([1-9]\d*)(?:x([1-9]\d*))?")
 
 
 def _known(name: str) -> str:
     if name not in {"fgsm", "autoattack"} and not _PGD_NAME.fullmatch(name):
         raise ValueError(
-            f"unknown attack {name!r}: give fgsm, autoattack, pgd-STEPS or pgd-STEPSxRESTARTS, such as "
+            f"unknown attack {name!r}: give fgsm, autoattack, pgd-STEPS, cw-STEPS or either with xRESTARTS, such as "
             "pgd-20 or pgd-100x5"
         )
     return name
@@ -35,31 +42,69 @@ class EvaluationPlan(BaseModel):
     """What is evaluated. Clean accuracy always is.
 
     Args:
-        attacks: `fgsm`, `pgd-<steps>`, `pgd-<steps>x<restarts>`, `autoattack`, in the order they are run.
-        eps: L∞ radius of all attacks, in units of pixels in [0, 1].
+        attacks: `fgsm`, `pgd-<steps>`, `cw-<steps>` (PGD on the margin), either with `x<restarts>`, `autoattack`, in
+            the order they are run.
+        eps: radius of all attacks, in units of pixels in [0, 1].
+        norm: of their ball.
         seed: of every random draw.
         batch_size: images at once; None chooses by their size.
+        corruptions: also evaluate under common corruptions of every family, each at severities 1 to 5.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attacks: tuple[AttackName, ...] = ("pgd-20",)
-    eps: float = Field(DEFAULT_EPS, ge=0, le=1)
+    eps: float = Field(DEFAULT_EPS, ge=0)
+    norm: Norm = "Linf"
     seed: int = Field(0, ge=0)
     batch_size: int | None = Field(None, ge=1)
+    corruptions: bool = False
+
+    @model_validator(mode="after")
+    def _radius_fits(self) -> Self:
+        check_radius(self.norm, self.eps)
+        return self
 
 
-def evaluate(classifier: Classifier, images: ImageSet, plan: EvaluationPlan) -> tuple[Evaluation, ...]:
-    """Clean accuracy, then that under each attack of the plan.
+def evaluate(
+    classifier: Classifier, images: ImageSet, plan: EvaluationPlan, *, unfinished: Path | None = None
+) -> tuple[Evaluation, ...]:
+    """Clean accuracy, then that under each attack of the plan, the worst case over several, and corruptions.
 
     Every attack is run on all images that are right when clean, so that each number means what tables call by
-    its name; `worst_case` joins them.
+    its name; `worst_case` joins them. Under `torchrun` the processes share the work, and all return the whole.
+
+    Args:
+        classifier: the network, on the device to compute on.
+        images: images and labels.
+        plan: what to evaluate.
+        unfinished: file that holds the verdicts known so far, continued from where it exists and removed at the end.
 
     Raises:
-        BadInputError: there are no images.
+        BadInputError: there are no images, or `unfinished` belongs to another evaluation.
     """
+    if plan.batch_size is None:
+        plan = plan.model_copy(update={"batch_size": default_batch_size(images, classifier)})
+    identity = {
+        "weights": weights_sha256(classifier),
+        "images": images.digest,
+        "plan": plan.model_dump(mode="json", exclude={"attacks", "corruptions"}),
+        "processes": distributed.processes()[1],
+    }
+    verdicts = Verdicts(unfinished, identity)
     clean = clean_accuracy(classifier, images, batch_size=plan.batch_size)
-    return (clean, *(_attacked(classifier, images, name, plan) for name in plan.attacks))
+    attacked = [_attacked(classifier, images, name, plan, verdicts) for name in plan.attacks]
+    if attacked and plan.eps > 0:
+        found = suspicions(classifier, images, plan.norm, seed=plan.seed)
+        attacked = [_with_warnings(evaluation, found) for evaluation in attacked]
+    worst = (worst_case([clean, *attacked]),) if len(attacked) > 1 else ()
+    corrupted = (
+        corruption_accuracies(classifier, images, seed=plan.seed, batch_size=plan.batch_size)
+        if plan.corruptions
+        else ()
+    )
+    verdicts.discard()
+    return (clean, *attacked, *worst, *corrupted)
 
 
 def worst_case(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -93,14 +138,26 @@ def worst_case(evaluations: Sequence[Evaluation]) -> Evaluation:
     return Evaluation(result, standing)
 
 
-def _attacked(classifier: Classifier, images: ImageSet, name: str, plan: EvaluationPlan) -> Evaluation:
+def _attacked(
+    classifier: Classifier, images: ImageSet, name: str, plan: EvaluationPlan, verdicts: Verdicts
+) -> Evaluation:
+    shared: Any = {"batch_size": plan.batch_size, "verdicts": verdicts}
     if name == "fgsm":
-        return fgsm_accuracy(classifier, images, eps=plan.eps, batch_size=plan.batch_size)
+        return fgsm_accuracy(classifier, images, eps=plan.eps, norm=plan.norm, **shared)
     if name == "autoattack":
-        return autoattack_accuracy(
-            classifier, images, eps=plan.eps, seed=plan.seed, batch_size=plan.batch_size
-        )
+        return autoattack_accuracy(classifier, images, eps=plan.eps, norm=plan.norm, seed=plan.seed, **shared)
     match = _PGD_NAME.fullmatch(name)
     assert match
-    attack = PGD(eps=plan.eps, steps=int(match[1]), restarts=int(match[2] or 1))
-    return pgd_accuracy(classifier, images, attack, seed=plan.seed, batch_size=plan.batch_size)
+    attack = PGD(
+        eps=plan.eps,
+        norm=plan.norm,
+        steps=int(match[2]),
+        restarts=int(match[3] or 1),
+        loss="margin" if match[1] == "cw" else "cross-entropy",
+    )
+    return pgd_accuracy(classifier, images, attack, seed=plan.seed, **shared)
+
+
+def _with_warnings(evaluation: Evaluation, found: tuple[str, ...]) -> Evaluation:
+    result = evaluation.result
+    return replace(evaluation, result=result.model_copy(update={"warnings": (*result.warnings, *found)}))

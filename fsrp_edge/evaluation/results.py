@@ -1,12 +1,17 @@
 """What an evaluation measured, with all that is needed to read the number."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from fsrp_edge.attacks import Norm
 from fsrp_edge.data.images import LabelKind
+from fsrp_edge.errors import BadInputError, first_problem
+from fsrp_edge.files import read_json, write_json
 
 
 class Accuracy(BaseModel):
@@ -15,8 +20,8 @@ class Accuracy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attack: str
-    """`clean`, `fgsm`, `pgd-20`, `autoattack`, …"""
-    norm: Literal["Linf", "L2"] | None = None
+    """`clean`, `fgsm`, `pgd-20`, `cw-20`, `autoattack`, `worst case`, or a corruption such as `fog`."""
+    norm: Norm | None = None
     eps: float | None = None
     """Radius in units of pixels in [0, 1]; None without an attack."""
     images: int = Field(gt=0)
@@ -43,3 +48,71 @@ class Evaluation:
 
     result: Accuracy
     standing: Tensor
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str | None = None
+    """Name of the exported file that was judged; None for the network."""
+    result: Accuracy
+    standing: str = Field(pattern="^[01]+$")
+
+    @property
+    def key(self) -> tuple[str | None, str, str | None, float | None]:
+        return self.file, self.result.attack, self.result.norm, self.result.eps
+
+    @property
+    def stands(self) -> Tensor:
+        return torch.tensor([mark == "1" for mark in self.standing])
+
+
+class EvaluationFile(BaseModel):
+    """Evaluations of one network and its files on disk, with the verdict on every image."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """Of the network's file."""
+    weights_sha256: str
+    data_sha256: str
+    """Of the images and labels, in their order."""
+    evaluations: tuple[_Row, ...]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        weights_sha256: str,
+        data_sha256: str,
+        evaluations: Mapping[str, Sequence[Evaluation]],
+    ) -> "EvaluationFile":
+        """Put evaluations in the form they are saved in; they are given by file, those of the network under ""."""
+        rows = tuple(
+            _Row(
+                file=file or None,
+                result=one.result,
+                standing="".join("01"[stands] for stands in one.standing.tolist()),
+            )
+            for file, judged in evaluations.items()
+            for one in judged
+        )
+        return cls(name=name, weights_sha256=weights_sha256, data_sha256=data_sha256, evaluations=rows)
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> "EvaluationFile":
+        """Read what `save` wrote.
+
+        Raises:
+            BadInputError: the file is missing, or is no such file.
+        """
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise BadInputError(
+                f"{path} is not a result of `fsrp-edge evaluate --out`: {first_problem(error)}"
+            ) from None

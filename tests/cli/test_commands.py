@@ -270,6 +270,28 @@ def test_the_whole_way_by_one_command(
     RunReport.model_validate_json(resumed.out)
 
 
+def test_two_networks_are_compared_image_by_image(
+    chain: Path, trained_checkpoint: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any
+) -> None:
+    dense, pruned = tmp_path / "dense.json", tmp_path / "pruned.json"
+    asked = ("--data", digits_npz, "--attack", "fgsm", "--norm", "L2", "--eps", 1.5, "--images", 30)
+    for network, out in ((trained_checkpoint, dense), (chain / "recovered.safetensors", pruned)):
+        done = fsrp_edge("evaluate", network, *asked, "--corruptions", "--out", out)
+        assert done.code == 0, done.err
+        assert (
+            "mean over 14 corruptions" in done.out and f"Next: fsrp-edge compare OTHER.json {out}" in done.out
+        )
+    done = fsrp_edge("compare", dense, pruned)
+    assert done.code == 0, done.err
+    assert "FGSM L2 1.5" in done.out and "fog" in done.out
+    rows = json.loads(fsrp_edge("compare", dense, pruned, "--json").out)
+    clean = [
+        next(row["result"]["correct"] for row in read_json(path)["evaluations"]) for path in (dense, pruned)
+    ]
+    assert rows[0]["only_second"] - rows[0]["only_first"] == clean[1] - clean[0]
+    assert len(rows) == 16
+
+
 # -- --json: valid JSON on stdout and nothing else ------------------------------------------------------------------
 
 
@@ -327,7 +349,7 @@ def test_results_are_written_to_a_file_too(
         )
     )
     assert done.code == 0 and json.loads(done.out) == read_json(out)
-    (clean,) = read_json(out)
+    (clean,) = (row["result"] for row in read_json(out)["evaluations"])
     assert (clean["attack"], clean["images"]) == ("clean", 100) and clean["correct"] == round(
         100 * clean["accuracy"]
     )
@@ -337,7 +359,7 @@ def test_a_file_is_judged_in_its_own_runtime(chain: Path, digits_npz: Path, fsrp
     network, data = chain / "recovered.safetensors", ("--data", digits_npz, "--images", 8, "--attack", "fgsm")
     done = fsrp_edge("evaluate", network, *data, "--file", chain / "artifacts" / "model-fp32.onnx", "--json")
     assert done.code == 0, done.err
-    rows = [(row.get("file"), row["attack"]) for row in json.loads(done.out)]
+    rows = [(row["file"], row["result"]["attack"]) for row in json.loads(done.out)["evaluations"]]
     file = "model-fp32.onnx"
     assert rows == [(None, "clean"), (None, "fgsm"), (file, "clean"), (file, "transfer+square-500")]
 

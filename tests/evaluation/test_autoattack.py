@@ -1,11 +1,8 @@
 import copy
-import logging
-import sys
 
 import pytest
 import torch
 from pyautoattack import AutoAttack
-from torch import Tensor, nn
 
 from fsrp_edge.attacks import PGD
 from fsrp_edge.evaluation.accuracy import clean_accuracy
@@ -52,30 +49,3 @@ def test_with_too_few_classes_for_a_loss_the_rest_still_runs(restricted, classes
 def test_too_few_classes_for_a_loss_in_full(restricted, classes: int) -> None:
     network, images = restricted(classes)
     assert autoattack_accuracy(network, images.first(6), eps=0.05, seed=0).result.correct > 0
-
-
-class Noisy(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network, self.spec = network, network.spec
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits = self.network(pixels)
-        return logits + torch.rand_like(logits)
-
-
-class Probabilities(Noisy):
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.network(pixels).softmax(1)
-
-
-@pytest.mark.parametrize(("wrapper", "warned"), [(Noisy, "randomized"), (Probabilities, "probability")])
-def test_the_librarys_warnings_are_in_the_result_and_not_on_the_console(
-    trained, wrapper, warned: str, caplog
-) -> None:
-    tracer = sys.gettrace()
-    result = autoattack_accuracy(wrapper(trained.natural), trained.images.first(4), eps=0.5, seed=0).result
-    assert any(warned in warning for warning in result.warnings)
-    assert not caplog.records
-    assert sys.gettrace() is tracer
-    assert not logging.getLogger("auto-attack").handlers

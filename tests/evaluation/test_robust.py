@@ -92,6 +92,36 @@ def test_images_that_are_wrong_or_fallen_are_not_attacked_further(trained) -> No
     assert sizes[-1] < clean.result.correct
 
 
+@pytest.mark.parametrize("loss", ["cross-entropy", "margin"])
+def test_in_l2_too_accuracy_falls_with_eps_inside_the_ball(trained, loss: str) -> None:
+    attacks = [PGD(eps=eps, steps=10, norm="L2", loss=loss) for eps in (0, 0.5, 1.5, 6)]
+    results = [pgd_accuracy(trained.natural, trained.images, attack, seed=0).result for attack in attacks]
+    accuracies = [result.accuracy for result in results]
+    assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] < 0.02 and accuracies[0] > 0.9
+    assert {(result.attack, result.norm) for result in results} == {
+        ("pgd-10" if loss == "cross-entropy" else "cw-10", "L2")
+    }
+    network, images = Recording(trained.robust), trained.images.first(1)
+    pixels, _ = next(images.batches(1))
+    pgd_accuracy(network, images, PGD(eps=0.7, steps=10, norm="L2", loss=loss), seed=0)
+    assert max(float((iterate - pixels).norm()) for iterate in network.seen) == pytest.approx(0.7, abs=1e-4)
+
+
+def test_the_margin_finds_what_a_sure_network_hides_from_the_cross_entropy(trained) -> None:
+    """Scaled logits leave every prediction as it is, and no gradient to the cross-entropy in float32."""
+
+    class Sure(Recording):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return 1e4 * self.network(pixels)
+
+    attack = PGD(eps=0.1, steps=5)
+    masked, margin = (
+        pgd_accuracy(Sure(trained.natural), trained.images, attack.model_copy(update={"loss": loss}), seed=0)
+        for loss in ("cross-entropy", "margin")
+    )
+    assert margin.result.accuracy < 0.5 * masked.result.accuracy
+
+
 def test_the_network_is_left_as_it_was(trained) -> None:
     before = {name: value.clone() for name, value in trained.robust.state_dict().items()}
     pgd_result(trained.robust, trained.images, 0.1)

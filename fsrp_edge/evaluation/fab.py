@@ -1,0 +1,84 @@
+"""Targeted FAB (Croce and Hein, arXiv 1907.02044): steps to the linearized boundary, pulled towards the original."""
+
+import torch
+from torch import Tensor
+
+from fsrp_edge.attacks import Norm
+from fsrp_edge.evaluation.apgd import Judge, Model
+
+ALPHA_MAX, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
+
+
+def fab_targeted(
+    model: Model,
+    judge: Judge,
+    pixels: Tensor,
+    labels: Tensor,
+    *,
+    targets: Tensor,
+    norm: Norm,
+    eps: float,
+    steps: int = 100,
+) -> Tensor:
+    """One run towards the boundary to the target classes, from the image itself.
+
+    The authors' code looks for the nearest adversarial example and then asks whether it is inside the ball; here an
+    image has fallen with the first one that is.
+
+    Args and result as for `apgd`.
+    """
+    stands = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    left = torch.arange(len(labels), device=labels.device)
+    current = pixels
+    for _ in range(steps):
+        if len(left) == 0:
+            break
+        difference, gradient = _boundary(model, current, labels, targets)
+        current = _step(pixels, current, difference, gradient, norm)
+        wrong = (model(current).argmax(1) != labels).nonzero().squeeze(1)
+        if not len(wrong):
+            continue
+        shift = (current[wrong] - pixels[wrong]).flatten(1)
+        inside = wrong[(shift.abs().amax(1) if norm == "Linf" else shift.norm(dim=1)) <= eps]
+        fallen = inside[judge(current[inside], labels[inside])] if len(inside) else inside
+        current[wrong] = pixels[wrong] + BACKWARD * (current[wrong] - pixels[wrong])
+        if len(fallen):
+            stands[left[fallen]] = False
+            keep = stands[left]
+            left, pixels, labels, targets, current = (
+                state[keep] for state in (left, pixels, labels, targets, current)
+            )
+    return stands
+
+
+def _boundary(model: Model, current: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Target logit minus the right one (N,), and its gradient."""
+    current = current.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(current)
+        difference = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
+        (gradient,) = torch.autograd.grad(difference.sum(), current)
+    return difference.detach(), gradient
+
+
+def _step(pixels: Tensor, current: Tensor, difference: Tensor, gradient: Tensor, norm: Norm) -> Tensor:
+    """Between the projections of the iterate and of the original image on the boundary, nearer to the first."""
+    from pyautoattack import fab_projections
+
+    shape = pixels.shape
+    weights = gradient.flatten(1)
+    offset = (weights * current.flatten(1)).sum(1) - difference
+    projection = fab_projections.projection_linf if norm == "Linf" else fab_projections.projection_l2
+    shifts = projection(
+        torch.cat((current.flatten(1), pixels.flatten(1))),
+        torch.cat((weights, weights)),
+        torch.cat((offset, offset)),
+    )
+    lengths = shifts.abs().amax(1) if norm == "Linf" else shifts.norm(dim=1)
+    from_here, from_original = lengths.clamp_(min=1e-8).view(2, -1, 1, 1, 1)
+    alpha = (from_here / (from_here + from_original)).clamp_(max=ALPHA_MAX)
+    here, original = shifts.view(2, *shape)
+    moved: Tensor = (
+        (current + OVERSHOOT * here) * (1 - alpha) + (pixels + OVERSHOOT * original) * alpha
+    ).clamp_(0, 1)
+    return moved

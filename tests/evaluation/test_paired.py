@@ -1,0 +1,65 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.accuracy import evaluation_of
+from fsrp_edge.evaluation.paired import compare_files, paired_difference
+from fsrp_edge.evaluation.results import EvaluationFile
+
+
+def standing(*counts: tuple[int, bool]) -> torch.Tensor:
+    return torch.cat([torch.full((count,), stands) for count, stands in counts])
+
+
+def test_a_worked_example() -> None:
+    """Agresti, Categorical Data Analysis, table 10.1 with 150 and 86 discordant of 1,600: difference -0.04."""
+    first = standing((794, True), (150, True), (86, False), (570, False))
+    second = standing((794, True), (150, False), (86, True), (570, False))
+    paired = paired_difference(first, second)
+    assert (paired.only_first, paired.only_second, paired.images) == (150, 86, 1600)
+    assert paired.difference == -0.04
+    assert paired.interval == pytest.approx((-0.059, -0.021), abs=1e-3)
+    assert paired.p_value == pytest.approx(3.7e-5, rel=0.05)
+
+
+def test_few_discordant_images_prove_nothing() -> None:
+    first, second = standing((10, True)), standing((1, False), (9, True))
+    paired = paired_difference(first, second)
+    assert paired.p_value == 1
+    assert paired.interval[0] < 0 < paired.interval[1]
+    same = paired_difference(first, first)
+    assert (same.difference, same.p_value) == (0, 1)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_swapping_the_networks_swaps_the_sign(pairs) -> None:
+    first, second = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    one, other = paired_difference(first, second), paired_difference(second, first)
+    assert one.difference == -other.difference
+    assert one.interval == pytest.approx((-other.interval[1], -other.interval[0]))
+    assert one.p_value == other.p_value and 0 <= one.p_value <= 1
+
+
+def test_files_are_compared_on_what_both_hold(trained, tmp_path) -> None:
+    images = trained.images.first(8)
+    clean = evaluation_of(standing((8, True)), images, attack="clean")
+    weak = evaluation_of(standing((4, True), (4, False)), images, attack="pgd-5", norm="Linf", eps=0.1)
+    strong = evaluation_of(standing((8, False)), images, attack="pgd-5", norm="Linf", eps=0.2)
+    one = EvaluationFile.of("one", "a", images.digest, {"": [clean, weak]})
+    one.save(tmp_path / "one.json")
+    assert EvaluationFile.load(tmp_path / "one.json") == one
+    other = EvaluationFile.of("other", "b", images.digest, {"": [clean, strong]})
+    assert [result.attack for result, _ in compare_files(one, other)] == ["clean"]
+    elsewhere = EvaluationFile.of("other", "b", trained.images.digest, {"": [clean]})
+    with pytest.raises(BadInputError, match="different images"):
+        compare_files(one, elsewhere)
+    with pytest.raises(BadInputError, match="in common"):
+        compare_files(EvaluationFile.of("x", "c", images.digest, {"": [weak]}), other)
+
+
+def test_other_files_are_refused(tmp_path) -> None:
+    (tmp_path / "report.json").write_text("[]")
+    with pytest.raises(BadInputError, match="not a result of `fsrp-edge evaluate --out`"):
+        EvaluationFile.load(tmp_path / "report.json")

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import Tensor
+
+from fsrp_edge import distributed
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
+from fsrp_edge.evaluation.standing import Verdicts, attack_standing
+
+PLAN = EvaluationPlan(attacks=("pgd-4x2", "cw-3", "autoattack"), eps=0.2, seed=2, batch_size=5)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(trained, tmp_path, monkeypatch) -> None:
+    images, path = trained.images.first(14), tmp_path / "unfinished.json"
+    whole = evaluate(trained.robust, images, PLAN)
+    written, add = [], Verdicts.add
+
+    def killed_after(limit: int):
+        def counting(self, *arguments) -> None:
+            add(self, *arguments)
+            written.append(arguments[0])
+            if len(written) >= limit:
+                raise KilledError
+
+        return counting
+
+    for limit in (2, 5, 8):
+        monkeypatch.setattr(Verdicts, "add", killed_after(limit))
+        with pytest.raises(KilledError):
+            evaluate(trained.robust, images, PLAN, unfinished=path)
+        assert path.exists()
+    monkeypatch.setattr(Verdicts, "add", killed_after(10**6))
+    resumed = evaluate(trained.robust, images, PLAN, unfinished=path)
+    assert [one.result for one in resumed] == [one.result for one in whole]
+    assert all(torch.equal(one.standing, other.standing) for one, other in zip(resumed, whole, strict=True))
+    assert not path.exists()
+    batches = len(written)
+    evaluate(trained.robust, images, PLAN, unfinished=path)
+    assert len(written) - batches == batches, "every batch was attacked once, whatever the interruptions"
+
+
+def test_verdicts_of_another_evaluation_are_refused(trained, tmp_path) -> None:
+    path = tmp_path / "unfinished.json"
+    Verdicts(path, {"eps": 1}).add("pgd", torch.tensor([0]), torch.tensor([True]), 2)
+    assert Verdicts(path, {"eps": 1}).of("pgd", torch.tensor([0])).tolist() == [True]
+    assert Verdicts(path, {"eps": 1}).of("pgd", torch.tensor([0, 1])) is None
+    with pytest.raises(BadInputError, match="another evaluation; delete it"):
+        Verdicts(path, {"eps": 2})
+    with pytest.raises(BadInputError, match="another evaluation"):
+        evaluate(trained.robust, trained.images.first(3), PLAN, unfinished=path)
+
+
+def test_processes_share_whole_batches(trained, monkeypatch) -> None:
+    images, standing = trained.images.first(23), torch.arange(23) % 4 != 0
+    seen: list[list[int]] = []
+
+    def withstands(pixels: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
+        assert torch.equal(labels, images.labels[positions])
+        seen.append(positions.tolist())
+        return positions % 3 != 0
+
+    def run(rank: int, size: int) -> Tensor:
+        monkeypatch.setattr(distributed, "processes", lambda: (rank, size))
+        monkeypatch.setattr(distributed, "sum_over_processes", lambda tensor: tensor)
+        return attack_standing(images, standing, withstands, name="any", batch_size=4)
+
+    alone, batches = run(0, 1), seen[:]
+    seen.clear()
+    parts = [run(rank, 3) for rank in range(3)]
+    assert seen == batches
+    assert torch.equal(torch.stack(parts).all(0), alone)
+    assert torch.equal(alone, standing & (torch.arange(23) % 3 != 0))
