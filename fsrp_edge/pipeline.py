@@ -16,7 +16,7 @@ from fsrp_edge import compute, progress
 from fsrp_edge.attacks import DEFAULT_EPS
 from fsrp_edge.bench.describe import require_ready
 from fsrp_edge.bench.measure import RUNTIMES, Method, measure_on, require_agreement
-from fsrp_edge.bench.results import Latency
+from fsrp_edge.bench.results import BenchResults, Latency
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.data.check import check_baseline, pseudo_labelled
 from fsrp_edge.data.images import Dataset, ImageSet
@@ -30,7 +30,8 @@ from fsrp_edge.exporting.artifact import Artifact, Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest, smoke_test
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import Exported, export_verified
-from fsrp_edge.files import files_of, sha256_file, sha256_json
+from fsrp_edge.files import files_of, sha256_file, sha256_json, write_text
+from fsrp_edge.gather import break_down, gather
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.saved import save_classifier, weights_sha256
@@ -49,7 +50,7 @@ from fsrp_edge.report.gates import (
 )
 from fsrp_edge.report.manifest import MANIFEST, write_manifest
 from fsrp_edge.report.provenance import provenance
-from fsrp_edge.report.store import RENDERED, load_report, write_report
+from fsrp_edge.report.store import BENCH_JSON, RENDERED, load_report, write_report
 from fsrp_edge.rundir import RunDirectory
 from fsrp_edge.runtimes import open_session
 from fsrp_edge.scoring.fsrp import FSRP
@@ -316,7 +317,8 @@ class _Run(Inputs):
         started_at = self.started_at
         dense_row = self.network_row("dense", self.dense, self.baseline())
         recipe = self._recipe(dense_row)
-        plan = self.plan(self.score())
+        scores = self.score()
+        plan = self.plan(scores)
         pruned = self.prune(plan)
         recovered, recovery = self.recover(plan, pruned, recipe)
         rows = [
@@ -329,6 +331,7 @@ class _Run(Inputs):
         latencies = self.bench(dense_files.artifacts, files.artifacts)
         rows += self.file_rows("dense ", self.dense, dense_files, latencies, attack=False)
         rows += self.file_rows("", recovered, files, latencies, attack=True)
+        self.evidence(scores, recovered, files.artifacts)
         report = self.report(started_at, plan, pruned, recipe, recovery, rows, files.artifacts)
         return CompressResult(
             directory=self.directory.path,
@@ -496,7 +499,10 @@ class _Run(Inputs):
             files = [self.directory.path / artifact.path for artifact in artifacts]
             measured = measure_on(device, files, threads=threads, method=self.options.method)
             require_agreement(measured)
-            return [measurement.latency for measurement in measured], ()
+            # With every raw time: for the report's pictures, and for `bench compare`.
+            results = BenchResults(fsrp_edge=fsrp_edge.__version__, measurements=tuple(measured))
+            write_text(self._path(BENCH_JSON), results.model_dump_json() + "\n")
+            return [measurement.latency for measurement in measured], [self._path(BENCH_JSON)]
 
         inputs = {
             "files": [artifact.sha256 for artifact in artifacts],
@@ -551,6 +557,38 @@ class _Run(Inputs):
             )
             for artifact, parity in zip(exported.artifacts, exported.parities, strict=True)
         ]
+
+    def evidence(self, scores: FilterScores, recovered: Classifier, artifacts: Sequence[Artifact]) -> None:
+        """evidence.json and evidence.npz: what the report's pictures are drawn from."""
+        options = self.options
+        images = self.attacked_images().first(_by_input_size(self.dense.spec, 200, 32))
+        eps = options.eps if options.attacks else 0.0
+        onnx = next((artifact for artifact in artifacts if artifact.format == "onnx"), None)
+
+        def work() -> tuple[None, list[Path]]:
+            progress.log("gathering what the report shows")
+            pictured = gather(
+                self.dense,
+                recovered,
+                self.dataset.evaluation,
+                images,
+                scores=scores,
+                criterion=options.criterion,
+                eps=eps,
+                seed=options.seed,
+                breakdown=break_down(self.directory.path / onnx.path, self.target) if onnx else None,
+            )
+            return None, pictured.save(self.directory.path)
+
+        inputs = {
+            "recovered": weights_sha256(recovered.network),
+            "scores": scores.model_dump(mode="json"),
+            "file": onnx and onnx.sha256,
+            "target": self.target.digest,
+            "images": len(images),
+            "eps": eps,
+        }
+        self._stage("evidence", None, inputs, work)
 
     def report(
         self,

@@ -16,19 +16,23 @@ from pydantic import ValidationError
 
 from fsrp_edge.attacks import PGD
 from fsrp_edge.bench.measure import Method
+from fsrp_edge.bench.results import read_results
 from fsrp_edge.errors import BadInputError, GateFailedError
 from fsrp_edge.exporting import verified
 from fsrp_edge.files import read_json, sha256_file
+from fsrp_edge.gather import break_down
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pipeline import CompressOptions, CompressResult, choose_artifacts, compress
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.report.evidence import Pictured
 from fsrp_edge.report.manifest import MANIFEST
 from fsrp_edge.report.store import load_report
 from fsrp_edge.rundir import RunDirectory
 from fsrp_edge.runtimes import open_session
 from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.training.recipe import Recipe
 
@@ -54,6 +58,7 @@ EVERY_STAGE = [
         "evaluate-artifacts-onnx-fp32-attacked",
         "evaluate-artifacts-onnx-int8",
         "evaluate-artifacts-onnx-int8-attacked",
+        "evidence",
     ),
 ]
 OF_INT8 = {"evaluate-artifacts-onnx-int8", "evaluate-artifacts-onnx-int8-attacked"}
@@ -112,6 +117,42 @@ def left(directory: Path) -> set[str]:
     return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
 
 
+# -- what the report shows ------------------------------------------------------------------------------------------
+
+
+def test_the_evidence_agrees_with_the_ledger(finished: CompressResult) -> None:
+    pictured = Pictured.load(finished.directory)
+    evidence, dense = pictured.evidence, finished.report.ledger[0].accuracies[0]
+    assert sum(each.images for each in evidence.classes) == dense.images
+    assert sum(each.dense for each in evidence.classes) == dense.correct
+    assert [point.network for point in evidence.curve] == ["dense"] * 4 + ["recovered"] * 4
+    for network in ("dense", "recovered"):
+        shares = [point.accuracy.accuracy for point in evidence.curve if point.network == network]
+        assert shares == sorted(shares, reverse=True)
+    assert evidence.breakdown is None  # nothing was published for this target
+    file = finished.directory / "artifacts" / "model-fp32.onnx"
+    breakdown = break_down(file, load_target("raspberry-pi-4"))
+    assert breakdown is not None and breakdown.file == file.name
+    times = [each.milliseconds for each in breakdown.operators]
+    assert times == sorted(times, reverse=True) and 0 < sum(times) <= breakdown.milliseconds
+    clean, adversarial = (pictured.arrays[f"examples/{name}"] for name in ("clean", "adversarial"))
+    assert clean.shape == adversarial.shape == (len(evidence.examples), 3, *clean.shape[2:])
+    assert 0 < np.abs(adversarial.astype(float) - clean.astype(float)).max() < evidence.example_eps + 1e-3
+    scores = FilterScores.load(finished.directory / "scores.json").layers
+    for each in evidence.spectra:
+        assert pictured.arrays[f"spectra/{each.layer}"].shape == (6, *(scores[each.layer].map_size or ()))
+        assert (
+            min(scores[each.layer].scores)
+            == each.scores[0]
+            <= each.scores[-1]
+            == max(scores[each.layer].scores)
+        )
+    measured = {each.latency.sha256 for each in read_results(finished.directory / "bench.json").measurements}
+    assert {artifact.sha256 for artifact in finished.report.artifacts} < measured
+    html = (finished.directory / "report.html").read_text()
+    assert html.count('<svg role="img"') == 5 + len(evidence.spectra)
+
+
 # -- gates ----------------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +176,8 @@ def test_every_stage_was_done_and_left_whole_files(finished: CompressResult) -> 
     records = {f"stages/{name}.json" for name in EVERY_STAGE}
     results = {"scores.json", "plan.json", "pruned.safetensors", "recovered.safetensors"}
     files = {"artifacts/model-fp32.onnx", "artifacts/model-int8.onnx", "dense/model-fp32.onnx"}
-    reports = {"report.json", "report.md", "manifest.json"}
+    reports = {"report.json", "report.md", "report.html", "manifest.json"}
+    reports |= {"evidence.json", "evidence.npz", "bench.json"}
     assert left(finished.directory) == records | results | files | reports | {".lock"}
     assert finished.artifacts == tuple(
         finished.directory / "artifacts" / name for name in ("model-fp32.onnx", "model-int8.onnx")
@@ -276,7 +318,7 @@ def test_the_same_command_again_does_nothing_and_reports_the_same(
         (
             {"recovery": None},
             {
-                *("recover", "evaluate-recovered", "export-artifacts", "bench"),
+                *("recover", "evaluate-recovered", "export-artifacts", "bench", "evidence"),
                 *(OF_FP32 | OF_INT8),
             },
         ),

@@ -117,7 +117,7 @@ def compress(
 
 
 def _next_commands(result: "CompressResult", data: str | None) -> list[str]:
-    commands = [f"less {shlex.quote(str(result.directory / 'report.md'))}"]
+    commands = [f"xdg-open {shlex.quote(str(result.directory / 'report.html'))}"]
     if result.report.data.label_kind == "ground truth":
         chosen = f" --data {shlex.quote(data)}" if data else ""
         commands.append(f"fsrp-edge evaluate {shlex.quote(str(result.model))}{chosen} --attack autoattack")

@@ -14,6 +14,10 @@ _RESULTS = (
     "recovered.safetensors",
     "report.json",
     "report.md",
+    "report.html",
+    "evidence.json",
+    "evidence.npz",
+    "bench.json",
 )
 
 

@@ -7,14 +7,18 @@ from pydantic import ValidationError
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import read_json, write_text
 from fsrp_edge.report import summary
+from fsrp_edge.report.html import render_html
 from fsrp_edge.report.junit import render_junit
 from fsrp_edge.report.markdown import render_markdown
 from fsrp_edge.report.schema import RunReport
 
 REPORT_JSON = "report.json"
 REPORT_MARKDOWN = "report.md"
+REPORT_HTML = "report.html"
 JUNIT = "junit.xml"
-RENDERED = (REPORT_JSON, REPORT_MARKDOWN, JUNIT)
+BENCH_JSON = "bench.json"
+"""Every raw latency of the run, as `fsrp-edge bench --out` writes them."""
+RENDERED = (REPORT_JSON, REPORT_MARKDOWN, REPORT_HTML, JUNIT)
 """All that `write_report` may write."""
 
 
@@ -26,8 +30,9 @@ def write_report(report: RunReport, directory: Path) -> None:
 
 
 def write_renderings(report: RunReport, directory: Path) -> None:
-    """Write report.md into `directory`, and junit.xml where there are gates."""
+    """Write report.md and report.html into `directory`, and junit.xml where there are gates."""
     write_text(directory / REPORT_MARKDOWN, render_markdown(report))
+    write_text(directory / REPORT_HTML, render_html(report, directory))
     if report.gates:
         write_text(directory / JUNIT, render_junit(report.gates, summary.title(report)))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.report import wording
-from fsrp_edge.report.schema import LedgerRow, RunReport, SpeedUp
+from fsrp_edge.report.schema import LedgerRow, Recovery, RunReport, SpeedUp
 
 
 @dataclass(frozen=True)
@@ -144,3 +144,40 @@ def notes(report: RunReport) -> list[str]:
                 where = f"{latency.runtime}, {threads(latency.threads)}"
                 found.append(f"{row.name}, latency ({where}) is not valid: {reasons}")
     return list(dict.fromkeys(found))
+
+
+def provenance(report: RunReport) -> list[tuple[str, str]]:
+    """(what, value) of all that a run was made from and with."""
+    source, data, machine = report.source, report.data, report.provenance.machine
+    model, recovery = source.model, report.recovery
+    names = model.class_names if model.class_names and model.classes <= 20 else ()
+    sets = (("training images", data.train), ("evaluation images", data.evaluation))
+    versions = {"fsrp-edge": report.provenance.fsrp_edge, "Python": report.provenance.python}
+    versions |= report.provenance.libraries
+    stages = (
+        f"{stage.name} {wording.seconds(stage.seconds)}{' (resumed)' if stage.resumed else ''}"
+        for stage in report.stages
+    )
+    return [
+        ("checkpoint", f"{source.checkpoint}, SHA-256 {source.sha256}"),
+        ("architecture", f"{model.architecture}, input {'×'.join(map(str, model.input_shape))}"),
+        ("classes", f"{model.classes}{': ' if names else ''}{', '.join(names)}"),
+        ("target", f"{report.request.target.name}, SHA-256 {report.request.target.sha256}"),
+        ("data", data.description),
+        *((what, f"{images.name}, n={images.images}, SHA-256 {images.sha256}") for what, images in sets),
+        ("evaluation labels", data.label_kind),
+        ("plan", f"SHA-256 {report.pruning.plan_sha256}"),
+        ("recovery", "none" if recovery is None else _recovery(recovery)),
+        ("options", "; ".join(f"{name}: {value}" for name, value in report.request.options.items())),
+        ("seed", str(report.request.seed)),
+        ("stages", ", ".join(stages)),
+        ("machine", f"{machine.cpu}, {machine.cores} cores, {machine.os}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("started", report.provenance.started_at.isoformat()),
+    ]
+
+
+def _recovery(recovery: Recovery) -> str:
+    kept = "" if recovery.best_epoch is None else f", kept epoch {recovery.best_epoch}"
+    recipe = "".join(f"; {name}: {value}" for name, value in recovery.recipe.items())
+    return f"{recovery.epochs} epochs{kept}{recipe}"

@@ -19,10 +19,11 @@ def attack(accuracy: "Accuracy") -> str:
         return accuracy.attack
     name = accuracy.attack.upper() if accuracy.attack.startswith(("pgd", "fgsm")) else accuracy.attack
     norm = {"Linf": "L∞", "L2": "L2", None: ""}[accuracy.norm]
-    return " ".join(filter(None, (name, norm, _radius(accuracy.eps))))
+    return " ".join(filter(None, (name, norm, radius(accuracy.eps))))
 
 
-def _radius(eps: float) -> str:
+def radius(eps: float) -> str:
+    """`8/255`."""
     levels = eps * 255
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:.4g}"
 

@@ -11,7 +11,7 @@ from fsrp_edge.report.store import load_report, write_report
 
 def test_a_report_comes_back_as_it_was_written(run_report: RunReport, tmp_path: Path) -> None:
     write_report(run_report, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
     back = load_report(tmp_path / "report.json")
     assert load_report(tmp_path) == back  # the run directory will do
     assert back.model_dump(exclude={"recovery"}) == run_report.model_dump(exclude={"recovery"})

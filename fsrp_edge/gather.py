@@ -1,0 +1,184 @@
+"""gather(): what the pictures of a report show, taken from the networks and files of a finished run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsrp_edge import compute
+from fsrp_edge.attacks import PGD, attackable, pgd
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.accuracy import clean_accuracy, predictions
+from fsrp_edge.evaluation.robust import pgd_accuracy
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.report.evidence import (
+    Breakdown,
+    ClassCounts,
+    CurvePoint,
+    Evidence,
+    Example,
+    OperatorShare,
+    Pictured,
+    Spectra,
+)
+from fsrp_edge.scoring.explain import mean_spectra
+from fsrp_edge.scoring.fourier import has_bands
+from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.scores import FilterScores
+from fsrp_edge.targets.profile import Target
+
+CURVE_STEPS = 10
+"""PGD steps at each radius; the ledger's own attack is stronger."""
+RADII = (0.5, 1.0, 2.0)
+"""Of the curve, in units of the run's radius."""
+SPECTRA_IMAGES = 64
+FILTERS = 3
+"""Drawn of the worst, and as many of the best, of each layer."""
+EXAMPLES = 4
+OPERATORS = 12
+
+
+def gather(
+    dense: Classifier,
+    recovered: Classifier,
+    evaluation: ImageSet,
+    attacked: ImageSet,
+    *,
+    scores: FilterScores,
+    criterion: object,
+    eps: float,
+    seed: int,
+    breakdown: Breakdown | None,
+) -> Pictured:
+    """Evidence for a report's pictures.
+
+    Args:
+        dense: the network that was handed in.
+        recovered: the network at the end.
+        evaluation: all evaluation images, for the accuracy of each class.
+        attacked: those that the curve is drawn on.
+        scores: of the dense network's filters.
+        criterion: spectra are drawn where it is FSRP.
+        eps: radius of the run's attacks; 0 draws no curve and no examples.
+        seed: of the random starts.
+        breakdown: of `break_down`.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    spectra: tuple[Spectra, ...] = ()
+    if isinstance(criterion, FSRP):
+        spectra = tuple(_spectra(dense, attacked.first(SPECTRA_IMAGES), scores, criterion, seed, arrays))
+    examples = _examples(recovered, attacked, eps, seed, arrays) if eps else ()
+    evidence = Evidence(
+        curve=tuple(_curve({"dense": dense, "recovered": recovered}, attacked, eps, seed)) if eps else (),
+        classes=_classes(dense, recovered, evaluation),
+        spectra=spectra,
+        breakdown=breakdown,
+        examples=examples,
+        example_eps=eps,
+    )
+    return Pictured(evidence, arrays)
+
+
+def break_down(file: Path, target: Target) -> Breakdown | None:
+    """Where an ONNX file's time is estimated to go on a target; None where nothing is known to estimate with."""
+    from fsrp_edge.targets.estimate import estimate
+    from fsrp_edge.targets.graph_cost import read_graph
+
+    try:
+        found = estimate(read_graph(file), target)
+    except BadInputError:
+        return None
+    slowest = sorted(found.operators, key=lambda each: -each.milliseconds)[:OPERATORS]
+    return Breakdown(
+        file=file.name,
+        basis=found.basis,
+        runtime=found.runtime,
+        milliseconds=found.milliseconds,
+        operators=tuple(
+            OperatorShare(name=each.operator.name, kind=each.operator.kind, milliseconds=each.milliseconds)
+            for each in slowest
+        ),
+    )
+
+
+def _curve(networks: dict[str, Classifier], images: ImageSet, eps: float, seed: int) -> Iterator[CurvePoint]:
+    for name, network in networks.items():
+        yield CurvePoint(network=name, eps=0, accuracy=clean_accuracy(network, images).result)
+        for radius in RADII:
+            attack = PGD(eps=min(1.0, radius * eps), steps=CURVE_STEPS)
+            accuracy = pgd_accuracy(network, images, attack, seed=seed).result
+            yield CurvePoint(network=name, eps=attack.eps, accuracy=accuracy)
+
+
+def _classes(dense: Classifier, recovered: Classifier, images: ImageSet) -> tuple[ClassCounts, ...]:
+    labels, count = images.labels, dense.spec.classes
+    totals = torch.bincount(labels, minlength=count)
+    right = [
+        torch.bincount(labels[predictions(network, images) == labels], minlength=count)
+        for network in (dense, recovered)
+    ]
+    return tuple(
+        ClassCounts(label=label, images=int(totals[label]), dense=int(right[0][label]), recovered=int(right[1][label]))
+        for label in range(count)
+        if totals[label]
+    )  # fmt: skip
+
+
+def _spectra(
+    dense: Classifier,
+    images: ImageSet,
+    scores: FilterScores,
+    criterion: FSRP,
+    seed: int,
+    arrays: dict[str, np.ndarray],
+) -> Iterator[Spectra]:
+    """Of the first, the middle and the last layer whose maps have two bands; fills `arrays`."""
+    having = [
+        name
+        for name, layer in scores.layers.items()
+        if layer.map_size and has_bands(layer.map_size) and len(layer.scores) >= 2 * FILTERS
+    ]
+    layers = dict.fromkeys(having[place] for place in (0, len(having) // 2, -1)) if having else {}
+    chosen = {}
+    for name in layers:
+        order = np.argsort(scores.layers[name].scores, kind="stable").tolist()
+        chosen[name] = [*order[:FILTERS], *order[-FILTERS:]]
+    for name, power in mean_spectra(dense, images, criterion, chosen, seed=seed).items() if chosen else ():
+        arrays[f"spectra/{name}"] = power.astype(np.float32)
+        yield Spectra(
+            layer=name,
+            filters=tuple(chosen[name]),
+            scores=tuple(scores.layers[name].scores[filter_] for filter_ in chosen[name]),
+            radius=criterion.radius,
+            region=criterion.region,
+        )
+
+
+def _examples(
+    network: Classifier, images: ImageSet, eps: float, seed: int, arrays: dict[str, np.ndarray]
+) -> tuple[Example, ...]:
+    """Images that the attack fools, filled up with others; fills `arrays`."""
+    pixels, labels = next(images.batches(min(len(images), 32)))
+    device = compute.device_of(network)
+    with attackable(network):
+        adversarial = pgd(
+            network, pixels.to(device), labels.to(device), PGD(eps=eps, steps=20), compute.generator(seed)
+        ).cpu()
+
+        def classes(batch: Tensor) -> Tensor:
+            with torch.no_grad():
+                logits: Tensor = network(batch.to(device))
+            return logits.argmax(1).cpu()
+
+        before, after = classes(pixels), classes(adversarial)
+    fooled = (before == labels) & (after != labels)
+    order = torch.argsort(~fooled, stable=True)[:EXAMPLES]
+    arrays["examples/clean"] = pixels[order].numpy().astype(np.float16)
+    arrays["examples/adversarial"] = adversarial[order].numpy().astype(np.float16)
+    return tuple(
+        Example(label=int(labels[index]), clean=int(before[index]), adversarial=int(after[index]))
+        for index in order
+    )

@@ -1,0 +1,142 @@
+"""The plots that reports and `score --explain` draw, by matplotlib; as PNG, or as SVG in a page's colours."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import escape
+
+from fsrp_edge.errors import ToolFailedError
+from fsrp_edge.files import atomic_path
+
+INK, MUTED, GRID, FIRST, SECOND = "#010101", "#010102", "#010103", "#010104", "#010105"
+"""Stand for CSS variables in an SVG, so that one rendering serves a light and a dark page; black in a PNG."""
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second"}
+WIDTH = 4.6
+"""Inches, at 72 points: what fits a phone without being scaled down much."""
+_STYLE = {
+    "svg.fonttype": "none", "font.size": 9, "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "grid.color": GRID,
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False,
+}  # fmt: skip
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot, with the style of this package.
+
+    Raises:
+        ToolFailedError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise ToolFailedError("pictures need matplotlib; install it with: pip install matplotlib") from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update(_STYLE)
+    return pyplot
+
+
+def new(height: float, **options: Any) -> tuple[Any, Any]:
+    """A figure of the usual width and its axes."""
+    figure, axes = pyplot().subplots(figsize=(WIDTH, height), layout="constrained", **options)
+    return figure, axes
+
+
+def legend_above(axes: Any) -> None:
+    """A legend in a line above the axes, where it covers nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
+
+
+def score_boxes(scores: Mapping[str, Sequence[float]]) -> Any:
+    """A box for every layer: median, quartiles and range of its filters' scores, on a logarithmic axis."""
+    figure, axes = new(0.8 + 0.17 * len(scores))
+    positive = [np.maximum(values, 1e-12) for values in scores.values()]
+    line = {"color": SECOND}
+    axes.boxplot(
+        positive, whis=(0, 100), orientation="horizontal", tick_labels=[shortened(name) for name in scores],
+        boxprops=line, whiskerprops=line, capprops=line, medianprops={"color": INK},
+    )  # fmt: skip
+    axes.set(xscale="log", xlabel="score")
+    axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.invert_yaxis()
+    return figure
+
+
+def spectra(
+    filters: Sequence[int], scores: Sequence[float], power: np.ndarray, *, radius: float, region: str
+) -> Any:
+    """Mean log-spectra with the low region drawn, the worst filters above the best.
+
+    Args:
+        filters: the worst, then as many of the best.
+        scores: of each.
+        power: (filters, H, W), DC in the middle.
+        radius: of the low region, as a fraction of the band.
+        region: disk or square.
+    """
+    from matplotlib.patches import Circle, Rectangle
+
+    columns = -(-len(filters) // 2)
+    figure, axes = new(3.6, nrows=2, ncols=columns, squeeze=False)
+    height, width = power.shape[1:]
+    logarithms = np.log10(np.maximum(power, power.max() * 1e-8))
+    for place, filter_, score, picture in zip(axes.flat, filters, scores, logarithms, strict=False):
+        place.imshow(
+            picture, cmap="magma", vmin=logarithms.min(), vmax=logarithms.max(), origin="lower",
+            extent=(*_edges(width), *_edges(height)),
+        )  # fmt: skip
+        style: Any = {"fill": False, "color": "white", "linewidth": 1.2}
+        square = Rectangle((-radius, -radius), 2 * radius, 2 * radius, **style)
+        place.add_patch(Circle((0, 0), radius, **style) if region == "disk" else square)
+        place.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+        place.set_title(f"filter {filter_}: {score:.3g}", fontsize=8)
+    axes[0][0].set_ylabel("worst")
+    axes[1][0].set_ylabel("best")
+    return figure
+
+
+def shortened(name: str, length: int = 26) -> str:
+    """A name as an axis can hold it, its end kept; `$` would start mathematics."""
+    name = name if len(name) <= length else f"…{name[1 - length :]}"
+    return name.replace("$", r"\$")
+
+
+def save_png(figure: Any, path: Path) -> None:
+    """Write a figure by rename, on white."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, facecolor="white")
+    pyplot().close(figure)
+
+
+def to_svg(figure: Any, label: str) -> str:
+    """A figure as an `<svg>` element whose colours are CSS variables.
+
+    Args:
+        figure: a matplotlib figure; closed afterwards.
+        label: what the picture shows, for those who can't see it.
+    """
+    stream = io.StringIO()
+    # A salt of its own: ids of several pictures in one page must differ, and those of one picture must not change.
+    with pyplot().rc_context({"svg.hashsalt": label}):
+        figure.savefig(
+            stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    pyplot().close(figure)
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    for colour, name in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def _edges(length: int) -> tuple[float, float]:
+    """Where the outermost bins end, in fractions of the band, so that DC is centred on 0."""
+    return (-(length // 2) - 0.5) * 2 / length, ((length - 1) // 2 + 0.5) * 2 / length
