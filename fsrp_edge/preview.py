@@ -23,7 +23,7 @@ from fsrp_edge.scoring.score import score
 
 SECONDS_TO_EXPORT = 15.0
 """Of one file with its checks; between 3 and 30 on the machines it was tried on."""
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "int8-dynamic": 1}
 AUTOATTACK_STEPS = 1500
 """Gradient steps of an image, on average, where about half of the images fall."""
 
