@@ -17,17 +17,18 @@ INFERENCE_MS = 5.0
 
 
 def measure() -> dict[str, float]:
+    machine = agent.Machine()
     ticks: list[dict[str, object]] = []
 
     def tick(_phase: str, _runs: int, seconds: float) -> None:
-        ticks.append(agent.sample(seconds))
+        ticks.append(machine.sample(seconds))
 
     start = time.perf_counter()
     times_ms = agent.repeat(lambda: None, RUNS, 0.0, "steady", tick)
     total_ms = (time.perf_counter() - start) * 1e3
     start = time.perf_counter()
     for _ in range(100):
-        agent.sample(0.0)
+        machine.sample(0.0)
     sample_ms = (time.perf_counter() - start) * 10
     inside = statistics.median(times_ms)
     between = total_ms / RUNS - statistics.fmean(times_ms)

@@ -15,7 +15,7 @@ import fsrp_edge
 from fsrp_edge import compute, progress
 from fsrp_edge.attacks import DEFAULT_EPS
 from fsrp_edge.bench.describe import require_ready
-from fsrp_edge.bench.measure import RUNTIMES, Method, measure_on, require_agreement
+from fsrp_edge.bench.measure import DEFAULTS, Method, Setup, measure_on, require_agreement
 from fsrp_edge.bench.results import BenchResults, Latency
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.data.check import check_baseline, pseudo_labelled
@@ -197,9 +197,7 @@ def prepare(options: CompressOptions) -> "Inputs":
     requests = choose_artifacts(target, options.formats, options.precisions)
     device = parse_address(options.bench_on)
     if device.kind != "local":
-        require_ready(
-            device, {RUNTIMES[request.format] for request in requests if request.format in RUNTIMES}
-        )
+        require_ready(device, {DEFAULTS[one.format] for one in requests if one.format in DEFAULTS})
     classifier = load(options)
     dataset = load_data(classifier, options.data, options.seed)
     if options.baseline is not None:
@@ -490,14 +488,15 @@ class _Run(Inputs):
 
     def bench(self, dense: Sequence[Artifact], files: Sequence[Artifact]) -> dict[Path, Latency]:
         """Latency on this machine or a device by path, dense and pruned files in turns; not of every format."""
-        artifacts = [artifact for artifact in (*dense, *files) if artifact.format in RUNTIMES]
+        artifacts = [artifact for artifact in (*dense, *files) if artifact.format in DEFAULTS]
         device = parse_address(self.options.bench_on)
         cores = os.cpu_count() or 1
         threads = min(self.target.threads, cores) if device.kind == "local" else self.target.threads
 
         def work() -> tuple[list[Latency], Sequence[Path]]:
             files = [self.directory.path / artifact.path for artifact in artifacts]
-            measured = measure_on(device, files, threads=threads, method=self.options.method)
+            setup = Setup(threads=threads, input_shape=self.dense.spec.input_shape)
+            measured = measure_on(device, files, setup, method=self.options.method)
             require_agreement(measured)
             # With every raw time: for the report's pictures, and for `bench compare`.
             results = BenchResults(fsrp_edge=fsrp_edge.__version__, measurements=tuple(measured))

@@ -4,7 +4,9 @@
 The file needs Python 3.6 or newer, numpy and the runtime under test, nothing else, so that it can be copied
 to a device and run there by hand:
 
-    python3 agent.py --model m.onnx --runtime onnxruntime --threads 4
+    python3 agent.py --model m.onnx --runtime onnxruntime --threads 4 --affinity 4-7
+    python3 agent.py --model m.onnx --runtime tensorrt --precision fp16     (drives trtexec)
+    python3 agent.py --model m.param --weights m.bin --runtime ncnn --input-shape 3,224,224
     python3 agent.py --describe        (what is there; works without numpy and runtimes)
 
 Events, one JSON object a line, in this order: `hello` (versions, machine), `progress` (at most two a second),
@@ -19,9 +21,11 @@ import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
@@ -31,6 +35,7 @@ Tick = Callable[[str, int, float], None]
 """Told a phase, its runs and its seconds so far."""
 Specification = Tuple[str, Sequence[Any], str]
 """Name, shape and number type of an input."""
+Arrays = Dict[str, Any]
 
 AGENT_VERSION = 1
 PROGRESS_SECONDS = 0.5
@@ -52,50 +57,82 @@ class AgentError(Exception):
         self.install = install
 
 
-class OnnxRuntime:
-    """A model in onnxruntime, on the CPU."""
+class Runtime:
+    """A model in a runtime. The ones below say how to load and run it; timing is the same for all but trtexec."""
 
-    modules = ("onnxruntime",)
-    package = "onnxruntime"
+    modules: Tuple[str, ...] = ()
+    package = ""
+    channels_last = False
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
         self.module = import_first(self.modules, self.package)
-        self.version = version_of(self.module.__name__)
-        self.path = path
-        self.threads = threads
+        self.module_name = self.module.__name__
+        self.version = version_of(self.module_name)
+        self.quantization: Tuple[float, int] = (0.0, 0)  # scale and zero point of the input, where it has any
 
     def load(self) -> List[Specification]:
-        """Make the session; return (name, shape, type) of every input."""
-        options = self.module.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        providers = ["CPUExecutionProvider"]
-        self.session = self.module.InferenceSession(self.path, options, providers=providers)
-        types = {
-            "tensor(float)": "float32",
-            "tensor(float16)": "float16",
-            "tensor(uint8)": "uint8",
-            "tensor(int8)": "int8",
-        }
-        return [
-            (item.name, item.shape, types.get(item.type, item.type)) for item in self.session.get_inputs()
-        ]
+        """Make it ready to run; return (name, shape, type) of every input."""
+        raise NotImplementedError
 
-    def feed(self, inputs: Dict[str, Any]) -> None:
+    def feed(self, inputs: Arrays) -> None:
         """Take the inputs that every run uses."""
         self.inputs = inputs
 
     def run(self) -> None:
         """One inference."""
-        self.session.run(None, self.inputs)
+        raise NotImplementedError
 
     def outputs(self) -> List[Any]:
         """The outputs of one inference."""
+        raise NotImplementedError
+
+    def first_ms(self) -> float:
+        """Milliseconds of the first inference."""
+        return timed(self.run)
+
+    def warm_up(self, tick: Tick) -> List[float]:
+        """Milliseconds of every inference before those that count."""
+        return repeat(self.run, self.options.warmup_runs, self.options.warmup_seconds, "warm-up", tick)
+
+    def times_ms(self, tick: Tick) -> List[float]:
+        """Milliseconds of every inference that counts."""
+        return repeat(self.run, self.options.runs, self.options.seconds, "steady", tick)
+
+    def close(self) -> None:
+        """Remove what was written."""
+
+
+class OnnxRuntime(Runtime):
+    """A model in onnxruntime, on the CPU."""
+
+    modules = ("onnxruntime",)
+    package = "onnxruntime"
+
+    def load(self) -> List[Specification]:
+        """See Runtime."""
+        options = self.module.SessionOptions()
+        options.intra_op_num_threads = self.options.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        providers = ["CPUExecutionProvider"]
+        self.session = self.module.InferenceSession(self.options.model, options, providers=providers)
+        types = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+        types.update({"tensor(uint8)": "uint8", "tensor(int8)": "int8"})
+        return [
+            (item.name, item.shape, types.get(item.type, item.type)) for item in self.session.get_inputs()
+        ]
+
+    def run(self) -> None:
+        """See Runtime."""
+        self.session.run(None, self.inputs)
+
+    def outputs(self) -> List[Any]:
+        """See Runtime."""
         return list(self.session.run(None, self.inputs))
 
 
-class LiteRT:
+class LiteRT(Runtime):
     """A model in LiteRT, or in one of its former names."""
 
     modules = (
@@ -104,23 +141,20 @@ class LiteRT:
         "tensorflow.lite.python.interpreter",
     )
     package = "ai-edge-litert"
-
-    def __init__(self, path: str, threads: int) -> None:
-        self.module = import_first(self.modules, self.package)
-        self.version = version_of(self.module.__name__)
-        self.path = path
-        self.threads = threads
+    channels_last = True
 
     def load(self) -> List[Specification]:
-        """Make the interpreter; return (name, shape, type) of every input."""
-        self.interpreter = self.module.Interpreter(model_path=self.path, num_threads=self.threads)
+        """See Runtime."""
+        threads = self.options.threads
+        self.interpreter = self.module.Interpreter(model_path=self.options.model, num_threads=threads)
         self.interpreter.allocate_tensors()
         details = self.interpreter.get_input_details()
         self.places = {item["name"]: (item["index"], tuple(item["shape"])) for item in details}
+        self.quantization = details[0]["quantization"]
         return [(item["name"], list(item["shape_signature"]), item["dtype"].__name__) for item in details]
 
-    def feed(self, inputs: Dict[str, Any]) -> None:
-        """Take the inputs that every run uses."""
+    def feed(self, inputs: Arrays) -> None:
+        """See Runtime."""
         for name, value in inputs.items():
             index, shape = self.places[name]
             if value.shape != shape:
@@ -130,16 +164,184 @@ class LiteRT:
             self.interpreter.set_tensor(self.places[name][0], value)
 
     def run(self) -> None:
-        """One inference."""
+        """See Runtime."""
         self.interpreter.invoke()
 
     def outputs(self) -> List[Any]:
-        """The outputs of one inference."""
+        """See Runtime."""
         self.run()
         return [self.interpreter.get_tensor(item["index"]) for item in self.interpreter.get_output_details()]
 
 
-RUNTIMES: Dict[str, Union[Type[OnnxRuntime], Type[LiteRT]]] = {"onnxruntime": OnnxRuntime, "litert": LiteRT}
+class Ncnn(Runtime):
+    """A .param file with its .bin in ncnn, on the CPU, with ncnn's own choice of precision."""
+
+    modules = ("ncnn",)
+    package = "ncnn"
+
+    def load(self) -> List[Specification]:
+        """See Runtime."""
+        if not (self.options.weights and self.options.input_shape):
+            raise AgentError("usage", "ncnn needs --weights and --input-shape: its files name no shape")
+        self.net = self.module.Net()
+        self.net.opt.num_threads = self.options.threads
+        for load, path in (
+            (self.net.load_param, self.options.model),
+            (self.net.load_model, self.options.weights),
+        ):
+            if load(path) != 0:
+                raise AgentError("runtime-failed", "ncnn cannot read " + Path(path).name)
+        shape = [1] + [int(size) for size in self.options.input_shape.split(",")]
+        return [(name, shape, "float32") for name in self.net.input_names()]
+
+    def feed(self, inputs: Arrays) -> None:
+        """See Runtime."""
+        self.mats = {name: self.module.Mat(value[0]).clone() for name, value in inputs.items()}
+
+    def run(self) -> None:
+        """See Runtime."""
+        self.made = self._extract()
+
+    def outputs(self) -> List[Any]:
+        """See Runtime."""
+        numpy = import_numpy()
+        return [numpy.array(value)[None] for value in self._extract()]
+
+    def _extract(self) -> List[Any]:
+        extractor = self.net.create_extractor()
+        for name, mat in self.mats.items():
+            extractor.input(name, mat)
+        return [extractor.extract(name)[1] for name in self.net.output_names()]
+
+
+class TensorRT(Runtime):
+    """An ONNX file that trtexec builds into an engine and times.
+
+    A time is the input's transfer, the computation and the output's transfer. CUDA graphs and waiting by spinning are
+    asked for wherever trtexec knows how, as its defaults differ between versions.
+    """
+
+    PLACES = ("trtexec", "/usr/src/tensorrt/bin/trtexec")
+    FLAGS = ("--useCudaGraph", "--useSpinWait", "--dataTransfers")
+    PRECISIONS = (("fp32", ()), ("fp16", ("--fp16",)), ("int8", ("--int8", "--fp16")))
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.module_name = "trtexec"
+        self.program = self.find()
+        said = self.call(["--help"])
+        self.flags = [flag for flag in self.FLAGS if flag in said]
+        self.version = self.version_in(said)
+        self.folder = Path(tempfile.mkdtemp(prefix="trtexec-"))
+
+    @classmethod
+    def find(cls) -> str:
+        """Path of trtexec."""
+        found = [path for path in map(shutil.which, cls.PLACES) if path]
+        if not found:
+            raise AgentError(
+                "missing-runtime", "there is no trtexec; it comes with TensorRT, part of JetPack"
+            )
+        return found[0]
+
+    @staticmethod
+    def version_in(said: str) -> str:
+        """The version in what trtexec says: `[TensorRT v8201]` is 8.2.1 (`v100300` is 10.3.0)."""
+        found = re.search(r"\[TensorRT v([\d.]+)\]", said)
+        if found is None or "." in found.group(1):
+            return found.group(1) if found else "unknown"
+        number, unit = int(found.group(1)), 10000 if len(found.group(1)) > 4 else 1000
+        return f"{number // unit}.{number % unit // 100}.{number % 100}"
+
+    def load(self) -> List[Specification]:
+        """Build the engine, and run it once."""
+        once = ["--iterations=1", "--duration=0", "--warmUp=0", self.export("first")]
+        flags = dict(self.PRECISIONS)[self.options.precision]
+        said = self.call(["--onnx=" + self.options.model, self.engine("save"), *flags, *once, *self.flags])
+        found = re.search(r"[Ii]nput binding for (\S+) with dimensions (\S+)", said)
+        if found is None:
+            raise AgentError("runtime-failed", "trtexec does not tell the input's shape")
+        self.name = found.group(1)
+        return [(self.name, [int(size) for size in found.group(2).split("x")], "float32")]
+
+    def first_ms(self) -> float:
+        """See Runtime."""
+        return self.latencies("first", 0)[0]
+
+    def warm_up(self, tick: Tick) -> List[float]:
+        """Nothing here: trtexec warms up in the process that it then times in."""
+        return []
+
+    def times_ms(self, tick: Tick) -> List[float]:
+        """See Runtime."""
+        options = self.options
+        warm_up = int(1000 * max(options.warmup_seconds, 0.0))
+        lengths = [f"--iterations={options.runs}", f"--duration={-(-options.seconds // 1):.0f}"]
+        lengths.append(f"--warmUp={warm_up}")
+        self.call([self.engine("load"), self.export("times"), *lengths, *self.flags], tick)
+        return self.latencies("times", warm_up)
+
+    def outputs(self) -> List[Any]:
+        """See Runtime."""
+        numpy = import_numpy()
+        pixels, made = self.folder / "input", self.folder / "output.json"
+        self.inputs[self.name].tofile(str(pixels))
+        once = ["--iterations=1", "--duration=0", "--warmUp=0"]
+        feed = f"--loadInputs={self.name}:{pixels}"
+        self.call([self.engine("load"), feed, f"--exportOutput={made}", *once, *self.flags])
+        return [
+            numpy.array(one["values"], "float32").reshape([int(n) for n in one["dimensions"].split("x")])
+            for one in json.loads(made.read_text())
+        ]
+
+    def engine(self, verb: str) -> str:
+        """The option that saves or loads the engine."""
+        return "--{}Engine={}".format(verb, self.folder / "engine")
+
+    def export(self, name: str) -> str:
+        """The option that writes every time to a file."""
+        return "--exportTimes={}".format(self.folder / (name + ".json"))
+
+    def latencies(self, name: str, warm_up: float) -> List[float]:
+        """Times of the queries in an exported file that began after the warm-up, which older versions export too."""
+        queries = json.loads((self.folder / (name + ".json")).read_text())
+        return [query["latencyMs"] for query in queries if query["startComputeMs"] >= warm_up] or [
+            query["latencyMs"] for query in queries[-1:]
+        ]
+
+    def call(self, arguments: List[str], tick: Optional[Tick] = None) -> str:
+        """Run trtexec; what it says."""
+        with tempfile.TemporaryFile() as said:
+            start = time.perf_counter()
+            child = subprocess.Popen([self.program, *arguments], stdout=said, stderr=subprocess.STDOUT)
+            try:
+                while child.poll() is None:
+                    time.sleep(0.05 if tick is None else PROGRESS_SECONDS)
+                    if tick is not None:
+                        tick("steady", 0, time.perf_counter() - start)
+            finally:  # whoever listens may be gone
+                child.kill()
+                child.wait()
+            said.seek(0)
+            text = said.read().decode(errors="replace")
+        if child.returncode:
+            errors = (
+                [line for line in text.splitlines() if "[E]" in line] or text.splitlines()[-1:] or ["no word"]
+            )
+            raise AgentError("runtime-failed", "trtexec: " + errors[0].strip())
+        return text
+
+    def close(self) -> None:
+        """Remove the engine."""
+        shutil.rmtree(str(self.folder), ignore_errors=True)
+
+
+RUNTIMES: Dict[str, Type[Runtime]] = {
+    "onnxruntime": OnnxRuntime,
+    "litert": LiteRT,
+    "ncnn": Ncnn,
+    "tensorrt": TensorRT,
+}
 
 
 def import_first(names: Sequence[str], package: str) -> Any:
@@ -216,23 +418,210 @@ def repeat(call: Callable[[], object], runs: int, seconds: float, phase: str, ti
         times.append(timed(call))
 
 
-def read(path: str) -> Optional[str]:
-    """A file's text, or None where it cannot be read."""
-    try:
-        return Path(path).read_text().strip("\0\n ")
-    except OSError:
+def gpu_mhz(line: str) -> Optional[float]:
+    """The fastest GPU clock that tegrastats tells: `GR3D_FREQ 0%@76`, or `GR3D_FREQ 0%@[0,0]` with several."""
+    found = re.search(r"GR3D_FREQ \d+%@\[?([\d,]+)", line)
+    return max(float(mhz) for mhz in found.group(1).split(",")) if found else None
+
+
+def rails_of_pmic(said: str) -> Dict[str, float]:
+    """Watts by rail of a Raspberry Pi 5, from `vcgencmd pmic_read_adc`; rails without a current have none."""
+    found = re.findall(r"(\w+)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]", said)
+    values = {(rail, kind): float(value) for rail, kind, value in found}
+    return {
+        rail: amperes * values[rail, "V"]
+        for (rail, kind), amperes in values.items()
+        if kind == "A" and (rail, "V") in values
+    }
+
+
+def whole_board(rails: Dict[str, float]) -> Optional[float]:
+    """Watts of a board: of the rail that feeds all others where there is one, else of all rails."""
+    for name in ("VDD_IN", "POM_5V_IN", "VDD_SYS_IN"):
+        if name in rails:
+            return rails[name]
+    return sum(rails.values()) if rails else None
+
+
+class Machine:
+    """What can be read about a machine without privileges; below `root` where its files were copied elsewhere."""
+
+    def __init__(self, root: str = "/") -> None:
+        self.root = Path(root)
+
+    def read(self, path: Union[str, Path]) -> Optional[str]:
+        """A file's text, or None where it cannot be read."""
+        try:
+            return (self.root / path).read_text().strip("\0\n ")
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def number(self, path: Union[str, Path]) -> Optional[int]:
+        """A file's integer; None also for a sensor that is switched off."""
+        try:
+            return int(self.read(path) or "")
+        except ValueError:
+            return None
+
+    def glob(self, pattern: str) -> List[Path]:
+        """Paths below the root, sorted."""
+        return sorted(self.root.glob(pattern))
+
+    def ask(self, *command: str) -> str:
+        """The first lines of what a tool of the board says, within a second; nothing where it is missing.
+
+        Some, such as tegrastats, talk until they are stopped.
+        """
+        program = shutil.which(command[0]) if self.root == Path("/") else None
+        if not program:
+            return ""
+        child = subprocess.Popen([program, *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            return child.communicate(timeout=1.0)[0].decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return child.communicate()[0].decode(errors="replace")
+
+    def cpu_name(self) -> str:
+        """The board's name, else the processor's."""
+        board = self.read("proc/device-tree/model")
+        if board:
+            return board
+        for line in (self.read("proc/cpuinfo") or "").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+        return platform.processor() or platform.machine()
+
+    def of_cores(self, name: str) -> List[str]:
+        """What each core's cpufreq folder says in the file `name`."""
+        paths = self.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/" + name)
+        return [text for text in map(self.read, paths) if text]
+
+    def highest_mhz(self, name: str) -> Optional[float]:
+        """The fastest core's clock in a cpufreq file, which counts in kHz."""
+        return max((int(text) / 1000.0 for text in self.of_cores(name)), default=None)
+
+    def temperatures(self) -> Dict[str, float]:
+        """Degrees Celsius of every thermal zone, by its type; the hottest where several share a type."""
+        found: Dict[str, float] = {}
+        for zone in self.glob("sys/class/thermal/thermal_zone*"):
+            name, milli = self.read(zone / "type") or zone.name, self.number(zone / "temp")
+            if milli is not None:
+                found[name] = max(milli / 1000.0, found.get(name, milli / 1000.0))
+        return found
+
+    def throttle_bits(self) -> Optional[int]:
+        """Raspberry Pi: bits 0 to 3 are under-voltage, capped, throttled and soft limit now, 16 to 19 since boot."""
+        text = self.read("sys/devices/platform/soc/soc:firmware/get_throttled")
+        try:
+            return int(text or self.ask("vcgencmd", "get_throttled").partition("=")[2], 16)
+        except ValueError:
+            return None
+
+    def memory_mb(self, name: str) -> Optional[float]:
+        """A line of /proc/meminfo, such as MemAvailable, in MB."""
+        for line in (self.read("proc/meminfo") or "").splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024 / 1e6
         return None
 
+    def load_1m(self) -> Optional[float]:
+        """Processes that ran or waited to, averaged over the last minute."""
+        text = self.read("proc/loadavg")
+        return float(text.split()[0]) if text else None
 
-def cpu_name() -> str:
-    """The board's name, else the processor's."""
-    board = read("/proc/device-tree/model")
-    if board:
-        return board
-    for line in (read("/proc/cpuinfo") or "").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    def busy_seconds(self) -> Optional[Tuple[float, float]]:
+        """Processor seconds that the machine was busy (or stolen by its host) and that this process used."""
+        fields = (self.read("proc/stat") or "").split("\n", 1)[0].split()[1:9]
+        if len(fields) < 8:
+            return None
+        ticks = [int(field) for field in fields]
+        machine = (sum(ticks) - ticks[3] - ticks[4]) / float(
+            os.sysconf("SC_CLK_TCK")
+        )  # without idle and iowait
+        used = os.times()
+        children = used.children_user + used.children_system
+        return machine, used.user + used.system + children
+
+    def rails(self) -> Dict[str, float]:
+        """Watts by rail of the INA3221 sensors of a Jetson, as JetPack 5 and later, or 4, show them."""
+        found: Dict[str, float] = {}
+        for folder in self.glob("sys/class/hwmon/hwmon*"):
+            if self.read(folder / "name") == "ina3221":
+                for label in sorted(folder.glob("in*_label")):
+                    number = label.name[2 : -len("_label")]
+                    volts = self.number(folder / f"in{number}_input")
+                    amperes = self.number(folder / f"curr{number}_input")
+                    name = self.read(label) or number
+                    if volts is not None and amperes is not None and name != "NC":
+                        found[name] = volts * amperes / 1e6
+        for path in self.glob("sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_*"):
+            milli = self.number(path.parent / "in_power{}_input".format(path.name[len("rail_name_") :]))
+            if milli is not None:
+                found[self.read(path) or path.name] = milli / 1e3
+        return found
+
+    def power_w(self) -> Optional[float]:
+        """Watts of the whole board now, where it has a sensor."""
+        return whole_board(self.rails() or rails_of_pmic(self.ask("vcgencmd", "pmic_read_adc")))
+
+    def packages_uj(self) -> Dict[str, Tuple[int, int]]:
+        """Microjoules so far of each x86 package, and where its counter starts again at 0 (RAPL)."""
+        found = {}
+        for folder in self.glob("sys/class/powercap/intel-rapl:*"):
+            joules, limit = self.number(folder / "energy_uj"), self.number(folder / "max_energy_range_uj")
+            if folder.name.count(":") == 1 and joules is not None and limit:
+                found[folder.name] = joules, limit
+        return found
+
+    def state(self) -> Dict[str, Any]:
+        """What may disturb a measurement."""
+        mode = re.search(r"NV Power Mode: *(\S+)", self.ask("nvpmodel", "-q"))
+        return {
+            "governor": " ".join(sorted(set(self.of_cores("scaling_governor")))) or None,
+            "clock_mhz": self.highest_mhz("scaling_cur_freq"),
+            "gpu_clock_mhz": gpu_mhz(self.ask("tegrastats", "--interval", "100")),
+            "temperatures_c": self.temperatures(),
+            "throttled": self.throttle_bits(),
+            "power_mode": mode.group(1) if mode else None,
+            "power_w": self.power_w(),
+            "load_1m": self.load_1m(),
+            "free_memory_mb": self.memory_mb("MemAvailable"),
+        }
+
+    def sample(self, seconds: float) -> Dict[str, Any]:
+        """The part of the state that may change while measuring and is cheap to read between two inferences."""
+        return {
+            "seconds": round(seconds, 3),
+            "clock_mhz": self.highest_mhz("scaling_cur_freq"),
+            "temperature_c": max(self.temperatures().values(), default=None),
+            "power_w": self.power_w(),
+        }
+
+    def describe(self) -> Dict[str, Any]:
+        """What this machine is, and what it lacks."""
+        compatible = (self.read("proc/device-tree/compatible") or "").split("\0")
+        lines = (self.read("etc/os-release") or "").splitlines()
+        names = [line for line in lines if line.startswith("PRETTY_NAME=")]
+        packages = {"numpy": installed(["numpy"], "numpy")}
+        for name, runtime in RUNTIMES.items():
+            if runtime.modules:
+                packages[name] = installed(runtime.modules, runtime.package)
+        return dict(
+            self.state(),
+            board=self.cpu_name(),
+            soc=compatible[-1] or None,
+            machine=platform.machine(),
+            cores=cores(),
+            highest_clock_mhz=self.highest_mhz("cpuinfo_max_freq"),
+            memory_mb=self.memory_mb("MemTotal"),
+            free_disk_mb=shutil.disk_usage(str(Path(__file__).resolve().parent)).free / 1e6,
+            os=names[0].partition("=")[2].strip('"') if names else platform.system(),
+            kernel=platform.release(),
+            python=platform.python_version(),
+            trtexec=next((path for path in map(shutil.which, TensorRT.PLACES) if path), None),
+            packages=packages,
+        )
 
 
 def cores() -> int:
@@ -240,116 +629,48 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def busy_seconds() -> Optional[Tuple[float, float]]:
-    """Processor seconds that the machine was busy (or stolen by its host) and that this process used."""
-    fields = (read("/proc/stat") or "").split("\n", 1)[0].split()[1:9]
-    if len(fields) < 8:
-        return None
-    ticks = [int(field) for field in fields]
-    machine = (sum(ticks) - ticks[3] - ticks[4]) / float(os.sysconf("SC_CLK_TCK"))  # without idle and iowait
-    used = os.times()
-    return machine, used.user + used.system
-
-
-def of_cores(name: str) -> List[str]:
-    """What each core's cpufreq folder says in the file `name`."""
-    folders = sorted(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
-    return [text for text in (read(str(folder / name)) for folder in folders) if text]
-
-
-def highest_mhz(name: str) -> Optional[float]:
-    """The fastest core's clock in a cpufreq file, which counts in kHz."""
-    return max((int(text) / 1000.0 for text in of_cores(name)), default=None)
-
-
-def temperatures() -> Dict[str, float]:
-    """Degrees Celsius of every thermal zone, by its type; the hottest where several share a type."""
-    found: Dict[str, float] = {}
-    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
-        name, text = read(str(zone / "type")) or zone.name, read(str(zone / "temp"))
-        try:
-            degrees = int(text or "") / 1000.0
-        except ValueError:  # a sensor that is switched off
-            continue
-        found[name] = max(degrees, found.get(name, degrees))
+def core_numbers(text: str) -> List[int]:
+    """The cores that `0,2,4-7` names."""
+    found: List[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
     return found
 
 
-def throttle_bits() -> Optional[int]:
-    """Raspberry Pi: bits 0 to 3 are under-voltage, capped, throttled and soft limit now, 16 to 19 since boot."""
-    text = read("/sys/devices/platform/soc/soc:firmware/get_throttled")
-    if text is None and shutil.which("vcgencmd"):
-        try:
-            answer = subprocess.check_output(["vcgencmd", "get_throttled"], timeout=5)
-            text = answer.decode().partition("=")[2]
-        except (OSError, subprocess.SubprocessError):
-            pass
+def stay_on(text: str) -> None:
+    """Keep this process, and what it starts, on some cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise AgentError("affinity", "this system cannot keep a process on some cores")
     try:
-        return int(text or "", 16)
-    except ValueError:
-        return None
-
-
-def memory_mb(name: str) -> Optional[float]:
-    """A line of /proc/meminfo, such as MemAvailable, in MB."""
-    for line in (read("/proc/meminfo") or "").splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return None
+        os.sched_setaffinity(0, core_numbers(text))
+    except (OSError, ValueError):
+        count = os.cpu_count() or 1
+        raise AgentError("affinity", f"no cores {text}; this machine has 0 to {count - 1}") from None
 
 
 def peak_memory_mb() -> Optional[float]:
-    """The most memory this process ever held, in MB."""
+    """The most memory this process or one it started ever held, in MB."""
     try:
         resource: Any = importlib.import_module("resource")
     except ImportError:  # not a Unix
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return float(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
 
 
-def state() -> Dict[str, Any]:
-    """What may disturb a measurement, as far as it can be read without privileges."""
-    return {
-        "governor": " ".join(sorted(set(of_cores("scaling_governor")))) or None,
-        "clock_mhz": highest_mhz("scaling_cur_freq"),
-        "temperatures_c": temperatures(),
-        "throttled": throttle_bits(),
-        "load_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "free_memory_mb": memory_mb("MemAvailable"),
-    }
-
-
-def sample(seconds: float) -> Dict[str, Any]:
-    """The part of the state that may change while measuring and is cheap to read between two inferences."""
-    return {
-        "seconds": round(seconds, 3),
-        "clock_mhz": highest_mhz("scaling_cur_freq"),
-        "temperature_c": max(temperatures().values(), default=None),
-    }
-
-
-def describe() -> Dict[str, Any]:
-    """What this machine is, and what it lacks."""
-    compatible = (read("/proc/device-tree/compatible") or "").split("\0")
-    names = [line for line in (read("/etc/os-release") or "").splitlines() if line.startswith("PRETTY_NAME=")]
-    return dict(
-        state(),
-        board=cpu_name(),
-        soc=compatible[-1] or None,
-        machine=platform.machine(),
-        cores=cores(),
-        highest_clock_mhz=highest_mhz("cpuinfo_max_freq"),
-        memory_mb=memory_mb("MemTotal"),
-        free_disk_mb=shutil.disk_usage(str(Path(__file__).resolve().parent)).free / 1e6,
-        os=names[0].partition("=")[2].strip('"') if names else platform.system(),
-        kernel=platform.release(),
-        python=platform.python_version(),
-        packages=dict(
-            {"numpy": installed(["numpy"], "numpy")},
-            **{name: installed(runtime.modules, runtime.package) for name, runtime in RUNTIMES.items()},
-        ),
-    )
+def mean_power_w(
+    before: Dict[str, Tuple[int, int]],
+    after: Dict[str, Tuple[int, int]],
+    seconds: float,
+    during: Sequence[Dict[str, Any]],
+) -> Optional[float]:
+    """Watts on average: of the energy counters where there are any, else of the samples."""
+    if before and before.keys() == after.keys():
+        used = sum((after[name][0] - joules) % limit for name, (joules, limit) in before.items())
+        return used / 1e6 / seconds
+    watts = [sample["power_w"] for sample in during if sample["power_w"] is not None]
+    return sum(watts) / len(watts) if watts else None
 
 
 def installed(modules: Sequence[str], package: str) -> Dict[str, Optional[str]]:
@@ -377,6 +698,31 @@ def foreign_cores(
     return max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / seconds
 
 
+def evaluate(model: Runtime, specification: Specification, path: str, emit: Emit) -> List[int]:
+    """The class that the model finds in each image of an .npz file, uint8 (N, C, H, W) under the name `pixels`."""
+    numpy = import_numpy()
+    name, _, kind = specification
+    scale, zero_point = model.quantization
+    found: List[int] = []
+    told = time.perf_counter()
+    for image in numpy.load(path)["pixels"]:
+        values = image[None].transpose(0, 2, 3, 1) if model.channels_last else image[None]
+        values = values.astype("float32") / 255
+        if kind == "uint8" and not scale:
+            values = values * 255  # the file takes bytes for pixels
+        elif kind in ("uint8", "int8"):
+            limits = numpy.iinfo(kind)
+            values = (values / scale + zero_point).clip(limits.min, limits.max)
+        if kind in ("uint8", "int8"):
+            values = numpy.rint(values)
+        model.feed({name: numpy.ascontiguousarray(values.astype(kind))})
+        found.append(int(model.outputs()[0].argmax()))
+        if time.perf_counter() - told >= PROGRESS_SECONDS:
+            told = time.perf_counter()
+            emit("progress", phase="evaluation", runs=len(found), seconds=0)
+    return found
+
+
 def measure(options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
     """Load, warm up, time; return the result event's content."""
     if not Path(options.model).is_file():
@@ -384,17 +730,19 @@ def measure(options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
     if options.runtime not in RUNTIMES:
         allowed = ", ".join(sorted(RUNTIMES))
         raise AgentError("unknown-runtime", f"unknown runtime {options.runtime!r}; allowed: {allowed}")
-    numpy = import_numpy()
-    model = RUNTIMES[options.runtime](options.model, options.threads)
+    if options.affinity:
+        stay_on(options.affinity)
+    numpy, machine = import_numpy(), Machine()
+    model = RUNTIMES[options.runtime](options)
     emit(
         "hello",
         agent=AGENT_VERSION,
         python=platform.python_version(),
         numpy=numpy.__version__,
         runtime=options.runtime,
-        runtime_module=model.module.__name__,
+        runtime_module=model.module_name,
         runtime_version=model.version,
-        cpu=cpu_name(),
+        cpu=machine.cpu_name(),
         cores=cores(),
         system=platform.platform(),
     )
@@ -404,35 +752,45 @@ def measure(options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
     def tick(phase: str, runs: int, seconds: float) -> None:
         emit("progress", phase=phase, runs=runs, seconds=round(seconds, 3))
         if phase == "steady":
-            during.append(sample(seconds))
+            during.append(machine.sample(seconds))
 
-    init_ms = timed(lambda: specifications.extend(model.load()))
-    model.feed(make_inputs(specifications, options.seed))
-    first_ms = timed(model.run)
-    warmup_ms = repeat(model.run, options.warmup_runs, options.warmup_seconds, "warm-up", tick)
-    before = state()
-    gc.collect()
-    gc.disable()  # a collection inside a run would be counted as the model's
-    busy_before, start = busy_seconds(), time.perf_counter()
-    times_ms = repeat(model.run, options.runs, options.seconds, "steady", tick)
-    seconds, busy_after = time.perf_counter() - start, busy_seconds()
-    gc.enable()
-    after = state()
-    outputs = []
-    for seed in range(options.outputs):
-        model.feed(make_inputs(specifications, seed))
-        outputs.append([encode(output) for output in model.outputs()])
+    try:
+        init_ms = timed(lambda: specifications.extend(model.load()))
+        model.feed(make_inputs(specifications, options.seed))
+        first_ms = model.first_ms()
+        warmup_ms = model.warm_up(tick)
+        before = machine.state()
+        gc.collect()
+        gc.disable()  # a collection inside a run would be counted as the model's
+        joules_before, busy_before, start = machine.packages_uj(), machine.busy_seconds(), time.perf_counter()
+        times_ms = model.times_ms(tick)
+        seconds, busy_after, joules_after = (
+            time.perf_counter() - start,
+            machine.busy_seconds(),
+            machine.packages_uj(),
+        )
+        gc.enable()
+        after = machine.state()
+        outputs = []
+        for seed in range(options.outputs):
+            model.feed(make_inputs(specifications, seed))
+            outputs.append([encode(output) for output in model.outputs()])
+        classes = evaluate(model, specifications[0], options.evaluate, emit) if options.evaluate else None
+    finally:
+        model.close()
     return {
         "init_ms": init_ms,
         "first_ms": first_ms,
         "warmup_ms": warmup_ms,
         "times_ms": times_ms,
+        "power_w": mean_power_w(joules_before, joules_after, seconds, during),
         "before": before,
         "during": during,
         "after": after,
         "foreign_cores": foreign_cores(busy_before, busy_after, seconds),
         "peak_memory_mb": peak_memory_mb(),
         "outputs": outputs,
+        "classes": classes,
     }
 
 
@@ -440,10 +798,14 @@ def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--model", help="an .onnx or .tflite file")
+    task.add_argument("--model", help="an .onnx, .tflite or .param file")
     task.add_argument("--describe", action="store_true", help="say what this machine is and what it lacks")
     parser.add_argument("--runtime", help=" or ".join(sorted(RUNTIMES)))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--affinity", metavar="CORES", help="run on these cores only, such as 0,2,4-7")
+    parser.add_argument("--weights", help="ncnn: the .bin file")
+    parser.add_argument("--input-shape", metavar="C,H,W", help="ncnn: of an image")
+    parser.add_argument("--precision", default="fp32", help="tensorrt: fp32, fp16 or int8")
     parser.add_argument("--warmup-runs", type=int, default=10, help="at least so many runs, and")
     parser.add_argument("--warmup-seconds", type=float, default=0.5, help="at least so long (default 0.5)")
     parser.add_argument(
@@ -454,6 +816,7 @@ def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument(
         "--outputs", type=int, default=0, help="tell the outputs for the seeds below this one"
     )
+    parser.add_argument("--evaluate", metavar="NPZ", help="tell the class of each image in this file")
     return parser.parse_args(arguments)
 
 
@@ -473,7 +836,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
 
     try:
         if options.describe:
-            emit("device", **describe())
+            emit("device", **Machine().describe())
         else:
             emit("result", **measure(options, emit))
     except AgentError as error:

@@ -53,6 +53,39 @@ def run_agent(
     return events
 
 
+def run_tool(
+    transport: Transport,
+    command: Sequence[str],
+    *,
+    work: str,
+    stop: threading.Event,
+    silence: float = SILENCE_SECONDS,
+) -> str:
+    """Run a program of the device to its end; what it says, errors included.
+
+    Args:
+        transport: where.
+        command: program and arguments; paths are those of the device.
+        work: what it is about; begins the error.
+        stop: set by another thread to give up.
+        silence: seconds without a word after which it is given up.
+
+    Raises:
+        ToolFailedError: it failed, is not there, went silent or was stopped.
+    """
+    merged = ["sh", "-c", 'exec "$0" "$@" 2>&1', *command]
+    with tempfile.TemporaryFile() as errors, _running(transport, merged, {}, errors) as child:
+        said = "".join(_lines(child, work, stop, silence))
+        if child.wait() == 0:
+            return said
+        if child.returncode in (126, 127):
+            raise ToolFailedError(
+                f"{work}: there is no program {command[0]!r}; name its path with ?tool=PATH"
+            )
+        last = (said.strip().splitlines() or [transport.died(child.returncode)])[-1]
+        raise ToolFailedError(f"{work}: {command[0]} failed: {last}")
+
+
 @contextmanager
 def _running(
     transport: Transport, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
@@ -68,11 +101,21 @@ def _running(
 
 def _events(agent: subprocess.Popen[str], work: str, stop: threading.Event) -> Iterator[dict[str, Any]]:
     """The agent's events until it closes its output."""
+    for line in _lines(agent, work, stop, SILENCE_SECONDS):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            message = f"{work}: the measuring process said {line.strip()!r}, which is no event"
+            raise ToolFailedError(message) from None
+
+
+def _lines(child: subprocess.Popen[str], work: str, stop: threading.Event, silence: float) -> Iterator[str]:
+    """What a child says, line by line, until it closes its output."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def listen() -> None:
-        assert agent.stdout is not None
-        for line in agent.stdout:
+        assert child.stdout is not None
+        for line in child.stdout:
             lines.put(line)
         lines.put(None)
 
@@ -80,24 +123,20 @@ def _events(agent: subprocess.Popen[str], work: str, stop: threading.Event) -> I
     heard = time.monotonic()
     while True:
         try:
-            line = lines.get(timeout=min(_STOP_POLL_SECONDS, SILENCE_SECONDS))
+            line = lines.get(timeout=min(_STOP_POLL_SECONDS, silence))
         except queue.Empty:
             if stop.is_set():
                 raise ToolFailedError(f"{work}: stopped") from None
-            if time.monotonic() - heard < SILENCE_SECONDS:
+            if time.monotonic() - heard < silence:
                 continue
-            message = f"{work}: no sign of life for {SILENCE_SECONDS:.0f} s while measuring; stopped"
+            message = f"{work}: no sign of life for {silence:.0f} s while measuring; stopped"
             raise ToolFailedError(message) from None
         if stop.is_set():
             raise ToolFailedError(f"{work}: stopped")
         if line is None:
             return
         heard = time.monotonic()
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            message = f"{work}: the measuring process said {line.strip()!r}, which is no event"
-            raise ToolFailedError(message) from None
+        yield line
 
 
 def _failure(transport: Transport, events: Events) -> str:

@@ -16,20 +16,25 @@ TOLERANCE = 0.05
 a damaged file is off by far more. Float files usually agree to 1e-5, so look at the error itself."""
 
 
-def compare_outputs(path: Path, outputs: Sequence[Sequence[dict[str, Any]]]) -> Agreement:
+def compare_outputs(
+    path: Path, outputs: Sequence[Sequence[dict[str, Any]]], input_shape: Sequence[int] | None = None
+) -> Agreement:
     """Run a file here on the inputs that the agent made there, and compare.
 
     Args:
         path: the file.
         outputs: for each seed from 0 on, the encoded outputs of the device.
+        input_shape: (C, H, W) for a file that does not tell.
 
     Raises:
         FsrpEdgeError: the file can't be run here.
     """
     session = open_session(path)
+    told = session.input.shape
+    sizes = told if None not in told[1:] else (1, *(input_shape or ()))
     expected, seen = [], []
     for seed, (encoded, *_) in enumerate(outputs):
-        shape = [size or 1 for size in session.input.shape]
+        shape = [size or 1 for size in sizes]
         batch = agent.make_inputs([("input", shape, session.input.dtype.name)], seed)["input"]
         expected.append(session.output.decode(session.invoke(batch)))
         seen.append(session.output.decode(_decode(encoded)))

@@ -37,13 +37,14 @@ class DeviceDescription(State):
     os: str
     kernel: str
     python: str
+    trtexec: str | None
+    """Its path, which runtime `tensorrt` needs."""
     packages: dict[str, Package]
-    """numpy, and each runtime by its name."""
+    """numpy, and each runtime that is a Python package by its name."""
 
-    def missing(self, needed: Iterable[str] | None = None) -> list[str]:
-        """What to install, of the packages in `needed` or of all."""
-        names = self.packages if needed is None else needed
-        return [package.install for name in names if (package := self.packages[name]).install]
+    def missing(self, needed: Iterable[str] = ("numpy", "onnxruntime", "litert")) -> list[str]:
+        """What to install of the packages in `needed`; by default what ONNX and TFLite files need."""
+        return [package.install for name in needed if (package := self.packages[name]).install]
 
 
 def describe(address: Address) -> DeviceDescription:

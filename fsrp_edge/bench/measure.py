@@ -1,6 +1,7 @@
 """Measure files on devices: a fresh process for each round, files in turns, devices side by side."""
 
 import contextvars
+import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -12,17 +13,29 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import fsrp_edge
 from fsrp_edge import progress
+from fsrp_edge.bench import agent, tflite_benchmark
 from fsrp_edge.bench.agent_process import run_agent
 from fsrp_edge.bench.agreement import compare_outputs
+from fsrp_edge.bench.recognition import judge, pack, recognize_here
 from fsrp_edge.bench.results import Agreement, BenchResults, Failure, Latency, Measurement, Round
 from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.bench.transport import Address, Transport, open_transport, parse_address
 from fsrp_edge.bench.validity import disturbances
+from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, FsrpEdgeError, GateFailedError, ToolFailedError
-from fsrp_edge.exporting.artifact import Format, format_of
+from fsrp_edge.exporting.artifact import Format
 from fsrp_edge.files import sha256_file
+from fsrp_edge.runtimes import require
 
-RUNTIMES: dict[Format, str] = {"onnx": "onnxruntime", "tflite": "litert"}
+SUFFIXES = {
+    "onnxruntime": ".onnx",
+    "litert": ".tflite",
+    "tflite-benchmark": ".tflite",
+    "tensorrt": ".onnx",
+    "ncnn": ".ncnn",
+}
+"""What each runtime runs, ncnn folders of two files; the first for a suffix is its default."""
+DEFAULTS: dict[Format, str] = {"onnx": "onnxruntime", "tflite": "litert", "ncnn": "ncnn"}
 COMPARED_INPUTS = 3
 """Inputs whose outputs come back from a device to be compared with this machine's."""
 
@@ -49,8 +62,51 @@ OFFICIAL = Method(runs=1024, seconds=60.0, rounds=4)
 
 
 @dataclass(frozen=True)
+class Setup:
+    """How files are run, the same for all.
+
+    Args:
+        runtime: one of SUFFIXES; None takes each suffix's default.
+        threads: of an inference, at least 1; ncnn, onnxruntime and TFLite.
+        affinity: cores to stay on, such as `0,4-7`; None leaves that to the system.
+        input_shape: (C, H, W) of an image, for ncnn, whose files do not tell.
+        images: what to recognize on the device after measuring; None for nothing.
+    """
+
+    runtime: str | None = None
+    threads: int = 1
+    affinity: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    images: ImageSet | None = None
+
+    def runtime_of(self, path: Path) -> str:
+        """The runtime for a file.
+
+        Raises:
+            BadInputError: no such file, one that the runtime does not run, or a setting that makes no sense.
+        """
+        if self.threads < 1:
+            raise BadInputError(f"saw {self.threads} threads; allowed: 1 or more")
+        try:
+            agent.core_numbers(self.affinity or "0")
+        except ValueError:
+            raise BadInputError(f"saw cores {self.affinity!r}; write them as 0,2,4-7") from None
+        if not path.exists():
+            raise BadInputError(f"no such file: {path}")
+        fitting = [name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower()]
+        if not fitting:
+            allowed = ", ".join(dict.fromkeys(SUFFIXES.values()))
+            raise BadInputError(f"{path.name}: unknown suffix '{path.suffix}'; allowed: {allowed}")
+        if self.runtime is not None and self.runtime not in fitting:
+            raise BadInputError(f"{self.runtime} does not run {path.name}; allowed: {', '.join(fitting)}")
+        if path.suffix == ".ncnn" and self.input_shape is None:
+            raise BadInputError(f"{path.name} does not tell its input's shape; name it, such as 3,224,224")
+        return self.runtime or fitting[0]
+
+
+@dataclass(frozen=True)
 class _Said:
-    """The agent's events of one round."""
+    """What one round told: the agent's events, or what takes their place."""
 
     hello: dict[str, Any]
     result: dict[str, Any]
@@ -68,21 +124,20 @@ def measure(
     threads: int = 1,
     method: Method = DEFAULT,
 ) -> Measurement:
-    """Measure one file on one device, batch 1, CPU; arguments and errors as for `measure_on`.
+    """Measure one file on one device, batch 1; arguments and errors as for `Setup` and `measure_on`.
 
     Example:
         >>> measure(Path("model-fp32.onnx"), device="ssh://pi@pi4").latency.p50_ms  # doctest: +SKIP
         18.4
     """
-    return measure_on(parse_address(device), [path], runtime=runtime, threads=threads, method=method)[0]
+    return measure_on(parse_address(device), [path], Setup(runtime, threads), method=method)[0]
 
 
 def measure_on(
     address: Address,
     files: Sequence[Path],
+    setup: Setup,
     *,
-    runtime: str | None = None,
-    threads: int = 1,
     method: Method = DEFAULT,
     stop: threading.Event | None = None,
 ) -> list[Measurement]:
@@ -90,9 +145,8 @@ def measure_on(
 
     Args:
         address: of the device.
-        files: ONNX and TFLite files with fixed input shapes; an open batch dimension is taken as 1.
-        runtime: onnxruntime or litert; None takes each format's own.
-        threads: of an inference, at least 1.
+        files: ONNX, TFLite or ncnn files with fixed input shapes; an open batch dimension is taken as 1.
+        setup: how they are run.
         method: warm-up and length.
         stop: set by another thread to give up.
 
@@ -100,51 +154,46 @@ def measure_on(
         One measurement for each file, in their order.
 
     Raises:
-        BadInputError: no such file, a runtime that does not run it, or no thread.
+        BadInputError: no such file, or a setting that makes no sense.
         ToolFailedError: the device can't be reached, or the runtime is missing there, refused the file, died or
             went silent.
     """
-    runtimes = [_runtime_of(path, runtime, threads) for path in files]
+    runtimes = [setup.runtime_of(path) for path in files]
     stop = stop or threading.Event()
+    if "tflite-benchmark" in runtimes:
+        method = method.model_copy(update={"rounds": max(method.rounds, tflite_benchmark.ROUNDS)})
     said: list[list[_Said]] = [[] for _ in files]
     schedule = [index for _ in range(method.rounds) for index in range(len(files))]
-    with open_transport(address) as transport:
-        for turn, index in enumerate(
-            progress.track(schedule, f"measure latency, {address.name}", len(schedule))
-        ):
+    with tempfile.TemporaryDirectory() as folder, open_transport(address) as transport:
+        packed = Path(folder, "images.npz") if setup.images is not None else None
+        if setup.images is not None and packed is not None:
+            pack(setup.images, packed)
+        turns = progress.track(schedule, f"measure latency, {address.name}", len(schedule))
+        for turn, index in enumerate(turns):
             if turn:
                 stop.wait(method.cool_down_seconds)
-            outputs = COMPARED_INPUTS if address.kind != "local" and turn < len(files) else 0
-            said[index].append(
-                _measure_round(
-                    transport,
-                    files[index],
-                    [*_arguments(runtimes[index], threads, method), "--outputs", str(outputs)],
-                    threads,
-                    stop,
-                )
-            )
-    return [_join(address, path, threads, parts) for path, parts in zip(files, said, strict=True)]
+            first = turn < len(files)
+            arguments = _arguments(runtimes[index], setup, method)
+            arguments["--outputs"] = COMPARED_INPUTS if first and address.kind != "local" else 0
+            if first and packed is not None:
+                arguments["--evaluate"] = transport.put(packed)
+            said[index].append(_measure_round(transport, files[index], arguments, stop))
+        return [_join(address, path, setup, parts, packed) for path, parts in zip(files, said, strict=True)]
 
 
 def measure_fleet(
-    addresses: Sequence[Address],
-    files: Sequence[Path],
-    *,
-    runtime: str | None = None,
-    threads: int = 1,
-    method: Method = DEFAULT,
+    addresses: Sequence[Address], files: Sequence[Path], setup: Setup, *, method: Method = DEFAULT
 ) -> BenchResults:
     """Measure files on several devices at the same time; a device that fails does not take the others along.
 
     Arguments and BadInputError as for `measure_on`; a ToolFailedError becomes one of the result's failures.
     """
     for path in files:
-        _runtime_of(path, runtime, threads)
+        setup.runtime_of(path)
     stop = threading.Event()
 
     def work(address: Address) -> list[Measurement]:
-        return measure_on(address, files, runtime=runtime, threads=threads, method=method, stop=stop)
+        return measure_on(address, files, setup, method=method, stop=stop)
 
     with ThreadPoolExecutor(max_workers=len(addresses)) as pool:
         futures = [pool.submit(contextvars.copy_context().run, work, address) for address in addresses]
@@ -192,69 +241,106 @@ def require_agreement(measurements: Sequence[Measurement]) -> None:
         raise GateFailedError(wrong)
 
 
-def _runtime_of(path: Path, runtime: str | None, threads: int) -> str:
-    if threads < 1:
-        raise BadInputError(f"saw {threads} threads; allowed: 1 or more")
-    if not path.is_file():
-        raise BadInputError(f"no such file: {path}")
-    fitting = RUNTIMES[format_of(path)]
-    if runtime not in (None, fitting):
-        raise BadInputError(f"{runtime} does not run {path.name}; allowed: {fitting}")
-    return fitting
-
-
-def _arguments(runtime: str, threads: int, method: Method) -> list[str]:
-    settings = {
+def _arguments(runtime: str, setup: Setup, method: Method) -> dict[str, Any]:
+    """The agent's command line, but for the file."""
+    settings: dict[str, Any] = {
         "--runtime": runtime,
-        "--threads": threads,
+        "--threads": setup.threads,
         "--warmup-runs": method.warmup_runs,
         "--warmup-seconds": method.warmup_seconds,
         "--runs": -(-method.runs // method.rounds),
         "--seconds": method.seconds / method.rounds,
     }
-    return [str(part) for pair in settings.items() for part in pair]
+    if setup.affinity is not None:
+        settings["--affinity"] = setup.affinity
+    if setup.input_shape is not None:
+        settings["--input-shape"] = ",".join(map(str, setup.input_shape))
+    return settings
 
 
 def _measure_round(
-    transport: Transport, path: Path, arguments: list[str], threads: int, stop: threading.Event
+    transport: Transport, path: Path, arguments: dict[str, Any], stop: threading.Event
 ) -> _Said:
-    there = transport.put(path)
     work = path.name if transport.address.kind == "local" else f"{path.name} on {transport.address.name}"
-    events = run_agent(transport, ["--model", there, *arguments], work=work, threads=threads, stop=stop)
+    runtime = arguments["--runtime"]
+    if runtime == "ncnn":
+        arguments = arguments | {"--weights": transport.put(path / "model.bin")}
+        there = transport.put(path / "model.param")
+    else:
+        there = transport.put(path)
+    if runtime == "tflite-benchmark":
+        return _Said(*tflite_benchmark.measure_round(transport, there, arguments, work, stop))
+    if runtime == "tensorrt":
+        arguments = arguments | {"--precision": _precision_of(path)}
+    words = [str(word) for pair in arguments.items() for word in pair]
+    threads = arguments["--threads"]
+    events = run_agent(transport, ["--model", there, *words], work=work, threads=threads, stop=stop)
     return _Said(events["hello"], events["result"])
 
 
-def _join(address: Address, path: Path, threads: int, said: Sequence[_Said]) -> Measurement:
+def _precision_of(path: Path) -> str:
+    """What TensorRT has to be allowed, for it to run an ONNX file as it is written."""
+    onnx = require("onnx")
+    graph = onnx.load(str(path), load_external_data=False).graph
+    if any(node.op_type == "QuantizeLinear" for node in graph.node):
+        return "int8"
+    half = onnx.TensorProto.FLOAT16
+    return "fp16" if any(tensor.data_type == half for tensor in graph.initializer) else "fp32"
+
+
+def _join(
+    address: Address, path: Path, setup: Setup, said: Sequence[_Said], packed: Path | None
+) -> Measurement:
     """One latency of all rounds; loading and the first inference are those of the first."""
     hello, first = said[0].hello, said[0].result
     rounds = tuple(part.round for part in said)
     times = [time for part in rounds for time in part.times_ms]
+    averaged = [part.result.get("averaged", 1) for part in said]
+    runs = sum(count * len(part.times_ms) for count, part in zip(averaged, rounds, strict=True))
     reasons = tuple(dict.fromkeys(reason for part in rounds for reason in disturbances(part, hello["cores"])))
+    summary = summarize(times)
+    powers = [part.power_w for part in rounds if part.power_w is not None]
+    power = sum(powers) / len(powers) if powers else None
     latency = Latency(
         model=path.name,
         sha256=sha256_file(path),
         device=f"{address.name}: {hello['cpu']}, {hello['cores']} cores",
         runtime=hello["runtime"],
         runtime_version=hello["runtime_version"],
-        threads=threads,
+        threads=setup.threads,
+        affinity=setup.affinity,
         warmup_runs=sum(len(part.warmup_ms) for part in rounds),
-        runs=len(times),
+        runs=runs,
+        runs_averaged=min(averaged),
         init_ms=first["init_ms"],
         first_ms=first["first_ms"],
+        power_w=power,
+        energy_mj=None if power is None else power * summary.mean_ms,
         valid=not reasons,
         invalid_because=reasons,
-        **asdict(summarize(times)),
+        **asdict(summary),
     )
-    agreement, note = _compare(path, first["outputs"])
+    agreement, note = _compare(address, path, first["outputs"], setup)
+    classes = first.get("classes")
+    recognition = None
+    if setup.images is not None and packed is not None and classes is not None:
+        recognition = judge(classes, recognize_here(path, packed), setup.images)
     return Measurement(
-        address=address.name, latency=latency, rounds=rounds, agreement=agreement, agreement_note=note
+        address=address.name,
+        latency=latency,
+        rounds=rounds,
+        agreement=agreement,
+        agreement_note=note,
+        recognition=recognition,
     )
 
 
-def _compare(path: Path, outputs: list[list[dict[str, Any]]]) -> tuple[Agreement | None, str | None]:
+def _compare(
+    address: Address, path: Path, outputs: list[list[dict[str, Any]]], setup: Setup
+) -> tuple[Agreement | None, str | None]:
     if not outputs:
-        return None, "measured on this machine"
+        return None, "measured on this machine" if address.kind == "local" else "benchmark_model tells none"
     try:
-        return compare_outputs(path, outputs), None
+        return compare_outputs(path, outputs, setup.input_shape), None
     except FsrpEdgeError as error:  # a device may have a runtime that this machine lacks
         return None, str(error)

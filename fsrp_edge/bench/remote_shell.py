@@ -101,7 +101,8 @@ class RemoteShell:
         self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
     ) -> subprocess.Popen[str]:
         """See Transport."""
-        settings = [f"{name}={value}" for name, value in environment.items()]
+        # What runtimes leave in temporary folders goes with the scratch folder, however they end.
+        settings = [f"{name}={value}" for name, value in {**environment, "TMPDIR": self.scratch}.items()]
         return subprocess.Popen(
             [*self._client.further, shlex.join(["env", *settings, *command])],
             stdin=subprocess.DEVNULL,

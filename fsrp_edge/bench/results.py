@@ -24,13 +24,17 @@ class Latency(_Record):
     device: str
     """Where it ran, such as `local: Intel Xeon, 2 cores`."""
     runtime: str
-    """`onnxruntime` or `litert`."""
+    """`onnxruntime`, `litert`, `tflite-benchmark`, `ncnn` or `tensorrt`."""
     runtime_version: str
     threads: int
+    affinity: str | None = None
+    """The cores that it was kept on, such as `4-7`."""
     warmup_runs: int
     runs: int
+    runs_averaged: int = 1
+    """Runs that each time is the mean of: above 1 for tools that tell nothing but means, one a round."""
     init_ms: float
-    """Loading the file and making the session."""
+    """Loading the file and making the session; building the engine with TensorRT."""
     first_ms: float
     """The first inference."""
     min_ms: float
@@ -42,6 +46,10 @@ class Latency(_Record):
     p99_ms: float
     p50_interval_ms: tuple[float, float]
     """Bootstrap 95 % interval of the median."""
+    power_w: float | None = None
+    """Of the whole board (or of an x86's packages) while measuring, what it draws at rest included."""
+    energy_mj: float | None = None
+    """Millijoules an inference: that power times the mean latency."""
     valid: bool = True
     invalid_because: tuple[str, ...] = ()
 
@@ -53,10 +61,14 @@ class State(_Record):
     """Of the clocks; several names where cores differ."""
     clock_mhz: float | None
     """Of the fastest core."""
+    gpu_clock_mhz: float | None = None
     temperatures_c: dict[str, float]
     """By thermal zone."""
     throttled: int | None
     """Raspberry Pi's bits: 0 to 3 are now, 16 to 19 since the device started."""
+    power_mode: str | None = None
+    """Jetson: what nvpmodel is set to."""
+    power_w: float | None = None
     load_1m: float | None
     free_memory_mb: float | None
 
@@ -68,6 +80,7 @@ class Sample(_Record):
     clock_mhz: float | None
     temperature_c: float | None
     """Of the hottest thermal zone."""
+    power_w: float | None = None
 
 
 class Round(_Record):
@@ -76,6 +89,8 @@ class Round(_Record):
     warmup_ms: tuple[float, ...]
     times_ms: tuple[float, ...]
     """Every raw time, in the order of the runs."""
+    power_w: float | None = None
+    """Mean over these runs."""
     before: State
     during: tuple[Sample, ...]
     after: State
@@ -95,6 +110,17 @@ class Agreement(_Record):
     passed: bool
 
 
+class Recognition(_Record):
+    """What a file recognized on a device."""
+
+    data: str
+    images: int
+    correct: int | None
+    """None without labels."""
+    same_as_here: int | None
+    """Images in which this machine finds the same class with the same file; None where it can't run it."""
+
+
 class Measurement(_Record):
     """One file on one device."""
 
@@ -105,6 +131,7 @@ class Measurement(_Record):
     agreement: Agreement | None = None
     agreement_note: str | None = None
     """Why outputs were not compared."""
+    recognition: Recognition | None = None
 
     @property
     def times_ms(self) -> tuple[float, ...]:

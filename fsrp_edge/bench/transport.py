@@ -15,7 +15,8 @@ from urllib.parse import parse_qsl
 from fsrp_edge.errors import BadInputError
 
 FORMS = (
-    "local, ssh://[user@]host[:port] or adb:[serial], each with ?python=PATH and ?cache=FOLDER where needed"
+    "local, ssh://[user@]host[:port] or adb:[serial], each with ?python=PATH, ?cache=FOLDER and ?tool=PATH where "
+    "needed"
 )
 
 # No name may begin with a hyphen, which a client would read as an option.
@@ -24,6 +25,7 @@ _SSH = re.compile(
     r"(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>\d{1,5}))?/?",
     re.ASCII,
 )
+_SETTINGS = ("python", "cache", "tool")
 _ADB = re.compile(r"adb:(?P<serial>(?:[A-Za-z0-9][\w.:-]*)?)", re.ASCII)
 
 
@@ -38,6 +40,7 @@ class Address:
         port: likewise.
         python: interpreter on the device; a relative path starts at the home folder.
         cache: folder on the device that keeps files between runs; None keeps nothing there.
+        tool: path of `benchmark_model` on the device; None takes the usual place.
     """
 
     kind: Literal["local", "ssh", "adb"]
@@ -46,6 +49,7 @@ class Address:
     port: int | None = None
     python: str = "python3"
     cache: str | None = None
+    tool: str | None = None
 
     @property
     def name(self) -> str:
@@ -68,24 +72,20 @@ def parse_address(text: str) -> Address:
     """
     where, _, query = text.partition("?")
     settings = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = ", ".join(sorted(settings.keys() - {"python", "cache"}))
+    unknown = ", ".join(sorted(settings.keys() - set(_SETTINGS)))
     if unknown or len(settings) != (query.count("&") + 1 if query else 0):
         raise BadInputError(f"device {text!r}: unknown setting {unknown or query!r}; allowed: {FORMS}")
-    python, cache = (_far_path(text, name, value) for name, value in _ordered(settings))
+    python, cache, tool = (_far_path(text, name, settings.get(name)) for name in _SETTINGS)
     if where == "local" and cache is None:
-        return Address("local", python=python or sys.executable)
+        return Address("local", python=python or sys.executable, tool=tool)
     if found := _SSH.fullmatch(where):
         port = int(found["port"]) if found["port"] else None
         if port is None or 0 < port < 1 << 16:
             host = found["host"].strip("[]")
-            return Address("ssh", host, found["user"], port, python or "python3", cache)
+            return Address("ssh", host, found["user"], port, python or "python3", cache, tool)
     if found := _ADB.fullmatch(where):
-        return Address("adb", found["serial"], python=python or "python3", cache=cache)
+        return Address("adb", found["serial"], python=python or "python3", cache=cache, tool=tool)
     raise BadInputError(f"device {text!r} is not an address; allowed: {FORMS}")
-
-
-def _ordered(settings: Mapping[str, str]) -> list[tuple[str, str | None]]:
-    return [(name, settings.get(name)) for name in ("python", "cache")]
 
 
 def _far_path(address: str, name: str, value: str | None) -> str | None:

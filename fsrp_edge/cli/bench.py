@@ -9,14 +9,17 @@ import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.errors import traceback_option
-from fsrp_edge.errors import GateFailedError, ToolFailedError
+from fsrp_edge.errors import BadInputError, GateFailedError, ToolFailedError
 
 if TYPE_CHECKING:
     from fsrp_edge.bench.measure import Method
     from fsrp_edge.bench.results import BenchResults, Latency, Measurement
+    from fsrp_edge.data.images import ImageSet
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_COUNT = 24
+EVALUATED = 1000
+"""Images that are recognized on a device."""
 
 
 class _MeasureByDefault(click.Group):
@@ -35,6 +38,14 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str | N
     if found is None or float(found[1]) == 0:
         raise click.BadParameter(f"{text!r} is not a time such as 90s, 30m or 1h")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _shape(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d*,[1-9]\d*,[1-9]\d*", text):
+        raise click.BadParameter(f"{text!r} is not a shape such as 3,224,224")
+    return tuple(map(int, text.split(",")))
 
 
 def _share(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
@@ -58,7 +69,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.argument("models", nargs=-1, required=True, type=options.ExistingFile)
+@click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--device",
     "devices",
@@ -66,14 +77,23 @@ def bench() -> None:
     default=("local",),
     metavar="ADDRESS",
     help="local, ssh://[user@]host[:port] or adb:[serial], with '?python=PATH' for another interpreter than "
-    "python3 and '?cache=FOLDER' to keep files there. Repeatable: devices are measured at the same time.",
+    "python3, '?cache=FOLDER' to keep files there and '?tool=PATH' for benchmark_model. Repeatable: devices are "
+    "measured at the same time.",
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["onnxruntime", "litert"]),
-    help="Only files that it runs.  [default: by format]",
+    type=click.Choice(["onnxruntime", "tensorrt", "litert", "tflite-benchmark", "ncnn"]),
+    help="onnxruntime or tensorrt (drives trtexec) for .onnx, litert or tflite-benchmark (drives benchmark_model, "
+    "needs no Python there) for .tflite, ncnn for .ncnn folders.  [default: the first of its format]",
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--affinity", metavar="CORES", help="Stay on these cores, such as 0,4-7 for the fast ones.")
+@click.option("--input-shape", callback=_shape, metavar="C,H,W", help="Of an image, for ncnn.")
+@click.option(
+    "--evaluate",
+    metavar="SOURCE",
+    help="Also recognize the first 1,000 images of a data set there; what --data of other commands takes.",
+)
 @click.option("--quick", is_flag=True, help="At least 50 runs and 2 seconds a file instead of 100 and 10.")
 @click.option("--official", is_flag=True, help="At least 1,024 runs and 60 seconds a file.")
 @click.option(
@@ -95,6 +115,9 @@ def measure(
     devices: tuple[str, ...],
     runtime: str | None,
     threads: int,
+    affinity: str | None,
+    input_shape: tuple[int, ...] | None,
+    evaluate: str | None,
     require_valid: bool,
     out: Path | None,
     csv_file: Path | None,
@@ -102,7 +125,7 @@ def measure(
     quiet: bool,
     **lengths: Any,
 ) -> None:
-    """Measure the latency of .onnx and .tflite files, in turns, batch 1.
+    """Measure the latency of .onnx and .tflite files and .ncnn folders, in turns, batch 1.
 
     A device's outputs are compared with this machine's. Nothing stays on a device unless a cache folder is named.
 
@@ -110,15 +133,17 @@ def measure(
     fsrp-edge bench dense-fp32.onnx model-fp32.onnx model-int8.tflite --threads 4 --device local \\
       --device 'ssh://pi@raspberrypi.local?python=venv/bin/python' --out results.json
     """
-    from fsrp_edge.bench.measure import measure_fleet
+    from fsrp_edge.bench.measure import Setup, measure_fleet
     from fsrp_edge.bench.transport import parse_address
     from fsrp_edge.cli.console import print_json, show_progress
     from fsrp_edge.files import write_json, write_text
 
     method = _method(**lengths)
     addresses = [parse_address(device) for device in dict.fromkeys(devices)]
+    images = None if evaluate is None else _images(evaluate, models[0])
+    setup = Setup(runtime, threads, affinity, input_shape, images)
     with show_progress(quiet=quiet):
-        results = measure_fleet(addresses, models, runtime=runtime, threads=threads, method=method)
+        results = measure_fleet(addresses, models, setup, method=method)
     if out is not None:
         write_json(out, results.model_dump(mode="json"))
     if csv_file is not None:
@@ -141,6 +166,28 @@ def _method(quick: bool, official: bool, sustained: float | None, cool_down: flo
     return method.model_copy(update={"cool_down_seconds": cool_down})
 
 
+def _images(source: str, model: Path) -> "ImageSet":
+    """The first evaluation images of a data set, at the size that a file takes."""
+    from fsrp_edge.data.open import open_dataset
+    from fsrp_edge.models.classifier import ModelSpec, Preprocessing
+    from fsrp_edge.runtimes import open_session
+
+    session = open_session(model)
+    sizes = [size or 0 for size in session.input.shape[1:]]
+    if 0 in sizes:
+        raise BadInputError(f"{model.name} does not tell its input's size; name an ONNX or TFLite file first")
+    channels, height, width = [sizes[2], *sizes[:2]] if session.layout == "NHWC" else sizes
+    spec = ModelSpec(
+        architecture=model.name,
+        input_shape=(channels, height, width),
+        classes=session.output.shape[-1] or 0,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        preprocessing=Preprocessing(resize=height),
+    )
+    return open_dataset(source, spec, seed=0).evaluation.first(EVALUATED)
+
+
 def _print_results(results: "BenchResults", threads: int, *, sustained: bool) -> None:
     from fsrp_edge.cli.console import print_rows
 
@@ -148,9 +195,14 @@ def _print_results(results: "BenchResults", threads: int, *, sustained: bool) ->
         return
     remote = any(measurement.agreement for measurement in results.measurements)
     header = ["file", "device", "p50 ms", "95 % interval", "p90 ms", "p99 ms", "MB"]
-    header += ["outputs"] if remote else []
+    optional = {
+        "mJ": [_millijoules(measurement) for measurement in results.measurements],
+        "outputs": [_agreement(measurement) if remote else "" for measurement in results.measurements],
+        "right": [_right(measurement) for measurement in results.measurements],
+    }
+    columns = {name: texts for name, texts in optional.items() if any(texts)}
     print_rows(
-        (*header, "valid"),
+        (*header, *columns, "valid"),
         [
             (
                 latency.model,
@@ -160,16 +212,18 @@ def _print_results(results: "BenchResults", threads: int, *, sustained: bool) ->
                 f"{latency.p90_ms:.3f}",
                 f"{latency.p99_ms:.3f}",
                 "" if measurement.peak_memory_mb is None else f"{measurement.peak_memory_mb:.0f}",
-                *([_agreement(measurement)] if remote else []),
+                *(texts[row] for texts in columns.values()),
                 "yes" if latency.valid else "no",
             )
-            for measurement in results.measurements
+            for row, measurement in enumerate(results.measurements)
             for latency in [measurement.latency]
         ],
         footer="\n".join(
             [
                 f"{threads} thread(s), batch 1; MB: peak memory of the process"
-                + ("; outputs: largest difference to this machine's, relative" if remote else ""),
+                + ("; mJ: energy an inference, of the whole board" if "mJ" in columns else "")
+                + ("; outputs: largest difference to this machine's, relative" if remote else "")
+                + ("; right: of the images recognized there" if "right" in columns else ""),
                 *dict.fromkeys(
                     f"{latency.device}; {latency.runtime} {latency.runtime_version}"
                     for measurement in results.measurements
@@ -187,8 +241,28 @@ def _notes(results: "BenchResults") -> Iterator[str]:
         what = f"{measurement.latency.model} on {measurement.address}"
         if not measurement.latency.valid:
             yield f"not valid: {what}: {'; '.join(measurement.latency.invalid_because)}"
+        if measurement.latency.runs_averaged > 1:
+            yield f"{what}: the tool tells means only, so these are statistics of {_times(measurement)} means"
+        recognition = measurement.recognition
+        if recognition and recognition.same_as_here not in (None, recognition.images):
+            other = recognition.images - (recognition.same_as_here or 0)
+            yield f"{what}: another class than here in {other} of {recognition.images} images"
         if measurement.agreement is None and measurement.address != "local":
             yield f"outputs not compared: {what}: {measurement.agreement_note}"
+
+
+def _times(measurement: "Measurement") -> int:
+    return len(measurement.times_ms)
+
+
+def _millijoules(measurement: "Measurement") -> str:
+    energy = measurement.latency.energy_mj
+    return "" if energy is None else f"{energy:.3g}"
+
+
+def _right(measurement: "Measurement") -> str:
+    seen = measurement.recognition
+    return "" if seen is None or seen.correct is None else f"{seen.correct / seen.images:.1%}"
 
 
 def _agreement(measurement: "Measurement") -> str:

@@ -65,10 +65,13 @@ def _rows(device: "DeviceDescription") -> Iterator[tuple[str, str | None]]:
         "throttled",
         None if device.throttled is None else f"{device.throttled:#x}" if device.throttled else "no",
     )
+    yield "power mode", device.power_mode
+    yield "power", None if device.power_w is None else f"{device.power_w:.1f} W"
     yield "load", None if device.load_1m is None else f"{device.load_1m:.2f}"
     yield "Python", device.python
     for name, package in device.packages.items():
         yield name, package.version or f"missing: {package.reason}"
+    yield "trtexec", device.trtexec or "missing: comes with TensorRT"
 
 
 def _clock(device: "DeviceDescription") -> str | None:

@@ -2,12 +2,12 @@
 
 import itertools
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from fsrp_edge.bench.describe import describe
-from fsrp_edge.bench.measure import Method, measure_on
+from fsrp_edge.bench.measure import Method, Setup, measure_on
 from fsrp_edge.bench.results import read_results
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.cli import cli
@@ -37,7 +37,7 @@ def files(trained_checkpoint, tmp_path_factory) -> dict[tuple[Format, Precision]
 
     classifier = load_classifier(trained_checkpoint)
     data = digits(classifier.spec, seed=0)
-    requests = [ArtifactRequest(*pair) for pair in itertools.product(get_args(Format), get_args(Precision))]
+    requests = [ArtifactRequest(*pair) for pair in itertools.product(("onnx", "tflite"), LIMITS)]
     folder = tmp_path_factory.mktemp("arm") / "artifacts"
     exported = export_verified(
         classifier,
@@ -56,13 +56,21 @@ def test_the_far_side_is_an_arm_machine(server):
     assert device.missing() == []
 
 
-def test_every_file_computes_on_arm_what_it_computes_here(server, files):
-    measured = measure_on(parse_address(server.arm_address()), list(files.values()), method=SHORT)
+def test_every_file_computes_on_arm_what_it_computes_here(server, files, trained_checkpoint):
+    from fsrp_edge.data.embedded import digits
+    from fsrp_edge.models.checkpoint import load_classifier
+
+    images = digits(load_classifier(trained_checkpoint).spec, seed=0).evaluation.first(16)
+    address, setup = parse_address(server.arm_address()), Setup(images=images)
+    measured = measure_on(address, list(files.values()), setup, method=SHORT)
     errors: dict[Any, Any] = {
         key: one.agreement.relative_error for key, one in zip(files, measured, strict=True)
     }
     assert len(errors) == 6
     assert {key: error for key, error in errors.items() if error > LIMITS[key[1]]} == {}
+    for one in measured:
+        assert one.recognition.same_as_here == 16
+        assert one.recognition.correct >= 14
 
 
 def test_a_fleet_of_three_and_the_comparison(server, files, tmp_path, capfd, monkeypatch):

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from fsrp_edge import progress
 from fsrp_edge.bench import agent_process
 from fsrp_edge.bench import measure as measuring
-from fsrp_edge.bench.measure import DEFAULT, OFFICIAL, QUICK, Method, measure, measure_on
+from fsrp_edge.bench.measure import DEFAULT, OFFICIAL, QUICK, Method, Setup, measure, measure_on
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.files import sha256_file
@@ -56,7 +56,7 @@ def test_rounds_alternate_between_the_files(onnx_file, tflite_file, monkeypatch)
         return real(transport, path, *rest)
 
     monkeypatch.setattr(measuring, "_measure_round", recorded)
-    measured = measure_on(parse_address("local"), [onnx_file, tflite_file], method=SHORT)
+    measured = measure_on(parse_address("local"), [onnx_file, tflite_file], Setup(), method=SHORT)
     assert order == ["tiny.onnx", "tiny.tflite"] * 2
     assert [one.latency.model for one in measured] == ["tiny.onnx", "tiny.tflite"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from fsrp_edge.bench.measure import Method, measure_fleet
+from fsrp_edge.bench.measure import Method, Setup, measure_fleet
 from fsrp_edge.bench.results import BenchResults, bench_json_schema, read_results
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.errors import BadInputError
@@ -17,7 +17,7 @@ SHORT = Method(warmup_runs=1, warmup_seconds=0, runs=4, seconds=0, rounds=2)
 
 @pytest.fixture(scope="module")
 def measured(onnx_file) -> BenchResults:
-    return measure_fleet([parse_address("local")], [onnx_file], method=SHORT)
+    return measure_fleet([parse_address("local")], [onnx_file], Setup(), method=SHORT)
 
 
 def test_published_schema_is_current():

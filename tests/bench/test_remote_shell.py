@@ -16,7 +16,7 @@ import pytest
 
 from fsrp_edge.bench import agent_process
 from fsrp_edge.bench.describe import describe, require_ready
-from fsrp_edge.bench.measure import Method, measure, measure_on
+from fsrp_edge.bench.measure import Method, Setup, measure, measure_on
 from fsrp_edge.bench.remote_shell import connect
 from fsrp_edge.bench.results import read_results
 from fsrp_edge.bench.transport import parse_address
@@ -71,7 +71,7 @@ def test_one_connection_serves_everything_and_files_take_turns(server, onnx_file
 
     monkeypatch.setattr("fsrp_edge.bench.measure.run_agent", recorded)
     before = logins(server)
-    measure_on(parse_address(server.address()), [onnx_file, tflite_file], method=SHORT)
+    measure_on(parse_address(server.address()), [onnx_file, tflite_file], Setup(), method=SHORT)
     assert order == ["tiny.onnx", "tiny.tflite"] * 2
     assert logins(server) == before + 1
 
@@ -330,7 +330,7 @@ def test_adb_commands(onnx_file, tmp_path, monkeypatch):
     assert list(temporary.iterdir()) == []
     lines = [line for line in log.read_text().splitlines() if "--model" in line]
     assert len(lines) == SHORT.rounds
-    assert f"env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 {sys.executable} " in lines[0]
+    assert f"env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TMPDIR={temporary}/fsrp-edge." in lines[0]
 
 
 @pytest.mark.slow

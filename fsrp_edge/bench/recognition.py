@@ -1,0 +1,44 @@
+"""What a file recognizes on a device: images go there as one .npz file, classes come back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fsrp_edge.bench.results import Recognition
+from fsrp_edge.data.images import UNLABELLED, ImageSet
+from fsrp_edge.errors import FsrpEdgeError
+from fsrp_edge.runtimes import open_session
+
+_BATCH = 256
+
+
+def pack(images: ImageSet, path: Path) -> None:
+    """Write images as uint8 (N, C, H, W); the same images give the same bytes, so that they are sent once."""
+    pixels = [(batch * 255).round().byte().numpy() for batch, _ in images.batches(_BATCH)]
+    with path.open("wb") as stream:
+        np.savez(stream, pixels=np.concatenate(pixels))
+
+
+def recognize_here(path: Path, packed: Path) -> np.ndarray | None:
+    """Classes int64 (N,) that this machine finds in packed images; None where it can't run the file."""
+    try:
+        session = open_session(path)
+        with np.load(packed) as file:
+            pixels = file["pixels"].astype(np.float32) / 255
+        classes: np.ndarray = session.run(pixels).argmax(axis=1)
+        return classes
+    except FsrpEdgeError:
+        return None
+
+
+def judge(classes: Sequence[int], here: np.ndarray | None, images: ImageSet) -> Recognition:
+    """Compare the classes that a device found with the labels and with those found here."""
+    found = np.asarray(classes)
+    labels = images.labels.numpy()
+    return Recognition(
+        data=images.name,
+        images=len(images),
+        correct=None if labels[0] == UNLABELLED else int((found == labels).sum()),
+        same_as_here=None if here is None else int((found == here).sum()),
+    )

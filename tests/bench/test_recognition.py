@@ -1,0 +1,74 @@
+"""Classes found on a device, and the cores it is kept on: the agent itself, on this machine."""
+
+import os
+
+import numpy as np
+import pytest
+
+from fsrp_edge.bench.measure import Method, measure
+from fsrp_edge.bench.results import read_results
+from fsrp_edge.cli import cli
+from fsrp_edge.cli.errors import run
+from fsrp_edge.errors import BadInputError, ToolFailedError
+
+SHORT = Method(warmup_runs=1, warmup_seconds=0, runs=2, seconds=0, rounds=1)
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """An ONNX file whose class is the brightest channel."""
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("ReduceMean", ["pixels"], ["logits"], axes=[2, 3], keepdims=0)]
+    inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1, 3, 16, 16])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])]
+    graph = helper.make_graph(nodes, "brightest", inputs, outputs)
+    path = tmp_path / "brightest.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Twelve images, of whose labels one is wrong."""
+    labels = np.arange(12) % 3
+    pixels = np.full((12, 3, 16, 16), 10, np.uint8)
+    pixels[np.arange(12), labels] = 200
+    labels[0] = 1
+    path = tmp_path / "images.npz"
+    np.savez(path, x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    return path
+
+
+def test_images_are_recognized_there(classifier, images, tmp_path, capfd):
+    out = tmp_path / "results.json"
+    command = ["bench", str(classifier), "--sustained", "0.2s", "--evaluate", str(images), "--out", str(out)]
+    assert run(cli, command) == 0
+    (measurement,) = read_results(out).measurements
+    assert measurement.recognition.model_dump() == {
+        "data": "images/test", "images": 12, "correct": 11, "same_as_here": 12,
+    }  # fmt: skip
+    assert "91.7%" in capfd.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no process on a core")
+def test_stays_on_one_core(classifier):
+    from fsrp_edge.bench.measure import Setup, measure_on
+    from fsrp_edge.bench.transport import parse_address
+
+    core = str(min(os.sched_getaffinity(0)))
+    (measurement,) = measure_on(parse_address("local"), [classifier], Setup(affinity=core), method=SHORT)
+    assert measurement.latency.affinity == core
+    assert measurement.latency.device.endswith(", 1 cores")
+    with pytest.raises(ToolFailedError, match="no cores 4000; this machine has 0 to"):
+        measure_on(parse_address("local"), [classifier], Setup(affinity="4000"), method=SHORT)
+    with pytest.raises(BadInputError, match=r"saw cores 'fast'; write them as 0,2,4-7"):
+        measure_on(parse_address("local"), [classifier], Setup(affinity="fast"), method=SHORT)
+
+
+def test_files_of_no_runtime_are_refused(tmp_path):
+    path = tmp_path / "net.pt"
+    path.write_bytes(b"")
+    with pytest.raises(BadInputError, match=r"unknown suffix '\.pt'; allowed: \.onnx, \.tflite, \.ncnn"):
+        measure(path)

@@ -1,0 +1,151 @@
+"""What the agent reads of boards that are not here: files as their drivers show them, and what their tools printed."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from fsrp_edge.bench import agent
+
+# https://github.com/rbonghi/jetson_stats and https://github.com/GDWR/jetson_exporter/issues/14 (Nano, AGX Orin)
+NANO = (
+    "RAM 1923/3964MB (lfb 2x2MB) SWAP 191/1982MB (cached 6MB) IRAM 0/252kB(lfb 252kB) CPU [5%@1224,4%@1224,3%@1224,"
+    "6%@1224] EMC_FREQ 0%@1600 GR3D_FREQ 0%@76 APE 25 PLL@37C CPU@40C PMIC@50C GPU@40C AO@45C thermal@40C POM_5V_IN "
+    "1750/1628 POM_5V_GPU 0/0 POM_5V_CPU 366/406"
+)
+AGX_ORIN = (
+    "04-11-2025 10:36:27 RAM 4321/62801MB (lfb 1759x4MB) SWAP 19/31400MB (cached 0MB) CPU [0%@729,0%@729,0%@729,"
+    "0%@729,0%@729,0%@729,0%@729,0%@729,0%@729,0%@729,0%@729,0%@729] EMC_FREQ 0%@2133 GR3D_FREQ 0%@[305,306] VIC_FREQ "
+    "729 APE 174 CV0@-256C CPU@44.562C Tboard@32C"
+)
+TX2 = (  # https://github.com/rbonghi/jetson_stats/issues/187
+    "RAM 1689/3825MB (lfb 339x4MB) SWAP 0/1913MB (cached 0MB) CPU [3%@345,off,off,0%@345,1%@345,1%@345] EMC_FREQ 0% "
+    "GR3D_FREQ 0% PLL@50.5C MCPU@50.5C PMIC@50C GPU@50C BCPU@50.5C thermal@50.3C"
+)
+# Raspberry Pi 5, `vcgencmd pmic_read_adc`, three of its rails, and two that have no current.
+PI_5 = """     3V7_WL_SW_A current(0)=0.05855580A
+       3V3_SYS_A current(1)=0.06148359A
+      VDD_CORE_A current(7)=5.03652000A
+     3V7_WL_SW_V volt(8)=3.61069200V
+       3V3_SYS_V volt(9)=3.29982600V
+      VDD_CORE_V volt(15)=0.89369880V
+         EXT5V_V volt(24)=4.98480000V
+          BATT_V volt(25)=0.00000000V
+"""
+
+
+@pytest.mark.parametrize(("line", "mhz"), [(NANO, 76), (AGX_ORIN, 306), (TX2, None), ("", None)])
+def test_gpu_clock(line, mhz):
+    assert agent.gpu_mhz(line) == mhz
+
+
+def test_rails_of_a_raspberry_pi_5():
+    rails = agent.rails_of_pmic(PI_5)
+    assert set(rails) == {"3V7_WL_SW", "3V3_SYS", "VDD_CORE"}
+    assert agent.whole_board(rails) == pytest.approx(0.2114 + 0.2029 + 4.5011, abs=1e-3)
+    assert agent.whole_board(agent.rails_of_pmic('error=1 error_msg="Command not registered"\n')) is None
+
+
+def tree(root: Path, files: dict[str, object]) -> agent.Machine:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return agent.Machine(str(root))
+
+
+def test_sensors_of_a_jetson_with_jetpack_5(tmp_path):
+    """The paths of NVIDIA's developer guide: millivolts and milliamperes a channel; unused ones are called NC."""
+    folder = "sys/class/hwmon/hwmon3"
+    channels = {1: ("VDD_IN", 5040, 1200), 2: ("VDD_CPU_GPU_CV", 5032, 400), 3: ("NC", 0, 0)}
+    files: dict[str, object] = {f"{folder}/name": "ina3221"}
+    for number, (label, millivolts, milliamperes) in channels.items():
+        files[f"{folder}/in{number}_label"] = label
+        files[f"{folder}/in{number}_input"] = millivolts
+        files[f"{folder}/curr{number}_input"] = milliamperes
+    machine = tree(tmp_path, files)
+    assert machine.rails() == pytest.approx({"VDD_IN": 6.048, "VDD_CPU_GPU_CV": 2.0128})
+    assert machine.power_w() == pytest.approx(6.048)
+    (tmp_path / folder / "in1_label").unlink()
+    assert machine.power_w() == pytest.approx(2.0128)
+
+
+def test_sensors_of_a_jetson_nano_with_jetpack_4(tmp_path):
+    folder = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
+    rails = {0: ("POM_5V_IN", 1750), 1: ("POM_5V_GPU", 0), 2: ("POM_5V_CPU", 366)}
+    files: dict[str, object] = {}
+    for number, (name, milliwatts) in rails.items():
+        files |= {f"{folder}/rail_name_{number}": name, f"{folder}/in_power{number}_input": milliwatts}
+    assert tree(tmp_path, files).power_w() == 1.75
+
+
+def test_energy_counters_of_x86_packages(tmp_path):
+    zone = "sys/class/powercap/intel-rapl:0"
+    machine = tree(
+        tmp_path,
+        {
+            f"{zone}/energy_uj": 262_143_000_000,
+            f"{zone}/max_energy_range_uj": 262_143_328_850,
+            "sys/class/powercap/intel-rapl:0:0/energy_uj": 5,  # a part of the package
+            "sys/class/powercap/intel-rapl:0:0/max_energy_range_uj": 262_143_328_850,
+        },
+    )
+    before = machine.packages_uj()
+    (tmp_path / zone / "energy_uj").write_text("19671150\n")  # it started again at 0 in between
+    assert agent.mean_power_w(before, machine.packages_uj(), 2.0, []) == pytest.approx(10.0)
+
+
+def test_mean_power_of_samples():
+    samples = [{"power_w": 4.0}, {"power_w": None}, {"power_w": 6.0}]
+    assert agent.mean_power_w({}, {}, 2.0, samples) == 5.0
+    assert agent.mean_power_w({}, {}, 2.0, [{"power_w": None}]) is None
+
+
+def test_state_of_a_board(tmp_path):
+    machine = tree(
+        tmp_path,
+        {
+            "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand",
+            "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": 600000,
+            "sys/devices/system/cpu/cpu4/cpufreq/scaling_governor": "performance",
+            "sys/devices/system/cpu/cpu4/cpufreq/scaling_cur_freq": 1800000,
+            "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
+            "sys/class/thermal/thermal_zone0/temp": 61835,
+            "sys/class/thermal/thermal_zone1/type": "off",
+            "sys/class/thermal/thermal_zone1/temp": "",
+            "sys/devices/platform/soc/soc:firmware/get_throttled": "50005",
+            "proc/loadavg": "0.52 0.48 0.44 1/222 1234",
+            "proc/meminfo": "MemTotal:        3884336 kB\nMemAvailable:    3210000 kB",
+            "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
+        },
+    )
+    assert machine.cpu_name() == "Raspberry Pi 4 Model B Rev 1.4"
+    state = machine.state()
+    assert (state["governor"], state["clock_mhz"]) == ("ondemand performance", 1800)
+    assert state["temperatures_c"] == {"cpu-thermal": 61.835}
+    assert (state["throttled"], state["load_1m"]) == (0x50005, 0.52)
+    assert state["free_memory_mb"] == pytest.approx(3287.04)
+    assert (state["power_w"], state["power_mode"], state["gpu_clock_mhz"]) == (None, None, None)
+
+
+def test_tools_of_a_board_are_asked(tmp_path, monkeypatch):
+    """Stand-ins that print what the tools print: tegrastats talks on until it is stopped."""
+    tools = {
+        "nvpmodel": "test $# = 1 && test $1 = -q && printf 'NV Power Mode: MAXN\\n0\\n'",
+        "tegrastats": f"test \"$*\" = '--interval 100' && while echo '{NANO}'; do sleep 0.1; done",
+        "vcgencmd": f"case $1 in get_throttled) echo throttled=0x50000;; *) echo '{PI_5}';; esac",
+    }
+    for name, text in tools.items():
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    state = agent.Machine().state()
+    assert (state["power_mode"], state["gpu_clock_mhz"]) == ("MAXN", 76)
+    assert state["power_w"] == pytest.approx(4.915, abs=1e-3)
+    assert state["throttled"] == 0x50000
+
+
+@pytest.mark.parametrize(("text", "cores"), [("0", [0]), ("0,2", [0, 2]), ("1,4-7", [1, 4, 5, 6, 7])])
+def test_cores_of_a_range(text, cores):
+    assert agent.core_numbers(text) == cores

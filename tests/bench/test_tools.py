@@ -1,0 +1,284 @@
+"""Runtimes that come as programs of their own, and ncnn: real where it runs here, else stand-ins that record calls."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fsrp_edge.bench import agent, tflite_benchmark
+from fsrp_edge.bench.agent_process import AGENT
+from fsrp_edge.bench.measure import Method, Setup, measure, measure_on
+from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.errors import BadInputError, ToolFailedError
+
+SHORT = Method(warmup_runs=2, warmup_seconds=0.25, runs=6, seconds=2, rounds=2)
+# https://github.com/tensorflow/tensorflow/issues/73862, and of an Android phone, …/issues/42507
+LINUX = """INFO: STARTING!
+INFO: Log parameter values verbosely: [0]
+INFO: Graph: [mobilenet_v1_1.0_224.tflite]
+INFO: Signature to run: []
+INFO: Loaded model mobilenet_v1_1.0_224.tflite
+INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
+INFO: The input model file size (MB): 16.9008
+INFO: Initialized session in 12.75ms.
+INFO: Running benchmark for at least 1 iterations and at least 0.5 seconds but terminate if exceeding 150 seconds.
+INFO: count=37 first=14744 curr=15520 min=13164 max=18295 avg=13764.3 std=967
+
+INFO: Running benchmark for at least 50 iterations and at least 1 seconds but terminate if exceeding 150 seconds.
+INFO: count=74 first=14850 curr=13315 min=13105 max=15765 avg=13520.2 std=470
+
+INFO: Inference timings in us: Init: 12750, First inference: 14744, Warmup (avg): 13764.3, Inference (avg): 13520.2
+"""
+ANDROID = """STARTING!
+Duplicate flags: num_threads
+Num threads: [4]
+Graph: [/data/local/tmp/espcn_harmonic_2x_slim_w_cl.tflite]
+Initialized session in 0.855ms.
+Running benchmark for at least 1 iterations and at least 0.5 seconds but terminate if exceeding 150 seconds.
+count=15 first=49060 curr=33682 min=32825 max=49060 avg=34825.1 std=3930
+
+Running benchmark for at least 50 iterations and at least 1 seconds but terminate if exceeding 150 seconds.
+count=50 first=32891 curr=33978 min=32641 max=34005 avg=33209.4 std=450
+
+Inference timings in us: Init: 855, First inference: 49060, Warmup (avg): 34825.1, Inference (avg): 33209.4
+Note: as the benchmark tool itself affects memory footprint, the following is only APPROXIMATE to the actual memory
+Peak memory footprint (MB): init=0 overall=12.8672
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A program before all others on the path: Python code that finds its arguments in `given`, recorded in a file."""
+
+    def make(name: str, code: str) -> Path:
+        folder = tmp_path / "tools"
+        folder.mkdir(exist_ok=True)
+        log = folder / f"{name}.log"
+        program = folder / name
+        program.write_text(
+            f"#!{sys.executable}\nimport json, sys\ngiven = sys.argv[1:]\n"
+            f"open({str(log)!r}, 'a').write(json.dumps(given) + '\\n')\n{code}"
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        return log
+
+    return make
+
+
+def calls(log: Path) -> list[list[str]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+class TestTfliteBenchmark:
+    def test_reads_recorded_output(self):
+        said = tflite_benchmark.parse(LINUX, "net")
+        assert (said["init_ms"], said["first_ms"]) == (12.75, 14.744)
+        assert (said["times_ms"], said["averaged"]) == ((13.5202,), 74)
+        assert said["peak_memory_mb"] is None
+        said = tflite_benchmark.parse(ANDROID, "net")
+        assert (said["times_ms"], said["averaged"], said["peak_memory_mb"]) == ((33.2094,), 50, 12.8672)
+
+    def test_other_output_is_an_error_with_its_last_line(self):
+        with pytest.raises(ToolFailedError, match=r"net: .*it said: Failed to initialize the interpreter"):
+            tflite_benchmark.parse("STARTING!\nFailed to initialize the interpreter\n", "net")
+
+    def test_over_adb_without_python_on_the_phone(self, stand_in, tflite_file, tmp_path):
+        temporary = tmp_path / "data"
+        temporary.mkdir()
+        phone = tmp_path / "benchmark_model"
+        phone.write_text(f"#!/bin/sh\necho \"$0 $*\" >> {tmp_path}/calls\ncat <<'END'\n{ANDROID}END\n")
+        phone.chmod(0o755)
+        stand_in(
+            "adb",
+            "import os\nassert given[:4] == ['-s', 'R58', 'shell', '-T'], given\n"
+            f"command = given[4].replace('/data/local/tmp', {str(temporary)!r})\n"
+            "assert 'python3' not in command\nos.execvp('sh', ['sh', '-c', command])\n",
+        )
+        address = parse_address(f"adb:R58?tool={phone}")
+        setup = Setup("tflite-benchmark", threads=4, affinity="0")
+        (measurement,) = measure_on(address, [tflite_file], setup, method=SHORT)
+        latency = measurement.latency
+        assert (latency.runtime, latency.runs_averaged, latency.p50_ms) == ("tflite-benchmark", 50, 33.2094)
+        assert (latency.runs, len(measurement.rounds)) == (500, tflite_benchmark.ROUNDS)
+        assert measurement.rounds[0].before.free_memory_mb > 1
+        assert measurement.agreement_note == "benchmark_model tells none"
+        lines = (tmp_path / "calls").read_text().splitlines()
+        assert len(lines) == tflite_benchmark.ROUNDS
+        for option in ("--num_threads=4", "--num_runs=1", "--min_secs=0.2", "--warmup_runs=2"):
+            assert option in lines[0].split()
+        assert list(temporary.iterdir()) == []
+
+    def test_cores_become_a_mask(self, stand_in, tflite_file):
+        log = stand_in("taskset", f"print({LINUX!r})")
+        setup = Setup("tflite-benchmark", affinity="4-7")
+        measure_on(parse_address("local"), [tflite_file], setup, method=SHORT)
+        assert calls(log)[0][:2] == ["f0", "benchmark_model"]
+
+    def test_missing_program(self, tflite_file):
+        with pytest.raises(ToolFailedError, match=r"no program '/nowhere/b'; name its path with \?tool=PATH"):
+            measure(tflite_file, device="local?tool=/nowhere/b", runtime="tflite-benchmark", method=SHORT)
+
+
+# What trtexec says and writes: the banner and options as printed by 8.2 to 10.5 (`trtexec --help`), times in the format
+# of its exportJSONTrace (NVIDIA/TensorRT, samples/common/sampleReporting.cpp), which once held the warm-up too.
+TRTEXEC = """
+named = dict(word.lstrip("-").partition("=")[::2] for word in given)
+print("&&&& RUNNING TensorRT.trtexec [TensorRT v100500] [b18] # trtexec " + " ".join(given))
+if "help" in named:
+    print("  --useSpinWait               Actively synchronize on GPU events.")
+    print("  --useCudaGraph              Use CUDA graph to capture engine execution")
+if "onnx" in named:
+    print("[01/02/2026-10:00:00] [I] Input binding for pixels with dimensions 1x3x16x16 is created.")
+    open(named["saveEngine"], "w").write("engine")
+if "loadEngine" in named:
+    assert open(named["loadEngine"]).read() == "engine"
+if "exportTimes" in named:
+    queries = [
+        {"startEnqMs": at, "endEnqMs": at + 0.1, "startH2dMs": at, "endH2dMs": at + 0.25, "startComputeMs": at + 0.25,
+         "endComputeMs": at + 1.25, "startD2hMs": at + 1.25, "endD2hMs": at + 1.5, "h2dMs": 0.25, "computeMs": 1.0,
+         "d2hMs": 0.25, "latencyMs": 1.5 if at >= 250 else 9.0}
+        for at in range(0, 500, 5)
+    ]
+    json.dump(queries, open(named["exportTimes"], "w"))
+if "exportOutput" in named:
+    name, path = named["loadInputs"].split(":", 1)
+    assert name == "pixels" and len(open(path, "rb").read()) == 3 * 16 * 16 * 4
+    json.dump([{"name": "logits", "dimensions": "1x2", "values": [0.5, -1.5]}], open(named["exportOutput"], "w"))
+"""
+
+
+class TestTensorRT:
+    def test_builds_then_times_with_every_default_set(self, stand_in, onnx_file):
+        log = stand_in("trtexec", TRTEXEC)
+        measurement = measure(onnx_file, runtime="tensorrt", method=SHORT)
+        latency = measurement.latency
+        assert (latency.runtime, latency.runtime_version) == ("tensorrt", "10.5.0")
+        assert (latency.p50_ms, latency.first_ms) == (1.5, 9.0)
+        assert latency.runs == 2 * 50  # without the queries of the warm-up
+        asked, build, timing = calls(log)[:3]
+        assert asked == ["--help"]
+        assert build[0] == f"--onnx={onnx_file}"
+        assert {"--useCudaGraph", "--useSpinWait"} <= {*build} & {*timing}
+        assert {"--iterations=3", "--duration=1", "--warmUp=250"} < {*timing}
+        assert not {"--fp16", "--int8"} & {*build}
+        engine = Path(build[1].removeprefix("--saveEngine="))
+        assert f"--loadEngine={engine}" in timing
+        assert not engine.parent.exists()
+
+    def test_outputs_for_given_inputs(self, stand_in, onnx_file):
+        stand_in("trtexec", TRTEXEC)
+        command = [
+            sys.executable,
+            str(AGENT),
+            "--model",
+            str(onnx_file),
+            "--runtime",
+            "tensorrt",
+            "--outputs",
+            "1",
+        ]
+        done = subprocess.run([*command, "--seconds", "0"], capture_output=True, text=True, check=True)
+        (encoded,) = json.loads(done.stdout.splitlines()[-1])["outputs"][0]
+        assert (encoded["type"], encoded["shape"]) == ("float32", [1, 2])
+
+    def test_half_precision_is_allowed_where_the_file_uses_it(self, stand_in, onnx_file, tmp_path):
+        import onnx
+        from onnxconverter_common import float16
+
+        log = stand_in("trtexec", TRTEXEC)
+        half = tmp_path / "half.onnx"
+        onnx.save(float16.convert_float_to_float16(onnx.load(onnx_file), keep_io_types=True), half)
+        measure(half, runtime="tensorrt", method=SHORT)
+        assert "--fp16" in calls(log)[1]
+
+    @pytest.mark.parametrize(
+        ("banner", "version"),
+        [
+            ("[TensorRT v8201]", "8.2.1"),
+            ("[TensorRT v100300]", "10.3.0"),
+            ("[TensorRT v8.6.1]", "8.6.1"),
+            ("", "unknown"),
+        ],
+    )
+    def test_version(self, banner, version):
+        assert (
+            agent.TensorRT.version_in(f"&&&& RUNNING TensorRT.trtexec {banner} # trtexec --help") == version
+        )
+
+    def test_what_failed_is_told(self, stand_in, onnx_file):
+        stand_in(
+            "trtexec",
+            'if "--help" not in given:\n    print("[E] [TRT] ModelImporter.cpp: No importer registered for op: Foo")\n'
+            '    print("&&&& FAILED TensorRT.trtexec")\n    sys.exit(1)\n',
+        )
+        with pytest.raises(ToolFailedError, match="No importer registered for op: Foo"):
+            measure(onnx_file, runtime="tensorrt", method=SHORT)
+
+    def test_missing(self, onnx_file):
+        if agent.shutil.which("trtexec"):
+            pytest.skip("this machine has trtexec")
+        with pytest.raises(ToolFailedError, match="there is no trtexec; it comes with TensorRT"):
+            measure(onnx_file, runtime="tensorrt", method=SHORT)
+
+
+class TestNcnn:
+    @pytest.fixture
+    def ncnn_file(self, tmp_path) -> Path:
+        """The convolution of the ONNX file, in ncnn's text format, and its weights."""
+        pytest.importorskip("ncnn", reason="needs the ncnn extra")
+        weight = np.random.default_rng(0).random((8, 3, 3, 3), dtype=np.float32)
+        path = tmp_path / "tiny.ncnn"
+        path.mkdir()
+        (path / "model.param").write_text(
+            "7767517\n2 2\nInput in0 0 1 in0\nConvolution conv 1 1 in0 out0 0=8 1=3 5=0 6=216\n"
+        )
+        (path / "model.bin").write_bytes(bytes(4) + weight.tobytes())
+        return path
+
+    def test_measures_and_computes_what_onnxruntime_does(self, ncnn_file, onnx_file):
+        from fsrp_edge.bench.agreement import _decode
+
+        setup = Setup(input_shape=(3, 16, 16))
+        (measurement,) = measure_on(parse_address("local"), [ncnn_file], setup, method=SHORT)
+        assert (measurement.latency.runtime, measurement.latency.runs >= 6) == ("ncnn", True)
+        arguments = ["--weights", str(ncnn_file / "model.bin"), "--input-shape", "3,16,16"]
+        made = [
+            outputs_of(path, runtime, *more)
+            for path, runtime, more in (
+                (ncnn_file / "model.param", "ncnn", arguments),
+                (onnx_file, "onnxruntime", []),
+            )
+        ]
+        np.testing.assert_allclose(*(_decode(one) for one in made), rtol=2e-2)  # ncnn may compute in bfloat16
+
+    def test_needs_a_shape(self, ncnn_file):
+        with pytest.raises(BadInputError, match=r"tiny\.ncnn does not tell its input's shape"):
+            measure(ncnn_file)
+
+    def test_damaged_file(self, ncnn_file):
+        (ncnn_file / "model.param").write_text("damaged")
+        setup = Setup(input_shape=(3, 16, 16))
+        with pytest.raises(ToolFailedError, match=r"tiny\.ncnn: .*ncnn cannot read model\.param"):
+            measure_on(parse_address("local"), [ncnn_file], setup, method=SHORT)
+
+
+def outputs_of(path: Path, runtime: str, *more: str) -> dict[str, object]:
+    command = [
+        sys.executable,
+        str(AGENT),
+        "--model",
+        str(path),
+        "--runtime",
+        runtime,
+        "--outputs",
+        "1",
+        *more,
+    ]
+    command += ["--seconds", "0", "--runs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])["outputs"][0][0]
