@@ -1,12 +1,13 @@
 # make demo    train a small robust network and compress it, from nothing
 # make test    the tests, from nothing
 PYTHON ?= python3
+DATA ?= cifar-10-batches-bin
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-arm lint format bench wheel clean
+.PHONY: help demo test test-slow test-arm lint format bench reproduce wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 12
@@ -54,6 +55,9 @@ format: $(VENV)/dev.stamp ## Format the code
 
 bench: $(VENV)/dev.stamp ## Run the benchmarks behind the README's figures (see benchmarks/README.md)
 	$(BIN)/python -m benchmarks.run
+
+reproduce: $(VENV)/dev.stamp ## Rerun the robust pruning table of the small networks (days on 2 cores; resumable): make reproduce DATA=cifar-10-batches-bin
+	$(BIN)/python -m benchmarks.robust_pruning --data $(DATA)
 
 wheel: $(VENV)/dev.stamp ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

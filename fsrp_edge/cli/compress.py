@@ -97,6 +97,7 @@ def compress(
             given.pop("recover_learning_rate"),
             given.pop("batch_size"),
             eps,
+            given.pop("recipe"),
         ),
         formats=options.optional(formats),
         precisions=options.optional(precisions),

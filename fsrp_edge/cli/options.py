@@ -256,6 +256,12 @@ strategy_options = _stack(
         "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of the gradual strategy."
     ),
 )
+recipe_option = click.option(
+    "--recipe",
+    type=ExistingFile,
+    help="YAML file with more of the recipe, such as `method: trades`, `ema_decay: 0.999`, `cutmix: true`, `schedule: "
+    "one-cycle`, `label_smoothing: 0.1`, `patience: 5`; its keys win over the options.",
+)
 recovery_options = _stack(
     click.option(
         "--recover-epochs",
@@ -266,11 +272,11 @@ recovery_options = _stack(
     ),
     click.option(
         "--recover-method",
-        type=click.Choice(["auto", "n-fgsm", "pgd", "natural"]),
+        type=click.Choice(["auto", "n-fgsm", "pgd", "trades", "natural"]),
         default="auto",
         show_default=True,
-        help="What is trained on: fast (n-fgsm) or multi-step (pgd) adversarial examples, or clean images. auto: "
-        "n-fgsm, but clean images where compress finds that the dense network has no robustness to keep.",
+        help="What is trained on: fast (n-fgsm) or multi-step (pgd, trades) adversarial examples, or clean images. "
+        "auto: n-fgsm, but clean images where compress finds that the dense network has no robustness to keep.",
     ),
     click.option(
         "--recover-learning-rate", type=click.FloatRange(0, min_open=True), default=0.02, show_default=True
@@ -278,6 +284,7 @@ recovery_options = _stack(
     click.option(
         "--batch-size", type=click.IntRange(2), default=128, show_default=True, help="Of the recovery."
     ),
+    recipe_option,
 )
 
 
@@ -344,14 +351,14 @@ def criterion_from(given: dict[str, Any]) -> Any:
     return FSRP(**fsrp, attack=PGD(eps=given["eps"], steps=steps, early_stop=early))
 
 
-def recipe_from(epochs: int, method: str, learning_rate: float, batch_size: int, eps: float) -> Any:
+def recipe_from(
+    epochs: int, method: str, learning_rate: float, batch_size: int, eps: float, recipe: Path | None
+) -> Any:
     """The recovery recipe that the command line names; None for 0 epochs."""
-    from fsrp_edge.training.recipe import Recipe
-
     if epochs == 0:
         return None
-    return checked(
-        Recipe,
+    return checked_recipe(
+        recipe,
         epochs=epochs,
         method="n-fgsm" if method == "auto" else method,
         learning_rate=learning_rate,
@@ -360,3 +367,18 @@ def recipe_from(epochs: int, method: str, learning_rate: float, batch_size: int,
         flip=True,
         crop_padding=4,
     )
+
+
+def checked_recipe(file: Path | None, **values: Any) -> Any:
+    """A recipe of these values and, above them, those of a YAML file."""
+    import yaml
+
+    from fsrp_edge.training.recipe import Recipe
+
+    try:
+        more = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"--recipe {file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(more, dict):
+        raise click.UsageError(f"--recipe {file}: give keys and values, such as `ema_decay: 0.999`")
+    return checked(Recipe, **{**values, **more})

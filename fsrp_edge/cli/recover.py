@@ -30,6 +30,7 @@ def recover(
     recover_method: str,
     recover_learning_rate: float,
     batch_size: int,
+    recipe: Path | None,
     eps: float,
     seed: int,
     out: Path,
@@ -37,7 +38,7 @@ def recover(
     quiet: bool,
     **checkpoint: Any,
 ) -> None:
-    """Recover a pruned network; an interrupted run goes on after the last finished epoch.
+    """Recover a pruned network; an interrupted run goes on where it stopped.
 
     \b
     fsrp-edge recover pruned.safetensors --data cifar-10-batches-bin --recover-epochs 10
@@ -50,21 +51,24 @@ def recover(
     from fsrp_edge.training.recovery import fit_recipe
     from fsrp_edge.training.recovery import recover as run
 
-    recipe = options.recipe_from(recover_epochs, recover_method, recover_learning_rate, batch_size, eps)
+    chosen = options.recipe_from(
+        recover_epochs, recover_method, recover_learning_rate, batch_size, eps, recipe
+    )
     unfinished = out.with_suffix(".unfinished.pt")
     with show_progress(quiet=quiet):
         pruned = load(CheckpointOptions(**checkpoint))
         dense = load(CheckpointOptions(**checkpoint | {"checkpoint": teacher})) if teacher else None
         dataset = load_data(dense or pruned, data, seed)
-        if recipe is not None:
+        if chosen is not None:
             if dense is None and dataset.train.label_kind != "ground truth":
                 raise BadInputError(
                     "these images have no labels to learn: name the dense network with --teacher, or labelled "
                     "images with --data"
                 )
-            distilling = recipe.model_copy(update={"distillation": 1.0 if dense else 0.0})
-            recipe = fit_recipe(distilling, dataset, has_teacher=dense is not None)
-        result = run(pruned, dataset.train, recipe, seed=seed, teacher=dense, checkpoint=unfinished)
+            weight = (chosen.distillation or 1.0) if dense else 0.0
+            distilling = chosen.model_copy(update={"distillation": weight})
+            chosen = fit_recipe(distilling, dataset, has_teacher=dense is not None)
+        result = run(pruned, dataset.train, chosen, seed=seed, teacher=dense, checkpoint=unfinished)
         save_classifier(result.classifier, out)
         unfinished.unlink(missing_ok=True)
     history = [record.model_dump() for record in result.history]

@@ -20,7 +20,7 @@ from fsrp_edge.cli.errors import traceback_option
     help="Height and width in pixels.  [default: the architecture's own]",
 )
 @click.option(
-    "--method", type=click.Choice(["n-fgsm", "pgd", "natural"]), default="n-fgsm", show_default=True
+    "--method", type=click.Choice(["n-fgsm", "pgd", "trades", "natural"]), default="n-fgsm", show_default=True
 )
 @options.eps_option
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
@@ -29,6 +29,7 @@ from fsrp_edge.cli.errors import traceback_option
     "--crop-padding", type=click.IntRange(0), default=4, show_default=True, help="Of random crops, in pixels."
 )
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=0.1, show_default=True)
+@options.recipe_option
 @options.seed_option
 @click.option("--out", type=options.NewFile, required=True, help="A .pt or .safetensors file.")
 @options.output_options
@@ -44,12 +45,13 @@ def train(
     batch_size: int,
     crop_padding: int,
     learning_rate: float,
+    recipe: Path | None,
     seed: int,
     out: Path,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Train a network against adversarial examples; goes on after the last finished epoch when interrupted.
+    """Train a network against adversarial examples; goes on where it stopped when interrupted.
 
     \b
     fsrp-edge train --arch resnet18 --data digits --input-size 32 --out resnet18.pt
@@ -60,10 +62,9 @@ def train(
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier
     from fsrp_edge.training.dense import train_dense
-    from fsrp_edge.training.recipe import Recipe
 
-    recipe = options.checked(
-        Recipe, method=method, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+    chosen = options.checked_recipe(
+        recipe, method=method, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         flip=True, crop_padding=crop_padding,
     )  # fmt: skip
     unfinished = out.with_suffix(".unfinished.pt")
@@ -71,7 +72,7 @@ def train(
         result = train_dense(
             architecture,
             data,
-            recipe,
+            chosen,
             classes=classes,
             input_size=input_size,
             seed=seed,

@@ -1,9 +1,11 @@
 """The images a training step learns from."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsrp_edge.attacks import PGD, attackable, input_gradient, pgd, random_start
+from fsrp_edge import compute
+from fsrp_edge.attacks import PGD, attackable, input_gradient, pgd, project, random_start
 from fsrp_edge.training.recipe import Recipe
 
 
@@ -21,6 +23,8 @@ def training_images(
     with attackable(model):
         if recipe.method == "pgd":
             return pgd(model, pixels, labels, PGD(eps=recipe.eps, steps=recipe.attack_steps), generator)
+        if recipe.method == "trades":
+            return away_from_itself(model, pixels, recipe.eps, recipe.attack_steps, generator)
         return n_fgsm(model, pixels, labels, recipe.eps, generator)
 
 
@@ -35,7 +39,7 @@ def n_fgsm(
     Args:
         model: takes pixels and returns logits; call it inside `attackable`.
         pixels: (N, C, H, W) in [0, 1].
-        labels: (N,) int64.
+        labels: (N,) int64, or (N, classes) shares.
         eps: radius the network is to withstand.
         generator: source of the noise.
 
@@ -45,3 +49,33 @@ def n_fgsm(
     noisy = random_start(pixels, 2 * eps, generator)
     gradient, _ = input_gradient(model, noisy, labels)
     return (noisy + eps * gradient.sign()).clamp_(0, 1)
+
+
+def away_from_itself(
+    model: nn.Module, pixels: Tensor, eps: float, steps: int, generator: torch.Generator
+) -> Tensor:
+    """TRADES' examples: the divergence from the predictions on the clean images is increased, whatever the labels.
+
+    Args:
+        model: takes pixels and returns logits; call it inside `attackable`.
+        pixels: (N, C, H, W) in [0, 1].
+        eps: L∞ radius.
+        steps: of 2.5 · eps / steps each (the authors': 10 of eps / 4).
+        generator: source of the small noise to start from, as the divergence has no gradient at the image itself.
+
+    Returns:
+        (N, C, H, W) in [0, 1], inside the ball.
+    """
+    with torch.no_grad(), compute.autocast(pixels.device):
+        clean = F.log_softmax(model(pixels).float(), dim=1)
+    noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
+    adversarial = project(pixels + 1e-3 * noise, pixels, eps, "Linf")
+    for _ in range(steps):
+        adversarial = adversarial.detach().requires_grad_(True)
+        with torch.enable_grad(), compute.autocast(pixels.device):
+            predicted = F.log_softmax(model(adversarial).float(), dim=1)
+            divergence = F.kl_div(predicted, clean, reduction="sum", log_target=True)
+        (gradient,) = torch.autograd.grad(divergence, adversarial)
+        moved = adversarial.detach() + 2.5 * eps / steps * gradient.sign()
+        adversarial = project(moved, pixels, eps, "Linf")
+    return adversarial.detach()

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fsrp_edge import torchvision_compat  # noqa: F401 (applies the cure before torchvision is imported)
+
 
 def augment(pixels: Tensor, *, flip: bool, crop_padding: int, generator: torch.Generator) -> Tensor:
     """Flip and shift every image of a batch on its own.
@@ -21,6 +23,14 @@ def augment(pixels: Tensor, *, flip: bool, crop_padding: int, generator: torch.G
         mirrored = torch.rand(len(pixels), generator=generator) < 0.5
         pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(3), pixels)
     return _random_crop(pixels, crop_padding, generator) if crop_padding else pixels
+
+
+def cutmix(pixels: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """CutMix of a batch, drawn from torch's global generator: pixels, and the shares (N, classes) of the classes."""
+    from torchvision.transforms import v2
+
+    mixed: tuple[Tensor, Tensor] = v2.CutMix(num_classes=classes)(pixels, labels)
+    return mixed
 
 
 def _random_crop(pixels: Tensor, padding: int, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,21 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
-from fsrp_edge import compute, progress
+from fsrp_edge import compute, distributed, progress
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training.adversarial import training_images
-from fsrp_edge.training.augmentation import augment
+from fsrp_edge.training.augmentation import augment, cutmix
 from fsrp_edge.training.losses import training_loss
 from fsrp_edge.training.recipe import Recipe
 
 HELD_OUT_IMAGES = 512
 HELD_OUT_STEPS = 5
+SAVE_SECONDS = 60.0
+"""Of training between two checkpoints within an epoch."""
 
 
 class EpochRecord(BaseModel):
@@ -82,7 +84,9 @@ def train(
     The weights of the epoch with the highest held-out robust accuracy (clean accuracy for method `natural`)
     are kept, so that robust overfitting does not end up in the file. Parameters with requires_grad False stay
     as they are. On the CPU the same arguments and number of threads give the same weights to the bit,
-    interrupted or not.
+    interrupted or not. Under `torchrun` every process learns from its share of each batch and the gradients
+    are averaged; batch norm then sees the shares apart, so the weights are equivalent, not equal, to those of
+    one process.
 
     Args:
         classifier: network to train; returned in evaluation mode.
@@ -91,7 +95,7 @@ def train(
             images.
         recipe: what to do.
         seed: of the order, augmentation, attacks and dropout.
-        checkpoint: file that is rewritten after each epoch, and continued from if it exists.
+        checkpoint: file that is rewritten after each epoch and every minute, and continued from if it exists.
         teacher: network whose soft labels are learnt where `recipe.distillation` is above 0.
 
     Raises:
@@ -109,29 +113,37 @@ def train(
     saved = checkpoints.load(checkpoint, identity) if checkpoint else None
     if saved is not None:
         run.load_state(saved)
-        progress.log(f"continuing {checkpoint} after epoch {len(run.history)} of {recipe.epochs}")
+        progress.log(
+            f"continuing {checkpoint} after epoch {len(run.history)} of {recipe.epochs}, step {run.step_in_epoch}"
+        )
+
+    def save() -> None:
+        if checkpoint and distributed.processes()[0] == 0:
+            checkpoints.save(checkpoint, identity, run.state())
+
     judges = held_out.sample(HELD_OUT_IMAGES, seed)
     with ExitStack() as stack:
         if teacher is not None:
             stack.enter_context(attackable(teacher))
         for epoch in range(len(run.history) + 1, recipe.epochs + 1):
-            loss, seconds = _train_epoch(run, train, teacher, epoch, seed)
+            if run.is_stale:
+                break
+            _train_epoch(run, train, teacher, epoch, seed, save)
             clean, robust = _held_out_accuracy(run.judged, judges, recipe, seed)
             images = run.steps_per_epoch * min(recipe.batch_size, len(train))
             record = EpochRecord(
                 epoch=epoch,
-                loss=loss,
+                loss=run.loss / run.steps_per_epoch,
                 clean=clean,
                 robust=robust,
                 held_out=len(judges),
                 learning_rate=run.last_learning_rate,
-                seconds=seconds,
-                images_per_second=images / seconds,
+                seconds=run.seconds,
+                images_per_second=images / run.seconds,
             )
             run.finish_epoch(record)
             progress.log(_line(record, recipe))
-            if checkpoint:
-                checkpoints.save(checkpoint, identity, run.state())
+            save()
     run.optimizer.zero_grad(set_to_none=True)
     classifier.load_state_dict(run.best_weights)
     classifier.eval()
@@ -141,7 +153,7 @@ def train(
 class _Run:
     """Everything that changes while training, and so everything that a checkpoint holds.
 
-    There is no generator among it: each epoch draws from generators seeded by (seed, epoch).
+    There is no generator among it: each step draws from generators seeded by (seed, epoch, step).
     """
 
     def __init__(self, classifier: Classifier, recipe: Recipe, *, steps_per_epoch: int) -> None:
@@ -153,6 +165,7 @@ class _Run:
         self.scheduler = _scheduler(self.optimizer, recipe, recipe.epochs * steps_per_epoch)
         self.average = _moving_average(classifier, recipe.ema_decay) if recipe.ema_decay else None
         self.last_learning_rate = 0.0
+        self.step_in_epoch, self.loss, self.seconds = 0, 0.0, 0.0
         self.history: list[EpochRecord] = []
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
@@ -162,10 +175,19 @@ class _Run:
         """The network whose accuracy counts."""
         return self.classifier if self.average is None else self.average.module
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the recipe's patience is over."""
+        patience = self.recipe.patience
+        return patience is not None and len(self.history) - self.best_epoch >= patience
+
     def step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average_gradients(self.classifier)
         self.optimizer.step()
+        self.step_in_epoch += 1
+        self.loss += loss.item()
         self.last_learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         if self.average is not None:
@@ -173,16 +195,14 @@ class _Run:
 
     def finish_epoch(self, record: EpochRecord) -> None:
         self.history.append(record)
+        self.step_in_epoch, self.loss, self.seconds = 0, 0.0, 0.0
         best = self.history[self.best_epoch - 1] if self.best_epoch else None
         # A tie goes to the later epoch, which had the lower learning rate.
-        if best is None or self._merit(record) >= self._merit(best):
+        if best is None or _merit(self.recipe, record.clean, record.robust) >= _merit(
+            self.recipe, best.clean, best.robust
+        ):
             self.best_epoch = record.epoch
             self.best_weights = {name: value.clone() for name, value in self.judged.state_dict().items()}
-
-    def _merit(self, record: EpochRecord) -> tuple[float, float]:
-        if self.recipe.method == "natural":
-            return record.clean, record.robust
-        return record.robust, record.clean
 
     def state(self) -> dict[str, Any]:
         return {
@@ -190,6 +210,7 @@ class _Run:
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "place": [self.step_in_epoch, self.loss, self.seconds, self.last_learning_rate],
             "best_epoch": self.best_epoch,
             "best_weights": self.best_weights,
             "history": [record.model_dump() for record in self.history],
@@ -201,6 +222,7 @@ class _Run:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.step_in_epoch, self.loss, self.seconds, self.last_learning_rate = state["place"]
         self.best_epoch = state["best_epoch"]
         self.best_weights = state["best_weights"]
         self.history = [EpochRecord(**record) for record in state["history"]]
@@ -257,44 +279,55 @@ def _moving_average(classifier: Classifier, decay: float) -> AveragedModel:
     return AveragedModel(classifier, multi_avg_fn=blend, use_buffers=True)
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def _train_epoch(
-    run: _Run, train: ImageSet, teacher: Classifier | None, epoch: int, seed: int
-) -> tuple[float, float]:
-    """Mean loss and seconds of one pass over the images."""
+    run: _Run,
+    train: ImageSet,
+    teacher: Classifier | None,
+    epoch: int,
+    seed: int,
+    save: Callable[[], None],
+) -> None:
+    """One pass over the images, or what is left of it; each process of torchrun takes its share of every batch."""
     recipe, classifier = run.recipe, run.classifier
-    device = compute.device_of(classifier)
-    epoch_seed = _epoch_seed(seed, epoch)
-    generator = compute.generator(epoch_seed)
-    batches = zip(
-        range(run.steps_per_epoch), train.batches(recipe.batch_size, shuffle_seed=epoch_seed), strict=False
-    )
-    total = 0.0
+    device, rank = compute.device_of(classifier), distributed.processes()[0]
+    size = min(recipe.batch_size, len(train))
+    order = np.random.default_rng(_seed(seed, epoch)).permutation(len(train))
+    share = distributed.my_part(size)
+    if len(share) < 2:
+        raise BadInputError(f"a batch of {size} is too small for so many processes; raise the batch size")
+    mine = order[: run.steps_per_epoch * size].reshape(-1, size)[
+        run.step_in_epoch :, share.start : share.stop
+    ]
+    stream = train.subset(mine.reshape(-1)).batches(len(share))
     classifier.train()
-    started = time.perf_counter()
-    with torch.random.fork_rng():  # dropout draws from torch's global generator
-        torch.manual_seed(epoch_seed)
+    saved = started = time.perf_counter()
+    before = run.seconds
+    with torch.random.fork_rng():  # dropout and CutMix draw from torch's global generator
         described = f"epoch {epoch}/{recipe.epochs}"
-        for _, (pixels, labels) in progress.track(batches, described, run.steps_per_epoch):
-            augmented = augment(
-                pixels, flip=recipe.flip, crop_padding=recipe.crop_padding, generator=generator
-            )
-            on_device = augmented.to(device, memory_format=torch.channels_last)
+        for pixels, labels in progress.track(stream, described, len(mine)):
+            step_seed = _seed(seed, epoch, run.step_in_epoch, rank)
+            torch.manual_seed(step_seed)
+            generator = compute.generator(step_seed)
             loss = _loss(
-                classifier, on_device, labels.to(device), recipe, teacher=teacher, generator=generator
+                classifier, pixels, labels, recipe, teacher=teacher, generator=generator, device=device
             )
-            value = loss.item()
-            if not math.isfinite(value):
+            run.step(loss)
+            now = time.perf_counter()
+            run.seconds = before + now - started
+            if not math.isfinite(run.loss):
                 raise ToolFailedError(
-                    f"training diverged in epoch {epoch} of {recipe.epochs}: the loss became {value}; lower "
+                    f"training diverged in epoch {epoch} of {recipe.epochs}: the loss became {loss.item()}; lower "
                     f"the learning rate (it was {recipe.learning_rate:g}) or eps (it was {recipe.eps:g})"
                 )
-            run.step(loss)
-            total += value
-    return total / run.steps_per_epoch, time.perf_counter() - started
+            if now - saved >= SAVE_SECONDS and run.step_in_epoch < run.steps_per_epoch:
+                save()
+                saved = time.perf_counter()
+    for network in {classifier, run.judged}:
+        distributed.average_buffers(network)
 
 
 def _loss(
@@ -305,13 +338,31 @@ def _loss(
     *,
     teacher: Classifier | None,
     generator: torch.Generator,
+    device: torch.device,
 ) -> Tensor:
+    pixels = augment(pixels, flip=recipe.flip, crop_padding=recipe.crop_padding, generator=generator)
+    if recipe.cutmix:
+        pixels, labels = cutmix(pixels, labels, classifier.spec.classes)
+    pixels, labels = pixels.to(device, memory_format=torch.channels_last), labels.to(device)
     images = training_images(classifier, pixels, labels, recipe, generator)
-    with compute.autocast(pixels.device):
+    with compute.autocast(device):
         with torch.no_grad():
             teacher_logits = None if teacher is None else teacher(images).float()
+        clean_logits = classifier(pixels).float() if recipe.method == "trades" else None
         logits = classifier(images).float()
-    return training_loss(logits, labels, recipe, teacher_logits)
+    return training_loss(logits, labels, recipe, teacher_logits=teacher_logits, clean_logits=clean_logits)
+
+
+def held_out_merit(
+    classifier: Classifier, held_out: ImageSet, recipe: Recipe, seed: int
+) -> tuple[float, float]:
+    """What the best epoch is chosen by: (robust, clean) accuracy, the other way round for natural training."""
+    judges = held_out.sample(HELD_OUT_IMAGES, seed)
+    return _merit(recipe, *_held_out_accuracy(classifier, judges, recipe, seed))
+
+
+def _merit(recipe: Recipe, clean: float, robust: float) -> tuple[float, float]:
+    return (clean, robust) if recipe.method == "natural" else (robust, clean)
 
 
 def _held_out_accuracy(model: nn.Module, images: ImageSet, recipe: Recipe, seed: int) -> tuple[float, float]:

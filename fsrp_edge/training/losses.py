@@ -6,18 +6,29 @@ from torch import Tensor
 from fsrp_edge.training.recipe import Recipe
 
 
-def training_loss(logits: Tensor, labels: Tensor, recipe: Recipe, teacher_logits: Tensor | None) -> Tensor:
+def training_loss(
+    logits: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    *,
+    teacher_logits: Tensor | None = None,
+    clean_logits: Tensor | None = None,
+) -> Tensor:
     """Mean loss of a batch.
 
     Args:
         logits: (N, classes) of the images that the recipe's method made.
-        labels: (N,) int64.
+        labels: (N,) int64, or (N, classes) shares where images were mixed.
         recipe: label smoothing and the weight of distillation.
         teacher_logits: (N, classes) of the teacher on the same images; None without distillation.
+        clean_logits: (N, classes) on the clean images; None but for TRADES.
 
     Returns:
         A scalar.
     """
+    if clean_logits is not None:
+        natural = F.cross_entropy(clean_logits, labels, label_smoothing=recipe.label_smoothing)
+        return natural + recipe.trades_beta * soft_label_loss(logits, clean_logits)
     loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     if teacher_logits is None:
         return loss

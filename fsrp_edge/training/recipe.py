@@ -14,10 +14,12 @@ class Recipe(BaseModel):
         method: the images that are learnt. `natural`: as they are. `n-fgsm`: one gradient step from doubled
             noise (de Jorge et al., arXiv 2202.01181), twice the cost of natural training. `pgd`: projected
             gradient descent of `attack_steps` steps (Madry et al., arXiv 1706.06083), 1 + attack_steps times
-            the cost.
+            the cost. `trades`: clean images, and pull the predictions on `attack_steps` steps' worth of adversarial
+            ones to theirs (Zhang et al., arXiv 1901.08573).
         eps: L∞ radius in units of pixels in [0, 1]; for `natural` it is only what the held-out check attacks
             with.
-        attack_steps: gradient steps of `pgd`.
+        attack_steps: gradient steps of `pgd` and `trades`.
+        trades_beta: weight of the pull; 6 is the paper's.
         epochs: passes over the training images.
         batch_size: images a step.
         learning_rate: peak learning rate of SGD.
@@ -33,13 +35,17 @@ class Recipe(BaseModel):
         crop_padding: pixels of zero padding before a random crop of the original size; 0 means no crop.
         ema_decay: decay of the exponential moving average of the weights, which is then what is judged and
             kept.
+        cutmix: paste a random box of another image of the batch into each, and mix the labels by its area (Yun et al.,
+            arXiv 1905.04899).
+        patience: stop after so many epochs without a better one on held-out images; None trains all epochs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["natural", "n-fgsm", "pgd"] = "n-fgsm"
+    method: Literal["natural", "n-fgsm", "pgd", "trades"] = "n-fgsm"
     eps: float = Field(DEFAULT_EPS, ge=0, le=1)
     attack_steps: int = Field(7, ge=1)
+    trades_beta: float = Field(6.0, gt=0)
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(0.1, gt=0)
@@ -51,11 +57,17 @@ class Recipe(BaseModel):
     flip: bool = False
     crop_padding: int = Field(0, ge=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
+    cutmix: bool = False
+    patience: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _adversarial_needs_a_radius(self) -> Self:
         if self.method != "natural" and self.eps == 0:
             raise ValueError(
                 f"method {self.method!r} with eps 0 is natural training at a higher cost: use 'natural'"
+            )
+        if self.method == "trades" and self.distillation > 0:
+            raise ValueError(
+                "TRADES pulls to the network's own predictions; distillation to another's needs pgd or n-fgsm"
             )
         return self

@@ -1,11 +1,12 @@
 """Recovery: what a pruned network gets back by batch-norm recalibration and (adversarial) fine-tuning."""
 
+import copy
 from pathlib import Path
 
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
-from fsrp_edge.training.loop import TrainingResult, train
+from fsrp_edge.training.loop import TrainingResult, held_out_merit, train
 from fsrp_edge.training.recipe import Recipe
 
 HELD_OUT_SHARE = 0.1
@@ -55,10 +56,17 @@ def recover(
         checkpoint: of the fine-tuning, rewritten after each epoch and continued from.
 
     Returns:
-        The recovered network with the history of its epochs (empty without fine-tuning, best epoch 0).
+        The recovered network with the history of its epochs (empty without fine-tuning, best epoch 0). Batch norm is
+        recalibrated once more at the end where that is better on the held-out images.
     """
     learnt, held_out = split_held_out(images, seed)
     recalibrate_batch_norm(pruned, learnt, seed=seed)
     if recipe is None:
         return TrainingResult(pruned, 0, ())
-    return train(pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint)
+    result = train(pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint)
+    before = copy.deepcopy(pruned.state_dict())
+    merit = held_out_merit(pruned, held_out, recipe, seed)
+    recalibrate_batch_norm(pruned, learnt, seed=seed)
+    if held_out_merit(pruned, held_out, recipe, seed) <= merit:
+        pruned.load_state_dict(before)
+    return result

@@ -270,6 +270,20 @@ def test_the_whole_way_by_one_command(
     RunReport.model_validate_json(resumed.out)
 
 
+def test_a_recipe_file_says_what_has_no_option(
+    chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("method: trades\nattack_steps: 1\nema_decay: 0.9\n")
+    (tmp_path / "wrong.yaml").write_text("ema_dekay: 0.9\n")
+    recover = ("recover", chain / "pruned.safetensors", "--data", digits_npz, "--recover-epochs", 1)
+    out = ("--out", tmp_path / "recovered.safetensors")
+    done = fsrp_edge(*recover, *out, "--recipe", tmp_path / "recipe.yaml", "--json")
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)["history"]) == 1
+    refused = fsrp_edge(*recover, *out, "--recipe", tmp_path / "wrong.yaml")
+    assert refused.code == 2 and "ema_dekay" in refused.err
+
+
 def test_two_networks_are_compared_image_by_image(
     chain: Path, trained_checkpoint: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any
 ) -> None:

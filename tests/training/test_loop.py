@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from fsrp_edge import progress
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.compute import generator
 from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.training import checkpoint as checkpoints
+from fsrp_edge.training import loop
 from fsrp_edge.training.loop import HELD_OUT_STEPS, train
 from fsrp_edge.training.recipe import Recipe
 
@@ -63,6 +66,48 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, interruptible_r
     assert [record.epoch for record in continued.history] == [1, 2, 3, 4, 5, 6]
     again = interruptible_run(checkpoint)
     assert same_weights(again.classifier, uninterrupted.classifier), "a finished run is not trained again"
+
+
+def test_a_run_interrupted_within_an_epoch_continues_to_the_same_bits(
+    tmp_path: Path, monkeypatch, digit_sets, small_cnn
+) -> None:
+    recipe = SHORT.model_copy(
+        update={"method": "trades", "attack_steps": 2, "ema_decay": 0.9, "cutmix": True}
+    )
+    whole = train(small_cnn(), *digit_sets, recipe, seed=3)
+    path, save = tmp_path / "training.pt", checkpoints.save
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    places = []
+
+    def stop_after(*arguments) -> None:
+        save(*arguments)
+        places.append(arguments[2]["place"][0])
+        if len(places) % 4 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", stop_after)
+    result = None
+    while result is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            result = train(small_cnn(), *digit_sets, recipe, seed=3, checkpoint=path)
+    assert len(places) > 8 and {1, 4, 7} <= set(places), "stopped at several steps of an epoch"
+    assert same_weights(result.classifier, whole.classifier)
+    assert [record.loss for record in result.history] == [record.loss for record in whole.history]
+
+
+@pytest.mark.parametrize(
+    "change", [{"method": "trades", "attack_steps": 3}, {"cutmix": True, "method": "n-fgsm"}]
+)
+def test_other_recipes_learn_too(digit_sets, small_cnn, change) -> None:
+    recipe = SHORT.model_copy(update={"epochs": 8, "schedule": "cosine", **change})
+    best = max(train(small_cnn(), *digit_sets, recipe, seed=0).history, key=lambda record: record.robust)
+    assert best.clean > 0.8 and best.robust > 0.3
+
+
+def test_patience_ends_a_run_that_gets_no_better(digit_sets, small_cnn) -> None:
+    recipe = SHORT.model_copy(update={"epochs": 50, "patience": 2, "schedule": "cosine"})
+    result = train(small_cnn(), *digit_sets, recipe, seed=0)
+    assert len(result.history) == result.best_epoch + 2 < 50
 
 
 def test_the_seed_decides_the_weights(digit_sets, small_cnn) -> None:

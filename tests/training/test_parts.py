@@ -5,14 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fsrp_edge.attacks import attackable, random_start
 from fsrp_edge.compute import generator
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.training.adversarial import training_images
+from fsrp_edge.training.adversarial import away_from_itself, training_images
 from fsrp_edge.training.augmentation import augment
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
-from fsrp_edge.training.loop import train
+from fsrp_edge.training.loop import held_out_merit, train
 from fsrp_edge.training.losses import soft_label_loss, training_loss
 from fsrp_edge.training.recipe import Recipe
+from fsrp_edge.training.recovery import recover, split_held_out
 
 
 @settings(max_examples=25, deadline=None)
@@ -80,10 +82,10 @@ def test_soft_label_loss_is_the_divergence() -> None:
 def test_distillation_blends_the_two_losses(weight: float) -> None:
     logits, teacher = torch.randn((8, 5), generator=generator(0)), torch.randn((8, 5), generator=generator(1))
     labels = torch.arange(8) % 5
-    loss = training_loss(logits, labels, Recipe(distillation=weight), teacher)
+    loss = training_loss(logits, labels, Recipe(distillation=weight), teacher_logits=teacher)
     hard, soft = F.cross_entropy(logits, labels), soft_label_loss(logits, teacher)
     assert loss.item() == pytest.approx((weight * soft + (1 - weight) * hard).item(), rel=1e-4)
-    smoothed = training_loss(logits, labels, Recipe(label_smoothing=0.1), None)
+    smoothed = training_loss(logits, labels, Recipe(label_smoothing=0.1))
     assert smoothed.item() == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.1).item())
 
 
@@ -129,3 +131,34 @@ def test_recipes_that_mean_nothing_are_refused() -> None:
         Recipe(method="pgd", eps=0)
     with pytest.raises(ValidationError):
         Recipe(learning_rte=0.1)  # a misspelt key
+
+
+def test_trades_weighs_the_pull_to_the_clean_predictions() -> None:
+    logits, clean = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    labels = torch.tensor([0])
+    loss = training_loss(logits, labels, Recipe(method="trades", trades_beta=6), clean_logits=clean)
+    pull = (clean.softmax(1) * (clean.log_softmax(1) - logits.log_softmax(1))).sum()
+    assert loss.item() == pytest.approx(float(-clean.log_softmax(1)[0, 0] + 6 * pull), rel=1e-5)
+
+
+def test_trades_examples_change_the_prediction_inside_the_ball(digit_sets, small_cnn) -> None:
+    network = small_cnn()
+    pixels, _ = next(digit_sets[0].batches(32))
+    with attackable(network), torch.no_grad():
+        found = away_from_itself(network, pixels, 0.1, 5, generator(0))
+        clean, moved, random = (
+            network(images).log_softmax(1)
+            for images in (pixels, found, random_start(pixels, 0.1, generator(0)))
+        )
+    assert (found - pixels).abs().max() <= 0.1 + 1e-6 and found.min() >= 0 and found.max() <= 1
+    assert soft_label_loss(moved, clean) > 3 * soft_label_loss(random, clean)
+
+
+def test_final_recalibration_stays_only_where_it_is_better(digit_sets, small_cnn) -> None:
+    learnt, held_out = digit_sets
+    recipe = Recipe(method="n-fgsm", eps=0.1, epochs=2, batch_size=64, learning_rate=0.05)
+    network = recover(small_cnn(), learnt, recipe, seed=0).classifier
+    _, judges = split_held_out(learnt, 0)
+    reached = held_out_merit(network, judges, recipe, 0)
+    recalibrate_batch_norm(network, split_held_out(learnt, 0)[0], seed=0)
+    assert held_out_merit(network, judges, recipe, 0) <= reached

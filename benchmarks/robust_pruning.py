@@ -1,0 +1,442 @@
+"""Does FSRP keep more robust accuracy than other criteria? The same budget, the same recovery, image by image.
+
+Every cell (network, criterion, budget, seed, length of recovery) is a file in results/robust_pruning_cells and is
+worked on once; training, recovery and attacks resume within a cell too. The plan is printed first, with hours as far as
+cells of the same network were measured. The headline (90 % of the parameters) comes first.
+
+python -m benchmarks.robust_pruning --data cifar-10-batches-bin --plan
+python -m benchmarks.robust_pruning --data cifar-10-batches-bin --only 'vgg16-w0.25 * 0.9 parameters *'
+python -m benchmarks.robust_pruning --data cifar-10-batches-bin --dense vgg16=vgg16-cifar10-nfgsm.safetensors
+"""
+
+import argparse
+import fnmatch
+import itertools
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import RESULTS, save
+from fsrp_edge import compute
+from fsrp_edge.attacks import PGD
+from fsrp_edge.cli.console import show_progress
+from fsrp_edge.data.images import Dataset
+from fsrp_edge.data.open import open_dataset
+from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
+from fsrp_edge.evaluation.paired import paired_difference
+from fsrp_edge.files import read_json, write_json
+from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import save_classifier
+from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.stepwise import plan_by_strategy
+from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.rivals import Rival
+from fsrp_edge.scoring.score import Criterion, score
+from fsrp_edge.scoring.scores import FilterScores
+from fsrp_edge.training.dense import train_dense
+from fsrp_edge.training.recipe import Recipe
+from fsrp_edge.training.recovery import recover
+
+CELLS = RESULTS / "robust_pruning_cells"
+NETWORKS = {
+    "vgg16-w0.25": "cifar:vgg16_bn-w0.25",
+    "resnet20": "cifar:resnet20-a",
+    "vgg16": "cifar:vgg16_bn",
+    "resnet18": "cifar:resnet18",
+}
+SMALL = ("vgg16-w0.25", "resnet20")
+AUGMENTED: dict[str, Any] = {"method": "n-fgsm", "flip": True, "crop_padding": 4}
+DENSE = Recipe(**AUGMENTED, epochs=30, learning_rate=0.1, ema_decay=0.999)
+RECOVERY = Recipe(**AUGMENTED, epochs=20, learning_rate=0.05, ema_decay=0.999, distillation=0.5)
+SCORE_IMAGES, SEEDS = 512, (0, 1, 2)
+FSRP_FORMS: dict[str, tuple[FSRP, dict[str, Any]]] = {
+    "fsrp": (FSRP(), {}),
+    "fsrp sequential": (FSRP(), {"strategy": "sequential"}),
+    "fsrp global": (FSRP(), {"allocation": "global"}),
+    "fsrp clean examples": (FSRP(attack=PGD(eps=0)), {}),
+    "fsrp r=0.125": (FSRP(radius=0.125), {}),
+    "fsrp r=0.5": (FSRP(radius=0.5), {}),
+}
+RIVALS = ("l1", "fpgm", "batch-norm-scale", "taylor", "random")
+MAIN = ("fsrp", "fsrp sequential", *RIVALS)
+PUBLISHED = {
+    "R-ADMM": ("79.27/42.68", "78.81/40.79", "70.53/37.30", "74.58/39.67", "70.51/37.74", "58.58/31.79"),
+    "HARP": ("77.38/42.73", "80.06/42.09", "77.88/41.59", "76.70/40.01", "73.61/39.14", "66.45/35.62"),
+    "PwoA": ("83.44/44.79", "81.77/37.85", "76.41/28.56", "66.33/30.15", "63.36/24.91", "57.71/18.39"),
+    "TwinRep": ("79.90/45.58", "79.37/45.21", "78.41/44.30", "77.65/43.13", "77.58/42.77", "76.26/42.14"),
+}
+"""AdversarialPruningBenchmark, structured, clean/AutoAttack at 8/255 on 10,000 images: ResNet18, then VGG16, at 50, 75
+and 90 % of the parameters."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network that is made and judged; criterion `dense` is the network that the others are cut from."""
+
+    network: str
+    criterion: str
+    ratio: float
+    ratio_of: str
+    epochs: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As `--only` sees it."""
+        budget = f"{self.ratio:g} {self.ratio_of} " if self.ratio else ""
+        return f"{self.network} {self.criterion} {budget}{self.epochs} epochs seed {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Where its result is."""
+        return CELLS / f"{self.name.replace(' ', '_')}.json"
+
+    @property
+    def attacked_by_autoattack(self) -> bool:
+        """At 90 % with every seed, elsewhere with the first."""
+        return self.seed == 0 or self.ratio >= 0.9
+
+
+def cells(networks: Sequence[str], dense_epochs: int, epochs: int) -> list[Cell]:
+    """All of them, those that decide most first; each dense network stands before what is cut from it."""
+    budgets = ((0.9, "parameters"), (0.9, "channels"), (0.75, "parameters"), (0.5, "parameters"))
+    found: list[Cell] = []
+
+    def add(network: str, criteria: Iterable[str], budget: tuple[float, str], length: int, seed: int) -> None:
+        found.append(Cell(network, "dense", 0, "parameters", dense_epochs, seed))
+        found.extend(Cell(network, criterion, *budget, length, seed) for criterion in criteria)
+
+    for budget, network in itertools.product(budgets[:2], networks):
+        add(network, MAIN, budget, epochs, 0)
+    small = [network for network in networks if network in SMALL]
+    for seed, network in itertools.product(SEEDS[1:], small):
+        for budget in budgets[:2]:
+            add(network, MAIN, budget, epochs, seed)
+    for budget, network in itertools.product(budgets[2:], networks):
+        for seed in SEEDS if network in SMALL else SEEDS[:1]:
+            add(network, MAIN, budget, epochs, seed)
+    for network in small:  # ablations: length of recovery, then forms of the criterion
+        for length in (0, 5, 30):
+            add(network, ("fsrp", "l1", "random"), budgets[0], length, 0)
+        add(network, [form for form in FSRP_FORMS if form not in MAIN], budgets[0], epochs, 0)
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the data and the checkpoints are, and how much is judged."""
+
+    data: str
+    work: Path
+    given: dict[str, Path]
+    pgd_images: int
+    autoattack_images: int
+    recovery: Recipe
+
+    def dense(self, cell: Cell) -> Classifier:
+        """The network of a seed that is cut: given as a file, or trained here once."""
+        path = self.given.get(cell.network) or self.work / f"{cell.network}-seed{cell.seed}.safetensors"
+        if not path.exists():
+            raise SystemExit(
+                f"{path} is missing: run the cell '{cell.network} dense …' of seed {cell.seed} first"
+            )
+        return _ready(load_classifier(path))
+
+    def train(self, cell: Cell) -> Classifier:
+        """The dense network of a cell, kept in the work folder."""
+        path = self.work / f"{cell.network}-seed{cell.seed}.safetensors"
+        if cell.network in self.given:
+            return self.dense(cell)
+        if not path.exists():
+            recipe = DENSE.model_copy(update={"epochs": cell.epochs})
+            trained = train_dense(
+                NETWORKS[cell.network], self.data, recipe,
+                classes=10, input_size=None, seed=cell.seed, checkpoint=path.with_suffix(".unfinished.pt"),
+            )  # fmt: skip
+            save_classifier(trained.classifier, path)
+        return _ready(load_classifier(path))
+
+    def prune(self, cell: Cell, dense: Classifier, dataset: Dataset) -> Classifier:
+        """Cut by the cell's criterion."""
+        criterion, options = _criterion(cell.criterion)
+        images = dataset.train.sample(SCORE_IMAGES, cell.seed)
+
+        def scorer(network: Classifier) -> FilterScores:
+            return score(_ready(network), images, criterion, seed=cell.seed)
+
+        scores = scorer(dense)
+        wanted = PlanOptions(ratio=cell.ratio, ratio_of=cell.ratio_of, **options)  # type: ignore[arg-type]
+        return apply_plan(dense, plan_by_strategy(dense, scores, wanted, scorer))
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Make the network of a cell, keep it, judge it."""
+        started = time.perf_counter()
+        if cell.criterion == "dense":
+            network = self.train(cell)
+            dataset = open_dataset(self.data, network.spec, seed=cell.seed)
+        else:
+            dense = self.dense(cell)
+            dataset = open_dataset(self.data, dense.spec, seed=cell.seed)
+            network = self.recovered(cell, dense, dataset)
+        made = time.perf_counter() - started
+        return {
+            "cell": asdict(cell),
+            "recipe": (DENSE if cell.criterion == "dense" else self.recovery).model_dump(mode="json"),
+            "size": measure_size(network).model_dump(),
+            "bytes": self.file(cell).stat().st_size,
+            **self.judged(cell, network, dataset),
+            "seconds": {"made": made, "judged": time.perf_counter() - started - made},
+        }
+
+    def file(self, cell: Cell) -> Path:
+        """Checkpoint of a cell."""
+        if cell.criterion == "dense":
+            return self.given.get(cell.network) or self.work / f"{cell.network}-seed{cell.seed}.safetensors"
+        return self.work / f"{cell.path.stem}.safetensors"
+
+    def recovered(self, cell: Cell, dense: Classifier, dataset: Dataset) -> Classifier:
+        """Prune and recover, or take what an interrupted run left."""
+        path = self.file(cell)
+        if not path.exists():
+            pruned = _ready(self.prune(cell, dense, dataset))
+            recipe = self.recovery.model_copy(update={"epochs": cell.epochs}) if cell.epochs else None
+            result = recover(
+                pruned, dataset.train, recipe, seed=cell.seed,
+                teacher=dense if recipe is not None and recipe.distillation else None,
+                checkpoint=path.with_suffix(".unfinished.pt"),
+            )  # fmt: skip
+            save_classifier(result.classifier, path)
+            path.with_suffix(".unfinished.pt").unlink(missing_ok=True)
+        return _ready(load_classifier(path))
+
+    def judged(self, cell: Cell, network: Classifier, dataset: Dataset) -> dict[str, Any]:
+        """Clean on all test images, PGD-20 and AutoAttack on the first of them, image by image."""
+        unfinished = self.work / f"{cell.path.stem}-{{}}.unfinished.json"
+        clean = clean_accuracy(network, dataset.evaluation)
+        found = {"clean": clean}
+        wanted = {"pgd-20": self.pgd_images}
+        if cell.attacked_by_autoattack:
+            wanted["autoattack"] = self.autoattack_images
+        for attack, count in wanted.items():
+            plan = EvaluationPlan(attacks=(attack,), batch_size=128)
+            path = Path(str(unfinished).format(attack))
+            found[attack] = evaluate(network, dataset.evaluation.first(count), plan, unfinished=path)[1]
+        return {
+            "results": {name: one.result.model_dump(mode="json") for name, one in found.items()},
+            "standing": {
+                name: "".join("01"[stands] for stands in one.standing.tolist()) for name, one in found.items()
+            },
+        }
+
+
+def _ready(classifier: Classifier) -> Classifier:
+    compute.to_fast_layout(classifier, compute.default_device())
+    return classifier
+
+
+def _criterion(name: str) -> tuple[Criterion, dict[str, Any]]:
+    if name in FSRP_FORMS:
+        return FSRP_FORMS[name]
+    return Rival.model_validate({"name": name}), {}
+
+
+def finished(chosen: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
+    """Results on disk."""
+    return {cell: read_json(cell.path) for cell in chosen if cell.path.exists()}
+
+
+def hours(cell: Cell, done: dict[Cell, dict[str, Any]]) -> float | None:
+    """What a cell will take, from finished cells of the same network; None where none was measured."""
+    alike = [
+        (other, result["seconds"])
+        for other, result in done.items()
+        if other.network == cell.network and (other.criterion == "dense") == (cell.criterion == "dense")
+    ]
+    trained = [seconds["made"] / other.epochs for other, seconds in alike if other.epochs]
+    judged = [
+        s["judged"] for other, s in alike if other.attacked_by_autoattack == cell.attacked_by_autoattack
+    ]
+    if not trained or not (judged or alike):
+        return None
+    judging = statistics.mean(judged or [seconds["judged"] for _, seconds in alike])
+    return (statistics.mean(trained) * cell.epochs + judging) / 3600
+
+
+def print_plan(chosen: Sequence[Cell]) -> None:
+    """What is done, what is left, and how long that takes."""
+    done = finished(chosen)
+    total, unknown = 0.0, 0
+    for cell in chosen:
+        if cell in done:
+            state = f"done in {sum(done[cell]['seconds'].values()) / 3600:.2f} h"
+        else:
+            estimate = hours(cell, done)
+            unknown += estimate is None
+            total += estimate or 0
+            state = "not measured yet" if estimate is None else f"about {estimate:.2f} h"
+        print(f"{cell.name:<70} {state}")
+    print(
+        f"{len(done)} of {len(chosen)} cells done; {total:.1f} h left for those measured, {unknown} not measured"
+    )
+
+
+def rows(chosen: Sequence[Cell]) -> Iterator[list[str]]:
+    """One row a network, budget, length and criterion: means over seeds, and FSRP's lead, paired image by image."""
+    done = finished(chosen)
+    groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+    for cell, result in done.items():
+        key = (cell.network, cell.ratio, cell.ratio_of, cell.epochs, cell.criterion)
+        groups.setdefault(key, {})[cell.seed] = result
+    for key, by_seed in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1:4], item[0][4])):
+        reference = groups.get((*key[:4], "fsrp"), {})
+        network, ratio, ratio_of, epochs, criterion = key
+        first = next(iter(by_seed.values()))
+        yield [
+            network, f"{ratio:.0%} {ratio_of}" if ratio else "–", str(epochs), criterion, str(len(by_seed)),
+            *(_mean(by_seed, attack) for attack in ("clean", "pgd-20", "autoattack")),
+            "–" if criterion in ("fsrp", "dense") else _lead(reference, by_seed, "pgd-20"),
+            "–" if criterion in ("fsrp", "dense") else _lead(reference, by_seed, "autoattack"),
+            f"{first['size']['macs'] / 1e6:.1f}", f"{first['size']['parameters'] / 1e3:.0f}",
+            f"{first['bytes'] / 1e3:.0f}",
+        ]  # fmt: skip
+
+
+def _mean(by_seed: dict[int, dict[str, Any]], attack: str) -> str:
+    values = [100 * r["results"][attack]["accuracy"] for r in by_seed.values() if attack in r["results"]]
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def _lead(fsrp: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], attack: str) -> str:
+    """Points by which FSRP is ahead, with its interval over the images of the seeds that both have."""
+    seeds = [
+        seed
+        for seed in fsrp
+        if seed in rival and all(attack in side[seed]["standing"] for side in (fsrp, rival))
+    ]
+    if not seeds:
+        return "–"
+    ours, theirs = (
+        torch.tensor([mark == "1" for seed in seeds for mark in side[seed]["standing"][attack]])
+        for side in (fsrp, rival)
+    )
+    if len(ours) != len(theirs):
+        return "–"
+    paired = paired_difference(theirs, ours)
+    low, high = (100 * end for end in paired.interval)
+    return f"{100 * paired.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def figure(chosen: Sequence[Cell], epochs: int) -> None:
+    """AutoAttack against MACs, one line a criterion, one panel a network."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    done = {
+        cell: r for cell, r in finished(chosen).items() if cell.seed == 0 and "autoattack" in r["results"]
+    }
+    networks = list(dict.fromkeys(cell.network for cell in done))
+    if not networks:
+        return
+    drawing, panels = pyplot.subplots(1, len(networks), figsize=(5 * len(networks), 4), squeeze=False)
+    for panel, network in zip(panels[0], networks, strict=True):
+        mine = {cell: r for cell, r in done.items() if cell.network == network}
+        for criterion in ("dense", *MAIN):
+            points = sorted(
+                (r["size"]["macs"] / 1e6, 100 * r["results"]["autoattack"]["accuracy"])
+                for cell, r in mine.items()
+                if cell.criterion == criterion and (criterion == "dense" or cell.epochs == epochs)
+            )
+            if points:
+                panel.plot(*np.array(points).T, marker="o", label=criterion)
+        panel.set(title=network, xlabel="million MACs", ylabel="AutoAttack accuracy, %", xscale="log")
+        panel.legend()
+    drawing.tight_layout()
+    drawing.savefig(RESULTS / "robust_pruning.svg")
+
+
+def main() -> None:
+    """Print the plan, work on what is missing, write the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--networks", default=",".join(SMALL), help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument(
+        "--dense", action="append", default=[], metavar="NETWORK=FILE", help="not to be trained here"
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/robust_pruning"), help="for checkpoints")
+    parser.add_argument("--only", default="*", help="pattern of cell names; dense cells are always included")
+    parser.add_argument("--plan", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--table", action="store_true", help="write tables and figure from the finished cells and stop"
+    )
+    parser.add_argument("--dense-epochs", type=int, default=DENSE.epochs)
+    parser.add_argument("--epochs", type=int, default=RECOVERY.epochs, help="of recovery")
+    parser.add_argument("--pgd-images", type=int, default=10_000)
+    parser.add_argument("--autoattack-images", type=int, default=1000)
+    arguments = parser.parse_args()
+    networks = arguments.networks.split(",")
+    if unknown := set(networks) - set(NETWORKS):
+        parser.error(f"unknown networks {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
+    everything = cells(networks, arguments.dense_epochs, arguments.epochs)
+    wanted = [cell for cell in everything if fnmatch.fnmatch(cell.name, arguments.only)]
+    needed = {(cell.network, cell.seed) for cell in wanted}
+    chosen = [
+        cell for cell in everything
+        if cell in wanted or (cell.criterion == "dense" and (cell.network, cell.seed) in needed)
+    ]  # fmt: skip
+    print_plan(chosen)
+    if arguments.plan:
+        return
+    bench = Bench(
+        data=arguments.data,
+        work=arguments.work,
+        given={name: Path(file) for name, _, file in (entry.partition("=") for entry in arguments.dense)},
+        pgd_images=arguments.pgd_images,
+        autoattack_images=arguments.autoattack_images,
+        recovery=RECOVERY,
+    )
+    for cell in [] if arguments.table else chosen:
+        if not cell.path.exists():
+            print(f"== {cell.name}", flush=True)
+            with show_progress():
+                write_json(cell.path, bench.run(cell))
+            print_plan(chosen)
+    write_tables(everything, arguments.epochs)
+
+
+def write_tables(everything: Sequence[Cell], epochs: int) -> None:
+    """robust_pruning.md and .json, and the figure."""
+    header = (
+        "network", "removed", "epochs", "criterion", "seeds", "clean %", "PGD-20 %", "AutoAttack %",
+        "FSRP's lead, PGD-20", "FSRP's lead, AutoAttack", "M MACs", "k parameters", "kB",
+    )  # fmt: skip
+    lines = list(rows(everything))
+    names = [f"{network} {share} %" for network in ("ResNet18", "VGG16") for share in (50, 75, 90)]
+    for method, values in PUBLISHED.items():
+        for name, value in zip(names, values, strict=True):
+            clean, attacked = value.split("/")
+            network, share, _ = name.split()
+            lines.append([network, f"{share}% parameters", "–", f"{method} (published)", "–", clean, "–", attacked,
+                          "–", "–", "–", "–", "–"])  # fmt: skip
+    save("robust_pruning", {"rows": lines}, header, lines)
+    figure(everything, epochs)
+
+
+if __name__ == "__main__":
+    main()
