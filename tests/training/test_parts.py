@@ -155,7 +155,7 @@ def test_trades_examples_change_the_prediction_inside_the_ball(digit_sets, small
 
 
 def test_final_recalibration_stays_only_where_it_is_better(digit_sets, small_cnn) -> None:
-    learnt, held_out = digit_sets
+    learnt, _ = digit_sets
     recipe = Recipe(method="n-fgsm", eps=0.1, epochs=2, batch_size=64, learning_rate=0.05)
     network = recover(small_cnn(), learnt, recipe, seed=0).classifier
     _, judges = split_held_out(learnt, 0)
