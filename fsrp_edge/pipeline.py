@@ -48,7 +48,7 @@ from fsrp_edge.report.gates import (
     judge_regressions,
     require_same_images,
 )
-from fsrp_edge.report.manifest import MANIFEST, write_manifest
+from fsrp_edge.report.manifest import WRITTEN, manifest_of_run, results_of_run, write_manifest
 from fsrp_edge.report.provenance import provenance
 from fsrp_edge.report.store import BENCH_JSON, RENDERED, load_report, write_report
 from fsrp_edge.rundir import RunDirectory
@@ -330,7 +330,8 @@ class _Run(Inputs):
         rows += self.file_rows("dense ", self.dense, dense_files, latencies, attack=False)
         rows += self.file_rows("", recovered, files, latencies, attack=True)
         self.evidence(scores, recovered, files.artifacts)
-        report = self.report(started_at, plan, pruned, recipe, recovery, rows, files.artifacts)
+        exports = {"dense": dense_files, "artifacts": files}
+        report = self.report(started_at, plan, pruned, recipe, recovery, rows, exports)
         return CompressResult(
             directory=self.directory.path,
             report=report,
@@ -597,10 +598,10 @@ class _Run(Inputs):
         recipe: Recipe | None,
         recovery: _Recovered,
         rows: Sequence[schema.LedgerRow],
-        artifacts: tuple[Artifact, ...],
+        exports: Mapping[str, Exported],
     ) -> schema.RunReport:
         """report.json, report.md and manifest.json."""
-        options, dataset = self.options, self.dataset
+        options = self.options
         report = schema.RunReport(
             request=schema.Request(
                 # Who logs in where is nobody's business but the user's.
@@ -613,12 +614,7 @@ class _Run(Inputs):
                 sha256=sha256_file(options.checkpoint),
                 model=self.dense.spec,
             ),
-            data=schema.DataUsed(
-                description=dataset.description,
-                train=_reference(dataset.train),
-                evaluation=_reference(dataset.evaluation),
-                label_kind=dataset.evaluation.label_kind,
-            ),
+            data=data_used(self.dataset),
             pruning=schema.Pruning(
                 criterion=plan.criterion,
                 ratio=plan.ratio,
@@ -641,7 +637,7 @@ class _Run(Inputs):
                 history=tuple(record.model_dump(mode="json") for record in recovery.history),
             ),
             ledger=tuple(rows),
-            artifacts=artifacts,
+            artifacts=exports["artifacts"].artifacts,
             stages=tuple(
                 schema.StageTime(name=stage.name, seconds=stage.seconds, resumed=stage.resumed)
                 for stage in self.directory.history
@@ -651,7 +647,8 @@ class _Run(Inputs):
         )
         report = report.model_copy(update={"gates": self._judged(report)})
         write_report(report, self.directory.path)
-        write_manifest(report, self.directory.path)
+        manifest = manifest_of_run(report, exports)
+        write_manifest(manifest, self.directory.path, [*results_of_run(self.directory.path), *RENDERED])
         return report
 
     # -- helpers --------------------------------------------------------------------------------------------------
@@ -659,7 +656,7 @@ class _Run(Inputs):
     def _stage(self, name: str, result_type: Any, inputs: dict[str, Any], work: Any) -> Any:
         def anew() -> Any:
             # An earlier run's report would describe files that are about to be replaced.
-            for old in (MANIFEST, *RENDERED):
+            for old in (*WRITTEN, *RENDERED):
                 self._path(old).unlink(missing_ok=True)
             return work()
 
@@ -733,6 +730,16 @@ class _Run(Inputs):
 def _is_undefended(row: schema.LedgerRow, classes: int) -> bool:
     """Whether some attack leaves the network right less often than guessing would."""
     return any(accuracy.eps and accuracy.accuracy < 1 / classes for accuracy in row.accuracies)
+
+
+def data_used(dataset: Dataset) -> schema.DataUsed:
+    """What a report and a manifest say of the data."""
+    return schema.DataUsed(
+        description=dataset.description,
+        train=_reference(dataset.train),
+        evaluation=_reference(dataset.evaluation),
+        label_kind=dataset.evaluation.label_kind,
+    )
 
 
 def _reference(images: ImageSet) -> schema.ImageSetReference:

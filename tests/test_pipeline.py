@@ -29,6 +29,7 @@ from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.evidence import Pictured
 from fsrp_edge.report.manifest import MANIFEST
 from fsrp_edge.report.store import load_report
+from fsrp_edge.report.verify import verify
 from fsrp_edge.rundir import RunDirectory
 from fsrp_edge.runtimes import open_session
 from fsrp_edge.scoring.fsrp import FSRP
@@ -177,7 +178,7 @@ def test_every_stage_was_done_and_left_whole_files(finished: CompressResult) -> 
     results = {"scores.json", "plan.json", "pruned.safetensors", "recovered.safetensors"}
     files = {"artifacts/model-fp32.onnx", "artifacts/model-int8.onnx", "dense/model-fp32.onnx"}
     reports = {"report.json", "report.md", "report.html", "manifest.json"}
-    reports |= {"evidence.json", "evidence.npz", "bench.json"}
+    reports |= {"evidence.json", "evidence.npz", "bench.json", "MODEL_CARD.md", "bom.json"}
     assert left(finished.directory) == records | results | files | reports | {".lock"}
     assert finished.artifacts == tuple(
         finished.directory / "artifacts" / name for name in ("model-fp32.onnx", "model-int8.onnx")
@@ -230,8 +231,10 @@ def test_the_manifest_holds_the_digest_of_every_result(
             "report.json",
             "report.md",
         ),
-        *("artifacts/model-fp32.onnx", "artifacts/model-int8.onnx"),
+        *("artifacts/model-fp32.onnx", "artifacts/model-int8.onnx", "dense/model-fp32.onnx"),
+        *("MODEL_CARD.md", "bom.json"),
     }
+    assert all(finding.passed for finding in verify(finished.directory))
     assert manifest["source"]["sha256"] == sha256_file(options.checkpoint)
     assert manifest["plan_sha256"] == finished.plan.digest and manifest["seed"] == 0
     for artifact in manifest["artifacts"]:
@@ -303,7 +306,8 @@ def test_the_same_command_again_does_nothing_and_reports_the_same(
     result = again()
     assert redone(result) == []
     assert figures(result) == figures(finished)
-    del times[".lock"], times["manifest.json"]
+    for written in (".lock", "manifest.json", "MODEL_CARD.md", "bom.json"):
+        del times[written]
     assert {name: (again.directory / name).stat().st_mtime_ns for name in times} == times
 
 

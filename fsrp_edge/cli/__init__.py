@@ -7,6 +7,7 @@ import click
 
 from fsrp_edge import __version__
 from fsrp_edge.cli.bench import bench
+from fsrp_edge.cli.bundle import bundle
 from fsrp_edge.cli.compress import compress
 from fsrp_edge.cli.devices import devices
 from fsrp_edge.cli.errors import run
@@ -20,6 +21,7 @@ from fsrp_edge.cli.report import report
 from fsrp_edge.cli.score import score
 from fsrp_edge.cli.targets import targets
 from fsrp_edge.cli.train import train
+from fsrp_edge.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -35,8 +37,8 @@ def cli() -> None:
 
 
 for _command in (
-    compress, inspect, score, prune, recover, export, bench, devices, evaluate, compare, report, targets, train,
-    estimate,
+    compress, inspect, score, prune, recover, export, verify, bundle, bench, devices, evaluate, compare, report,
+    targets, train, estimate,
 ):  # fmt: skip
     cli.add_command(_command)
 

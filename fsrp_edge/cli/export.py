@@ -26,6 +26,7 @@ from fsrp_edge.cli.errors import traceback_option
 @options.output_options
 @traceback_option
 def export(
+    checkpoint: Path,
     target: str,
     data: str | None,
     formats: tuple[Any, ...],
@@ -48,17 +49,23 @@ def export(
     fsrp-edge export net.pt --target raspberry-pi-5 --data photos/ --precision int8 --int8-max-drop 1 --layer-errors
     fsrp-edge export net.pt --target raspberry-pi-5 --format ncnn --format saved_model
     """
+    from datetime import UTC, datetime
+
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.exporting.options import ExportOptions
     from fsrp_edge.exporting.verified import export_verified
-    from fsrp_edge.pipeline import CheckpointOptions, choose_artifacts, load, load_data
+    from fsrp_edge.files import sha256_file, without_folders
+    from fsrp_edge.pipeline import CheckpointOptions, choose_artifacts, data_used, load, load_data
+    from fsrp_edge.report.manifest import Manifest, origin_of, write_manifest
+    from fsrp_edge.report.provenance import provenance
+    from fsrp_edge.report.schema import Source, TargetReference
     from fsrp_edge.targets.load import load_target
 
     wanted = ExportOptions(**{name: given.pop(name) for name in ExportOptions.model_fields})
     with show_progress(quiet=quiet):
         profile = load_target(target)
         requests = choose_artifacts(profile, options.optional(formats), options.optional(precisions))
-        classifier = load(CheckpointOptions(**given)).cpu()
+        classifier = load(CheckpointOptions(checkpoint=checkpoint, **given)).cpu()
         dataset = load_data(classifier, data, seed)
         exported = export_verified(
             classifier,
@@ -69,6 +76,26 @@ def export(
             images=dataset.evaluation,
             options=wanted,
             list_errors=layer_errors,
+        )
+        write_manifest(
+            Manifest(
+                artifacts=exported.artifacts,
+                origins={".": origin_of(exported)},
+                source=Source(
+                    checkpoint=checkpoint.name, sha256=sha256_file(checkpoint), model=classifier.spec
+                ),
+                target=TargetReference(name=profile.name, sha256=profile.digest),
+                options=without_folders(wanted.model_dump(mode="json") | {"data": data}),
+                seed=seed,
+                data=data_used(dataset),
+                parity={
+                    artifact.path.as_posix(): checks
+                    for artifact, checks in zip(exported.artifacts, exported.parities, strict=True)
+                },
+                provenance=provenance(datetime.now(UTC).replace(microsecond=0)),
+            ),
+            out,
+            [str(script) for script in exported.scripts],
         )
     if as_json:
         print_json(exported.model_dump(mode="json"))
@@ -93,5 +120,6 @@ def export(
             *(f"{a.path}: TRANSPOSE {reason}" for a in exported.artifacts for reason in a.transpose_reasons),
             *(f"On the device: sh {script}" for script in exported.scripts),
             f"Next: fsrp-edge bench {out / exported.artifacts[0].path}",
+            f"      fsrp-edge bundle {out}",
         ]),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from fsrp_edge.progress import track
 from fsrp_edge.runtimes import require, tflite_port
 from fsrp_edge.tool_output import captured_output
 
-METADATA = "fsrp_edge"
-"""Name of the entry of a file's metadata that holds the facts, as JSON."""
+METADATA = "fsrp_edge.json"
+"""Name of the archived file that holds the facts."""
 
 
 def export_tflite(
@@ -244,21 +245,15 @@ def _images(source: Path, calibration: ImageSet, interpreter: Any) -> Iterator[n
 
 
 def _write(content: Any, path: Path, precision: Precision, metadata: Mapping[str, str] | None) -> Artifact:
-    """Write a model with the facts inside; read back what the file says of itself."""
-    tools = require("ai_edge_litert.tools.flatbuffer_utils")
+    """Write a model with the facts behind it; read back what the file says of itself."""
     schema = require("ai_edge_litert.schema_py_generated")
-    model = schema.ModelT.InitFromPackedBuf(bytes(content), 0)
-    if metadata:
-        facts, entry = schema.BufferT(), schema.MetadataT()
-        facts.data = np.frombuffer(json.dumps(metadata, sort_keys=True).encode(), np.uint8)
-        entry.name, entry.buffer = METADATA, len(model.buffers)
-        model.buffers.append(facts)
-        model.metadata = [*(model.metadata or ()), entry]
-        content = tools.convert_object_to_bytearray(model)
     with atomic_path(path) as temporary:
         temporary.write_bytes(bytes(content))
+        if metadata:
+            _append(temporary, metadata)
     reasons = transpose_reasons(path)
-    takes = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].type
+    graph = schema.Model.GetRootAs(path.read_bytes(), 0).Subgraphs(0)
+    takes = graph.Tensors(graph.Inputs(0)).Type()
     return Artifact(
         path=Path(path.name),
         format="tflite",
@@ -272,14 +267,23 @@ def _write(content: Any, path: Path, precision: Precision, metadata: Mapping[str
     )
 
 
+def _append(path: Path, metadata: Mapping[str, str]) -> None:
+    """Put facts behind a model as a zip archive, which is where TensorFlow Lite's own metadata keeps files.
+
+    Runtimes do not look there, so not a byte of the model is touched.
+    """
+    with zipfile.ZipFile(path, "a") as archive:
+        entry = zipfile.ZipInfo(METADATA, (1980, 1, 1, 0, 0, 0))
+        archive.writestr(entry, json.dumps(metadata, indent=1, sort_keys=True))
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The facts that were written into a TFLite file; none for a file of another origin."""
-    model = require("ai_edge_litert.tools.flatbuffer_utils").read_model(path)
-    for entry in model.metadata or ():
-        if entry.name in (METADATA, METADATA.encode()):
-            facts: dict[str, str] = json.loads(bytes(model.buffers[entry.buffer].data))
-            return facts
-    return {}
+    if not zipfile.is_zipfile(path):
+        return {}
+    with zipfile.ZipFile(path) as archive:
+        facts: dict[str, str] = json.loads(archive.read(METADATA)) if METADATA in archive.namelist() else {}
+    return facts
 
 
 def transpose_reasons(path: Path) -> list[str]:

@@ -19,13 +19,10 @@ def escape(value: object) -> str:
     return re.sub(r"[&<>]", lambda found: _HTML[found[0]], _MARKUP.sub(r"\\\g<0>", text))
 
 
-def render_markdown(report: RunReport) -> str:
-    """The report as GitHub-flavoured Markdown.
-
-    Every value that enters the template is escaped: names of classes, files and layers come from the user.
-    """
+def markdown_environment() -> Environment:
+    """Of templates that write Markdown: every value that enters one is escaped."""
     # Autoescape is for HTML; `finalize` does the same for Markdown, on every expression of the template.
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("fsrp_edge.report"),
         autoescape=False,
         finalize=escape,
@@ -34,7 +31,14 @@ def render_markdown(report: RunReport) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.md.j2").render(_context(report))
+
+
+def render_markdown(report: RunReport) -> str:
+    """The report as GitHub-flavoured Markdown.
+
+    Every value that enters the template is escaped: names of classes, files and layers come from the user.
+    """
+    return markdown_environment().get_template("report.md.j2").render(_context(report))
 
 
 def _context(report: RunReport) -> dict[str, Any]:

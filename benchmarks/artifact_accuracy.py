@@ -1,0 +1,113 @@
+"""Accuracy, size and latency of every file of some networks, each in its own runtime. Resumable by network.
+
+python -m benchmarks.artifact_accuracy resnet20 --data cifar-10-batches-bin dense=net.th pruned=recovered.safetensors
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, save
+from fsrp_edge.bench.measure import DEFAULTS, QUICK, Setup, measure_on
+from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.cli.console import show_progress
+from fsrp_edge.data.images import Dataset
+from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.exporting.artifact import Format, Precision
+from fsrp_edge.exporting.export import ArtifactRequest
+from fsrp_edge.exporting.options import ExportOptions
+from fsrp_edge.exporting.verified import export_verified
+from fsrp_edge.files import read_json, write_json
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.pipeline import CheckpointOptions, load, load_data
+from fsrp_edge.runtimes import open_session
+from fsrp_edge.targets.load import load_target
+
+FILES: tuple[tuple[Format, Precision], ...] = (
+    ("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "int8"),
+    ("tflite", "fp32"), ("tflite", "fp16"), ("tflite", "int8"), ("tflite", "int8-dynamic"),
+    ("ncnn", "fp32"), ("ncnn", "fp16"),
+)  # fmt: skip
+THREADS = 1
+
+
+def judge(classifier: Classifier, dataset: Dataset, options: ExportOptions) -> list[dict[str, Any]]:
+    """One row for the network and one for each file."""
+    rows = [{"file": "network in torch", **_accuracy(classifier, dataset)}]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        exported = export_verified(
+            classifier,
+            [ArtifactRequest(*file) for file in FILES],
+            folder / "files",
+            target=load_target("generic-x86"),
+            calibration=dataset.train.sample(options.calibration_images, 0),
+            images=dataset.evaluation,
+            options=options,
+        )
+        timed = [artifact for artifact in exported.artifacts if artifact.format in DEFAULTS]
+        paths = [folder / "files" / artifact.path for artifact in timed]
+        setup = Setup(threads=THREADS, input_shape=classifier.spec.input_shape)
+        measured = measure_on(parse_address("local"), paths, setup, method=QUICK)
+        latencies = {a.path: m.latency for a, m in zip(timed, measured, strict=True)}
+        for artifact, parity in zip(exported.artifacts, exported.parities, strict=True):
+            latency = latencies.get(artifact.path)
+            rows.append(
+                {
+                    "file": artifact.name,
+                    **_accuracy(open_session(folder / "files" / artifact.path, threads=2).predict, dataset),
+                    "bytes": artifact.bytes,
+                    "p50_ms": latency.p50_ms if latency else None,
+                    "latency_valid": latency.valid if latency else None,
+                    "parity": [check.model_dump(mode="json") for check in parity],
+                }
+            )
+    return rows
+
+
+def _accuracy(predict: Any, dataset: Dataset) -> dict[str, Any]:
+    found = clean_accuracy(predict, dataset.evaluation).result
+    return {"correct": found.correct, "images": found.images, "interval": found.interval}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of the result: results/artifact_accuracy_NAME.json")
+    parser.add_argument("networks", nargs="+", metavar="LABEL=CHECKPOINT")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--arch", help="factory of the networks, where their files do not tell")
+    parser.add_argument("--calibration-images", type=int, default=256)
+    given = parser.parse_args()
+    options = ExportOptions(calibration_images=given.calibration_images)
+    cells = RESULTS / f"artifact_accuracy_{given.name}_cells"
+    results = {}
+    with show_progress():
+        for network in given.networks:
+            label, _, checkpoint = network.partition("=")
+            cell = cells / f"{label}.json"
+            if not cell.is_file():
+                classifier = load(CheckpointOptions(checkpoint=Path(checkpoint), architecture=given.arch))
+                write_json(cell, judge(classifier, load_data(classifier, given.data, seed=0), options))
+            results[label] = read_json(cell)
+    rows = [
+        (
+            label,
+            row["file"],
+            f"{100 * row['correct'] / row['images']:.2f} %",
+            f"{100 * (row['correct'] - of_network[0]['correct']) / row['images']:+.2f}",
+            f"{row['bytes'] / 1e6:.2f} MB" if "bytes" in row else "",
+            f"{row['p50_ms']:.2f} ms" if row.get("p50_ms") else "",
+        )
+        for label, of_network in results.items()
+        for row in of_network
+    ]
+    content = {"calibration_images": options.calibration_images, "threads": THREADS, "networks": results}
+    header = ("network", "file", "accuracy", "points against torch", "size", "p50, 1 thread")
+    save(f"artifact_accuracy_{given.name}", content, header, rows)
+
+
+if __name__ == "__main__":
+    main()

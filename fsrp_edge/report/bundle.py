@@ -1,0 +1,88 @@
+"""One archive to ship: files, labels, preprocessing, examples of use, and the evidence."""
+
+import tempfile
+import zipfile
+from pathlib import Path
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import atomic_path, files_of, write_json, write_text
+from fsrp_edge.report.manifest import Manifest, load_manifest, write_manifest
+
+EXAMPLES = Path(__file__).parent / "examples"
+RUNS = {
+    "onnx": "run_onnxruntime",
+    "tflite": "run_litert",
+    "saved_model": "run_saved_model",
+    "ncnn": "run_ncnn",
+}
+"""The example that goes with a format."""
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def bundle(directory: Path, archive: Path) -> Manifest:
+    """Pack what a device needs of a run or an export; the same folder gives the same bytes.
+
+    Args:
+        directory: of a run or an export. Of a run, the compressed network's files are taken, not the dense one's.
+        archive: zip file to write, by rename.
+
+    Returns:
+        The manifest inside; `verify` of the unpacked archive checks it.
+
+    Raises:
+        BadInputError: no manifest, or a file of it is missing.
+    """
+    manifest = load_manifest(directory)
+    wanted = [artifact for artifact in manifest.artifacts if artifact.path.parts[0] != "dense"]
+    names = {artifact.path.as_posix() for artifact in wanted}
+    scripts = [name for name in manifest.files if name.endswith(".sh") and not name.startswith("dense/")]
+    part = manifest.model_copy(
+        update={
+            "artifacts": tuple(wanted),
+            "origins": {folder: o for folder, o in manifest.origins.items() if folder != "dense"},
+            "parity": {name: checks for name, checks in manifest.parity.items() if name in names},
+            "accuracies": {
+                n: found for n, found in manifest.accuracies.items() if not n.startswith("dense/")
+            },
+        }
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name in [*names, *scripts]:
+            _copy(directory / name, folder / name)
+        _write_use(part, folder)
+        written = write_manifest(part, folder, [*scripts, "labels.txt", "preprocessing.json", "examples"])
+        with atomic_path(archive) as temporary:
+            _zip(folder, temporary)
+    return written
+
+
+def _write_use(manifest: Manifest, folder: Path) -> None:
+    """What an application needs beside the files."""
+    spec = manifest.source.model
+    labels = spec.class_names or tuple(str(number) for number in range(spec.classes))
+    write_text(folder / "labels.txt", "".join(f"{label}\n" for label in labels))
+    feeding = {"input_shape": spec.input_shape, **spec.preprocessing.model_dump()}
+    write_json(folder / "preprocessing.json", feeding)
+    used = {RUNS[artifact.format] for artifact in manifest.artifacts}
+    for name in ("preprocess", *sorted(used)):
+        _copy(EXAMPLES / f"{name}.py", folder / "examples" / f"{name}.py")
+
+
+def _copy(source: Path, destination: Path) -> None:
+    for file in files_of(source):
+        target = destination / file.relative_to(source) if source.is_dir() else destination
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.write_bytes(file.read_bytes())
+        except FileNotFoundError:
+            raise BadInputError(f"{source} is missing; run `fsrp-edge verify` on the folder") from None
+
+
+def _zip(folder: Path, archive: Path) -> None:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
+        for file in files_of(folder):
+            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = (0o755 if file.suffix == ".sh" else 0o644) << 16
+            stream.writestr(entry, file.read_bytes())

@@ -1,0 +1,66 @@
+"""Check a folder against its manifest: digests, and whether each file still computes what its network computed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsrp_edge.errors import FsrpEdgeError
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.files import sha256_file
+from fsrp_edge.progress import track
+from fsrp_edge.report.manifest import Manifest, load_manifest
+from fsrp_edge.report.summary import parity_figures
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of one file.
+
+    Args:
+        path: relative to the folder.
+        check: `digest`, or `parity in RUNTIME`.
+        passed: whether it holds.
+        detail: what was found.
+    """
+
+    path: str
+    check: str
+    passed: bool
+    detail: str
+
+
+def verify(directory: Path) -> list[Finding]:
+    """Recheck every file of a run, an export or an unpacked bundle; nothing but its manifest is needed.
+
+    Parity is that with the logits of the float network on random images, which the manifest holds.
+
+    Raises:
+        BadInputError: there is no manifest.
+    """
+    manifest = load_manifest(directory)
+    findings = [_digest(directory, name, manifest) for name in track(manifest.files, "checking digests")]
+    for artifact in track(manifest.artifacts, "running files"):
+        findings += _parity(directory, artifact, manifest)
+    return findings
+
+
+def _digest(directory: Path, name: str, manifest: Manifest) -> Finding:
+    path, entry = directory / name, manifest.files[name]
+    if not path.is_file():
+        return Finding(name, "digest", False, "missing")
+    seen = sha256_file(path)
+    if seen != entry.sha256:
+        return Finding(
+            name, "digest", False, f"SHA-256 {seen[:12]}…, not {entry.sha256[:12]}…: it was changed"
+        )
+    return Finding(name, "digest", True, f"{entry.bytes:,} bytes")
+
+
+def _parity(directory: Path, artifact: Artifact, manifest: Manifest) -> list[Finding]:
+    name = artifact.path.as_posix()
+    try:
+        checks = manifest.origin(artifact).probe.check(directory / artifact.path, artifact)
+    except FsrpEdgeError as error:
+        return [Finding(name, "parity", False, str(error).splitlines()[0])]
+    return [
+        Finding(name, f"parity in {check.runtime}", check.passed, parity_figures(check)) for check in checks
+    ]

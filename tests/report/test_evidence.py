@@ -1,0 +1,186 @@
+"""manifest.json, model card, bill of materials, `verify` and `bundle`, on files that were really exported."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.exporting.export import ArtifactRequest
+from fsrp_edge.exporting.verified import export_verified
+from fsrp_edge.files import sha256_file
+from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.pipeline import data_used, load_data
+from fsrp_edge.report.bundle import RUNS, bundle
+from fsrp_edge.report.manifest import Manifest, load_manifest, origin_of, write_manifest
+from fsrp_edge.report.provenance import provenance
+from fsrp_edge.report.schema import Source, TargetReference
+from fsrp_edge.report.verify import verify
+from fsrp_edge.targets.load import load_target
+
+FORMATS = ("onnx", "tflite", "saved_model", "ncnn")
+
+
+@pytest.fixture(scope="module")
+def classifier(trained_checkpoint: Path) -> Classifier:
+    return load_classifier(trained_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def exported(classifier: Classifier, digits_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of verified files in every format, with its manifest."""
+    folder, target = tmp_path_factory.mktemp("evidence") / "files", load_target("generic-x86")
+    dataset = load_data(classifier, str(digits_npz), seed=0)
+    made = export_verified(
+        classifier,
+        [*(ArtifactRequest(name, "fp32") for name in FORMATS), ArtifactRequest("onnx", "int8")],
+        folder,
+        target=target,
+        calibration=dataset.train.first(16),
+        images=dataset.evaluation,
+    )
+    manifest = Manifest(
+        artifacts=made.artifacts,
+        origins={".": origin_of(made)},
+        source=Source(checkpoint="vgg.pt", sha256="a" * 64, model=classifier.spec),
+        target=TargetReference(name=target.name, sha256=target.digest),
+        options={"out": "/home/ada/<b>"},
+        seed=0,
+        data=data_used(dataset),
+        parity={a.path.as_posix(): checks for a, checks in zip(made.artifacts, made.parities, strict=True)},
+        accuracies={"model-fp32.onnx": (clean_accuracy(classifier, dataset.evaluation).result,)},
+        provenance=provenance(datetime(2026, 1, 2, tzinfo=UTC)),
+    )
+    write_manifest(manifest, folder)
+    return folder
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "copied"))
+
+
+def test_every_file_is_in_the_manifest_with_its_digest(exported: Path) -> None:
+    manifest = load_manifest(exported)
+    there = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+    assert manifest.files.keys() == there - {"manifest.json"}
+    for name, entry in manifest.files.items():
+        assert (entry.bytes, entry.sha256) == ((exported / name).stat().st_size, sha256_file(exported / name))
+    assert {artifact.format for artifact in manifest.artifacts} == set(FORMATS)
+
+
+def test_what_is_as_it_was_passes_in_every_runtime(exported: Path) -> None:
+    findings = verify(exported)
+    assert all(finding.passed for finding in findings), [f for f in findings if not f.passed]
+    runtimes = {finding.check for finding in findings if finding.check.startswith("parity")}
+    assert runtimes == {f"parity in {name}" for name in ("onnxruntime", "litert", "tensorflow", "ncnn")}
+
+
+def test_a_changed_byte_is_found_and_a_lost_file_too(copied: Path) -> None:
+    weights = copied / "model-fp32.ncnn" / "model.bin"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 0x41
+    weights.write_bytes(bytes(content))
+    (copied / "model-fp32.tflite").unlink()
+    failed = {(finding.path, finding.check) for finding in verify(copied) if not finding.passed}
+    assert failed >= {
+        ("model-fp32.ncnn/model.bin", "digest"),
+        ("model-fp32.tflite", "digest"),
+        ("model-fp32.tflite", "parity"),
+    }
+    assert not any(path.endswith(".onnx") for path, _ in failed)
+
+
+def test_a_file_that_computes_something_else_is_found_even_where_its_digest_was_forged(copied: Path) -> None:
+    other = copied / "model-int8.onnx"
+    shutil.copy(other, copied / "model-fp32.onnx")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["files"]["model-fp32.onnx"] = manifest["files"]["model-int8.onnx"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    (failed,) = [finding for finding in verify(copied) if not finding.passed]
+    assert (failed.path, failed.check) == ("model-fp32.onnx", "parity in onnxruntime")
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"has no manifest\.json; give the folder of a run"):
+        verify(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema_version": 1}')
+    with pytest.raises(BadInputError, match="not a manifest that this version reads"):
+        verify(tmp_path)
+
+
+def test_the_model_card_has_a_header_that_hubs_read_and_nothing_of_the_user_s_folders(exported: Path) -> None:
+    text = (exported / "MODEL_CARD.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    fields = yaml.safe_load(header)
+    assert fields["pipeline_tag"] == "image-classification"
+    (index,) = fields["model-index"]
+    (metric,) = index["results"][0]["metrics"]
+    assert index["name"] == "model-fp32.onnx" and metric["value"] > 0.9
+    assert "n=100" in body and "centre cropped" in body and "/home/" not in text
+
+
+def test_the_bill_of_materials_is_valid_cyclonedx_and_names_models_data_and_software(exported: Path) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    text = (exported / "bom.json").read_text()
+    try:
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    except ImportError:  # the validator is an extra of the library
+        assert json.loads(text)["specVersion"] == "1.6"
+    parts: dict[str, list[Any]] = {}
+    for part in json.loads(text)["components"]:
+        parts.setdefault(part["type"], []).append(part["name"])
+    manifest = load_manifest(exported)
+    assert sorted(parts["machine-learning-model"]) == sorted(a.path.as_posix() for a in manifest.artifacts)
+    assert len(parts["data"]) == 2 and {"torch", "onnxruntime", "fsrp-edge"} <= set(parts["library"])
+
+
+def test_the_same_folder_gives_the_same_archive(exported: Path, tmp_path: Path) -> None:
+    for name in ("a.zip", "b.zip"):
+        bundle(exported, tmp_path / name)
+    assert sha256_file(tmp_path / "a.zip") == sha256_file(tmp_path / "b.zip")
+    with pytest.raises(BadInputError, match=r"has no manifest\.json"):
+        bundle(tmp_path, tmp_path / "c.zip")
+    assert not (tmp_path / "c.zip").exists()
+
+
+def test_the_examples_of_a_bundle_run_and_answer_as_the_network_does(
+    exported: Path, classifier: Classifier, digits_npz: Path, tmp_path: Path
+) -> None:
+    bundle(exported, tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        archive.extractall(tmp_path / "model")
+    assert all(finding.passed for finding in verify(tmp_path / "model"))
+    # A photograph of another size, so that resizing and cropping are part of what is compared.
+    pixels = np.load(digits_npz)["x_test"][7].transpose(1, 2, 0).squeeze()
+    picture = Image.fromarray(pixels).resize((96, 80), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "digit.png")
+    from fsrp_edge.data.folder import decode_image
+
+    image = decode_image(tmp_path / "digit.png", classifier.spec)
+    logits = classifier(classifier.example_pixels().new_tensor(image)[None] / 255)[0]
+    labels = classifier.spec.class_names or tuple(map(str, range(10)))
+    expected = f"{logits.softmax(0).max():.2f}", labels[int(logits.argmax())]
+    for artifact in load_manifest(tmp_path / "model").artifacts:
+        script = tmp_path / "model" / "examples" / f"{RUNS[artifact.format]}.py"
+        assert len(script.read_text().splitlines()) <= 30
+        done = subprocess.run(
+            [sys.executable, script, tmp_path / "model" / artifact.path, tmp_path / "digit.png"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        share, label = done.stdout.splitlines()[0].split(" ", 1)
+        assert label == expected[1], artifact.name
+        assert abs(float(share) - float(expected[0])) < (0.1 if artifact.precision == "int8" else 0.011)
