@@ -101,6 +101,32 @@ def spectra(
     return figure
 
 
+def over_time(
+    measured: Mapping[str, tuple[Sequence[float], Sequence[tuple[float, float]]]], parts: int = 200
+) -> Any:
+    """Latency from the first to the last inference of each measurement, and what the device's heat did meanwhile.
+
+    Args:
+        measured: by name, every time in milliseconds, in order, and (seconds, degrees Celsius) samples.
+        parts: at most so many medians, each with the band from the 10th to the 90th percentile.
+    """
+    figure, axes = new(1.9 * len(measured), nrows=len(measured), squeeze=False)
+    for place, (name, (times_ms, heat)) in zip(axes.flat, measured.items(), strict=True):
+        times = np.asarray(times_ms)
+        split = np.array_split(np.arange(len(times)), min(parts, len(times)))
+        seconds = np.cumsum(times)[[part[-1] for part in split]] / 1e3
+        low, median, high = np.array([np.percentile(times[part], [10, 50, 90]) for part in split]).T
+        place.fill_between(seconds, low, high, color=SECOND, alpha=0.3, linewidth=0)
+        place.plot(seconds, median, color=SECOND)
+        place.set(ylabel="ms", xlabel="seconds of inference")
+        place.set_title(shortened(name, 60), fontsize=9)
+        if heat:
+            beside = place.twinx()
+            beside.plot(*zip(*heat, strict=True), color=FIRST)
+            beside.set_ylabel("°C")
+    return figure
+
+
 def shortened(name: str, length: int = 26) -> str:
     """A name as an axis can hold it, its end kept; `$` would start mathematics."""
     name = name if len(name) <= length else f"…{name[1 - length :]}"

@@ -107,6 +107,9 @@ def bench() -> None:
 @click.option(
     "--out", type=options.NewFile, help="Write everything as JSON to this file, raw times included."
 )
+@click.option(
+    "--picture", type=options.NewFile, help="Draw latency and temperature over time into this PNG file."
+)
 @click.option("--csv", "csv_file", type=options.NewFile, help="Write the table as CSV to this file.")
 @options.output_options
 @traceback_option
@@ -120,6 +123,7 @@ def measure(
     evaluate: str | None,
     require_valid: bool,
     out: Path | None,
+    picture: Path | None,
     csv_file: Path | None,
     as_json: bool,
     quiet: bool,
@@ -133,11 +137,14 @@ def measure(
     fsrp-edge bench dense-fp32.onnx model-fp32.onnx model-int8.tflite --threads 4 --device local \\
       --device 'ssh://pi@raspberrypi.local?python=venv/bin/python' --out results.json
     """
+    from fsrp_edge import plots
     from fsrp_edge.bench.measure import Setup, measure_fleet
     from fsrp_edge.bench.transport import parse_address
     from fsrp_edge.cli.console import print_json, show_progress
     from fsrp_edge.files import write_json, write_text
 
+    if picture is not None:
+        plots.pyplot()  # a missing library is to be known before the work
     method = _method(**lengths)
     addresses = [parse_address(device) for device in dict.fromkeys(devices)]
     images = None if evaluate is None else _images(evaluate, models[0])
@@ -148,6 +155,8 @@ def measure(
         write_json(out, results.model_dump(mode="json"))
     if csv_file is not None:
         write_text(csv_file, results.to_csv())
+    if picture is not None and results.measurements:
+        plots.save_png(plots.over_time(dict(map(_course, results.measurements))), picture)
     if as_json:
         print_json(results)
     else:
@@ -271,6 +280,16 @@ def _agreement(measurement: "Measurement") -> str:
         return "–"
     error = "not finite" if agreement.relative_error is None else f"{agreement.relative_error:.1e}"
     return error if agreement.passed else f"{error} ✗"
+
+
+def _course(measurement: "Measurement") -> tuple[str, tuple[Sequence[float], list[tuple[float, float]]]]:
+    """A measurement as it is drawn over time: rounds one after the other."""
+    heat, start = [], 0.0
+    for part in measurement.rounds:
+        told = [(sample.seconds, sample.temperature_c) for sample in part.during]
+        heat += [(start + seconds, degrees) for seconds, degrees in told if degrees is not None]
+        start += sum(part.times_ms) / 1e3
+    return f"{measurement.latency.model} on {measurement.address}", (measurement.times_ms, heat)
 
 
 def _over_time(measurement: "Measurement") -> str:

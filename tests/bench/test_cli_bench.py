@@ -58,9 +58,26 @@ def test_require_valid_is_a_gate(measured, capfd):
     assert "not valid: the device was throttled" in capfd.readouterr().err
 
 
-def test_sustained_shows_latency_over_time(onnx_file, capfd):
-    assert run(cli, ["bench", str(onnx_file), "--sustained", "2s"]) == 0
+def test_sustained_shows_latency_over_time(onnx_file, capfd, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the plots extra")
+    picture = tmp_path / "time.png"
+    assert run(cli, ["bench", str(onnx_file), "--sustained", "1s", "--picture", str(picture)]) == 0
     assert "tiny.onnx over time: " in capfd.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_picture_holds_medians_and_heat():
+    pytest.importorskip("matplotlib", reason="needs the plots extra")
+    from fsrp_edge import plots
+
+    times = [10.0] * 500 + [20.0] * 500
+    figure = plots.over_time({"net on pi": (times, [(0.5, 50.0), (14.5, 80.0)])}, parts=10)
+    place, beside = figure.axes
+    (line,), (heat,) = place.lines, beside.lines
+    assert line.get_ydata().tolist() == [10.0] * 5 + [20.0] * 5
+    assert line.get_xdata().tolist() == pytest.approx([1, 2, 3, 4, 5, 7, 9, 11, 13, 15])
+    assert list(heat.get_ydata()) == [50.0, 80.0]
+    plots.pyplot().close(figure)
 
 
 @pytest.mark.parametrize(
