@@ -27,9 +27,9 @@ from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.models.registry import build
 from fsrp_edge.targets.load import load_target
 
-RUNS = 300
-ROUNDS = 7
-SIDE = 128
+RUNS = 100
+ROUNDS = 5
+SIDE = 64
 """An inference then takes milliseconds, where a clock's own cost is nothing."""
 
 

@@ -13,7 +13,7 @@ from fsrp_edge.files import write_json
 @pytest.fixture(scope="module")
 def measured(onnx_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("results") / "before.json"
-    assert run(cli, ["bench", "--quick", str(onnx_file), "--out", str(out), "--quiet"]) == 0
+    assert run(cli, ["bench", "--sustained", "0.2s", str(onnx_file), "--out", str(out), "--quiet"]) == 0
     return out
 
 

@@ -1,5 +1,6 @@
 """Devices behind a real sshd on the loopback address; the `server` fixture checks that nothing stays there."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from fsrp_edge.bench import agent_process
+from fsrp_edge.bench import agent_process, remote_shell
 from fsrp_edge.bench.describe import describe, require_ready
 from fsrp_edge.bench.measure import Method, Setup, measure, measure_on
 from fsrp_edge.bench.remote_shell import connect
@@ -186,6 +187,31 @@ class TestRefusals:
             ):
                 device.put(onnx_file)
 
+    def test_full_disk_of_a_fleet(self, server, onnx_file, tmp_path, monkeypatch, capfd):
+        """A far side without room for a file: local results are kept, and nothing stays there."""
+        full = tmp_path / "full"
+        full.mkdir()
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(full)], check=False
+        ).returncode:
+            pytest.skip("needs to be allowed to mount a small disk")
+        try:
+            real = remote_shell._ssh
+            monkeypatch.setattr(
+                remote_shell, "_ssh", lambda *given: dataclasses.replace(real(*given), scratch=str(full))
+            )
+            out = tmp_path / "results.json"
+            devices = ["--device", "local", "--device", server.address()]
+            assert (
+                run(cli, ["bench", str(onnx_file), *devices, "--sustained", "0.2s", "--out", str(out)]) == 3
+            )
+            assert "No space left on device" in capfd.readouterr().err
+            assert [one.address for one in read_results(out).measurements] == ["local"]
+            server.wait_idle()
+            assert list(full.iterdir()) == []
+        finally:
+            subprocess.run(["umount", str(full)], check=True)
+
 
 class TestInTheMiddle:
     def measuring(self, server, onnx_file, pool):
@@ -283,7 +309,18 @@ class TestCommand:
         bad = server.address(python="python9")
         devices = ["--device", "local", "--device", server.address(), "--device", bad]
         code = run(
-            cli, ["bench", str(onnx_file), *devices, "--quick", "--out", str(out), "--csv", str(table)]
+            cli,
+            [
+                "bench",
+                str(onnx_file),
+                *devices,
+                "--sustained",
+                "0.2s",
+                "--out",
+                str(out),
+                "--csv",
+                str(table),
+            ],
         )
         said = capfd.readouterr()
         assert code == 3
@@ -294,7 +331,7 @@ class TestCommand:
         assert [measurement.address for measurement in results.measurements] == ["local", address]
         assert [failure.address for failure in results.failures] == [address]
         assert len(table.read_text().splitlines()) == 3
-        assert sum(line.lstrip().startswith("tiny.onnx ") for line in said.out.splitlines()) == 2
+        assert sum(line.lstrip().startswith("tiny.onnx over time") for line in said.out.splitlines()) == 2
 
     def test_other_outputs_fail(self, server, onnx_file, interpreter, capfd):
         """A runtime whose results are wrong, made of the real one."""
@@ -306,7 +343,7 @@ class TestCommand:
             "onnxruntime.InferenceSession = Wrong\n"
         )
         device = server.address(python=python)
-        assert run(cli, ["bench", str(onnx_file), "--quick", "--device", device]) == 1
+        assert run(cli, ["bench", str(onnx_file), "--sustained", "0.2s", "--device", device]) == 1
         assert "tiny.onnx computes something else on ssh://" in capfd.readouterr().err
 
 
