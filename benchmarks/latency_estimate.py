@@ -18,7 +18,7 @@ from benchmarks.latency_graphs import load_table
 from fsrp_edge.files import write_json, write_text
 from fsrp_edge.targets import calibration
 from fsrp_edge.targets.calibration import Measured, Normal
-from fsrp_edge.targets.estimate import COEFFICIENTS, COSTS, Coefficients, Group, Pool, quantities
+from fsrp_edge.targets.estimate import COEFFICIENTS, COSTS, Coefficients, Group, Pool, Work, quantities
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parent.parent / "shared" / "latency" / "published.csv"
@@ -89,7 +89,7 @@ def read_rows() -> tuple[list[Row], Counter[str]]:
                 left[f"not rebuilt: {source['model']} at {source['input'] or 'an unstated resolution'}"] += 1
                 continue
             if (graph, precision) not in known:
-                known[graph, precision] = quantities(table[graph].operators, precision).sum(0)
+                known[graph, precision] = quantities(Work.of(table[graph].operators), precision).sum(0)
             backend = source["backend"] if not source["backend"].startswith("cpu") else "cpu"
             rows.append(
                 Row(

@@ -76,6 +76,19 @@ def export_onnx(
         return _write(model, path, "fp32", opset, metadata)
 
 
+def named_model(classifier: Classifier) -> Any:
+    """The network as an onnx ModelProto whose weights have their names in torch: to count with, not to ship.
+
+    Raises:
+        ToolFailedError: onnx is missing, or the network cannot be exported.
+    """
+    with captured_output(f"reading the operators of {classifier.spec.architecture}"):
+        # In this mode the exporter neither folds batch norm nor renames what it folds.
+        return _traced(
+            classifier, 17, DEFAULTS, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False
+        )
+
+
 def convert_to_fp16(source: Path, path: Path, *, metadata: Mapping[str, str] | None = None) -> Artifact:
     """Write an fp32 ONNX file in half precision; its input and output stay float32.
 
@@ -195,7 +208,7 @@ def _calibrated(source: Path, augmented: Path, calibration: ImageSet, method: Ca
     return calibrate.TensorsData(methods.MinMax, histograms.ranges())
 
 
-def _traced(classifier: Classifier, opset: int, options: ExportOptions) -> Any:
+def _traced(classifier: Classifier, opset: int, options: ExportOptions, **settings: Any) -> Any:
     onnx, buffer = require("onnx"), io.BytesIO()
     # An example of one image would silently fix the batch size of some networks.
     batch = 2 if options.dynamic_batch else 1
@@ -209,6 +222,7 @@ def _traced(classifier: Classifier, opset: int, options: ExportOptions) -> Any:
         input_names=[INPUT],
         output_names=[OUTPUT],
         dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if options.dynamic_batch else None,
+        **settings,
     )
     return onnx.load_from_string(buffer.getvalue())
 

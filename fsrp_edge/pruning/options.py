@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.plan import Allocation, Strategy
 
 RatioOf = Literal["channels", "parameters", "macs"]
@@ -27,6 +28,8 @@ class PlanOptions(BaseModel):
     """Share to remove, in (0, 1)."""
     ratio_of: RatioOf = "channels"
     """`channels`: of each group's channels; `parameters` or `macs`: of the whole network's."""
+    budgets: Budgets = Budgets()
+    """The most that the result may cost; where one is given, `ratio` and `ratio_of` don't count."""
     allocation: Allocation = "uniform"
     strategy: Strategy = "one-shot"
     rounds: int = Field(3, ge=1)

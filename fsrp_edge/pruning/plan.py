@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 
 from fsrp_edge.errors import BadInputError, first_problem
 from fsrp_edge.files import read_json, sha256_json, write_json
+from fsrp_edge.pruning.budgets import Budgeted
 
 MOST_CHANNELS = 2**20
 """More than any layer has; a plan that names more must not fill the memory."""
@@ -44,9 +45,10 @@ def parse_channels(text: object) -> object:
 Channels = Annotated[tuple[int, ...], BeforeValidator(parse_channels), PlainSerializer(format_channels)]
 
 
-Allocation = Literal["uniform", "global"]
+Allocation = Literal["uniform", "global", "knapsack"]
 """How much goes of each group. `uniform`: the same share; `global`: what lies below one threshold on scores that were
-divided by their group's root mean square, so that groups of other scales can be compared."""
+divided by their group's root mean square, so that groups of other scales can be compared; `knapsack`: what loses least
+for what it saves (`pruning.allocation`)."""
 Strategy = Literal["one-shot", "sequential", "gradual"]
 """When filters are scored. `one-shot`: once; `sequential`: again before each layer; `gradual`: again in each round."""
 
@@ -94,7 +96,8 @@ class PruningPlan(BaseModel):
     ratio: float
     """Share that was asked to be removed …"""
     ratio_of: Literal["channels", "parameters", "macs"] = "channels"
-    """… of each group's channels, or of all parameters or MACs of the network."""
+    """… of each group's channels, or of all parameters or MACs of the network; under budgets, what they come to."""
+    budgets: tuple[Budgeted, ...] = ()
     channel_multiple: int
     allocation: Allocation = "uniform"
     strategy: Strategy = "one-shot"

@@ -13,6 +13,9 @@ from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGra
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import Size
+from fsrp_edge.pruning.allocation import Levels, allocate
+from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Limit, show
+from fsrp_edge.pruning.costs import Costing, PlanCosts
 from fsrp_edge.pruning.counting import SizeCounter
 from fsrp_edge.pruning.options import PlanOptions, RatioOf, matches, require_known
 from fsrp_edge.pruning.plan import GroupPlan, PruningPlan
@@ -93,12 +96,42 @@ class _Candidate:
     """Scores of all groups that are ranked together, each by its group's root mean square; None for a uniform ratio."""
 
     def kept(self, ratio: float, multiple: int) -> tuple[int, ...]:
-        everything = tuple(range(self.group.channels))
         if self.reason is not None or self.scores is None:
-            return everything
+            return tuple(range(self.group.channels))
         wanted = self._share(ratio) if self.ratio is None else self.ratio
-        count = kept_count(self.group.channels, wanted, granularity(self.group, multiple))
-        return everything if count == self.group.channels else choose_channels(self.scores, count, self.group)
+        return self.best(kept_count(self.group.channels, wanted, granularity(self.group, multiple)))
+
+    def best(self, count: int) -> tuple[int, ...]:
+        """So many channels."""
+        if count == self.group.channels or self.scores is None:
+            return tuple(range(self.group.channels))
+        return choose_channels(self.scores, count, self.group)
+
+    def levels(self, multiple: int) -> Levels:
+        """What may go, step by step, and the criterion's loss: minus the logarithm of the share of scores that stays.
+
+        Over a chain of layers these add up to what passes through all of them. No group is emptied for being cheap:
+        the loss grows without bound.
+        """
+        if self.reason is not None or self.scores is None or self.ratio is not None:
+            gone = self.group.channels - len(self.kept(0, multiple))
+            return Levels(np.array([gone]), np.zeros(1))
+        step = granularity(self.group, multiple)
+        counts = [self.group.channels, *range((self.group.channels - 1) // step * step, 0, -step)]
+        places = np.maximum(self.scores.reshape(self.group.blocks, -1, self.group.unit).mean(axis=(0, 2)), 0)
+        share = np.cumsum(np.sort(places)[::-1] + 1e-12) / (places.sum() + 1e-12 * len(places))
+        whole = self.group.blocks * self.group.unit
+        return Levels(
+            self.group.channels - np.array(counts),
+            -np.log(share[[count // whole - 1 for count in counts]]),
+        )
+
+    def least(self, multiple: int) -> int:
+        """Channels that stay at least."""
+        if self.reason is not None:
+            return self.group.channels
+        wanted = 1.0 if self.ratio is None else self.ratio
+        return kept_count(self.group.channels, wanted, granularity(self.group, multiple))
 
     def _share(self, ratio: float) -> float:
         """The share of this group that lies in the lowest `ratio` of all."""
@@ -117,17 +150,20 @@ def _comparable(scores: np.ndarray) -> np.ndarray:
     return scores / scale if scale > 0 else scores
 
 
-def make_plan(classifier: Classifier, scores: FilterScores, options: PlanOptions) -> PruningPlan:
+def make_plan(
+    classifier: Classifier, scores: FilterScores, options: PlanOptions, costing: Costing | None = None
+) -> PruningPlan:
     """Plan which channels stay.
 
     Args:
         classifier: the network that was scored.
         scores: of its filters.
         options: how much is to go, of what, and what has to stay.
+        costing: what budgets of latency, size and memory are reckoned with.
 
     Raises:
-        BadInputError: scores of another network, a pattern that fits no layer, a ratio that cannot be reached (the
-            nearest that can is named), or nothing would be removed.
+        BadInputError: scores of another network, a pattern that fits no layer, a ratio or a budget that cannot be
+            reached (the nearest that can is named), or nothing would be removed.
     """
     model_sha256 = weights_sha256(classifier.network)
     if scores.model_sha256 != model_sha256:
@@ -139,31 +175,138 @@ def make_plan(classifier: Classifier, scores: FilterScores, options: PlanOptions
     candidates = _candidates(classifier, groups, scores, options)
     if options.allocation == "global":
         candidates = _ranked_together(candidates)
-    multiple, ratio = options.channel_multiple, options.ratio
-    if options.ratio_of != "channels":
-        ratio = _solve(candidates, SizeCounter(classifier, groups), options)
-    plans = tuple(_plan_group(candidate, ratio, multiple) for candidate in candidates)
+    costs = PlanCosts(classifier, groups, costing)
+    multiple, budgets = options.channel_multiple, _budgets(candidates, costs, options)
+    kept = _allocated(candidates, costs, options, {each.kind: each.limit for each in budgets})
+    plans = tuple(_plan_group(each, channels, multiple) for each, channels in zip(candidates, kept, strict=True))
     if all(len(plan.kept) == plan.channels for plan in plans):
-        reasons = "; ".join(f"{plan.root}: {plan.note}" for plan in plans if plan.note)[:400]
-        raise BadInputError(
-            f"nothing can be removed at ratio {options.ratio:g} with channel multiple {multiple} ({reasons}); "
-            "raise --ratio or choose a target with a smaller channel multiple"
-        )
+        raise BadInputError(_nothing_to_remove(plans, budgets, options))
+    removed = np.array([[plan.channels - len(plan.kept) for plan in plans]])
+    figures, totals = costs.figures(removed), costs.counter.totals(removed)
+    share = 1 - float(totals["channels"][0]) / costs.counter.dense.channels
     return PruningPlan(
         architecture=classifier.spec.architecture,
         model_sha256=model_sha256,
         criterion=scores.criterion,
         scores_sha256=sha256_json(scores.model_dump(mode="json")),
-        ratio=options.ratio,
-        ratio_of=options.ratio_of,
+        ratio=round(share, 4) if options.budgets.asked else options.ratio,
+        ratio_of="channels" if options.budgets.asked else options.ratio_of,
         channel_multiple=multiple,
         allocation=options.allocation,
+        budgets=tuple(
+            each.model_copy(update={"planned": float(figures[each.kind][0])})
+            for each in budgets
+            if each.kind in options.budgets.asked
+        ),
         groups=plans,
     )
 
 
-def _plan_group(candidate: _Candidate, ratio: float, multiple: int) -> GroupPlan:
-    group, kept = candidate.group, candidate.kept(ratio, multiple)
+def check_budgets(
+    classifier: Classifier, options: PlanOptions, costing: Costing | None
+) -> tuple[Budgeted, ...]:
+    """Each budget beside the dense network and the least that can be reached; `planned` is the dense figure.
+
+    Raises:
+        BadInputError: one cannot be met, or the dense network meets them all.
+    """
+    groups = PruningGraph(classifier).groups()
+    candidates = _candidates(classifier, groups, None, options)
+    return _budgets(candidates, PlanCosts(classifier, groups, costing), options)
+
+
+def _budgets(
+    candidates: Sequence[_Candidate], costs: PlanCosts, options: PlanOptions
+) -> tuple[Budgeted, ...]:
+    limits = dict(options.budgets.asked)
+    if options.allocation == "knapsack" and not limits:
+        if options.ratio_of == "channels":
+            raise BadInputError(
+                "--allocation knapsack needs something that costs: give --latency, --macs, --parameters, --size or "
+                "--memory, or --ratio-of parameters or macs"
+            )
+        limits = {options.ratio_of: Limit(amount=1 - options.ratio, of_dense=True)}
+    if not limits:
+        return ()
+    least = [each.group.channels - each.least(options.channel_multiple) for each in candidates]
+    figures = costs.figures(np.array([np.zeros(len(candidates)), least]))
+    missing = ", ".join(f"--{kind}" for kind in limits if kind not in figures)
+    if missing:
+        raise BadInputError(f"{missing} needs a device to reckon with: give --target")
+    found = tuple(
+        Budgeted(
+            kind=kind, limit=limit.of(float(figures[kind][0])), dense=float(figures[kind][0]),
+            least=float(figures[kind][1]), planned=float(figures[kind][0]), basis=costs.basis(kind),
+        )
+        for kind, limit in limits.items()
+    )  # fmt: skip
+    unmet = [each for each in found if each.least > each.limit]
+    if unmet:
+        raise BadInputError("; ".join(
+            f"{each.kind} of {show(each.kind, each.limit)} cannot be reached: with one step of channels left in every "
+            f"group that is not locked (channel multiple {options.channel_multiple}), {show(each.kind, each.least)} of "
+            f"{show(each.kind, each.dense)} is the least ({each.basis})"
+            for each in unmet
+        ))  # fmt: skip
+    if all(each.dense <= each.limit for each in found):
+        raise BadInputError(
+            "nothing has to be removed, the dense network is within its budgets: "
+            + "; ".join(f"{each.kind} {show(each.kind, each.dense)} ({each.basis})" for each in found)
+        )
+    return found
+
+
+def _allocated(
+    candidates: Sequence[_Candidate],
+    costs: PlanCosts,
+    options: PlanOptions,
+    limits: Mapping[BudgetKind, float],
+) -> list[tuple[int, ...]]:
+    """Channels that stay of each group."""
+    multiple = options.channel_multiple
+    if options.allocation == "knapsack":
+        removed = allocate([each.levels(multiple) for each in candidates], costs.figures, limits)
+        return [each.best(int(each.group.channels - gone)) for each, gone in zip(candidates, removed, strict=True)]
+    ratio = options.ratio
+    if limits:
+        ratio = _ratio_within(candidates, costs, limits, multiple)
+    elif options.ratio_of != "channels":
+        ratio = _solve(candidates, costs.counter, options)
+    return [each.kept(ratio, multiple) for each in candidates]
+
+
+def _ratio_within(
+    candidates: Sequence[_Candidate], costs: PlanCosts, limits: Mapping[BudgetKind, float], multiple: int
+) -> float:
+    """The smallest ratio, the same for every group, at which all limits hold."""
+
+    def within(ratio: float) -> bool:
+        removed = [each.group.channels - len(each.kept(ratio, multiple)) for each in candidates]
+        figures = costs.figures(np.array([removed]))
+        return all(figures[kind][0] <= limit for kind, limit in limits.items())
+
+    low, high = 0.0, 1.0
+    if not within(high):
+        raise BadInputError("no common ratio meets the budgets; leave the allocation to --allocation knapsack")
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if within(middle) else (middle, high)
+    return high
+
+
+def _nothing_to_remove(
+    plans: Sequence[GroupPlan], budgets: Sequence[Budgeted], options: PlanOptions
+) -> str:
+    reasons = "; ".join(f"{plan.root}: {plan.note}" for plan in plans if plan.note)[:400]
+    asked = "within these budgets" if budgets else f"at ratio {options.ratio:g}"
+    return (
+        f"nothing can be removed {asked} with channel multiple {options.channel_multiple} ({reasons}); "
+        "raise --ratio or choose a target with a smaller channel multiple"
+    )
+
+
+def _plan_group(candidate: _Candidate, kept: tuple[int, ...], multiple: int) -> GroupPlan:
+    group = candidate.group
     note = candidate.reason
     if note is None and candidate.scores is None:
         note = "no member of the group was scored"
@@ -176,7 +319,7 @@ def _plan_group(candidate: _Candidate, ratio: float, multiple: int) -> GroupPlan
 
 
 def _candidates(
-    classifier: Classifier, groups: Sequence[ChannelGroup], scores: FilterScores, options: PlanOptions
+    classifier: Classifier, groups: Sequence[ChannelGroup], scores: FilterScores | None, options: PlanOptions
 ) -> list[_Candidate]:
     layers = [
         name
@@ -192,7 +335,7 @@ def _candidates(
     return [
         _Candidate(
             group,
-            group_scores(group, scores),
+            scores and group_scores(group, scores),
             reason_to_keep(group, options.channel_multiple) or _lock(group, options, first),
             _own_ratio(group, options),
         )

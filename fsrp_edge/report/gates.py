@@ -12,6 +12,7 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.report import wording
 from fsrp_edge.report.schema import GateResult, LedgerRow, RunReport
+from fsrp_edge.units import BYTES, COUNT, SHARE, TIME
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,7 @@ def _counted(field: Literal["bytes", "macs", "parameters"]) -> Look:
     ]
 
 
-_SHARE = {"%": 0.01}
 _POINTS = {"": 0.01, "%": 0.01, "points": 0.01}
-_TIME = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20}
-_COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
 def _milliseconds(value: float) -> str:
@@ -141,17 +138,17 @@ def _points(value: float) -> str:
 
 
 METRICS = {
-    "clean_accuracy": Metric(_accuracy(attacked=False), _SHARE, wording.percent, True),
-    "robust_accuracy": Metric(_accuracy(attacked=True), _SHARE, wording.percent, True),
+    "clean_accuracy": Metric(_accuracy(attacked=False), SHARE, wording.percent, True),
+    "robust_accuracy": Metric(_accuracy(attacked=True), SHARE, wording.percent, True),
     "clean_drop": Metric(_drop(attacked=False), _POINTS, _points),
     "robust_drop": Metric(_drop(attacked=True), _POINTS, _points),
-    "latency_p50": Metric(_latency("p50_ms"), _TIME, _milliseconds),
-    "latency_p90": Metric(_latency("p90_ms"), _TIME, _milliseconds),
-    "latency_p99": Metric(_latency("p99_ms"), _TIME, _milliseconds),
+    "latency_p50": Metric(_latency("p50_ms"), TIME, _milliseconds),
+    "latency_p90": Metric(_latency("p90_ms"), TIME, _milliseconds),
+    "latency_p99": Metric(_latency("p99_ms"), TIME, _milliseconds),
     "speed_up": Metric(_speed_up, {"": 1.0, "x": 1.0, "×": 1.0}, wording.ratio, True),
-    "size": Metric(_counted("bytes"), _BYTES, lambda value: wording.size(round(value))),
-    "macs": Metric(_counted("macs"), _COUNT, lambda value: wording.count(round(value))),
-    "parameters": Metric(_counted("parameters"), _COUNT, lambda value: wording.count(round(value))),
+    "size": Metric(_counted("bytes"), BYTES, lambda value: wording.size(round(value))),
+    "macs": Metric(_counted("macs"), COUNT, lambda value: wording.count(round(value))),
+    "parameters": Metric(_counted("parameters"), COUNT, lambda value: wording.count(round(value))),
 }
 
 _GATE = re.compile(
@@ -205,8 +202,8 @@ def parse_regression(text: str) -> tuple[str, float]:
         raise ValueError(
             f"{text!r} is no METRIC=AMOUNT, such as robust_accuracy=1 (points) or latency_p50=5%"
         )
-    is_share = _metric(match["metric"]).units is _SHARE
-    return match["metric"], _number(match["number"], match["unit"], _POINTS if is_share else _SHARE, text)
+    is_share = _metric(match["metric"]).units is SHARE
+    return match["metric"], _number(match["number"], match["unit"], _POINTS if is_share else SHARE, text)
 
 
 def _metric(name: str) -> Metric:
@@ -322,7 +319,7 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
     # The loss in the metric's unit, counted from what the allowance makes of the baseline.
     losses = []
     for old, new in pairs:
-        if metric.units is _SHARE:
+        if metric.units is SHARE:
             floor = Seen("", "", old.value - allowed, (old.interval[0] - allowed, old.interval[1] - allowed))
         else:
             factor = 1 - allowed if metric.higher_is_better else 1 + allowed

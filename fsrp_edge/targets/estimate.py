@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, first_problem
 from fsrp_edge.exporting.artifact import Precision
+from fsrp_edge.files import read_json
 from fsrp_edge.targets.graph_cost import GraphCost, Operator, OperatorClass
+from fsrp_edge.targets.load import own_folder
 from fsrp_edge.targets.profile import Target
 
 COSTS = (
@@ -75,6 +77,7 @@ class Group(BaseModel):
     """How the error was found."""
     mape: float
     """Mean absolute error, as a fraction, on networks left out of the fit."""
+    origin: Literal["published", "your own"] = "published"
     factor_90: float
     """Nine of ten of those measurements lie within estimate ÷ and × this factor."""
 
@@ -122,7 +125,7 @@ class Estimate:
     Args:
         milliseconds: the estimate.
         interval: low and high, within which nine of ten measurements are expected.
-        calibrated: whether measurements of this device, runtime, threads and precision were published.
+        calibrated: whether measurements of this device, runtime, threads and precision are known.
         basis: one line that says what the estimate rests on.
         operators: the breakdown, in the order they run.
         arena_bytes: activations alive at the worst moment.
@@ -143,27 +146,123 @@ class Estimate:
     fits: bool | None
 
 
-def quantities(operators: Sequence[Operator], precision: Precision) -> np.ndarray:
-    """What each operator asks for, (operators, costs); the sum over rows describes the network."""
-    rows = np.zeros((len(operators), len(COSTS)))
-    column = {name: index for index, name in enumerate(COSTS)}
-    for row, each in zip(rows, operators, strict=True):
-        if each.kind in RATE:
-            row[column[RATE[each.kind]]] = each.macs * _overhang(each)
-        row[column["activations"]] = (each.inputs + each.outputs) * BYTES[precision]
-        row[column["weights"]] = each.weights * BYTES[precision]
-        row[column["operator"]] = 1
-        row[column["group"]] = each.groups if each.kind == "grouped" else 0
+@dataclass(frozen=True)
+class Work:
+    """What operators ask for, as arrays (…, operators): the leading axes are variants of one network.
+
+    Args:
+        kinds: class of each operator.
+        macs: as in `Operator`.
+        inside: input channels of one group.
+        outside: output channels of one group.
+        kernels: elements of a convolution's window.
+        traffic: elements of activations read and written.
+        weights: elements of weights and biases.
+        groups: of a convolution.
+    """
+
+    kinds: tuple[OperatorClass, ...]
+    macs: np.ndarray
+    inside: np.ndarray
+    outside: np.ndarray
+    kernels: np.ndarray
+    traffic: np.ndarray
+    weights: np.ndarray
+    groups: np.ndarray
+
+    @classmethod
+    def of(cls, operators: Sequence[Operator]) -> "Work":
+        """The work of one network."""
+        columns = np.array(
+            [
+                (each.macs, *each.channels, each.kernel, each.inputs + each.outputs, each.weights, each.groups)
+                for each in operators
+            ],
+            dtype=float,
+        ).reshape(-1, 7)
+        return cls(tuple(each.kind for each in operators), *columns.T)
+
+
+def quantities(work: Work, precision: Precision) -> np.ndarray:
+    """What each operator asks for, (…, operators, costs); the sum over operators describes the network."""
+    rows = np.zeros((*work.macs.shape, len(COSTS)))
+    kinds = np.array(work.kinds)
+    macs = work.macs * _overhang(work, kinds)
+    for kind, name in RATE.items():
+        rows[..., kinds == kind, COSTS.index(name)] = macs[..., kinds == kind]
+    rows[..., COSTS.index("activations")] = work.traffic * BYTES[precision]
+    rows[..., COSTS.index("weights")] = work.weights * BYTES[precision]
+    rows[..., COSTS.index("operator")] = 1
+    rows[..., COSTS.index("group")] = np.where(kinds == "grouped", work.groups, 0)
     return rows
 
 
-def _overhang(operator: Operator) -> float:
+def _overhang(work: Work, kinds: np.ndarray) -> np.ndarray:
     """How much work the edges of a matrix kernel's tiles add where a convolution has few channels."""
-    if operator.kind not in ("winograd", "pointwise", "convolution", "grouped"):
-        return 1.0
-    inside, outside = operator.channels
-    depth = inside if operator.kind == "winograd" else inside * operator.kernel
-    return (1 + TILE / depth) * (1 + TILE / outside)
+    tiled = np.isin(kinds, ("winograd", "pointwise", "convolution", "grouped"))
+    depth = np.where(kinds == "winograd", work.inside, work.inside * work.kernels)
+    return np.where(tiled, (1 + TILE / depth) * (1 + TILE / work.outside), 1.0)
+
+
+@dataclass(frozen=True)
+class DeviceCosts:
+    """What work costs a runtime on a device.
+
+    Args:
+        nanoseconds: by COSTS.
+        computed_in: the precision that the runtime computes in.
+        factor: nine of ten measurements lie within estimate ÷ and × this.
+        calibrated: whether measurements of this device, runtime, threads and precision are known.
+        basis: one line that says what an estimate rests on.
+    """
+
+    nanoseconds: np.ndarray
+    computed_in: Precision
+    factor: float
+    calibrated: bool
+    basis: str
+    runtime: str
+    threads: int
+
+    def milliseconds(self, work: Work) -> np.ndarray:
+        """Of each operator, (…, operators)."""
+        times: np.ndarray = quantities(work, self.computed_in) @ self.nanoseconds * 1e-6
+        return times
+
+
+def device_costs(
+    target: Target, precision: Precision, *, runtime: str | None = None, threads: int | None = None
+) -> DeviceCosts:
+    """The costs to estimate with.
+
+    Args:
+        target: a device profile.
+        precision: of the file.
+        runtime: one of the profile's; by default the first with known measurements in this precision.
+        threads: at least 1; by default the profile's.
+
+    Raises:
+        BadInputError: the runtime is not the target's, or nothing at all is known to estimate with.
+    """
+    threads = threads or target.threads
+    names = [each.name for each in target.runtimes]
+    if runtime is not None and runtime not in names:
+        raise BadInputError(f"{target.name} has no runtime {runtime!r}; allowed: {', '.join(names)}")
+    group = _measured(target, [runtime] if runtime else names, threads, precision)
+    if group is None:
+        return DeviceCosts(
+            generic_costs(target, runtime or names[0], threads, precision), precision, UNCALIBRATED_FACTOR, False,
+            "UNCALIBRATED: nothing published for this device, runtime, threads and precision; from its peak",
+            runtime or names[0], threads,
+        )  # fmt: skip
+    basis = (
+        f"{group.measurements} {group.origin} measurements ({group.runtime}: {group.version}, {group.statistic}), "
+        f"mean error {group.mape:.0%} on networks left out"
+    )
+    if group.precision != precision:
+        basis += f"; {group.runtime} computes {precision} files in {group.precision} here"
+    costs = np.array([group.costs[name] for name in COSTS])
+    return DeviceCosts(costs, group.precision, group.factor_90, True, basis, group.runtime, threads)
 
 
 def estimate(
@@ -187,37 +286,18 @@ def estimate(
         BadInputError: the runtime is not the target's, or nothing at all is known to estimate with.
     """
     precision = "int8" if graph.quantized else precision
-    threads = threads or target.threads
-    names = [each.name for each in target.runtimes]
-    if runtime is not None and runtime not in names:
-        raise BadInputError(f"{target.name} has no runtime {runtime!r}; allowed: {', '.join(names)}")
-    group = _published(target, [runtime] if runtime else names, threads, precision)
-    if group is not None:
-        costs = np.array([group.costs[name] for name in COSTS])
-        factor = group.factor_90
-        basis = (
-            f"{group.measurements} published measurements ({group.runtime}: {group.version}, {group.statistic}), "
-            f"mean error {group.mape:.0%} on networks left out"
-        )
-        if group.precision != precision:
-            basis += f"; {group.runtime} computes {precision} files in {group.precision} here"
-    else:
-        costs = _generic_costs(target, runtime or names[0], threads, precision)
-        factor = UNCALIBRATED_FACTOR
-        basis = (
-            "UNCALIBRATED: nothing published for this device, runtime, threads and precision; from its peak"
-        )
-    times = quantities(graph.operators, group.precision if group else precision) * costs * 1e-6
+    device = device_costs(target, precision, runtime=runtime, threads=threads)
+    times = quantities(Work.of(graph.operators), device.computed_in) * device.nanoseconds * 1e-6
     total = float(times.sum())
     weights, arena = graph.parameters * BYTES[precision], graph.peak_elements * BYTES[precision]
     memory = target.memory.size_gib
     return Estimate(
         milliseconds=total,
-        interval=(total / factor, total * factor),
-        calibrated=group is not None,
-        basis=basis,
-        runtime=group.runtime if group else runtime or names[0],
-        threads=threads,
+        interval=(total / device.factor, total * device.factor),
+        calibrated=device.calibrated,
+        basis=device.basis,
+        runtime=device.runtime,
+        threads=device.threads,
         precision=precision,
         operators=tuple(
             OperatorTime(each, float(row.sum()), float(row.sum()) / total, COSTS[int(row.argmax())])
@@ -235,19 +315,44 @@ def load_coefficients() -> Coefficients:
     return Coefficients.model_validate(json.loads(COEFFICIENTS.read_text(encoding="utf-8")))
 
 
-def _published(target: Target, runtimes: Sequence[str], threads: int, precision: Precision) -> Group | None:
-    """The group of the first runtime that has one; of several, the one with most measurements, then the newest."""
+def calibration_file(target: str) -> Path:
+    """Where the costs that a user calibrated for a target are kept, beside the user's own profiles."""
+    return own_folder() / f"{target.partition('@')[0]}.calibration.json"
+
+
+def calibrated_groups(target: str) -> tuple[Group, ...]:
+    """What a user calibrated for a target; none where there is no file.
+
+    Raises:
+        BadInputError: the file holds something else.
+    """
+    path = calibration_file(target)
+    if not path.exists():
+        return ()
+    try:
+        return TypeAdapter(tuple[Group, ...]).validate_python(read_json(path))
+    except ValidationError as error:
+        raise BadInputError(
+            f"{path} holds no calibration: {first_problem(error)}; remove it or calibrate again"
+        ) from None
+
+
+def _measured(target: Target, runtimes: Sequence[str], threads: int, precision: Precision) -> Group | None:
+    """The group of the first runtime that has one; the user's own first, then the largest, then the newest."""
     base = target.name.partition("@")[0]
-    for runtime in runtimes:
-        found = [
-            group
-            for group in load_coefficients().groups
-            if (group.target, group.runtime) == (base, runtime)
-            and group.precision in _arithmetic(runtime, precision)
-            and group.threads in (threads, 0)
-        ]
-        if found:
-            return max(found, key=lambda each: (each.precision == precision, each.measurements, each.version))
+    for groups in (calibrated_groups(base), load_coefficients().groups):
+        for runtime in runtimes:
+            found = [
+                group
+                for group in groups
+                if (group.target, group.runtime) == (base, runtime)
+                and group.precision in _arithmetic(runtime, precision)
+                and group.threads in (threads, 0)
+            ]
+            if found:
+                return max(
+                    found, key=lambda each: (each.precision == precision, each.measurements, each.version)
+                )
     return None
 
 
@@ -256,7 +361,7 @@ def _arithmetic(runtime: str, precision: Precision) -> tuple[Precision, ...]:
     return ("fp32", "fp16") if runtime == "ncnn" and precision == "fp32" else (precision,)
 
 
-def _generic_costs(target: Target, runtime: str, threads: int, precision: Precision) -> np.ndarray:
+def generic_costs(target: Target, runtime: str, threads: int, precision: Precision) -> np.ndarray:
     """The pool's mean costs, moved together until 1×1 convolutions reach the usual share of the peak."""
     pools = load_coefficients().pools
     same = [name for name in pools if name.startswith(f"{runtime} ") and name.endswith(precision)]

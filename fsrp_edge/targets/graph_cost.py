@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -63,6 +63,33 @@ class Operator:
 
 
 @dataclass(frozen=True)
+class Link:
+    """How an operator hangs together with others.
+
+    Args:
+        weight: name of its weight in the file; None where it has none.
+        biases: elements that it has one of for each output channel.
+        reads: buffers of its inputs.
+        writes: buffer of its output.
+    """
+
+    weight: str | None
+    biases: int
+    reads: tuple[str, ...]
+    writes: str
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Activations in memory, from the operator that writes them (the first of all, for the input) to the last reader."""
+
+    name: str
+    elements: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class GraphCost:
     """The operators of a file in their order, and the memory it needs.
 
@@ -70,13 +97,17 @@ class GraphCost:
         operators: in the order they run.
         parameters: elements of all weights.
         peak_elements: elements of the activations alive at the worst moment (a planned arena).
+        quantized: whether the graph carries quantize and dequantize nodes.
+        links: one an operator.
+        buffers: all activations.
     """
 
     operators: tuple[Operator, ...]
     parameters: int
     peak_elements: int
     quantized: bool = False
-    """Whether the graph carries quantize and dequantize nodes."""
+    links: tuple[Link, ...] = ()
+    buffers: tuple[Buffer, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -168,11 +199,13 @@ class _Walk:
         self.shapes = shapes
         self.constants = constants
         self.operators: list[dict[str, Any]] = []
+        self.links: list[Link] = []
         self.buffer: dict[str, str] = {}  # tensor -> the tensor that names its buffer
         self.maker: dict[str, int] = {}  # buffer -> index of the operator that writes it
         self.readers: dict[str, list[int]] = {}
         self.gated: dict[str, str] = {}  # sigmoid(x) -> x
         self.used: set[str] = set()  # constants read
+        self.folded = 0  # biases that appear when batch norm is folded into what has none
         self.quantized = False
 
     def visit(self, node: Any) -> None:
@@ -195,18 +228,23 @@ class _Walk:
         self._append(node, data)
 
     def finish(self, outputs: set[str]) -> GraphCost:
-        last = len(self.operators)
-        alive = [0] * last
-        buffers = set(self.maker) | set(self.readers)
+        end = len(self.operators) - 1
         kept = {self._root(name) for name in outputs}
-        for name in buffers:
+        buffers = []
+        for name in dict.fromkeys((*self.readers, *self.maker)):
             first = self.maker.get(name, 0)
-            end = last - 1 if name in kept else max(self.readers.get(name, [first]))
-            for index in range(first, end + 1):
-                alive[index] += self._size(name)
-        parameters = sum(math.prod(self.constants[name]) for name in self.used)
+            last = end if name in kept else max(self.readers.get(name, [first]))
+            buffers.append(Buffer(name, self._size(name), first, last))
+        peak = max(
+            (
+                sum(each.elements for each in buffers if each.first <= index <= each.last)
+                for index in range(end + 1)
+            ),
+            default=0,
+        )
+        parameters = self.folded + sum(math.prod(self.constants[name]) for name in self.used)
         operators = tuple(Operator(**each) for each in self.operators)
-        return GraphCost(operators, parameters, max(alive, default=0), self.quantized)
+        return GraphCost(operators, parameters, peak, self.quantized, tuple(self.links), tuple(buffers))
 
     def _root(self, name: str) -> str:
         while name in self.buffer:
@@ -227,8 +265,11 @@ class _Walk:
         kind = self.operators[maker]["kind"]
         if node.op_type == "BatchNormalization":
             fuses = kind not in ("pooling", "attention", "elementwise")
-            if fuses:
-                self._use(node)
+            if fuses and not self.links[maker].biases:
+                biases = math.prod(self.constants.get(node.input[1], ()))
+                self.links[maker] = replace(self.links[maker], biases=biases)
+                self.operators[maker]["weights"] += biases
+                self.folded += biases
             return fuses
         return node.op_type in _FUSED and kind not in ("pooling", "attention")
 
@@ -249,6 +290,10 @@ class _Walk:
         self.operators.append(
             {"name": node.name or output, "inputs": inputs, "outputs": outputs, "weights": self._use(node)} | work
         )  # fmt: skip
+        constants = [name for name in node.input if name in self.constants]
+        layer = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and constants
+        biases = sum(math.prod(self.constants[name]) for name in constants[1:]) if layer else 0
+        self.links.append(Link(constants[0] if layer else None, biases, tuple(data), output))
 
     def _work(self, node: Any, data: list[str], inputs: int, outputs: int) -> dict[str, Any]:
         attributes = {each.name: each for each in node.attribute}

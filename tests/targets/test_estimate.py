@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.targets.estimate import COSTS, estimate, load_coefficients, quantities
+from fsrp_edge.targets.estimate import COSTS, Work, estimate, load_coefficients, quantities
 from fsrp_edge.targets.graph_cost import GraphCost, Operator
 from fsrp_edge.targets.load import load_target
 
@@ -67,7 +67,7 @@ def test_a_runtime_the_target_lacks_is_refused() -> None:
 
 
 def test_quantities_count_bytes_by_precision() -> None:
-    full, small = (quantities(graph().operators, precision) for precision in ("fp32", "int8"))
+    full, small = (quantities(Work.of(graph().operators), precision) for precision in ("fp32", "int8"))
     column = COSTS.index("activations")
     assert (full[:, column] == 4 * small[:, column]).all()
 

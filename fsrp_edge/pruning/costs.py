@@ -1,0 +1,78 @@
+"""What plans come to, in the units of budgets, without pruning or exporting anything."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from fsrp_edge.exporting.artifact import Precision
+from fsrp_edge.models.channel_graph import ChannelGroup
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.pruning.budgets import BudgetKind
+from fsrp_edge.pruning.counting import SizeCounter
+from fsrp_edge.targets.elastic import ElasticGraph
+from fsrp_edge.targets.estimate import BYTES, DeviceCosts
+from fsrp_edge.targets.graph_cost import GraphCost
+
+
+@dataclass(frozen=True)
+class Costing:
+    """What budgets on a device are reckoned with; none of it is needed for MACs and parameters.
+
+    Args:
+        graph: of the dense network, weights under their names in the network (`layer1.0.conv1`).
+        device: what its operators cost.
+        precision: of the file that is judged.
+        corrections: by kind, what a trial of a real file found, as a factor on what is reckoned here.
+        basis: by kind, how that was found, where there was a trial.
+    """
+
+    graph: GraphCost
+    device: DeviceCosts
+    precision: Precision
+    corrections: dict[BudgetKind, float] = field(default_factory=dict)
+    basis: dict[BudgetKind, str] = field(default_factory=dict)
+
+    def corrected(self, found: dict[BudgetKind, float], basis: dict[BudgetKind, str]) -> "Costing":
+        """The same with other corrections."""
+        return replace(self, corrections=found, basis=basis)
+
+
+class PlanCosts:
+    """Counts and estimates for many plans of one network at once.
+
+    Args:
+        classifier: the dense network; run once.
+        groups: its channel groups.
+        costing: for latency, size and memory; None where only MACs and parameters matter.
+    """
+
+    def __init__(
+        self, classifier: Classifier, groups: Sequence[ChannelGroup], costing: Costing | None
+    ) -> None:
+        self.counter = SizeCounter(classifier, groups)
+        self._costing = costing
+        self._elastic = costing and ElasticGraph(costing.graph, self.counter.output_shares(), len(groups))
+
+    def figures(self, removed: np.ndarray) -> dict[BudgetKind, np.ndarray]:
+        """Milliseconds, MACs, parameters and bytes, each (plans,), of channels removed (plans, groups)."""
+        totals = self.counter.totals(removed)
+        found: dict[BudgetKind, np.ndarray] = {"macs": totals["macs"], "parameters": totals["parameters"]}
+        if self._costing is None or self._elastic is None:
+            return found
+        work, elements, peak = self._elastic.cost(removed)
+        width = BYTES[self._costing.precision]
+        found["latency"] = self._costing.device.milliseconds(work).sum(1)
+        found["size"] = elements * width
+        found["memory"] = (elements + peak) * width
+        for kind, factor in self._costing.corrections.items():
+            found[kind] = found[kind] * factor
+        return found
+
+    def basis(self, kind: BudgetKind) -> str:
+        """How a figure was found, in a few words."""
+        if self._costing is None or kind in ("macs", "parameters"):
+            return "counted"
+        device = self._costing.device
+        usual = f"estimated for {device.runtime}, {device.threads} threads, {self._costing.precision}"
+        return self._costing.basis.get(kind, f"{usual}: {device.basis}" if kind == "latency" else "reckoned")
