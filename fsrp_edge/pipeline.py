@@ -18,6 +18,7 @@ from fsrp_edge.bench.describe import require_ready
 from fsrp_edge.bench.measure import DEFAULTS, Method, Setup, measure_on, require_agreement
 from fsrp_edge.bench.results import BenchResults, Latency
 from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.budgeting import Trial, Workplace, log_plan, plan_with_trials, settle, verdicts
 from fsrp_edge.data.check import check_baseline, pseudo_labelled
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset
@@ -36,8 +37,11 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.saved import save_classifier, weights_sha256
 from fsrp_edge.models.size import Size, measure_size
+from fsrp_edge.pruning.budgets import Budgets
+from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import LayerRatio, PlanOptions, Ratio, RatioOf
 from fsrp_edge.pruning.plan import Allocation, PruningPlan, Strategy
+from fsrp_edge.pruning.planning import check_budgets, make_plan
 from fsrp_edge.pruning.stepwise import plan_by_strategy
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report import schema
@@ -89,12 +93,13 @@ class CompressOptions(CheckpointOptions, ExportOptions):
     target: str
     """Name of a packaged profile, or path of a YAML file."""
     ratio: Ratio = 0.5
-    """Share to remove; this and the next eight are explained in `pruning.options.PlanOptions`."""
+    """Share to remove; this and the next nine are explained in `pruning.options.PlanOptions`."""
     ratio_of: RatioOf = "channels"
+    budgets: Budgets = Budgets()
     keep: tuple[str, ...] = ()
     keep_inputs: tuple[str, ...] = ()
     keep_first: bool = False
-    allocation: Allocation = "uniform"
+    allocation: Allocation | None = None
     strategy: Strategy = "one-shot"
     rounds: int = Field(3, ge=1)
     layer_ratios: tuple[tuple[str, LayerRatio], ...] = ()
@@ -313,10 +318,11 @@ class _Run(Inputs):
     def run(self) -> CompressResult:
         """All stages in order."""
         started_at = self.started_at
+        wanted, costs = self.budgets()
         dense_row = self.network_row("dense", self.dense, self.baseline())
         recipe = self._recipe(dense_row)
         scores = self.score()
-        plan = self.plan(scores)
+        plan = self.plan(scores, wanted, costs)
         pruned = self.prune(plan)
         recovered, recovery = self.recover(plan, pruned, recipe)
         rows = [
@@ -366,20 +372,44 @@ class _Run(Inputs):
         result: FilterScores = self._stage("score", FilterScores, inputs, work)
         return result
 
-    def plan(self, scores: FilterScores) -> PruningPlan:
-        """plan.json: which channels stay."""
+    def budgets(self) -> tuple[PlanOptions, Costing | None]:
+        """What the plan is asked for and reckoned with; what cannot be met stops the run here."""
         wanted = self.plan_options()
+        asked = wanted.budgets.asked
+        if not asked:
+            return wanted, None
+        costs = None if asked.keys() <= {"macs", "parameters"} else self.place.costing(self.dense)
+        if costs is not None and (kinds := self.place.tried(wanted.budgets)):
+            inputs = {"tried": self._tried()}
+            trial = self._stage(
+                "budgets", Trial, inputs, lambda: (self.place.try_files(self.dense, kinds), ())
+            )
+            costs, budgets = settle(self.place, costs, trial, wanted.budgets)
+            wanted = wanted.model_copy(update={"budgets": budgets})
+        check_budgets(self.dense, wanted, costs)
+        return wanted, costs
+
+    def plan(self, scores: FilterScores, wanted: PlanOptions, costs: Costing | None) -> PruningPlan:
+        """plan.json: which channels stay."""
 
         def work() -> tuple[PruningPlan, list[Path]]:
-            plan = plan_by_strategy(self.dense, scores, wanted, self._score)
+            best = costs
+            if costs is not None:
+                best = plan_with_trials(
+                    self.place, costs, self.dense, wanted, functools.partial(make_plan, self.dense, scores)
+                )
+            plan = plan_by_strategy(self.dense, scores, wanted, self._score, best)
             plan.save(self._path("plan.json"))
             return plan, [self._path("plan.json")]
 
-        inputs = {
+        inputs: dict[str, Any] = {
             "scores": scores.model_dump(mode="json"),
             "options": wanted.model_dump(mode="json"),
         }
+        if costs is not None:
+            inputs |= {"costing": costs.digest, "tried": self._tried()}
         result: PruningPlan = self._stage("plan", PruningPlan, inputs, work)
+        log_plan(result)
         return result
 
     def prune(self, plan: PruningPlan) -> Classifier:
@@ -490,9 +520,7 @@ class _Run(Inputs):
     def bench(self, dense: Sequence[Artifact], files: Sequence[Artifact]) -> dict[Path, Latency]:
         """Latency on this machine or a device by path, dense and pruned files in turns; not of every format."""
         artifacts = [artifact for artifact in (*dense, *files) if artifact.format in DEFAULTS]
-        device = parse_address(self.options.bench_on)
-        cores = os.cpu_count() or 1
-        threads = min(self.target.threads, cores) if device.kind == "local" else self.target.threads
+        device, threads = self.place.device, self.place.threads
 
         def work() -> tuple[list[Latency], Sequence[Path]]:
             files = [self.directory.path / artifact.path for artifact in artifacts]
@@ -620,6 +648,8 @@ class _Run(Inputs):
                 ratio=plan.ratio,
                 ratio_of=plan.ratio_of,
                 channel_multiple=plan.channel_multiple,
+                allocation=plan.allocation,
+                budgets=plan.budgets,
                 groups=tuple(
                     schema.GroupChannels(layers=group.layers, before=group.channels, after=len(group.kept))
                     for group in plan.groups
@@ -645,7 +675,7 @@ class _Run(Inputs):
             warnings=self._warnings(plan, recipe),
             provenance=provenance(started_at),
         )
-        report = report.model_copy(update={"gates": self._judged(report)})
+        report = report.model_copy(update={"gates": self._judged(report, plan)})
         write_report(report, self.directory.path)
         manifest = manifest_of_run(report, exports)
         write_manifest(manifest, self.directory.path, [*results_of_run(self.directory.path), *RENDERED])
@@ -668,6 +698,27 @@ class _Run(Inputs):
 
     def _path(self, name: str) -> Path:
         return self.directory.path / name
+
+    @functools.cached_property
+    def place(self) -> Workplace:
+        """Where files are measured, and by what budgets are judged."""
+        device, threads = parse_address(self.options.bench_on), self.target.threads
+        if device.kind == "local":
+            threads = min(threads, os.cpu_count() or 1)
+        images = self.dataset.train.sample(8, self.options.seed)
+        return Workplace(self.target, self.requests, device, threads, images)
+
+    def _tried(self) -> list[str]:
+        """What trials of files depend on, beside the network."""
+        place = self.place
+        files = [f"{request.format} {request.precision}" for request in self.requests]
+        return [
+            *files,
+            place.target.digest,
+            place.device.name,
+            str(place.threads),
+            *self.options.budgets.asked,
+        ]
 
     def _score(self, classifier: Classifier) -> FilterScores:
         """Scores of the dense network, or of a smaller one that a strategy is at."""
@@ -700,8 +751,11 @@ class _Run(Inputs):
         accuracy: Accuracy = self._stage(name, Accuracy, {"file": artifact.sha256} | inputs, work)
         return accuracy
 
-    def _judged(self, report: schema.RunReport) -> tuple[schema.GateResult, ...]:
+    def _judged(self, report: schema.RunReport, plan: PruningPlan) -> tuple[schema.GateResult, ...]:
         gates = judge(report, self.options.gates)
+        if plan.budgets:
+            recovered = self._reload(self._path("recovered.safetensors"))
+            gates = verdicts(self.place, recovered, plan.budgets, report.ledger) + gates
         if self.options.baseline is None:
             return gates
         baseline = load_report(self.options.baseline)

@@ -74,7 +74,7 @@ def compress(
 
     \b
     fsrp-edge compress resnet18.pt --target jetson-nano
-    fsrp-edge compress resnet20.th --target raspberry-pi-4 --data cifar-10-batches-bin
+    fsrp-edge compress resnet20.th --target raspberry-pi-4 --data cifar-10-batches-bin --latency 5ms --size 200KB
     fsrp-edge compress net.pt --arch net.py:build --data photos/ --target my-board.yaml --ratio 0.6
     fsrp-edge compress resnet18.pt --target jetson-nano --require "robust_accuracy>=40%" --dry-run
     fsrp-edge compress --config run.yaml --ratio 0.7
@@ -90,6 +90,7 @@ def compress(
     wanted = options.checked(
         CompressOptions,
         criterion=options.criterion_from(given),
+        budgets=options.budgets_from(given),
         natural_if_undefended=given["recover_method"] == "auto",
         recovery=options.recipe_from(
             given.pop("recover_epochs"),

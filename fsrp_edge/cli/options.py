@@ -228,11 +228,22 @@ plan_options = _stack(
     ),
     click.option(
         "--allocation",
-        type=click.Choice(["uniform", "global"]),
-        default="uniform",
-        show_default=True,
-        help="Remove the same share of every layer, or what ranks lowest over all layers together.",
+        type=click.Choice(["uniform", "global", "knapsack"]),
+        help="Remove the same share of every layer, what ranks lowest over all layers together, or what loses least "
+        "for what it saves.  [default: knapsack under budgets, else uniform]",
     ),
+    click.option(
+        "--latency",
+        metavar="LIMIT",
+        help="Budget in place of --ratio: at most so long on the target, such as 20ms or 50% of the dense network. "
+        "Budgets may be combined; each holds for every file made, and missing one is exit code 1.",
+    ),
+    click.option("--macs", metavar="LIMIT", help="Budget: at most this share of MACs, such as 0.3, or 10M."),
+    click.option(
+        "--params", "parameters", metavar="LIMIT", help="Budget: at most this share of parameters, or 100k."
+    ),
+    click.option("--size", metavar="LIMIT", help="Budget: of the largest file, such as 500KB."),
+    click.option("--memory", metavar="LIMIT", help="Budget: weights and activations at their peak: 8MB."),
     click.option("--keep-first", is_flag=True, help="The first convolution's outputs stay."),
     click.option(
         "--layer-ratio",
@@ -243,7 +254,8 @@ plan_options = _stack(
         help="Share of channels to remove from these layers instead; 0 keeps all. Repeatable.",
     ),
 )
-"""Keyword arguments of `pruning.options.PlanOptions`, all but the channel multiple and the strategy."""
+"""Keyword arguments of `pruning.options.PlanOptions`, all but the channel multiple and the strategy, and of its
+budgets."""
 strategy_options = _stack(
     click.option(
         "--strategy",
@@ -336,6 +348,17 @@ def checked(model: Any, **values: Any) -> Any:
         return model(**values)
     except ValidationError as error:
         raise click.UsageError(first_problem(error)) from None
+
+
+def budgets_from(given: dict[str, Any]) -> Any:
+    """The budgets that the command line names, which are taken out of `given`."""
+    from fsrp_edge.pruning.budgets import Budgets
+
+    asked = {name: given.pop(name) for name in Budgets.model_fields}
+    for name, limit in asked.items():
+        if limit is not None:
+            refuse_beside(f"--{'params' if name == 'parameters' else name}", {"ratio", "ratio_of"})
+    return checked(Budgets, **asked)
 
 
 def criterion_from(given: dict[str, Any]) -> Any:

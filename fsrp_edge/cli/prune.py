@@ -17,7 +17,7 @@ from fsrp_edge.cli.errors import traceback_option
 @click.option(
     "--plan", type=options.ExistingFile, help="A finished plan to apply as it is, instead of scores."
 )
-@click.option("--target", metavar="NAME|FILE", help="Device profile whose channel multiple is kept.")
+@click.option("--target", metavar="NAME|FILE", help="Device profile: its channel multiple, what budgets are.")
 @options.plan_options
 @click.option("--out", type=options.NewFile, default=Path("pruned.safetensors"), show_default=True)
 @options.output_options
@@ -36,14 +36,17 @@ def prune(
     \b
     fsrp-edge prune resnet20.th --scores scores.json --target raspberry-pi-4 --ratio 0.5
     fsrp-edge prune resnet20.th --scores scores.json --ratio 0.9 --ratio-of parameters --keep 'layer3.*'
+    fsrp-edge prune resnet20.th --scores scores.json --target raspberry-pi-4 --latency 5ms
     fsrp-edge prune resnet20.th --plan pruned.plan.json
     """
     if (scores is None) == (plan is None):
         raise click.UsageError("give either --scores or --plan")
+    from fsrp_edge.budgeting import costing, log_plan, named_graph
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.models.size import measure_size
     from fsrp_edge.pipeline import CheckpointOptions, load
+    from fsrp_edge.pruning.budgets import Budgets, show
     from fsrp_edge.pruning.options import PlanOptions
     from fsrp_edge.pruning.plan import PruningPlan
     from fsrp_edge.pruning.planning import make_plan
@@ -52,17 +55,24 @@ def prune(
     from fsrp_edge.targets.load import load_target
 
     if plan is not None:
-        options.refuse_beside("--plan", {*PlanOptions.model_fields, "target"})
+        options.refuse_beside("--plan", {*PlanOptions.model_fields, *Budgets.model_fields, "target"})
     with show_progress(quiet=quiet):
+        budgets = options.budgets_from(given)
         asked = {name: given.pop(name) for name in PlanOptions.model_fields if name in given}
         dense = load(CheckpointOptions(**given))
         if plan is not None:
             chosen = PruningPlan.load(plan)
         else:
             assert scores is not None
-            multiple = load_target(target).channel_multiple if target else 1
-            wanted = PlanOptions(**asked, channel_multiple=multiple)
-            chosen = make_plan(dense, FilterScores.load(scores), wanted)
+            profile = load_target(target) if target else None
+            wanted = PlanOptions(
+                **asked, budgets=budgets, channel_multiple=profile.channel_multiple if profile else 1
+            )
+            costs = None
+            if profile is not None and budgets.asked.keys() - {"macs", "parameters"}:
+                costs = costing(named_graph(dense), profile, "fp32", [each.name for each in profile.runtimes])
+            chosen = make_plan(dense, FilterScores.load(scores), wanted, costs)
+            log_plan(chosen)
         pruned = apply_plan(dense, chosen)
         save_classifier(pruned, out)
         chosen.save(out.with_suffix(".plan.json"))
@@ -85,6 +95,15 @@ def prune(
                 ("parameters", before.parameters, after.parameters),
                 ("MACs", before.macs, after.macs),
             )
+        ]
+        + [
+            (
+                f"{each.kind}, {'counted' if each.kind in ('macs', 'parameters') else 'estimated'}",
+                show(each.kind, each.dense),
+                show(each.kind, each.planned),
+                f"at most {show(each.kind, each.limit)}",
+            )
+            for each in chosen.budgets
         ],
         footer=f"{out}\n{out.with_suffix('.plan.json')}\nNext: fsrp-edge recover {out} --data SOURCE",
     )

@@ -48,7 +48,8 @@ def allocate(levels: Sequence[Levels], figures: Figures, limits: Mapping[BudgetK
         if better is None:
             break
         chosen = better
-    return search.removed(search.give_back(chosen)[None])[0]
+    removed: np.ndarray = search.removed(search.give_back(chosen)[None])[0]
+    return removed
 
 
 class _Search:
@@ -95,10 +96,15 @@ class _Search:
             chosen = steps[np.argmin(self._loss(steps))]
 
     def exchange(self, chosen: np.ndarray) -> np.ndarray | None:
-        """One step back in a group for one more in another, where that loses less; None where none does."""
+        """A step or two back in a group for one or two more in another, where that loses less; None where none does."""
         unit = np.eye(len(chosen), dtype=int)
-        moves = unit[np.flatnonzero(chosen < self._last)][None] - unit[np.flatnonzero(chosen > 0)][:, None]
-        steps = chosen + moves.reshape(-1, len(chosen))
+        steps = np.concatenate(
+            [
+                (chosen + more * unit[:, None] - back * unit[None]).reshape(-1, len(chosen))
+                for more, back in ((1, 1), (2, 1), (1, 2))
+            ]
+        )
+        steps = steps[np.all((steps >= 0) & (steps <= self._last), axis=1)]
         losses = self._loss(steps) if len(steps) else np.zeros(0)
         order = np.argsort(losses, kind="stable")
         order = order[losses[order] < self._loss(chosen[None])[0] - 1e-9]

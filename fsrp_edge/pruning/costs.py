@@ -1,11 +1,12 @@
 """What plans come to, in the units of budgets, without pruning or exporting anything."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from fsrp_edge.exporting.artifact import Precision
+from fsrp_edge.files import sha256_json
 from fsrp_edge.models.channel_graph import ChannelGroup
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pruning.budgets import BudgetKind
@@ -33,9 +34,18 @@ class Costing:
     corrections: dict[BudgetKind, float] = field(default_factory=dict)
     basis: dict[BudgetKind, str] = field(default_factory=dict)
 
-    def corrected(self, found: dict[BudgetKind, float], basis: dict[BudgetKind, str]) -> "Costing":
-        """The same with other corrections."""
-        return replace(self, corrections=found, basis=basis)
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of what plans depend on, beside the network."""
+        return sha256_json(
+            {
+                "costs": self.device.nanoseconds.tolist(),
+                "computed in": self.device.computed_in,
+                "precision": self.precision,
+                "corrections": dict(self.corrections),
+                "basis": self.device.basis,
+            }
+        )
 
 
 class PlanCosts:
@@ -52,7 +62,9 @@ class PlanCosts:
     ) -> None:
         self.counter = SizeCounter(classifier, groups)
         self._costing = costing
-        self._elastic = costing and ElasticGraph(costing.graph, self.counter.output_shares(), len(groups))
+        self._elastic: ElasticGraph | None = None
+        if costing is not None:
+            self._elastic = ElasticGraph(costing.graph, self.counter.output_shares(), len(groups))
 
     def figures(self, removed: np.ndarray) -> dict[BudgetKind, np.ndarray]:
         """Milliseconds, MACs, parameters and bytes, each (plans,), of channels removed (plans, groups)."""

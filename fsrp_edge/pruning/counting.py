@@ -32,7 +32,9 @@ class SizeCounter:
     def size(self, kept: Mapping[str, Sequence[int]]) -> Size:
         """Totals when the channels `kept` stay, by the group's root; groups that are not named stay whole."""
         removed = [group.channels - len(kept.get(group.root, range(group.channels))) for group in self.groups]
-        return Size(**{name: round(float(total[0])) for name, total in self.totals(np.array([removed])).items()})
+        return Size(
+            **{name: round(float(total[0])) for name, total in self.totals(np.array([removed])).items()}
+        )
 
     def totals(self, removed: np.ndarray) -> dict[str, np.ndarray]:
         """The same for many plans at once.

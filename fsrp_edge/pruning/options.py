@@ -30,7 +30,8 @@ class PlanOptions(BaseModel):
     """`channels`: of each group's channels; `parameters` or `macs`: of the whole network's."""
     budgets: Budgets = Budgets()
     """The most that the result may cost; where one is given, `ratio` and `ratio_of` don't count."""
-    allocation: Allocation = "uniform"
+    allocation: Allocation | None = None
+    """None: knapsack under budgets, else uniform."""
     strategy: Strategy = "one-shot"
     rounds: int = Field(3, ge=1)
     """Of the gradual strategy."""
@@ -44,6 +45,11 @@ class PlanOptions(BaseModel):
     """The outputs of the first convolution stay. The last layer's outputs are the classes and always stay."""
     layer_ratios: tuple[tuple[str, LayerRatio], ...] = ()
     """Share of channels to remove from certain layers, whatever `ratio` asks; 0 keeps all."""
+
+    @property
+    def chosen_allocation(self) -> Allocation:
+        """The allocation, or what it is by default."""
+        return self.allocation or ("knapsack" if self.budgets.asked else "uniform")
 
 
 def matches(name: str, patterns: Iterable[str]) -> str | None:

@@ -110,8 +110,8 @@ class _Candidate:
     def levels(self, multiple: int) -> Levels:
         """What may go, step by step, and the criterion's loss: minus the logarithm of the share of scores that stays.
 
-        Over a chain of layers these add up to what passes through all of them. No group is emptied for being cheap:
-        the loss grows without bound.
+        Over a chain of layers these add up to the share that passes through all of them, so a group counts once for
+        each layer that makes its channels. No group is emptied for being cheap: the loss grows without bound.
         """
         if self.reason is not None or self.scores is None or self.ratio is not None:
             gone = self.group.channels - len(self.kept(0, multiple))
@@ -123,7 +123,7 @@ class _Candidate:
         whole = self.group.blocks * self.group.unit
         return Levels(
             self.group.channels - np.array(counts),
-            -np.log(share[[count // whole - 1 for count in counts]]),
+            -np.log(share[[count // whole - 1 for count in counts]]) * len(self.group.members),
         )
 
     def least(self, multiple: int) -> int:
@@ -173,12 +173,14 @@ def make_plan(
         )
     groups = PruningGraph(classifier).groups()
     candidates = _candidates(classifier, groups, scores, options)
-    if options.allocation == "global":
+    if options.chosen_allocation == "global":
         candidates = _ranked_together(candidates)
     costs = PlanCosts(classifier, groups, costing)
     multiple, budgets = options.channel_multiple, _budgets(candidates, costs, options)
     kept = _allocated(candidates, costs, options, {each.kind: each.limit for each in budgets})
-    plans = tuple(_plan_group(each, channels, multiple) for each, channels in zip(candidates, kept, strict=True))
+    plans = tuple(
+        _plan_group(each, channels, multiple) for each, channels in zip(candidates, kept, strict=True)
+    )
     if all(len(plan.kept) == plan.channels for plan in plans):
         raise BadInputError(_nothing_to_remove(plans, budgets, options))
     removed = np.array([[plan.channels - len(plan.kept) for plan in plans]])
@@ -192,7 +194,7 @@ def make_plan(
         ratio=round(share, 4) if options.budgets.asked else options.ratio,
         ratio_of="channels" if options.budgets.asked else options.ratio_of,
         channel_multiple=multiple,
-        allocation=options.allocation,
+        allocation=options.chosen_allocation,
         budgets=tuple(
             each.model_copy(update={"planned": float(figures[each.kind][0])})
             for each in budgets
@@ -219,7 +221,7 @@ def _budgets(
     candidates: Sequence[_Candidate], costs: PlanCosts, options: PlanOptions
 ) -> tuple[Budgeted, ...]:
     limits = dict(options.budgets.asked)
-    if options.allocation == "knapsack" and not limits:
+    if options.chosen_allocation == "knapsack" and not limits:
         if options.ratio_of == "channels":
             raise BadInputError(
                 "--allocation knapsack needs something that costs: give --latency, --macs, --parameters, --size or "
@@ -264,9 +266,11 @@ def _allocated(
 ) -> list[tuple[int, ...]]:
     """Channels that stay of each group."""
     multiple = options.channel_multiple
-    if options.allocation == "knapsack":
+    if options.chosen_allocation == "knapsack":
         removed = allocate([each.levels(multiple) for each in candidates], costs.figures, limits)
-        return [each.best(int(each.group.channels - gone)) for each, gone in zip(candidates, removed, strict=True)]
+        return [
+            each.best(int(each.group.channels - gone)) for each, gone in zip(candidates, removed, strict=True)
+        ]
     ratio = options.ratio
     if limits:
         ratio = _ratio_within(candidates, costs, limits, multiple)
@@ -287,16 +291,16 @@ def _ratio_within(
 
     low, high = 0.0, 1.0
     if not within(high):
-        raise BadInputError("no common ratio meets the budgets; leave the allocation to --allocation knapsack")
+        raise BadInputError(
+            "no common ratio meets the budgets; leave the allocation to --allocation knapsack"
+        )
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if within(middle) else (middle, high)
     return high
 
 
-def _nothing_to_remove(
-    plans: Sequence[GroupPlan], budgets: Sequence[Budgeted], options: PlanOptions
-) -> str:
+def _nothing_to_remove(plans: Sequence[GroupPlan], budgets: Sequence[Budgeted], options: PlanOptions) -> str:
     reasons = "; ".join(f"{plan.root}: {plan.note}" for plan in plans if plan.note)[:400]
     asked = "within these budgets" if budgets else f"at ratio {options.ratio:g}"
     return (
@@ -335,7 +339,7 @@ def _candidates(
     return [
         _Candidate(
             group,
-            scores and group_scores(group, scores),
+            None if scores is None else group_scores(group, scores),
             reason_to_keep(group, options.channel_multiple) or _lock(group, options, first),
             _own_ratio(group, options),
         )

@@ -12,6 +12,7 @@ from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
+from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import GroupPlan, PruningPlan, Strategy
 from fsrp_edge.pruning.planning import choose_channels, granularity, group_scores, make_plan
@@ -23,7 +24,11 @@ Kept = dict[str, tuple[int, ...]]
 
 
 def plan_by_strategy(
-    classifier: Classifier, scores: FilterScores, options: PlanOptions, score: Scorer
+    classifier: Classifier,
+    scores: FilterScores,
+    options: PlanOptions,
+    score: Scorer,
+    costing: Costing | None = None,
 ) -> PruningPlan:
     """Plan as `options.strategy` says.
 
@@ -32,11 +37,12 @@ def plan_by_strategy(
         scores: of its filters.
         options: how much is to go, of what, and when filters are scored.
         score: scores a network as `scores` were made; called by the strategies that score again.
+        costing: what budgets are reckoned with.
 
     Raises:
         BadInputError: as `make_plan`.
     """
-    plan = make_plan(classifier, scores, options)
+    plan = make_plan(classifier, scores, options, costing)
     match options.strategy:
         case "sequential":
             return plan_sequentially(classifier, plan, score)

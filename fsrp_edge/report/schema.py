@@ -12,6 +12,8 @@ from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.files import without_folders
 from fsrp_edge.models.classifier import ModelSpec
+from fsrp_edge.pruning.budgets import Budgeted
+from fsrp_edge.pruning.plan import Allocation
 
 DENSE = "dense"
 """Ledger row of the network that was handed in; its files are called `dense onnx fp32` and so on."""
@@ -98,6 +100,9 @@ class Pruning(_Record):
     """The share that was asked to be removed."""
     ratio_of: Literal["channels", "parameters", "macs"]
     channel_multiple: Annotated[int, Field(ge=1)]
+    allocation: Allocation = "uniform"
+    budgets: tuple[Budgeted, ...] = ()
+    """Asked for in place of a ratio, which is then what the plan came to."""
     groups: tuple[GroupChannels, ...]
     before: NetworkTotals
     after: NetworkTotals

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.parity import Parity
+from fsrp_edge.pruning.budgets import show
 from fsrp_edge.report import wording
 from fsrp_edge.report.schema import LedgerRow, Recovery, RunReport, SpeedUp
 
@@ -58,6 +59,9 @@ def asked(report: RunReport) -> str:
     multiple = (
         f", channels in multiples of {pruning.channel_multiple}" if pruning.channel_multiple > 1 else ""
     )
+    if pruning.budgets:
+        limits = ", ".join(f"{each.kind} at most {show(each.kind, each.limit)}" for each in pruning.budgets)
+        return f"{limits} by criterion {pruning.criterion}, allocation {pruning.allocation}{multiple}"
     return f"{wording.percent(pruning.ratio)} of {what} removed by criterion {pruning.criterion}{multiple}"
 
 

@@ -77,7 +77,7 @@ def _written(
     sizes: np.ndarray,
     place: Mapping[str, int],
 ) -> np.ndarray:
-    """What goes of an operator's output: of a layer its own channels, of a concatenation each input's, else the input's."""
+    """What goes of an operator's output: a layer's own channels, each input's of a concatenation, else the input's."""
     if link.weight is not None:
         return outputs.get(link.weight, np.zeros(shares.shape[1]))
     read = [place[name] for name in link.reads]

@@ -175,7 +175,14 @@ class Work:
         """The work of one network."""
         columns = np.array(
             [
-                (each.macs, *each.channels, each.kernel, each.inputs + each.outputs, each.weights, each.groups)
+                (
+                    each.macs,
+                    *each.channels,
+                    each.kernel,
+                    each.inputs + each.outputs,
+                    each.weights,
+                    each.groups,
+                )
                 for each in operators
             ],
             dtype=float,
@@ -361,12 +368,22 @@ def _arithmetic(runtime: str, precision: Precision) -> tuple[Precision, ...]:
     return ("fp32", "fp16") if runtime == "ncnn" and precision == "fp32" else (precision,)
 
 
-def generic_costs(target: Target, runtime: str, threads: int, precision: Precision) -> np.ndarray:
-    """The pool's mean costs, moved together until 1×1 convolutions reach the usual share of the peak."""
+def pool(runtime: str, precision: Precision) -> Pool:
+    """The pool of a runtime, or ncnn's where nothing was published for it."""
     pools = load_coefficients().pools
     same = [name for name in pools if name.startswith(f"{runtime} ") and name.endswith(precision)]
-    pool = pools[same[0] if same else f"ncnn cpu {precision}"]
-    costs = np.exp(np.array(pool.mean))
+    return pools[same[0] if same else f"ncnn cpu {precision}"]
+
+
+def pool_costs(runtime: str, precision: Precision) -> np.ndarray:
+    """Mean costs of a pool in nanoseconds: their proportions, on no device in particular."""
+    costs: np.ndarray = np.exp(np.array(pool(runtime, precision).mean))
+    return costs
+
+
+def generic_costs(target: Target, runtime: str, threads: int, precision: Precision) -> np.ndarray:
+    """The pool's mean costs, moved together until 1×1 convolutions reach the usual share of the peak."""
+    costs = pool_costs(runtime, precision)
     peak = _peak_gops(target, runtime, threads, precision)
     pointwise = 2 / (GENERIC_EFFICIENCY * peak)
     scaled: np.ndarray = costs * (pointwise / costs[COSTS.index("pointwise")])

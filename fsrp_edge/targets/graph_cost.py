@@ -81,7 +81,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Buffer:
-    """Activations in memory, from the operator that writes them (the first of all, for the input) to the last reader."""
+    """Activations in memory, from the operator that writes them (the first, for the input) to the last reader."""
 
     name: str
     elements: int

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.targets.profile import source_keys
+from fsrp_edge.targets.profile import Target, source_keys
 
 GENERIC = {
     "x86_64": "generic-x86",
@@ -92,6 +92,16 @@ def skeleton(name: str, *, root: Path = Path("/")) -> str:
     return HEADER + yaml.safe_dump(
         content, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
     )
+
+
+def is_this_machine(target: Target, *, root: Path = Path("/")) -> bool:
+    """Whether a profile speaks of this machine: the generic one of its processor, or one with its cores."""
+    if target.name.partition("@")[0] == GENERIC.get(platform.machine()):
+        return True
+    if not target.cpu or not (root / "proc" / "cpuinfo").exists():
+        return False
+    here = [(cluster["name"], cluster["cores"]["value"]) for cluster in _clusters(root)]
+    return [(cluster.name, cluster.cores.value) for cluster in target.cpu] == here
 
 
 SOURCES = {

@@ -1,0 +1,304 @@
+"""Budgets in a run: what they are reckoned with, trials of real files before the long work, the verdict after it."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from fsrp_edge import progress
+from fsrp_edge.bench.measure import RUNTIMES, Method, measure_on
+from fsrp_edge.bench.transport import Address
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.exporting.artifact import Precision
+from fsrp_edge.exporting.export import ArtifactRequest, export_artifacts
+from fsrp_edge.exporting.onnx import named_model
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Budgets, Limit, show
+from fsrp_edge.pruning.costs import Costing
+from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.report import schema
+from fsrp_edge.targets.estimate import BYTES, DeviceCosts, Work, device_costs, estimate, pool_costs
+from fsrp_edge.targets.graph_cost import GraphCost, graph_cost
+from fsrp_edge.targets.profile import Target
+from fsrp_edge.targets.this_machine import is_this_machine
+
+TRIALS = 4
+"""Plans that are tried as real files at most."""
+CLOSE = 0.92
+"""A trial between this share of its limit and the limit is close enough."""
+MARGIN = 0.97
+"""Share of a measured limit that plans aim at: the measurement at the end has its own scatter."""
+TRIAL_METHOD = Method(runs=60, seconds=1.5, rounds=3, warmup_seconds=0.3)
+TRIED: tuple[BudgetKind, ...] = ("latency", "size")
+_ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+
+class Trial(BaseModel):
+    """What the files of one network came to: the largest file, and the slowest where latency was measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    figures: dict[BudgetKind, float]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What budgets of one run are judged by.
+
+    Args:
+        target: the device profile.
+        requests: files that are made; a budget holds for each of them.
+        device: where latency is measured.
+        threads: of a measurement.
+        images: to calibrate int8 files of trials with; a few suffice, only their size and speed count.
+    """
+
+    target: Target
+    requests: Sequence[ArtifactRequest]
+    device: Address
+    threads: int
+    images: ImageSet
+
+    @property
+    def measured(self) -> bool:
+        """Whether what is measured is the target: a device was named, or the target is this machine."""
+        return self.device.kind != "local" or is_this_machine(self.target)
+
+    @property
+    def precision(self) -> Precision:
+        """That of the largest and slowest file."""
+        return min((request.precision for request in self.requests), key=_ORDER.index)
+
+    def tried(self, budgets: Budgets) -> tuple[BudgetKind, ...]:
+        """Budgets that real files are held against before the long work."""
+        return tuple(kind for kind in TRIED if kind in budgets.asked and (kind == "size" or self.measured))
+
+    def costing(self, classifier: Classifier) -> Costing:
+        """What plans for a network are reckoned with.
+
+        Raises:
+            BadInputError: nothing is known to estimate with, and nothing will be measured.
+        """
+        formats = dict.fromkeys(request.format for request in self.requests)
+        graph = named_graph(classifier)
+        runtimes = [RUNTIMES[each] for each in formats]
+        return costing(graph, self.target, self.precision, runtimes, measured=self.measured)
+
+    def try_files(self, classifier: Classifier, kinds: Sequence[BudgetKind]) -> Trial:
+        """Export a network and measure what budgets limit."""
+        with tempfile.TemporaryDirectory() as folder:
+            artifacts = export_artifacts(
+                classifier,
+                self.requests,
+                Path(folder),
+                opset=self.target.onnx_opset,
+                ir_version=self.target.onnx_ir_version,
+                int8_activation=self.target.int8_activation,
+                calibration=self.images,
+            )
+            figures: dict[BudgetKind, float] = {"size": max(artifact.bytes for artifact in artifacts)}
+            if "latency" in kinds:
+                files = [Path(folder) / artifact.path for artifact in artifacts]
+                found = measure_on(self.device, files, threads=self.threads, method=TRIAL_METHOD)
+                figures["latency"] = max(each.latency.p50_ms for each in found)
+        return Trial(figures={kind: figures[kind] for kind in kinds})
+
+
+def named_graph(classifier: Classifier) -> GraphCost:
+    """The operators of a network, their weights under the names of its layers."""
+    graph = graph_cost(named_model(classifier))
+    links = tuple(
+        replace(link, weight=link.weight and link.weight.removeprefix("network.").removesuffix(".weight"))
+        for link in graph.links
+    )
+    return replace(graph, links=links)
+
+
+def costing(
+    graph: GraphCost,
+    target: Target,
+    precision: Precision,
+    runtimes: Sequence[str],
+    *,
+    measured: bool = False,
+) -> Costing:
+    """Costs of the slowest runtime that has measurements, or else the target's default.
+
+    Args:
+        graph: of `named_graph`.
+        target: the device profile.
+        precision: of the file that is judged.
+        runtimes: that run the files.
+        measured: whether trials will find the scale, so that any device's proportions do.
+
+    Raises:
+        BadInputError: nothing is known to estimate with.
+    """
+    offered = [each.name for each in target.runtimes]
+    known = [device_costs(target, precision, runtime=name) for name in runtimes if name in offered
+             and _is_known(target, precision, name)]  # fmt: skip
+    if known:
+        return Costing(graph, max(known, key=lambda each: estimate_of(graph, each)), precision)
+    try:
+        return Costing(graph, device_costs(target, precision), precision)
+    except BadInputError:
+        if not measured:
+            raise
+        costs = pool_costs(runtimes[0], precision)
+        basis = "proportions of other devices"
+        device = DeviceCosts(costs, precision, 1.0, False, basis, runtimes[0], target.threads)
+        return Costing(graph, device, precision)
+
+
+def _is_known(target: Target, precision: Precision, runtime: str) -> bool:
+    try:
+        return device_costs(target, precision, runtime=runtime).calibrated
+    except BadInputError:
+        return False
+
+
+def estimate_of(graph: GraphCost, device: DeviceCosts) -> float:
+    """Milliseconds of a graph."""
+    return float(device.milliseconds(Work.of(graph.operators)).sum())
+
+
+def settle(place: Workplace, reckoned: Costing, trial: Trial, budgets: Budgets) -> tuple[Costing, Budgets]:
+    """Costing and budgets once the dense network's files were tried: shares become amounts.
+
+    Args:
+        place: where they were tried.
+        reckoned: of `Workplace.costing`.
+        trial: of the dense network.
+        budgets: as they were asked for.
+    """
+    graph, asked = reckoned.graph, budgets.asked
+    dense: dict[BudgetKind, float] = {
+        "latency": estimate_of(graph, reckoned.device),
+        "size": float(graph.parameters * BYTES[reckoned.precision]),
+    }
+    limits: dict[str, Limit] = {}
+    for kind, figure in trial.figures.items():
+        limits[kind] = Limit(amount=asked[kind].of(figure))
+    return _corrected(place, reckoned, trial, dense), budgets.model_copy(update=limits)
+
+
+def _corrected(
+    place: Workplace, costs: Costing, trial: Trial, reckoned: Mapping[BudgetKind, float]
+) -> Costing:
+    """Costing by which the tried files come to what was found; `reckoned` is without any correction."""
+    margin = {"latency": 1 / MARGIN}
+    words = {"latency": f"from trial files measured on {place.device.name}", "size": "from trial files"}
+    return replace(
+        costs,
+        corrections={
+            kind: value / reckoned[kind] * margin.get(kind, 1.0) for kind, value in trial.figures.items()
+        },
+        basis={kind: words[kind] for kind in trial.figures},
+    )
+
+
+def plan_with_trials(
+    place: Workplace,
+    costs: Costing,
+    dense: Classifier,
+    wanted: PlanOptions,
+    make: Callable[[PlanOptions, Costing], PruningPlan],
+) -> Costing:
+    """Plan, try the plan's files and correct the costing, until a trial is within and close to its limits.
+
+    Args:
+        place: what is tried, and where.
+        costs: of `settle`.
+        dense: the dense network.
+        wanted: what the plan is asked for, budgets as `settle` left them.
+        make: makes a plan.
+
+    Returns:
+        The costing whose plan came closest.
+    """
+    kinds = place.tried(wanted.budgets)
+    best: tuple[float, Costing] | None = None
+    for number in range(TRIALS if kinds else 0):
+        plan = make(wanted, costs)
+        planned = {each.kind: each for each in plan.budgets}
+        trial = place.try_files(apply_plan(dense, plan), kinds)
+        used = {kind: figure / planned[kind].limit for kind, figure in trial.figures.items()}
+        told = ", ".join(
+            f"{kind} {show(kind, figure)} of {show(kind, planned[kind].limit)}"
+            for kind, figure in trial.figures.items()
+        )
+        progress.log(f"budgets: trial {number + 1}: {told}")
+        # Above a limit is worse than any distance below it.
+        score = max(value if value <= 1 else 1 + 10 * (value - 1) for value in used.values())
+        distance = abs(1 - score)
+        if best is None or distance < best[0]:
+            best = distance, costs
+        if CLOSE <= max(used.values()) <= 1:
+            break
+        uncorrected = {kind: planned[kind].planned / costs.corrections[kind] for kind in kinds}
+        costs = _corrected(place, costs, trial, uncorrected)
+    return costs if best is None else best[1]
+
+
+def log_plan(plan: PruningPlan) -> None:
+    """Tell what a plan comes to before the long work starts."""
+    for each in plan.budgets:
+        progress.log(
+            f"plan: {each.kind} {show(each.kind, each.dense)} → {show(each.kind, each.planned)}, at most "
+            f"{show(each.kind, each.limit)} asked, {show(each.kind, each.least)} the least ({each.basis})"
+        )
+
+
+def verdicts(
+    place: Workplace,
+    network: Classifier,
+    budgets: Sequence[Budgeted],
+    rows: Sequence[schema.LedgerRow],
+) -> tuple[schema.GateResult, ...]:
+    """Each budget against what the run ended with.
+
+    Args:
+        place: of the run.
+        network: the recovered network.
+        budgets: of the plan.
+        rows: of the shipped files.
+    """
+    return tuple(_verdict(place, network, each, rows) for each in budgets)
+
+
+def _verdict(
+    place: Workplace, network: Classifier, budget: Budgeted, rows: Sequence[schema.LedgerRow]
+) -> schema.GateResult:
+    kind, files = budget.kind, [row for row in rows if row.bytes is not None and not row.is_dense]
+    size, row, basis = measure_size(network), None, "counted"
+    if kind in ("macs", "parameters"):
+        value = float(getattr(size, kind))
+    elif kind == "size":
+        largest = max(files, key=lambda each: each.bytes or 0)
+        value, row, basis = float(largest.bytes or 0), largest.name, f"the largest file, {largest.name}"
+    elif kind == "latency" and place.measured:
+        slowest = max(files, key=lambda each: each.latency[0].p50_ms)
+        value, row = slowest.latency[0].p50_ms, slowest.name
+        basis = f"measured p50 of the slowest file, {slowest.name}, on {slowest.latency[0].device}"
+    else:
+        costs = place.costing(network)
+        found = estimate(costs.graph, place.target, precision=costs.precision, runtime=costs.device.runtime)
+        memory = found.weight_bytes + found.arena_bytes
+        value = found.milliseconds if kind == "latency" else float(memory)
+        basis = f"estimated, {found.basis}" if kind == "latency" else "weights and activations, reckoned"
+    passed = value <= budget.limit * (1 + 1e-6)
+    return schema.GateResult(
+        gate=f"{kind}<={show(kind, budget.limit)}",
+        passed=passed,
+        row=row,
+        value=value,
+        judged=value,
+        bound=budget.limit,
+        message=f"{show(kind, value)} ({basis}); dense {show(kind, budget.dense)}",
+    )
