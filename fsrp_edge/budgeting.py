@@ -23,7 +23,7 @@ from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report import schema
-from fsrp_edge.targets.estimate import BYTES, DeviceCosts, Work, device_costs, estimate, pool_costs
+from fsrp_edge.targets.estimate import BYTES, DeviceCosts, Work, device_costs, pool_costs
 from fsrp_edge.targets.graph_cost import GraphCost, graph_cost
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.this_machine import is_this_machine
@@ -79,16 +79,16 @@ class Workplace:
         """Budgets that real files are held against before the long work."""
         return tuple(kind for kind in TRIED if kind in budgets.asked and (kind == "size" or self.measured))
 
-    def costing(self, classifier: Classifier) -> Costing:
-        """What plans for a network are reckoned with.
+    def costing(self, classifier: Classifier, *, absolute: bool) -> Costing:
+        """What plans for a network are reckoned with; `absolute` where times are not corrected by trials.
 
         Raises:
-            BadInputError: nothing is known to estimate with, and nothing will be measured.
+            BadInputError: nothing is known to estimate absolute times with.
         """
         formats = dict.fromkeys(request.format for request in self.requests)
         graph = named_graph(classifier)
         runtimes = [RUNTIMES[each] for each in formats]
-        return costing(graph, self.target, self.precision, runtimes, measured=self.measured)
+        return costing(graph, self.target, self.precision, runtimes, absolute=absolute)
 
     def try_files(self, classifier: Classifier, kinds: Sequence[BudgetKind]) -> Trial:
         """Export a network and measure what budgets limit."""
@@ -126,7 +126,7 @@ def costing(
     precision: Precision,
     runtimes: Sequence[str],
     *,
-    measured: bool = False,
+    absolute: bool = True,
 ) -> Costing:
     """Costs of the slowest runtime that has measurements, or else the target's default.
 
@@ -135,7 +135,7 @@ def costing(
         target: the device profile.
         precision: of the file that is judged.
         runtimes: that run the files.
-        measured: whether trials will find the scale, so that any device's proportions do.
+        absolute: False where only proportions matter, so that any device's do.
 
     Raises:
         BadInputError: nothing is known to estimate with.
@@ -148,7 +148,7 @@ def costing(
     try:
         return Costing(graph, device_costs(target, precision), precision)
     except BadInputError:
-        if not measured:
+        if absolute:
             raise
         costs = pool_costs(runtimes[0], precision)
         basis = "proportions of other devices"
@@ -286,12 +286,13 @@ def _verdict(
         slowest = max(files, key=lambda each: each.latency[0].p50_ms)
         value, row = slowest.latency[0].p50_ms, slowest.name
         basis = f"measured p50 of the slowest file, {slowest.name}, on {slowest.latency[0].device}"
+    elif kind == "latency":
+        costs = place.costing(network, absolute=True)
+        value, basis = estimate_of(costs.graph, costs.device), f"estimated, {costs.device.basis}"
     else:
-        costs = place.costing(network)
-        found = estimate(costs.graph, place.target, precision=costs.precision, runtime=costs.device.runtime)
-        memory = found.weight_bytes + found.arena_bytes
-        value = found.milliseconds if kind == "latency" else float(memory)
-        basis = f"estimated, {found.basis}" if kind == "latency" else "weights and activations, reckoned"
+        graph = named_graph(network)
+        value = float((graph.parameters + graph.peak_elements) * BYTES[place.precision])
+        basis = "weights and activations, reckoned"
     passed = value <= budget.limit * (1 + 1e-6)
     return schema.GateResult(
         gate=f"{kind}<={show(kind, budget.limit)}",

@@ -37,11 +37,13 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.saved import save_classifier, weights_sha256
 from fsrp_edge.models.size import Size, measure_size
+from fsrp_edge.pruning.allocation import Sensitivity
 from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import LayerRatio, PlanOptions, Ratio, RatioOf
 from fsrp_edge.pruning.plan import Allocation, PruningPlan, Strategy
 from fsrp_edge.pruning.planning import check_budgets, make_plan
+from fsrp_edge.pruning.sensitivity import measure_sensitivity
 from fsrp_edge.pruning.stepwise import plan_by_strategy
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report import schema
@@ -378,7 +380,11 @@ class _Run(Inputs):
         asked = wanted.budgets.asked
         if not asked:
             return wanted, None
-        costs = None if asked.keys() <= {"macs", "parameters"} else self.place.costing(self.dense)
+        costs = (
+            None
+            if asked.keys() <= {"macs", "parameters"}
+            else self.place.costing(self.dense, absolute="latency" in asked and not self.place.measured)
+        )
         if costs is not None and (kinds := self.place.tried(wanted.budgets)):
             inputs = {"tried": self._tried()}
             trial = self._stage(
@@ -389,16 +395,29 @@ class _Run(Inputs):
         check_budgets(self.dense, wanted, costs)
         return wanted, costs
 
+    def sensitivity(self, scores: FilterScores) -> Sensitivity:
+        """What each group of channels is worth, for the knapsack."""
+        multiple = self.target.channel_multiple
+        images = self._score_images().first(_by_input_size(self.dense.spec, 384, 64))
+        inputs = {"scores": scores.model_dump(mode="json"), "images": images.digest, "multiple": multiple}
+        result: Sensitivity = self._stage(
+            "sensitivity",
+            Sensitivity,
+            inputs,
+            lambda: (measure_sensitivity(self.dense, scores, images, multiple), ()),
+        )
+        return result
+
     def plan(self, scores: FilterScores, wanted: PlanOptions, costs: Costing | None) -> PruningPlan:
         """plan.json: which channels stay."""
+        sensitivity = self.sensitivity(scores) if wanted.chosen_allocation == "knapsack" else None
+
+        def make(options: PlanOptions, costing: Costing | None) -> PruningPlan:
+            return make_plan(self.dense, scores, options, costing, sensitivity)
 
         def work() -> tuple[PruningPlan, list[Path]]:
-            best = costs
-            if costs is not None:
-                best = plan_with_trials(
-                    self.place, costs, self.dense, wanted, functools.partial(make_plan, self.dense, scores)
-                )
-            plan = plan_by_strategy(self.dense, scores, wanted, self._score, best)
+            best = costs and plan_with_trials(self.place, costs, self.dense, wanted, make)
+            plan = plan_by_strategy(self.dense, scores, wanted, self._score, best, sensitivity)
             plan.save(self._path("plan.json"))
             return plan, [self._path("plan.json")]
 

@@ -24,6 +24,7 @@ from fsrp_edge.gather import break_down
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pipeline import CompressOptions, CompressResult, choose_artifacts, compress
+from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.evidence import Pictured
@@ -600,3 +601,71 @@ def test_a_network_built_by_the_users_own_file_goes_all_the_way(
     assert load_classifier(result.model, architecture="net.py:build").spec.layer_shapes
     assert json.loads((result.directory / "report.json").read_text())["source"]["checkpoint"] == "net.pt"
     assert [path.name for path in result.artifacts] == ["model-fp32.onnx"]
+
+
+# -- budgets --------------------------------------------------------------------------------------------------------
+
+
+def test_budgets_are_tried_as_real_files_and_judged_at_the_end(
+    options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsrp_edge.budgeting.TRIAL_METHOD", options.method)
+    update = {
+        "out": tmp_path / "run",
+        "precisions": ("fp32",),
+        "recovery": None,
+        "budgets": Budgets.model_validate({"size": "50%", "macs": "0.6", "memory": "90%", "latency": "10s"}),
+    }
+    result = compress(options.model_copy(update=update))
+    rows = {row.name: row for row in result.report.ledger}
+    gates = {gate.gate.partition("<=")[0]: gate for gate in result.report.gates}
+    assert gates.keys() == {"latency", "macs", "size", "memory"}
+    assert all(gate.passed for gate in gates.values()), gates
+    dense_bytes, file_bytes = rows["dense onnx fp32"].bytes, rows["onnx fp32"].bytes
+    assert dense_bytes is not None and file_bytes is not None
+    # The plan is held against a trial file, so it does not stop far below what was allowed either.
+    assert 0.4 * dense_bytes <= file_bytes <= 0.5 * dense_bytes
+    assert gates["size"].value == file_bytes
+    assert result.report.pruning.after.macs <= 0.6 * result.report.pruning.before.macs
+    assert "measured" in gates["latency"].message and result.plan.allocation == "knapsack"
+    assert "size at most" in (result.directory / "report.md").read_text()
+    assert redone(compress(options.model_copy(update=update))) == []
+
+
+def test_a_budget_that_cannot_be_met_stops_the_run_before_anything_is_evaluated(
+    options: CompressOptions, tmp_path: Path
+) -> None:
+    update = {
+        "out": tmp_path / "run",
+        "target": "raspberry-pi-4",
+        "budgets": Budgets.model_validate({"latency": "1%"}),
+    }
+    with pytest.raises(BadInputError, match=r"latency of .* cannot be reached: .* is the least"):
+        compress(options.model_copy(update=update))
+    assert not list((tmp_path / "run").glob("stages/*"))
+
+
+def test_a_missed_budget_fails_the_command_after_the_report(
+    options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from fsrp_edge.cli.compress import compress as command
+
+    # What runs between planning and the verdict may slow the machine down, here by as much as it takes.
+    monkeypatch.setattr("fsrp_edge.budgeting.TRIAL_METHOD", options.method)
+    monkeypatch.setattr("fsrp_edge.budgeting.Workplace.try_files", _half_of_the_truth)
+    arguments = [str(options.checkpoint), "--target", "generic-x86", "--data", str(options.data)]
+    arguments += ["--format", "onnx", "--precision", "fp32", "--size", "60%", "--recover-epochs", "0"]
+    arguments += ["--score-images", "20", "--score-steps", "1", "--attack", "fgsm", "--robust-images", "10"]
+    arguments += ["--quick-bench", "--out", str(tmp_path / "run")]
+    outcome = CliRunner().invoke(command, arguments)
+    assert isinstance(outcome.exception, GateFailedError), outcome.output
+    assert "size<=" in str(outcome.exception)
+    assert not all(gate.passed for gate in load_report(tmp_path / "run").gates)
+
+
+def _half_of_the_truth(place: Any, classifier: Any, kinds: Any) -> Any:
+    from fsrp_edge.budgeting import Trial
+
+    return Trial(figures={kind: 4.0 * sum(p.numel() for p in classifier.parameters()) / 2 for kind in kinds})

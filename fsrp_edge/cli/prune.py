@@ -8,6 +8,8 @@ import click
 from fsrp_edge.cli import options
 from fsrp_edge.cli.errors import traceback_option
 
+PROBE_IMAGES = 256
+
 
 @click.command()
 @options.checkpoint_options
@@ -19,6 +21,11 @@ from fsrp_edge.cli.errors import traceback_option
 )
 @click.option("--target", metavar="NAME|FILE", help="Device profile: its channel multiple, what budgets are.")
 @options.plan_options
+@click.option(
+    "--data",
+    metavar="SOURCE",
+    help="Images to measure on what each layer is worth, for the knapsack: as for fsrp-edge score.",
+)
 @click.option("--out", type=options.NewFile, default=Path("pruned.safetensors"), show_default=True)
 @options.output_options
 @traceback_option
@@ -26,6 +33,7 @@ def prune(
     scores: Path | None,
     plan: Path | None,
     target: str | None,
+    data: str | None,
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -43,6 +51,7 @@ def prune(
         raise click.UsageError("give either --scores or --plan")
     from fsrp_edge.budgeting import costing, log_plan, named_graph
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.data.open import open_dataset
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.models.size import measure_size
     from fsrp_edge.pipeline import CheckpointOptions, load
@@ -50,6 +59,7 @@ def prune(
     from fsrp_edge.pruning.options import PlanOptions
     from fsrp_edge.pruning.plan import PruningPlan
     from fsrp_edge.pruning.planning import make_plan
+    from fsrp_edge.pruning.sensitivity import measure_sensitivity
     from fsrp_edge.pruning.surgery import apply_plan
     from fsrp_edge.scoring.scores import FilterScores
     from fsrp_edge.targets.load import load_target
@@ -70,8 +80,15 @@ def prune(
             )
             costs = None
             if profile is not None and budgets.asked.keys() - {"macs", "parameters"}:
-                costs = costing(named_graph(dense), profile, "fp32", [each.name for each in profile.runtimes])
-            chosen = make_plan(dense, FilterScores.load(scores), wanted, costs)
+                runtimes = [each.name for each in profile.runtimes]
+                absolute = budgets.latency is not None
+                costs = costing(named_graph(dense), profile, "fp32", runtimes, absolute=absolute)
+            found, worth = FilterScores.load(scores), None
+            if wanted.chosen_allocation == "knapsack":
+                images = open_dataset(data or dense.spec.data or "photographs", dense.spec, seed=0).train
+                multiple = wanted.channel_multiple
+                worth = measure_sensitivity(dense, found, images.sample(PROBE_IMAGES, 0), multiple)
+            chosen = make_plan(dense, found, wanted, costs, worth)
             log_plan(chosen)
         pruned = apply_plan(dense, chosen)
         save_classifier(pruned, out)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from fsrp_edge.pruning.budgets import BudgetKind
 
@@ -31,6 +32,31 @@ class Levels:
 
     removed: np.ndarray
     losses: np.ndarray
+
+
+class Sensitivity(BaseModel):
+    """By the group's root, pairs of (channels removed, divergence of the outputs), ascending from (0, 0).
+
+    The divergence is Kullback and Leibler's of the pruned network's outputs from the dense one's, in nats an image.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    curves: dict[str, tuple[tuple[int, float], ...]]
+
+    def losses(self, root: str, channels: int, removed: np.ndarray) -> np.ndarray | None:
+        """Divergence with so many of a group's `channels` gone; None for a group that was not tried.
+
+        Linear between what was tried; beyond it, it grows as the logarithm of the share that stays.
+        """
+        if root not in self.curves:
+            return None
+        tried, seen = np.array(self.curves[root]).T
+        seen = np.maximum.accumulate(seen)
+        left = np.log(np.maximum(1 - removed / channels, 1e-9))
+        beyond = seen[-1] * left / np.log(1 - tried[-1] / channels)
+        losses: np.ndarray = np.where(removed > tried[-1], beyond, np.interp(removed, tried, seen))
+        return losses
 
 
 def allocate(levels: Sequence[Levels], figures: Figures, limits: Mapping[BudgetKind, float]) -> np.ndarray:

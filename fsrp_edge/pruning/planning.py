@@ -13,7 +13,7 @@ from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGra
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import Size
-from fsrp_edge.pruning.allocation import Levels, allocate
+from fsrp_edge.pruning.allocation import Levels, Sensitivity, allocate
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Limit, show
 from fsrp_edge.pruning.costs import Costing, PlanCosts
 from fsrp_edge.pruning.counting import SizeCounter
@@ -107,24 +107,26 @@ class _Candidate:
             return tuple(range(self.group.channels))
         return choose_channels(self.scores, count, self.group)
 
-    def levels(self, multiple: int) -> Levels:
-        """What may go, step by step, and the criterion's loss: minus the logarithm of the share of scores that stays.
+    def levels(self, multiple: int, sensitivity: Sensitivity | None) -> Levels:
+        """What may go, step by step, and what is lost with it.
 
-        Over a chain of layers these add up to the share that passes through all of them, so a group counts once for
-        each layer that makes its channels. No group is emptied for being cheap: the loss grows without bound.
+        Where the group's sensitivity was not measured, that is minus the logarithm of the share of the scores that
+        stays, once for each layer that makes the channels: over a chain of layers these add up to the share that
+        passes through all of them, and no group is emptied for being cheap.
         """
         if self.reason is not None or self.scores is None or self.ratio is not None:
             gone = self.group.channels - len(self.kept(0, multiple))
             return Levels(np.array([gone]), np.zeros(1))
-        step = granularity(self.group, multiple)
-        counts = [self.group.channels, *range((self.group.channels - 1) // step * step, 0, -step)]
-        places = np.maximum(self.scores.reshape(self.group.blocks, -1, self.group.unit).mean(axis=(0, 2)), 0)
-        share = np.cumsum(np.sort(places)[::-1] + 1e-12) / (places.sum() + 1e-12 * len(places))
-        whole = self.group.blocks * self.group.unit
-        return Levels(
-            self.group.channels - np.array(counts),
-            -np.log(share[[count // whole - 1 for count in counts]]) * len(self.group.members),
-        )
+        channels, step = self.group.channels, granularity(self.group, multiple)
+        counts = np.array([channels, *range((channels - 1) // step * step, 0, -step)])
+        losses = None
+        if sensitivity is not None:
+            losses = sensitivity.losses(self.group.root, channels, channels - counts)
+        if losses is None:
+            scores = np.sort(np.maximum(self.scores, 0) + 1e-12)[::-1]
+            share = np.cumsum(scores)[counts - 1] / scores.sum()
+            losses = -np.log(share) * len(self.group.members)
+        return Levels(channels - counts, losses)
 
     def least(self, multiple: int) -> int:
         """Channels that stay at least."""
@@ -151,7 +153,11 @@ def _comparable(scores: np.ndarray) -> np.ndarray:
 
 
 def make_plan(
-    classifier: Classifier, scores: FilterScores, options: PlanOptions, costing: Costing | None = None
+    classifier: Classifier,
+    scores: FilterScores,
+    options: PlanOptions,
+    costing: Costing | None = None,
+    sensitivity: Sensitivity | None = None,
 ) -> PruningPlan:
     """Plan which channels stay.
 
@@ -160,6 +166,7 @@ def make_plan(
         scores: of its filters.
         options: how much is to go, of what, and what has to stay.
         costing: what budgets of latency, size and memory are reckoned with.
+        sensitivity: what groups are worth, for the knapsack; without it each layer counts the same.
 
     Raises:
         BadInputError: scores of another network, a pattern that fits no layer, a ratio or a budget that cannot be
@@ -177,7 +184,7 @@ def make_plan(
         candidates = _ranked_together(candidates)
     costs = PlanCosts(classifier, groups, costing)
     multiple, budgets = options.channel_multiple, _budgets(candidates, costs, options)
-    kept = _allocated(candidates, costs, options, {each.kind: each.limit for each in budgets})
+    kept = _allocated(candidates, costs, options, {each.kind: each.limit for each in budgets}, sensitivity)
     plans = tuple(
         _plan_group(each, channels, multiple) for each, channels in zip(candidates, kept, strict=True)
     )
@@ -263,11 +270,12 @@ def _allocated(
     costs: PlanCosts,
     options: PlanOptions,
     limits: Mapping[BudgetKind, float],
+    sensitivity: Sensitivity | None,
 ) -> list[tuple[int, ...]]:
     """Channels that stay of each group."""
     multiple = options.channel_multiple
     if options.chosen_allocation == "knapsack":
-        removed = allocate([each.levels(multiple) for each in candidates], costs.figures, limits)
+        removed = allocate([each.levels(multiple, sensitivity) for each in candidates], costs.figures, limits)
         return [
             each.best(int(each.group.channels - gone)) for each, gone in zip(candidates, removed, strict=True)
         ]

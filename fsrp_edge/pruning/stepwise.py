@@ -12,6 +12,7 @@ from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
+from fsrp_edge.pruning.allocation import Sensitivity
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import GroupPlan, PruningPlan, Strategy
@@ -29,6 +30,7 @@ def plan_by_strategy(
     options: PlanOptions,
     score: Scorer,
     costing: Costing | None = None,
+    sensitivity: Sensitivity | None = None,
 ) -> PruningPlan:
     """Plan as `options.strategy` says.
 
@@ -38,11 +40,12 @@ def plan_by_strategy(
         options: how much is to go, of what, and when filters are scored.
         score: scores a network as `scores` were made; called by the strategies that score again.
         costing: what budgets are reckoned with.
+        sensitivity: what groups are worth, for the knapsack.
 
     Raises:
         BadInputError: as `make_plan`.
     """
-    plan = make_plan(classifier, scores, options, costing)
+    plan = make_plan(classifier, scores, options, costing, sensitivity)
     match options.strategy:
         case "sequential":
             return plan_sequentially(classifier, plan, score)

@@ -2,15 +2,20 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from fsrp_edge.budgeting import costing, named_graph
+from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.channel_graph import PruningGraph
+from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pruning.allocation import Levels, allocate
+from fsrp_edge.pruning.allocation import Levels, Sensitivity, allocate
 from fsrp_edge.pruning.budgets import Budgets, parse_limit
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import check_budgets, make_plan
+from fsrp_edge.pruning.sensitivity import measure_sensitivity
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.load import load_target
@@ -42,7 +47,7 @@ def test_limits_are_read(kind, text, amount, of_dense):
     [("latency", "20"), ("latency", "20MB"), ("size", "-1KB"), ("macs", "150%"), ("macs", "0"), ("memory", "much")],
 )  # fmt: skip
 def test_what_is_no_limit_is_refused(kind, text):
-    with pytest.raises(ValidationError, match="unit|above 0"):
+    with pytest.raises(ValidationError, match=r"unit|above 0"):
         Budgets.model_validate({kind: text})
 
 
@@ -121,14 +126,14 @@ def test_what_cannot_be_reached_is_told_with_the_least_before_anything_is_scored
 
 
 def test_budgets_that_the_dense_network_meets_are_told(resnet, costs):
-    with pytest.raises(BadInputError, match="nothing has to be removed, .* within its budgets: latency"):
+    with pytest.raises(BadInputError, match=r"nothing has to be removed, .* within its budgets: latency"):
         plan(resnet, costs, latency="1000ms")
 
 
 def test_latency_without_a_device_and_a_knapsack_without_a_cost_are_refused(resnet):
-    with pytest.raises(BadInputError, match="--latency needs a device.*--target"):
+    with pytest.raises(BadInputError, match=r"--latency needs a device.*--target"):
         plan(resnet, None, latency="20ms")
-    with pytest.raises(BadInputError, match="needs something that costs"):
+    with pytest.raises(BadInputError, match=r"needs something that costs"):
         plan(resnet, None, "knapsack")
 
 
@@ -140,3 +145,35 @@ def test_locked_groups_stay_whole_under_budgets(resnet, costs):
     for group in found.groups:
         if group.root.startswith("layer3") or group.root == "conv1":
             assert len(group.kept) == group.channels, group.root
+
+
+def test_sensitivity_tells_a_stream_that_all_blocks_share_from_channels_inside_a_block(resnet):
+    dense, before = resnet, weights_sha256(resnet.network)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
+    images = ImageSet.of("noise", ArraySource(pixels), torch.zeros(64))
+    scores = random_scores(dense)
+    found = measure_sensitivity(dense, scores, images, 4)
+    assert weights_sha256(dense.network) == before
+    groups = {group.root: group for group in PruningGraph(dense).groups()}
+    assert all(curve[0] == (0, 0.0) and curve[-1][1] > 0 for curve in found.curves.values())
+    at_half = {
+        root: found.losses(root, groups[root].channels, np.array([groups[root].channels // 2]))[0]
+        for root in found.curves
+    }
+    shared = [root for root in at_half if len(groups[root].members) > 1]
+    inside = [root for root in at_half if len(groups[root].members) == 1]
+    assert shared and min(at_half[root] for root in shared) > np.median([at_half[root] for root in inside])
+    # What was measured decides: the group that is worth nothing goes first.
+    root = inside[0]
+    cheap = Sensitivity(curves=found.curves | {root: ((0, 0.0), (groups[root].channels - 4, 1e-6))})
+    options = PlanOptions.model_validate({"budgets": {"macs": "0.8"}, "channel_multiple": 4})
+    kept = {each.root: len(each.kept) for each in make_plan(dense, scores, options, None, cheap).groups}
+    assert kept[root] == 4
+
+
+def test_divergence_is_interpolated_and_grows_without_bound_beyond_what_was_tried():
+    curve = Sensitivity(curves={"a": ((0, 0.0), (4, 0.2), (8, 1.0), (12, 0.9))})
+    losses = curve.losses("a", 16, np.array([0, 2, 8, 12, 14, 15]))
+    assert losses[:4].tolist() == pytest.approx([0, 0.1, 1.0, 1.0])
+    assert losses[4] == pytest.approx(1.5) and losses[5] > losses[4]
+    assert curve.losses("b", 16, np.array([1])) is None
