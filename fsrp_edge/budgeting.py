@@ -13,8 +13,9 @@ from fsrp_edge.bench.transport import Address
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
-from fsrp_edge.exporting.export import ArtifactRequest, export_artifacts
+from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
 from fsrp_edge.exporting.onnx import named_model
+from fsrp_edge.exporting.tensorrt import takes_tensorrt
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Budgets, Limit, show
@@ -36,7 +37,7 @@ MARGIN = 0.97
 """Share of a measured limit that plans aim at: the measurement at the end has its own scatter."""
 TRIAL_METHOD = Method(runs=60, seconds=1.5, rounds=3, warmup_seconds=0.3)
 TRIED: tuple[BudgetKind, ...] = ("latency", "size")
-_ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+_ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8-dynamic", "int8")
 
 
 class Trial(BaseModel):
@@ -68,12 +69,15 @@ class Workplace:
     @property
     def measured(self) -> bool:
         """Whether what is measured is the target: a device was named, or the target is this machine."""
-        return self.device.kind != "local" or is_this_machine(self.target)
+        return any(request.format in RUNTIMES for request in self.requests) and (
+            self.device.kind != "local" or is_this_machine(self.target)
+        )
 
     @property
     def precision(self) -> Precision:
         """That of the largest and slowest file."""
-        return min((request.precision for request in self.requests), key=_ORDER.index)
+        widest = min((request.precision for request in self.requests), key=_ORDER.index)
+        return "int8" if widest == "int8-dynamic" else widest
 
     def tried(self, budgets: Budgets) -> tuple[BudgetKind, ...]:
         """Budgets that real files are held against before the long work."""
@@ -87,7 +91,7 @@ class Workplace:
         """
         formats = dict.fromkeys(request.format for request in self.requests)
         graph = named_graph(classifier)
-        runtimes = [RUNTIMES[each] for each in formats]
+        runtimes = [RUNTIMES[each] for each in formats if each in RUNTIMES]
         return costing(graph, self.target, self.precision, runtimes, absolute=absolute)
 
     def try_files(self, classifier: Classifier, kinds: Sequence[BudgetKind]) -> Trial:
@@ -97,14 +101,17 @@ class Workplace:
                 classifier,
                 self.requests,
                 Path(folder),
-                opset=self.target.onnx_opset,
-                ir_version=self.target.onnx_ir_version,
-                int8_activation=self.target.int8_activation,
-                calibration=self.images,
+                ExportPlan(
+                    opset=self.target.onnx_opset,
+                    ir_version=self.target.onnx_ir_version,
+                    int8_activation=self.target.int8_activation,
+                    for_tensorrt=takes_tensorrt(self.target),
+                    calibration=self.images,
+                ),
             )
             figures: dict[BudgetKind, float] = {"size": max(artifact.bytes for artifact in artifacts)}
             if "latency" in kinds:
-                files = [Path(folder) / artifact.path for artifact in artifacts]
+                files = [Path(folder) / each.path for each in artifacts if each.format in RUNTIMES]
                 found = measure_on(self.device, files, threads=self.threads, method=TRIAL_METHOD)
                 figures["latency"] = max(each.latency.p50_ms for each in found)
         return Trial(figures={kind: figures[kind] for kind in kinds})
@@ -150,9 +157,9 @@ def costing(
     except BadInputError:
         if absolute:
             raise
-        costs = pool_costs(runtimes[0], precision)
-        basis = "proportions of other devices"
-        device = DeviceCosts(costs, precision, 1.0, False, basis, runtimes[0], target.threads)
+        runtime = runtimes[0] if runtimes else offered[0]
+        costs, basis = pool_costs(runtime, precision), "proportions of other devices"
+        device = DeviceCosts(costs, precision, 1.0, False, basis, runtime, target.threads)
         return Costing(graph, device, precision)
 
 
@@ -283,7 +290,7 @@ def _verdict(
         largest = max(files, key=lambda each: each.bytes or 0)
         value, row, basis = float(largest.bytes or 0), largest.name, f"the largest file, {largest.name}"
     elif kind == "latency" and place.measured:
-        slowest = max(files, key=lambda each: each.latency[0].p50_ms)
+        slowest = max((each for each in files if each.latency), key=lambda each: each.latency[0].p50_ms)
         value, row = slowest.latency[0].p50_ms, slowest.name
         basis = f"measured p50 of the slowest file, {slowest.name}, on {slowest.latency[0].device}"
     elif kind == "latency":

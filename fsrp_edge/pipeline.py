@@ -294,6 +294,22 @@ class Inputs:
         asked = {name: getattr(self.options, name) for name in shared}
         return PlanOptions(**asked, channel_multiple=self.target.channel_multiple)
 
+    @property
+    def place(self) -> Workplace:
+        """Where files are measured, and by what budgets are judged."""
+        device, threads = parse_address(self.options.bench_on), self.target.threads
+        if device.kind == "local":
+            threads = min(threads, os.cpu_count() or 1)
+        images = self.dataset.train.sample(8, self.options.seed)
+        return Workplace(self.target, self.requests, device, threads, images)
+
+    def costing(self) -> Costing | None:
+        """What budgets are reckoned with; None where there are none, or of MACs and parameters only."""
+        asked = self.options.budgets.asked
+        if asked.keys() <= {"macs", "parameters"}:
+            return None
+        return self.place.costing(self.dense, absolute="latency" in asked and not self.place.measured)
+
 
 @dataclass(frozen=True)
 class _Run(Inputs):
@@ -377,14 +393,9 @@ class _Run(Inputs):
     def budgets(self) -> tuple[PlanOptions, Costing | None]:
         """What the plan is asked for and reckoned with; what cannot be met stops the run here."""
         wanted = self.plan_options()
-        asked = wanted.budgets.asked
-        if not asked:
+        if not wanted.budgets.asked:
             return wanted, None
-        costs = (
-            None
-            if asked.keys() <= {"macs", "parameters"}
-            else self.place.costing(self.dense, absolute="latency" in asked and not self.place.measured)
-        )
+        costs = self.costing()
         if costs is not None and (kinds := self.place.tried(wanted.budgets)):
             inputs = {"tried": self._tried()}
             trial = self._stage(
@@ -398,7 +409,7 @@ class _Run(Inputs):
     def sensitivity(self, scores: FilterScores) -> Sensitivity:
         """What each group of channels is worth, for the knapsack."""
         multiple = self.target.channel_multiple
-        images = self._score_images().first(_by_input_size(self.dense.spec, 384, 64))
+        images = self.score_images().first(_by_input_size(self.dense.spec, 384, 64))
         inputs = {"scores": scores.model_dump(mode="json"), "images": images.digest, "multiple": multiple}
         result: Sensitivity = self._stage(
             "sensitivity",
@@ -717,15 +728,6 @@ class _Run(Inputs):
 
     def _path(self, name: str) -> Path:
         return self.directory.path / name
-
-    @functools.cached_property
-    def place(self) -> Workplace:
-        """Where files are measured, and by what budgets are judged."""
-        device, threads = parse_address(self.options.bench_on), self.target.threads
-        if device.kind == "local":
-            threads = min(threads, os.cpu_count() or 1)
-        images = self.dataset.train.sample(8, self.options.seed)
-        return Workplace(self.target, self.requests, device, threads, images)
 
     def _tried(self) -> list[str]:
         """What trials of files depend on, beside the network."""

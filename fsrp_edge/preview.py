@@ -86,7 +86,7 @@ def preview(options: CompressOptions) -> Preview:
     inputs = prepare(options)
     wanted = inputs.plan_options()
     norms = score(inputs.dense, inputs.dataset.train, Rival(name="l1"), seed=options.seed)
-    pruned = apply_plan(inputs.dense, make_plan(inputs.dense, norms, wanted))
+    pruned = apply_plan(inputs.dense, make_plan(inputs.dense, norms, wanted, inputs.costing()))
     before, after = measure_size(inputs.dense), measure_size(pruned)
     files = tuple(
         (f"{request.format} {request.precision}", after.parameters * BYTES[request.precision])
@@ -101,7 +101,7 @@ def preview(options: CompressOptions) -> Preview:
         steps=tuple(_steps(inputs, pruned)),
         parameters=(before.parameters, after.parameters),
         macs=(before.macs, after.macs),
-        exact=wanted.allocation == "uniform" and wanted.ratio_of == "channels",
+        exact=wanted.chosen_allocation == "uniform" and wanted.ratio_of == "channels",
         files=files,
         disk_bytes=references + sum(size for _, size in files) + 8 * after.parameters + training,
         free_bytes=shutil.disk_usage(_existing(directory)).free,

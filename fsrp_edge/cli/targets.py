@@ -143,3 +143,80 @@ def new(name: str, out: Path | None) -> None:
         temporary.write_text(text, encoding="utf-8")
         load_target(str(temporary))
     click.echo(f"wrote {path}\nNext: fsrp-edge targets show {path if out else name}")
+
+
+@targets.command()
+@click.argument("target", metavar="NAME|FILE")
+@click.option(
+    "--from",
+    "results",
+    multiple=True,
+    required=True,
+    type=options.ExistingFile,
+    help="What `fsrp-edge bench … --out FILE` wrote for networks of several kinds. Repeatable.",
+)
+@click.option(
+    "--models",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the measured files.  [default: those of the results] Repeatable.",
+)
+@click.option(
+    "--statistic",
+    type=click.Choice(["p50", "min"]),
+    default="p50",
+    show_default=True,
+    help="What to estimate from now on. With min, disturbed measurements count too.",
+)
+@options.output_options
+@traceback_option
+def calibrate(
+    target: str,
+    results: tuple[Path, ...],
+    models: tuple[Path, ...],
+    statistic: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Fit the latency estimate of a device to your own measurements; `estimate` and budgets use it from then on.
+
+    \b
+    fsrp-edge bench *.onnx --device ssh://pi@raspberrypi --threads 4 --out bench.json
+    fsrp-edge targets calibrate raspberry-pi-4 --from bench.json
+    """
+    from typing import cast
+
+    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.files import write_json
+    from fsrp_edge.targets.estimate import calibrated_groups, calibration_file
+    from fsrp_edge.targets.load import load_target
+    from fsrp_edge.targets.own_costs import Statistic
+    from fsrp_edge.targets.own_costs import calibrate as fit
+
+    profile = load_target(target)
+    with show_progress(quiet=quiet):
+        found = fit(profile, results, models, cast(Statistic, statistic))
+    new = {(each.group.runtime, each.group.threads, each.group.precision): each.group for each in found}
+    kept = [
+        group
+        for group in calibrated_groups(profile.name)
+        if (group.runtime, group.threads, group.precision) not in new
+    ]
+    path = calibration_file(profile.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, [group.model_dump(mode="json") for group in (*kept, *new.values())])
+    if as_json:
+        print_json([vars(each) for each in found])
+        return
+    print_rows(
+        ("runtime", "threads", "precision", "networks", "error before", "after", "on networks left out"),
+        [
+            (
+                each.group.runtime, each.group.threads, each.group.precision, each.group.networks,
+                "no estimate" if each.before is None else f"{each.before:.1%}",
+                f"{each.after:.1%}", f"{each.group.mape:.1%}",
+            )
+            for each in found
+        ],
+        footer=f"mean absolute errors; {path}\nNext: fsrp-edge estimate MODEL.onnx --target {target}",
+    )  # fmt: skip

@@ -77,9 +77,9 @@ class Group(BaseModel):
     """How the error was found."""
     mape: float
     """Mean absolute error, as a fraction, on networks left out of the fit."""
-    origin: Literal["published", "your own"] = "published"
     factor_90: float
     """Nine of ten of those measurements lie within estimate ÷ and × this factor."""
+    origin: Literal["published", "your own"] = "published"
 
 
 class Pool(BaseModel):

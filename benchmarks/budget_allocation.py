@@ -1,0 +1,136 @@
+"""What allocation is worth: at equal estimated latency on a Raspberry Pi 4, and after the same short recovery, the plan
+of the knapsack beside the one that removes the same share everywhere. Finished cells are kept: run again to resume.
+
+python -m benchmarks.budget_allocation --checkpoint resnet20-cifar10.th --data cifar-10-batches-bin --latency 75%
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import RESULTS, save
+from fsrp_edge import compute
+from fsrp_edge.attacks import PGD
+from fsrp_edge.budgeting import costing, named_graph
+from fsrp_edge.data.images import Dataset
+from fsrp_edge.data.open import open_dataset
+from fsrp_edge.files import read_json, write_json
+from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.pruning.budgets import Budgets, Limit
+from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.pruning.sensitivity import measure_sensitivity
+from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.score import score
+from fsrp_edge.targets.load import load_target
+from fsrp_edge.training.recipe import Recipe
+from fsrp_edge.training.recovery import recover
+
+CELLS = RESULTS / "budget_allocation_cells"
+TARGET, RUNTIME = "raspberry-pi-4", "litert"
+SCORE_IMAGES, PROBE_IMAGES, JUDGED = 128, 256, 2000
+
+
+def plans(dense: Classifier, dataset: Dataset, share: str, seed: int) -> dict[str, PruningPlan]:
+    """The uniform plan within the budget, and the knapsack's within the latency that the uniform one came to."""
+    target = load_target(TARGET)
+    images = dataset.train.sample(SCORE_IMAGES, seed)
+    scores = score(dense, images, FSRP(attack=PGD(steps=5)), seed=seed)
+    sensitivity = measure_sensitivity(
+        dense, scores, dataset.train.sample(PROBE_IMAGES, seed), target.channel_multiple
+    )
+    costs = costing(named_graph(dense), target, "fp32", [RUNTIME])
+
+    def plan(budgets: Budgets, allocation: Any) -> PruningPlan:
+        wanted = PlanOptions(budgets=budgets, allocation=allocation, channel_multiple=target.channel_multiple)
+        return make_plan(dense, scores, wanted, costs, sensitivity)
+
+    uniform = plan(Budgets.model_validate({"latency": share}), "uniform")
+    reached = Budgets(latency=Limit(amount=uniform.budgets[0].planned * (1 + 1e-9)))
+    return {"uniform": uniform, "knapsack": plan(reached, "knapsack")}
+
+
+def cell(dense: Classifier, dataset: Dataset, plan: PruningPlan, images: int, seed: int) -> dict[str, Any]:
+    """Prune, recover on so many training images for one epoch, judge."""
+    pruned = apply_plan(dense, plan)
+    compute.to_fast_layout(pruned, torch.device("cpu"))
+    recipe = Recipe(
+        method="natural", epochs=1, learning_rate=0.02, schedule="cosine", flip=True, crop_padding=4
+    )
+    recovered = recover(pruned, dataset.train.sample(images, seed), recipe, seed=seed).classifier.eval()
+    judged = dataset.evaluation.first(JUDGED)
+    with torch.no_grad():
+        right = torch.cat([recovered(pixels).argmax(1) == labels for pixels, labels in judged.batches(128)])
+    (latency,) = plan.budgets
+    return {
+        "allocation": plan.allocation,
+        "seed": seed,
+        "images": images,
+        "estimated_ms": latency.planned,
+        "dense_ms": latency.dense,
+        "kept": [len(group.kept) for group in plan.groups],
+        "accuracy": float(right.float().mean()),
+        "right": "".join("1" if each else "0" for each in right.tolist()),
+    }
+
+
+def main() -> None:
+    """Fill in the missing cells, then write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--latency", default="75%", help="share of the dense network's")
+    parser.add_argument("--images", type=int, default=4000, help="training images of the recovery")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    dense = load_classifier(arguments.checkpoint)
+    compute.to_fast_layout(dense, torch.device("cpu"))
+    dataset = open_dataset(arguments.data, dense.spec, seed=0)
+    name = f"{arguments.checkpoint.stem}-{arguments.latency.rstrip('%')}-{arguments.images}"
+    for seed in range(arguments.seeds):
+        missing = [
+            how for how in ("uniform", "knapsack") if not (CELLS / f"{name}-{how}-{seed}.json").exists()
+        ]
+        chosen = plans(dense, dataset, arguments.latency, seed) if missing else {}
+        for how in missing:
+            result = cell(dense, dataset, chosen[how], arguments.images, seed)
+            write_json(CELLS / f"{name}-{how}-{seed}.json", result)
+            print(name, how, seed, result["accuracy"], result["kept"], flush=True)
+    write_table()
+
+
+def write_table() -> None:
+    """One row for each network, latency and seed that has both cells."""
+    cells = {path.stem: read_json(path) for path in sorted(CELLS.glob("*.json"))}
+    rows = []
+    for name, uniform in cells.items():
+        allocated = cells.get(name.replace("-uniform-", "-knapsack-"))
+        if "-uniform-" not in name or allocated is None:
+            continue
+        first, second = (
+            np.array([each == "1" for each in one["right"]], float) for one in (uniform, allocated)
+        )
+        difference = second - first
+        error = 1.96 * difference.std() / len(difference) ** 0.5
+        rows.append([
+            name.partition("-uniform-")[0], uniform["seed"], f"{uniform['dense_ms']:.2f}",
+            f"{uniform['estimated_ms']:.2f}", f"{allocated['estimated_ms']:.2f}",
+            f"{100 * uniform['accuracy']:.1f}", f"{100 * allocated['accuracy']:.1f}",
+            f"{100 * difference.mean():+.1f} ± {100 * error:.1f}",
+        ])  # fmt: skip
+    header = ("network, share of latency, images", "seed", "dense ms", "uniform ms", "knapsack ms", "uniform %",
+              "knapsack %", "paired difference, 95 %")  # fmt: skip
+    results = {"cells": cells, "target": TARGET, "runtime": RUNTIME, "judged": JUDGED}
+    save("budget_allocation", results, header, rows)
+
+
+if __name__ == "__main__":
+    main()

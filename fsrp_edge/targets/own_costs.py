@@ -1,0 +1,183 @@
+"""`targets calibrate`: costs of a device fitted to a user's own measurements, with the error before and after."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fsrp_edge.bench.results import Latency, read_results
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.exporting.artifact import Precision
+from fsrp_edge.files import sha256_file
+from fsrp_edge.progress import log
+from fsrp_edge.targets.calibration import Measured, Normal, fit_group
+from fsrp_edge.targets.estimate import COSTS, Group, Work, device_costs, pool, quantities
+from fsrp_edge.targets.graph_cost import read_graph
+from fsrp_edge.targets.profile import Target
+
+Statistic = Literal["p50", "min"]
+FEWEST = 3
+"""Networks below which a fit would only repeat its prior."""
+ROOM = 0.02
+"""Added to the variance of each log cost: a runtime of its own is not quite any published one."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Costs of one runtime with so many threads in one precision.
+
+    Args:
+        group: the costs; `group.mape` is the error on networks that were left out of the fit one by one.
+        before: mean absolute error of the estimate before, as a fraction; None where there was none.
+        after: the same with the new costs, on the networks that they were fitted to.
+    """
+
+    group: Group
+    before: float | None
+    after: float
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One measurement of a network whose operators are known."""
+
+    latency: Latency
+    precision: Precision
+    work: np.ndarray
+    """(costs,)."""
+
+
+def calibrate(
+    target: Target, results: Sequence[Path], folders: Sequence[Path], statistic: Statistic = "p50"
+) -> tuple[Fitted, ...]:
+    """Fit costs to files of `fsrp-edge bench --out`.
+
+    Args:
+        target: the profile of the device that was measured.
+        results: the files.
+        folders: where the measured .onnx files are, beside the folders of `results`; they are known by their digest.
+            For a .tflite file the .onnx file of the same network has to lie beside it (`x-fp32.onnx` for
+            `x-int8.tflite`).
+        statistic: what is estimated afterwards. The minimum stands for an undisturbed device.
+
+    Returns:
+        One fit for each runtime, number of threads and precision that was measured on enough networks.
+
+    Raises:
+        BadInputError: a measured file is not found, or nothing was measured on enough networks.
+    """
+    latencies = [each.latency for path in results for each in read_results(path).measurements]
+    rows = list(_rows(latencies, [*folders, *(path.parent for path in results)], statistic))
+    grouped: dict[tuple[str, int, Precision], list[_Row]] = defaultdict(list)
+    for row in rows:
+        grouped[row.latency.runtime, row.latency.threads, row.precision].append(row)
+    fits = []
+    for (runtime, threads, precision), members in grouped.items():
+        networks = len({row.latency.sha256 for row in members})
+        if networks < FEWEST:
+            what = f"{runtime}, {threads} threads, {precision}"
+            log(f"left out: {what}: {networks} networks; at least {FEWEST} are needed")
+            continue
+        fits.append(_fit(target, members, statistic))
+    if not fits:
+        raise BadInputError(
+            f"nothing was measured on {FEWEST} networks or more with one runtime, number of threads and precision; "
+            "measure more, of several kinds: fsrp-edge bench a.onnx b.onnx c.onnx --out bench.json"
+        )
+    return tuple(fits)
+
+
+def _rows(latencies: Iterable[Latency], folders: Sequence[Path], statistic: Statistic) -> Iterator[_Row]:
+    files = {
+        sha256_file(path): path
+        for folder in dict.fromkeys(folders)
+        for suffix in ("*.onnx", "*.tflite")
+        for path in sorted(folder.glob(suffix))
+    }
+    for latency in latencies:
+        if not latency.valid and statistic != "min":
+            log(f"left out: {latency.model}: {'; '.join(latency.invalid_because)}")
+            continue
+        path = files.get(latency.sha256)
+        if path is None:
+            raise BadInputError(
+                f"the measured file {latency.model} ({latency.sha256[:12]}…) is in none of "
+                f"{', '.join(map(str, dict.fromkeys(folders)))}; name its folder with --models"
+            )
+        graph = read_graph(_graph_file(path))
+        precision: Precision = "int8" if graph.quantized else _precision_of(path)
+        yield _Row(latency, precision, quantities(Work.of(graph.operators), precision).sum(0))
+
+
+def _graph_file(path: Path) -> Path:
+    """The ONNX file that tells the operators."""
+    if path.suffix == ".onnx":
+        return path
+    network = path.stem
+    for precision in ("fp32", "fp16", "int8-dynamic", "int8"):
+        network = network.removesuffix(f"-{precision}")
+    for twin in (path.with_name(f"{network}-fp32.onnx"), path.with_name(f"{network}.onnx")):
+        if twin.is_file():
+            return twin
+    raise BadInputError(f"{path} needs {network}-fp32.onnx beside it, to tell its operators")
+
+
+def _precision_of(path: Path) -> Precision:
+    named: tuple[Precision, ...] = ("fp16", "int8")
+    return next((precision for precision in named if path.stem.endswith(f"-{precision}")), "fp32")
+
+
+def _fit(target: Target, rows: Sequence[_Row], statistic: Statistic) -> Fitted:
+    latency, precision = rows[0].latency, rows[0].precision
+    seen = np.array([getattr(row.latency, f"{statistic}_ms") for row in rows])
+    measured = Measured("", np.stack([row.work for row in rows]), seen * 1e6)
+    costs = _costs(measured, latency.runtime, precision)
+    left_out = np.zeros(len(rows))
+    networks = np.array([row.latency.sha256 for row in rows])
+    for network in dict.fromkeys(networks.tolist()):
+        own = networks == network
+        others = Measured("", measured.quantities[~own], measured.nanoseconds[~own])
+        left_out[own] = measured.quantities[own] @ _costs(others, latency.runtime, precision) * 1e-6
+    group = Group(
+        target=target.name.partition("@")[0],
+        runtime=latency.runtime,
+        version=latency.runtime_version,
+        backend="cpu",
+        threads=latency.threads,
+        precision=precision,
+        statistic=f"{statistic} of fsrp-edge bench",
+        costs={name: float(f"{cost:.4g}") for name, cost in zip(COSTS, costs, strict=True)},
+        measurements=len(rows),
+        networks=len(set(networks.tolist())),
+        validation="each network left out once",
+        mape=round(_error(left_out, seen), 4),
+        factor_90=round(float(np.exp(np.quantile(np.abs(np.log(left_out / seen)), 0.9))), 4),
+        origin="your own",
+    )
+    return Fitted(group, _error_before(target, rows, seen), _error(measured.quantities @ costs * 1e-6, seen))
+
+
+def _costs(measured: Measured, runtime: str, precision: Precision) -> np.ndarray:
+    """Nanoseconds: the published proportions, moved to the device's speed and then to its measurements."""
+    published = pool(runtime, precision)
+    mean, covariance = np.array(published.mean), np.array(published.covariance)
+    speed = np.median(np.log(measured.nanoseconds / (measured.quantities @ np.exp(mean))))
+    prior = Normal(mean + speed, covariance + ROOM * np.eye(len(COSTS)))
+    costs: np.ndarray = np.exp(fit_group(measured, prior).mean)
+    return costs
+
+
+def _error_before(target: Target, rows: Sequence[_Row], seen: np.ndarray) -> float | None:
+    latency = rows[0].latency
+    try:
+        device = device_costs(target, rows[0].precision, runtime=latency.runtime, threads=latency.threads)
+    except BadInputError:
+        return None
+    return _error(np.array([row.work @ device.nanoseconds for row in rows]) * 1e-6, seen)
+
+
+def _error(estimates: np.ndarray, seen: np.ndarray) -> float:
+    return float(np.abs(estimates / seen - 1).mean())

@@ -1,0 +1,124 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from fsrp_edge.bench.results import BenchResults, Latency, Measurement
+from fsrp_edge.cli.targets import targets
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import sha256_file, write_json
+from fsrp_edge.targets.estimate import Work, estimate, pool_costs, quantities
+from fsrp_edge.targets.graph_cost import read_graph
+from fsrp_edge.targets.load import load_target
+from fsrp_edge.targets.own_costs import calibrate
+
+X86 = load_target("generic-x86")
+
+
+def network(width: int, depth: int, kernel: int, groups: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1), nn.ReLU()]
+    for _ in range(depth):
+        layers += [nn.Conv2d(width, width, kernel, 1, kernel // 2, groups=groups), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+
+def measurement(path: Path, milliseconds: float, **changed: object) -> Measurement:
+    times = dict.fromkeys(("min_ms", "mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms"), milliseconds)
+    latency = Latency.model_validate(
+        {
+            "model": path.name, "sha256": sha256_file(path), "device": "here", "runtime": "onnxruntime",
+            "runtime_version": "1.32.0", "threads": 1, "warmup_runs": 1, "runs": 9, "init_ms": 1.0, "first_ms": 1.0,
+            "std_ms": 0.0, "p50_interval_ms": (milliseconds, milliseconds),
+        } | times | changed
+    )  # fmt: skip
+    return Measurement(address="local", latency=latency, rounds=())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of several kinds of networks."""
+    folder, paths = tmp_path_factory.mktemp("models"), []
+    for width in (16, 48, 96):
+        for depth, kernel, groups in ((1, 3, 1), (4, 1, 1), (3, 3, width)):
+            paths.append(folder / f"net-{width}-{depth}-fp32.onnx")
+            net = network(width, depth, kernel, groups).eval()
+            torch.onnx.export(net, (torch.rand(1, 3, 64, 64),), paths[-1], dynamo=False)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def truth(models: list[Path]) -> dict[Path, float]:
+    """Milliseconds on a device a third as fast as ncnn's average, whose depthwise convolutions are slower still."""
+    costs = 3 * pool_costs("ncnn", "fp32")
+    costs[2] *= 2
+    return {
+        path: float((quantities(Work.of(read_graph(path).operators), "fp32") @ costs).sum()) * 1e-6
+        for path in models
+    }
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FSRP_EDGE_PROFILES", str(tmp_path / "own"))
+    return tmp_path / "own"
+
+
+def write(path: Path, measurements: list[Measurement]) -> Path:
+    write_json(path, BenchResults(fsrp_edge="0", measurements=tuple(measurements)).model_dump(mode="json"))
+    return path
+
+
+def test_networks_that_were_not_measured_are_estimated_afterwards(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path, own_folder: Path
+) -> None:
+    with pytest.raises(BadInputError, match="calibrate"):
+        estimate(read_graph(models[0]), X86)
+    known, unknown = models[::2], models[1::2]
+    bench = write(tmp_path / "bench.json", [measurement(path, truth[path]) for path in known])
+    arguments = [
+        "calibrate",
+        "generic-x86",
+        "--from",
+        str(bench),
+        "--models",
+        str(models[0].parent),
+        "--json",
+    ]
+    (said,) = json.loads(CliRunner().invoke(targets, arguments, catch_exceptions=False).stdout)
+    assert said["before"] is None and said["after"] < 0.03 and said["group"]["networks"] == len(known)
+    assert (own_folder / "generic-x86.calibration.json").is_file()
+    found = [estimate(read_graph(path), X86) for path in unknown]
+    errors = [abs(each.milliseconds / truth[path] - 1) for each, path in zip(found, unknown, strict=True)]
+    assert np.mean(errors) < 0.1
+    assert all(each.calibrated and "your own measurements" in each.basis for each in found)
+    # A second time there is something to compare with, and another runtime's costs stay.
+    with bench.open() as stream:
+        assert json.load(stream)
+    slower = [measurement(path, 2 * truth[path], threads=2) for path in known]
+    again = write(tmp_path / "again.json", [*slower, *(measurement(path, truth[path]) for path in known)])
+    arguments[3] = str(again)
+    said = json.loads(CliRunner().invoke(targets, arguments, catch_exceptions=False).stdout)
+    assert {each["group"]["threads"]: each["before"] is None for each in said} == {1: False, 2: True}
+
+
+def test_disturbed_measurements_are_left_out_and_files_are_known_by_their_digest(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path
+) -> None:
+    disturbed = {"valid": False, "invalid_because": ("throttled",)}
+    rows = [measurement(path, truth[path] * (9 if path == models[0] else 1), **(disturbed if path == models[0] else {}))
+            for path in models]  # fmt: skip
+    bench = write(tmp_path / "bench.json", rows)
+    (fitted,) = calibrate(X86, [bench], [models[0].parent])
+    assert fitted.group.networks == len(models) - 1 and fitted.after < 0.03
+    with pytest.raises(BadInputError, match=r"net-16-1-fp32.onnx .* --models"):
+        calibrate(X86, [write(tmp_path / "b.json", [measurement(models[0], 1.0)])], [])
+
+
+def test_too_few_networks_are_refused(models: list[Path], tmp_path: Path) -> None:
+    bench = write(tmp_path / "bench.json", [measurement(path, 1.0) for path in models[:2]])
+    with pytest.raises(BadInputError, match="nothing was measured on 3 networks or more"):
+        calibrate(X86, [bench], [models[0].parent])
