@@ -1,5 +1,7 @@
-"""What allocation is worth: at equal estimated latency on a Raspberry Pi 4, and after the same short recovery, the plan
-of the knapsack beside the one that removes the same share everywhere. Finished cells are kept: run again to resume.
+"""What allocation is worth, at equal estimated latency on a Raspberry Pi 4 and after the same short recovery.
+
+The plan of the knapsack beside the one that removes the same share everywhere. Finished cells are kept: run again to
+resume.
 
 python -m benchmarks.budget_allocation --checkpoint resnet20-cifar10.th --data cifar-10-batches-bin --latency 75%
 """
