@@ -1,6 +1,7 @@
 """The run directory: results of finished stages, kept so that a killed run goes on where it stopped."""
 
 import fcntl
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -108,6 +109,27 @@ class RunDirectory:
         write_json(self._record_path(name), record.model_dump(mode="json"))
         self.history.append(StageRun(name, record.seconds, resumed=False))
         return result
+
+    def adopt(self, other: Path, names: Sequence[str]) -> None:
+        """Take over finished stages of another run of the same network, where this one has none of that name.
+
+        What was made from other inputs does no harm: `stage` recognizes it and makes it anew.
+
+        Args:
+            other: the other run's directory.
+            names: of stages; `*` as in file names.
+        """
+        for name in names:
+            for path in sorted((other / "stages").glob(f"{name}.json")):
+                if (own := self._record_path(path.stem)).exists():
+                    continue
+                record = StageRecord.model_validate(read_json(path))
+                if not all((other / file).is_file() for file in record.files):
+                    continue
+                for file in record.files:
+                    (self.path / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(other / file, self.path / file)
+                write_json(own, record.model_dump(mode="json"))
 
     def _discard(self, name: str) -> None:
         try:

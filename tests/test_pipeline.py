@@ -669,3 +669,27 @@ def _half_of_the_truth(place: Any, classifier: Any, kinds: Any) -> Any:
     from fsrp_edge.budgeting import Trial
 
     return Trial(figures={kind: 4.0 * sum(p.numel() for p in classifier.parameters()) / 2 for kind in kinds})
+
+
+def test_a_sweep_does_once_what_does_not_change_and_goes_on_past_what_cannot_be_met(
+    options: CompressOptions, tmp_path: Path
+) -> None:
+    from fsrp_edge.sweep import Variant, sweep
+
+    base = options.model_copy(update={"precisions": ("fp32",), "recovery": None})
+    variants = [
+        Variant("macs=0.01%", base.model_copy(update={"budgets": Budgets.model_validate({"macs": "0.01%"})})),
+        Variant("ratio=0.3", base.model_copy(update={"ratio": 0.3})),
+        Variant("ratio=0.6", base.model_copy(update={"ratio": 0.6})),
+    ]
+    found = sweep(variants, "ratio", tmp_path)
+    assert [point.name for point in found.points] == ["dense", "macs=0.01%", "ratio=0.3", "ratio=0.6"]
+    assert "cannot be reached" in (found.points[1].problem or "")
+    first, second = (load_report(tmp_path / f"ratio-{ratio}") for ratio in ("0.3", "0.6"))
+    assert not any(stage.resumed for stage in first.stages)
+    resumed = {stage.name for stage in second.stages if stage.resumed}
+    assert resumed == {"baseline", "score", "evaluate-dense", "export-dense", "evaluate-dense-onnx-fp32"}
+    dense, _, light, heavy = found.points
+    assert heavy.macs and light.macs and dense.macs and heavy.macs < light.macs < dense.macs
+    assert found.knee in {"ratio=0.3", "ratio=0.6"} and (tmp_path / "sweep.png").is_file()
+    assert read_json(tmp_path / "sweep.json")["points"][2]["directory"] == "ratio-0.3"

@@ -19,6 +19,7 @@ from fsrp_edge.cli.prune import prune
 from fsrp_edge.cli.recover import recover
 from fsrp_edge.cli.report import report
 from fsrp_edge.cli.score import score
+from fsrp_edge.cli.sweep import sweep
 from fsrp_edge.cli.targets import targets
 from fsrp_edge.cli.train import train
 from fsrp_edge.cli.verify import verify
@@ -37,8 +38,8 @@ def cli() -> None:
 
 
 for _command in (
-    compress, inspect, score, prune, recover, export, verify, bundle, bench, devices, evaluate, compare, report,
-    targets, train, estimate,
+    compress, sweep, inspect, score, prune, recover, export, verify, bundle, bench, devices, evaluate, compare,
+    report, targets, train, estimate,
 ):  # fmt: skip
     cli.add_command(_command)
 

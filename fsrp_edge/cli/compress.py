@@ -11,44 +11,51 @@ from fsrp_edge.cli.errors import traceback_option
 from fsrp_edge.cli.gates import finish
 
 if TYPE_CHECKING:
-    from fsrp_edge.pipeline import CompressResult
+    from fsrp_edge.pipeline import CompressOptions, CompressResult
+
+
+run_options = options.stack(
+    options.checkpoint_options,
+    options.target_option,
+    options.data_option,
+    options.plan_options,
+    options.strategy_options,
+    options.criterion_options,
+    options.recovery_options,
+    options.format_options,
+    click.option(
+        "--attack",
+        "attacks",
+        multiple=True,
+        default=("pgd-20",),
+        show_default=True,
+        help="Judge by fgsm, pgd-STEPS, pgd-STEPSxRESTARTS or autoattack. Repeatable.",
+    ),
+    options.eps_option,
+    click.option(
+        "--robust-images",
+        type=click.IntRange(1),
+        help="Evaluation images to attack.  [default: 1000, or 128 for large inputs]",
+    ),
+    click.option(
+        "--file-images",
+        type=click.IntRange(0),
+        help="Evaluation images to attack each file on, in its runtime; 0: none.  "
+        "[default: 100, or 32 for large inputs]",
+    ),
+    click.option(
+        "--bench-on",
+        default="local",
+        metavar="ADDRESS",
+        help="Measure latency on this device, such as ssh://pi@raspberrypi.local; see fsrp-edge bench measure --help.",
+    ),
+    click.option("--quick-bench", is_flag=True, help="Measure latency for 2 seconds a file instead of 10."),
+)
+"""What one run takes, but for gates, seed and place."""
 
 
 @click.command()
-@options.checkpoint_options
-@options.target_option
-@options.data_option
-@options.plan_options
-@options.strategy_options
-@options.criterion_options
-@options.recovery_options
-@options.format_options
-@click.option(
-    "--attack",
-    "attacks",
-    multiple=True,
-    default=("pgd-20",),
-    show_default=True,
-    help="Judge by fgsm, pgd-STEPS, pgd-STEPSxRESTARTS or autoattack. Repeatable.",
-)
-@options.eps_option
-@click.option(
-    "--robust-images",
-    type=click.IntRange(1),
-    help="Evaluation images to attack.  [default: 1000, or 128 for large inputs]",
-)
-@click.option(
-    "--file-images",
-    type=click.IntRange(0),
-    help="Evaluation images to attack each file on, in its runtime; 0: none.  [default: 100, or 32 for large inputs]",
-)
-@click.option(
-    "--bench-on",
-    default="local",
-    metavar="ADDRESS",
-    help="Measure latency on this device, such as ssh://pi@raspberrypi.local; see fsrp-edge bench measure --help.",
-)
-@click.option("--quick-bench", is_flag=True, help="Measure latency for 2 seconds a file instead of 10.")
+@run_options
 @options.gate_options
 @options.seed_option
 @click.option("--out", type=options.NewFolder, help="Run directory.  [default: CHECKPOINT-TARGET]")
@@ -79,32 +86,12 @@ def compress(
     fsrp-edge compress resnet18.pt --target jetson-nano --require "robust_accuracy>=40%" --dry-run
     fsrp-edge compress --config run.yaml --ratio 0.7
     """
-    from fsrp_edge.bench.measure import QUICK, Method
     from fsrp_edge.cli.console import print_json, show_progress
     from fsrp_edge.cli.preview_table import show_preview
     from fsrp_edge.cli.report_table import print_report
-    from fsrp_edge.pipeline import CompressOptions
     from fsrp_edge.pipeline import compress as run
 
-    eps = given["eps"]
-    wanted = options.checked(
-        CompressOptions,
-        criterion=options.criterion_from(given),
-        budgets=options.budgets_from(given),
-        natural_if_undefended=given["recover_method"] == "auto",
-        recovery=options.recipe_from(
-            given.pop("recover_epochs"),
-            given.pop("recover_method"),
-            given.pop("recover_learning_rate"),
-            given.pop("batch_size"),
-            eps,
-            given.pop("recipe"),
-        ),
-        formats=options.optional(formats),
-        precisions=options.optional(precisions),
-        method=QUICK if quick_bench else Method(),
-        **given,
-    )
+    wanted = options_from(formats, precisions, quick_bench, given)
     save_config()
     if dry_run:
         show_preview(wanted, as_json=as_json, quiet=quiet)
@@ -124,3 +111,32 @@ def _next_commands(result: "CompressResult", data: str | None) -> list[str]:
         chosen = f" --data {shlex.quote(data)}" if data else ""
         commands.append(f"fsrp-edge evaluate {shlex.quote(str(result.model))}{chosen} --attack autoattack")
     return commands
+
+
+def options_from(
+    formats: tuple[str, ...], precisions: tuple[str, ...], quick_bench: bool, given: dict[str, Any]
+) -> "CompressOptions":
+    """The options of a run that the command line names."""
+    from fsrp_edge.bench.measure import QUICK, Method
+    from fsrp_edge.pipeline import CompressOptions
+
+    eps = given["eps"]
+    wanted: CompressOptions = options.checked(
+        CompressOptions,
+        criterion=options.criterion_from(given),
+        budgets=options.budgets_from(given),
+        natural_if_undefended=given["recover_method"] == "auto",
+        recovery=options.recipe_from(
+            given.pop("recover_epochs"),
+            given.pop("recover_method"),
+            given.pop("recover_learning_rate"),
+            given.pop("batch_size"),
+            eps,
+            given.pop("recipe"),
+        ),
+        formats=options.optional(formats),
+        precisions=options.optional(precisions),
+        method=QUICK if quick_bench else Method(),
+        **given,
+    )
+    return wanted

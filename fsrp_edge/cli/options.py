@@ -13,7 +13,9 @@ NewFile = click.Path(dir_okay=False, path_type=Path)
 NewFolder = click.Path(file_okay=False, path_type=Path)
 
 
-def _stack(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+def stack(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of the help."""
+
     def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -65,7 +67,7 @@ def _layer_ratios(
     return tuple(ratios)
 
 
-checkpoint_options = _stack(
+checkpoint_options = stack(
     click.argument("checkpoint", type=ExistingFile),
     click.option(
         "--arch",
@@ -100,7 +102,7 @@ target_option = click.option(
     metavar="NAME|FILE",
     help="Device profile: a name of `fsrp-edge targets list`, or a YAML file.",
 )
-format_options = _stack(
+format_options = stack(
     click.option(
         "--format",
         "formats",
@@ -142,13 +144,13 @@ format_options = _stack(
 eps_option = click.option(
     "--eps", callback=_eps, default="8/255", show_default=True, help="L-infinity radius of attacks."
 )
-output_options = _stack(
+output_options = stack(
     click.option(
         "--json", "as_json", is_flag=True, help="Write the result to stdout as JSON instead of a table."
     ),
     click.option("--quiet", is_flag=True, help="No progress on stderr."),
 )
-criterion_options = _stack(
+criterion_options = stack(
     click.option(
         "--criterion",
         type=click.Choice(
@@ -202,7 +204,7 @@ criterion_options = _stack(
         help="Leave an image as it is once it is fooled: sooner done, with weaker examples.",
     ),
 )
-plan_options = _stack(
+plan_options = stack(
     click.option(
         "--ratio",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -256,7 +258,7 @@ plan_options = _stack(
 )
 """Keyword arguments of `pruning.options.PlanOptions`, all but the channel multiple and the strategy, and of its
 budgets."""
-strategy_options = _stack(
+strategy_options = stack(
     click.option(
         "--strategy",
         type=click.Choice(["one-shot", "sequential", "gradual"]),
@@ -274,7 +276,7 @@ recipe_option = click.option(
     help="YAML file with more of the recipe, such as `method: trades`, `ema_decay: 0.999`, `cutmix: true`, `schedule: "
     "one-cycle`, `label_smoothing: 0.1`, `patience: 5`; its keys win over the options.",
 )
-recovery_options = _stack(
+recovery_options = stack(
     click.option(
         "--recover-epochs",
         type=click.IntRange(0),
@@ -300,7 +302,7 @@ recovery_options = _stack(
 )
 
 
-gate_options = _stack(
+gate_options = stack(
     click.option(
         "--require",
         "gates",

@@ -1,0 +1,142 @@
+"""`fsrp-edge sweep`: several ratios or budgets in one run, side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fsrp_edge.cli import options
+from fsrp_edge.cli.compress import options_from, run_options
+from fsrp_edge.cli.errors import traceback_option
+from fsrp_edge.errors import GateFailedError
+
+if TYPE_CHECKING:
+    from fsrp_edge.report.sweep import Sweep
+
+VARIED = {
+    "ratio": "ratio", "latency": "latency", "macs": "macs", "params": "parameters", "size": "size",
+    "memory": "memory",
+}  # fmt: skip
+
+
+def _variants(
+    _context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    found = [
+        (option, value.strip())
+        for text in texts
+        for option, _, values in [text.partition("=")]
+        for value in values.split(",")
+    ]
+    for option, value in found:
+        if option not in VARIED or not value:
+            raise click.BadParameter(
+                f"{option}={value} is not OPTION=VALUE,VALUE… with one of {', '.join(VARIED)}: latency=75%,50%,25%"
+            )
+    if len(found) < 2 or len(set(found)) < len(found):
+        raise click.BadParameter("give at least two values, each once: ratio=0.3,0.5,0.7")
+    return found
+
+
+@click.command()
+@run_options
+@click.option(
+    "--over",
+    multiple=True,
+    required=True,
+    metavar="OPTION=VALUE,VALUE…",
+    callback=_variants,
+    help=f"What to vary ({', '.join(VARIED)}) and its values. Repeatable.",
+)
+@options.gate_options
+@options.seed_option
+@click.option("--out", type=options.NewFolder, help="Folder of the runs.  [default: CHECKPOINT-TARGET-sweep]")
+@options.output_options
+@traceback_option
+def sweep(
+    formats: tuple[str, ...],
+    precisions: tuple[str, ...],
+    quick_bench: bool,
+    over: list[tuple[str, str]],
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Compress at several ratios or budgets, and show what each costs: a table, a picture, the knee.
+
+    Each is a run of `fsrp-edge compress` in a folder of its own; scores and all that concerns the dense network are
+    made once. The same command resumes after an interruption.
+
+    \b
+    fsrp-edge sweep resnet20.th --target raspberry-pi-4 --data cifar-10-batches-bin --over ratio=0.3,0.5,0.7
+    fsrp-edge sweep net.pt --target my-board.yaml --over latency=75%,50%,25%
+    """
+    from fsrp_edge.cli.console import print_json, show_progress
+    from fsrp_edge.sweep import Variant
+    from fsrp_edge.sweep import sweep as run
+
+    variants = [
+        Variant(
+            f"{option}={value}",
+            options_from(formats, precisions, quick_bench, given | {VARIED[option]: _value(option, value)}),
+        )
+        for option, value in over
+    ]
+    first = variants[0].options
+    folder = out or Path(f"{first.checkpoint.stem}-{Path(first.target).stem}-sweep")
+    varied = ", ".join(dict.fromkeys(option for option, _ in over))
+    with show_progress(quiet=quiet):
+        found = run(variants, varied, folder)
+    if as_json:
+        print_json(found)
+    else:
+        _print(found, folder)
+    missed = [point.name for point in found.points if point.gates_passed is False or point.problem]
+    if missed:
+        raise GateFailedError(
+            f"{len(missed)} of {len(variants)} runs missed a budget or a gate: {', '.join(missed)}"
+        )
+
+
+def _value(option: str, text: str) -> Any:
+    if option != "ratio":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise click.UsageError(f"--over ratio: {text!r} is not a number such as 0.5") from None
+
+
+def _print(found: "Sweep", folder: Path) -> None:
+    from fsrp_edge.cli.console import print_rows
+    from fsrp_edge.report import wording
+    from fsrp_edge.report.sweep import SWEEP_JSON, SWEEP_PICTURE
+
+    def percent(value: float | None) -> str:
+        return wording.NONE if value is None else f"{100 * value:.1f}"
+
+    rows = []
+    for point in found.points:
+        marks = [
+            "knee" if point.name == found.knee else "pareto" if point.pareto else "",
+            "missed" if point.gates_passed is False else "",
+            "cannot be met" if point.problem else "",
+        ]
+        rows.append((
+            point.name, percent(point.clean_accuracy), percent(point.robust_accuracy), point.file or wording.NONE,
+            wording.NONE if point.latency_ms is None else wording.digits(point.latency_ms),
+            wording.size(point.bytes), wording.NONE if point.macs is None else wording.count(point.macs),
+            ", ".join(filter(None, marks)),
+        ))  # fmt: skip
+    footer = [f"pareto: no other run is better in accuracy ({found.accuracy}), latency and size at once"]
+    footer += [f"{point.name}: {point.problem}" for point in found.points if point.problem]
+    knee = next((point for point in found.points if point.name == found.knee), None)
+    footer += [str(folder / SWEEP_PICTURE), str(folder / SWEEP_JSON)]
+    if knee is not None and knee.directory is not None:
+        footer.append(f"Next: less {folder / knee.directory / 'report.md'}")
+    print_rows(
+        ("run", "clean %", f"{found.accuracy} %", "fastest file", "p50 ms", "size", "MACs", ""),
+        rows,
+        footer="\n".join(footer),
+    )
