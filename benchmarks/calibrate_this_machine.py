@@ -16,7 +16,7 @@ import torch
 
 import fsrp_edge
 from benchmarks.common import RESULTS, save
-from fsrp_edge.bench.measure import Method, measure_on
+from fsrp_edge.bench.measure import Method, Setup, measure_on
 from fsrp_edge.bench.results import BenchResults, Measurement
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.exporting.onnx import export_onnx
@@ -78,7 +78,7 @@ def measured(name: str, files: list[Path], threads: int) -> Path:
     """Raw results of these files, as `fsrp-edge bench --out` writes them; kept from an earlier run."""
     path = RESULTS / f"calibrate_this_machine_{name}.json"
     if not path.exists():
-        found = measure_on(parse_address("local"), files, threads=threads, method=METHOD)
+        found = measure_on(parse_address("local"), files, Setup(threads=threads), method=METHOD)
         kept = tuple(Measurement(address=each.address, latency=each.latency, rounds=()) for each in found)
         results = BenchResults(fsrp_edge=fsrp_edge.__version__, measurements=kept)
         write_json(path, results.model_dump(mode="json"))

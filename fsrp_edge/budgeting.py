@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from fsrp_edge import progress
-from fsrp_edge.bench.measure import RUNTIMES, Method, measure_on
+from fsrp_edge.bench.measure import DEFAULTS, Method, Setup, measure_on
 from fsrp_edge.bench.transport import Address
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
@@ -69,7 +69,7 @@ class Workplace:
     @property
     def measured(self) -> bool:
         """Whether what is measured is the target: a device was named, or the target is this machine."""
-        return any(request.format in RUNTIMES for request in self.requests) and (
+        return any(request.format in DEFAULTS for request in self.requests) and (
             self.device.kind != "local" or is_this_machine(self.target)
         )
 
@@ -91,7 +91,7 @@ class Workplace:
         """
         formats = dict.fromkeys(request.format for request in self.requests)
         graph = named_graph(classifier)
-        runtimes = [RUNTIMES[each] for each in formats if each in RUNTIMES]
+        runtimes = [DEFAULTS[each] for each in formats if each in DEFAULTS]
         return costing(graph, self.target, self.precision, runtimes, absolute=absolute)
 
     def try_files(self, classifier: Classifier, kinds: Sequence[BudgetKind]) -> Trial:
@@ -111,8 +111,9 @@ class Workplace:
             )
             figures: dict[BudgetKind, float] = {"size": max(artifact.bytes for artifact in artifacts)}
             if "latency" in kinds:
-                files = [Path(folder) / each.path for each in artifacts if each.format in RUNTIMES]
-                found = measure_on(self.device, files, threads=self.threads, method=TRIAL_METHOD)
+                files = [Path(folder) / each.path for each in artifacts if each.format in DEFAULTS]
+                setup = Setup(threads=self.threads, input_shape=classifier.spec.input_shape)
+                found = measure_on(self.device, files, setup, method=TRIAL_METHOD)
                 figures["latency"] = max(each.latency.p50_ms for each in found)
         return Trial(figures={kind: figures[kind] for kind in kinds})
 
