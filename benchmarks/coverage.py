@@ -154,12 +154,12 @@ class Trial:
         return loaded
 
     def _export(self, classifier: Any, folder: Path) -> None:
-        from fsrp_edge.exporting.export import ArtifactRequest, export_artifacts
+        from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
         from fsrp_edge.exporting.parity import check_parity, require_parity
 
         requests = [ArtifactRequest("onnx", "fp32")]
         (artifact,) = self.step(
-            "onnx", lambda: export_artifacts(classifier, requests, folder, opset=17, ir_version=9)
+            "onnx", lambda: export_artifacts(classifier, requests, folder, ExportPlan(opset=17, ir_version=9))
         )
 
         def parity() -> None:

@@ -41,12 +41,14 @@ def forms() -> dict[str, FSRP | Rival]:
     found: dict[str, FSRP | Rival] = {}
     for read_at, radius in itertools.product(("convolution", "batch-norm", "activation"), (0.125, 0.25, 0.5)):
         found[f"fsrp {read_at} r={radius}"] = FSRP(read_at=read_at, radius=radius, attack=clean)
-    found["fsrp activation r=0.25 square"] = FSRP(region="square", attack=clean)
-    found["fsrp activation r=0.25 power 1"] = FSRP(power=1, attack=clean)
-    found["fsrp activation r=0.25 ratio of means"] = FSRP(aggregate="ratio-of-means", attack=clean)
-    found["fsrp convolution r=0.25 ratio of means"] = FSRP(
-        read_at="convolution", aggregate="ratio-of-means", attack=clean
-    )
+    after_activation = FSRP(read_at="activation", radius=0.25, attack=clean)
+    for name, change in (
+        ("activation r=0.25 square", {"region": "square"}),
+        ("activation r=0.25 power 1", {"power": 1}),
+        ("activation r=0.25 ratio of means", {"aggregate": "ratio-of-means"}),
+        ("convolution r=0.25 ratio of means", {"read_at": "convolution", "aggregate": "ratio-of-means"}),
+    ):
+        found[f"fsrp {name}"] = after_activation.model_copy(update=change)
     for name in ("l1", "fpgm", "batch-norm-scale", "taylor", "activation"):
         found[name] = Rival.model_validate({"name": name})
     return found | {f"random {seed}": Rival(name="random") for seed in range(3)}
@@ -107,7 +109,8 @@ def main() -> None:
     chosen = dataset.train.sample(SCORE_IMAGES, 0)
     examples = {"clean": chosen, "adversarial": adversarial(dense, chosen, 0)}
     cells = []
-    named = forms() | {"fsrp activation r=0.25, clean examples": FSRP(attack=PGD(eps=0))}
+    on_clean = FSRP(read_at="activation", radius=0.25, attack=PGD(eps=0))
+    named = forms() | {"fsrp activation r=0.25, clean examples": on_clean}
     for number, (name, form) in enumerate(named.items()):
         path = CELLS / f"{arguments.ratio:g}-{number:02d}.json"
         if not path.exists():

@@ -179,7 +179,7 @@ criterion_options = stack(
     click.option(
         "--radius",
         type=click.FloatRange(0, 1, min_open=True),
-        default=0.25,
+        default=0.125,
         show_default=True,
         help="Of the low-frequency region, as a fraction of the band.",
     ),
@@ -187,7 +187,7 @@ criterion_options = stack(
     click.option(
         "--read-at",
         type=click.Choice(["convolution", "batch-norm", "activation"]),
-        default="activation",
+        default="convolution",
         show_default=True,
         help="Where a filter's feature map is read.",
     ),

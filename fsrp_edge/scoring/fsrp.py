@@ -24,17 +24,17 @@ from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 
 class FSRP(BaseModel):
-    """Options of the criterion; see DESIGN in ARCHITECTURE.md for how the defaults were chosen."""
+    """Options of the criterion; `benchmarks/criterion_ablation.py` chose the defaults (see ARCHITECTURE.md)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["fsrp"] = "fsrp"
-    radius: float = Field(0.25, gt=0, le=1)
+    radius: float = Field(0.125, gt=0, le=1)
     """Of the low-frequency region, as a fraction of the band (0 is DC, 1 is Nyquist)."""
     region: RegionShape = "disk"
     power: Literal[1, 2] = 2
     """2 compares energies, 1 compares amplitudes."""
-    read_at: ReadAt = "activation"
+    read_at: ReadAt = "convolution"
     aggregate: Literal["mean-of-ratios", "ratio-of-means"] = "mean-of-ratios"
     """Over adversarial examples: the mean of each map's ratio, or mean low energy over mean high energy."""
     attack: PGD = PGD(steps=10)

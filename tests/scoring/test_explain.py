@@ -14,7 +14,7 @@ from fsrp_edge.scoring.fourier import band_energies
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 from fsrp_edge.scoring.pictures import explain_into
 
-CLEAN = FSRP(attack=PGD(eps=0))
+CLEAN = FSRP(read_at="activation", attack=PGD(eps=0))
 distinct = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30, unique=True)
 
 

@@ -20,7 +20,7 @@ from fsrp_edge.scoring.capture import scored_layers
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 from fsrp_edge.scoring.scores import FilterScores
 
-CLEAN = FSRP(attack=PGD(eps=0))
+CLEAN = FSRP(read_at="activation", radius=0.25, attack=PGD(eps=0))
 
 
 def network(*layers: nn.Module) -> Classifier:
@@ -74,7 +74,7 @@ def reference(maps: np.ndarray, options: FSRP) -> np.ndarray:
 @pytest.mark.parametrize("aggregate", ["mean-of-ratios", "ratio-of-means"])
 @pytest.mark.parametrize("power", [1, 2])
 def test_scores_are_the_ratio_of_the_bands_after_the_activation(aggregate: Any, power: Any) -> None:
-    options = FSRP(attack=PGD(eps=0), aggregate=aggregate, power=power, batch_size=5)
+    options = CLEAN.model_copy(update={"aggregate": aggregate, "power": power, "batch_size": 5})
     classifier, data = network(), images()
     found = values(score_fsrp(classifier, data, options, seed=0))
     pixels = next(data.batches(len(data)))[0]
