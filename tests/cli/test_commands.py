@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -367,6 +368,18 @@ def test_results_are_written_to_a_file_too(
     assert (clean["attack"], clean["images"]) == ("clean", 100) and clean["correct"] == round(
         100 * clean["accuracy"]
     )
+
+
+def test_exported_files_are_verified_and_bundled(chain: Path, tmp_path: Path, fsrp_edge: Any) -> None:
+    folder = Path(shutil.copytree(chain / "artifacts", tmp_path / "artifacts"))
+    done = fsrp_edge("verify", folder)
+    assert done.code == 0 and "model-fp32.onnx" in done.out, done.err
+    done = fsrp_edge("bundle", folder, "--out", tmp_path / "model.zip", "--json")
+    assert done.code == 0 and "examples/run_onnxruntime.py" in json.loads(done.out)["files"], done.err
+    (folder / "model-fp32.onnx").write_bytes(b"something else")
+    done = fsrp_edge("verify", folder, "--json")
+    assert done.code == 1 and not all(finding["passed"] for finding in json.loads(done.out))
+    assert "checks failed; the first: model-fp32.onnx, digest" in done.err
 
 
 def test_a_file_is_judged_in_its_own_runtime(chain: Path, digits_npz: Path, fsrp_edge: Any) -> None:
