@@ -64,8 +64,9 @@ FSRP_FORMS: dict[str, tuple[FSRP, dict[str, Any]]] = {
     "fsrp sequential": (FSRP(), {"strategy": "sequential"}),
     "fsrp global": (FSRP(), {"allocation": "global"}),
     "fsrp clean examples": (FSRP(attack=PGD(eps=0)), {}),
-    "fsrp r=0.125": (FSRP(radius=0.125), {}),
+    "fsrp r=0.25": (FSRP(radius=0.25), {}),
     "fsrp r=0.5": (FSRP(radius=0.5), {}),
+    "fsrp after the activation": (FSRP(read_at="activation", radius=0.25), {}),
 }
 RIVALS = ("l1", "fpgm", "batch-norm-scale", "taylor", "random")
 MAIN = ("fsrp", "fsrp sequential", *RIVALS)
@@ -192,6 +193,9 @@ class Bench:
         return {
             "cell": asdict(cell),
             "recipe": (DENSE if cell.criterion == "dense" else self.recovery).model_dump(mode="json"),
+            "criterion": None
+            if cell.criterion == "dense"
+            else _criterion(cell.criterion)[0].model_dump(mode="json"),
             "size": measure_size(network).model_dump(),
             "bytes": self.file(cell).stat().st_size,
             **self.judged(cell, network, dataset),
