@@ -448,6 +448,7 @@ class Machine:
 
     def __init__(self, root: str = "/") -> None:
         self.root = Path(root)
+        self.has_pmic = True  # until it turns out not to; asking again would cost time between two inferences
 
     def read(self, path: Union[str, Path]) -> Optional[str]:
         """A file's text, or None where it cannot be read."""
@@ -563,7 +564,11 @@ class Machine:
 
     def power_w(self) -> Optional[float]:
         """Watts of the whole board now, where it has a sensor."""
-        return whole_board(self.rails() or rails_of_pmic(self.ask("vcgencmd", "pmic_read_adc")))
+        rails = self.rails()
+        if not rails and self.has_pmic:
+            rails = rails_of_pmic(self.ask("vcgencmd", "pmic_read_adc"))
+            self.has_pmic = bool(rails)
+        return whole_board(rails)
 
     def packages_uj(self) -> Dict[str, Tuple[int, int]]:
         """Microjoules so far of each x86 package, and where its counter starts again at 0 (RAPL)."""
