@@ -35,14 +35,13 @@ from fsrp_edge.targets.own_costs import calibrate
 
 TARGET = "generic-x86"
 CALIBRATION = (
-    ("cifar:resnet32-b", 32), ("torchvision:vgg11_bn", 32), ("torchvision:resnet18", 96),
+    ("cifar:resnet32-b", 32), ("cifar:resnet18", 32), ("torchvision:resnet18", 96),
     ("torchvision:mobilenet_v2", 96),
     ("torchvision:mobilenet_v3_large", 128), ("torchvision:squeezenet1_1", 128), ("torchvision:resnet50", 64),
-    ("torchvision:regnet_x_400mf", 96),
 )  # fmt: skip
 CHECK = (
     ("cifar:resnet20-b", 32), ("cifar:vgg16_bn", 32), ("torchvision:resnet34", 64),
-    ("torchvision:mobilenet_v3_small", 128), ("torchvision:mnasnet1_0", 96),
+    ("torchvision:mobilenet_v3_small", 128),
 )  # fmt: skip
 PRUNED = (
     ("cifar:resnet20-b", 32, 0.5), ("cifar:vgg16_bn", 32, 0.5), ("torchvision:resnet18", 96, 0.4),
