@@ -189,7 +189,7 @@ def compress(options: CompressOptions) -> CompressResult:
     """
     inputs = prepare(options)
     directory = RunDirectory(inputs.out)
-    with directory.locked():
+    with directory.locked(), progress.log_to(inputs.out / "run.log"):
         return _Run(**vars(inputs), directory=directory).run()
 
 

@@ -1,8 +1,11 @@
 """Progress of long work, told to whoever listens: the command line draws bars, a library user hears nothing."""
 
+import datetime
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -31,6 +34,36 @@ def listen(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+class _LogFile:
+    """A listener that appends lines with the time to a file, and passes everything on."""
+
+    def __init__(self, path: Path, following: Listener | None) -> None:
+        self.path = path
+        self.following = following
+
+    def track(self, items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+        start = time.monotonic()
+        yield from items if self.following is None else self.following.track(items, description, total)
+        self._write(f"{description}: {time.monotonic() - start:.1f} s")
+
+    def log(self, message: str) -> None:
+        self._write(message)
+        if self.following is not None:
+            self.following.log(message)
+
+    def _write(self, line: str) -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{now} {line}\n")
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Also append the progress of everything inside the block to a file, whoever else listens, or nobody."""
+    with listen(_LogFile(path, _listener.get())):
+        yield
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

@@ -1,6 +1,7 @@
 """compress() on a small network that was really trained, with real files, runtimes, processes and signals."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -180,10 +181,16 @@ def test_every_stage_was_done_and_left_whole_files(finished: CompressResult) -> 
     files = {"artifacts/model-fp32.onnx", "artifacts/model-int8.onnx", "dense/model-fp32.onnx"}
     reports = {"report.json", "report.md", "report.html", "manifest.json"}
     reports |= {"evidence.json", "evidence.npz", "bench.json", "MODEL_CARD.md", "bom.json"}
-    assert left(finished.directory) == records | results | files | reports | {".lock"}
+    assert left(finished.directory) == records | results | files | reports | {".lock", "run.log"}
     assert finished.artifacts == tuple(
         finished.directory / "artifacts" / name for name in ("model-fp32.onnx", "model-int8.onnx")
     )
+
+
+def test_the_log_tells_what_was_done_and_when(finished: CompressResult) -> None:
+    lines = (finished.directory / "run.log").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:]{8}\+00:00 \S", line) for line in lines)
+    assert any("evaluating the dense network" in line for line in lines)
 
 
 def test_the_report_is_on_disk_as_it_was_returned(finished: CompressResult) -> None:
@@ -307,7 +314,7 @@ def test_the_same_command_again_does_nothing_and_reports_the_same(
     result = again()
     assert redone(result) == []
     assert figures(result) == figures(finished)
-    for written in (".lock", "manifest.json", "MODEL_CARD.md", "bom.json"):
+    for written in (".lock", "run.log", "manifest.json", "MODEL_CARD.md", "bom.json"):
         del times[written]
     assert {name: (again.directory / name).stat().st_mtime_ns for name in times} == times
 

@@ -10,6 +10,7 @@ from fsrp_edge.cli.bench import bench
 from fsrp_edge.cli.bundle import bundle
 from fsrp_edge.cli.compress import compress
 from fsrp_edge.cli.devices import devices
+from fsrp_edge.cli.doctor import doctor
 from fsrp_edge.cli.errors import run
 from fsrp_edge.cli.estimate import estimate
 from fsrp_edge.cli.evaluate import compare, evaluate
@@ -39,7 +40,7 @@ def cli() -> None:
 
 for _command in (
     compress, sweep, inspect, score, prune, recover, export, verify, bundle, bench, devices, evaluate, compare,
-    report, targets, train, estimate,
+    report, targets, train, estimate, doctor,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -10,12 +10,14 @@ from fsrp_edge.cli.gates import finish
 
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, path_type=Path))
+@click.argument(
+    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
+)
 @options.gate_options
 @options.output_options
 @traceback_option
 def report(
-    run: Path,
+    runs: tuple[Path, ...],
     gates: tuple[str, ...],
     baseline: Path | None,
     max_regression: tuple[str, ...],
@@ -31,7 +33,14 @@ def report(
     fsrp-edge report resnet18-jetson-nano
     fsrp-edge report resnet18-jetson-nano --require "robust_accuracy>=40%" --require "size<=2MB"
     fsrp-edge report new-run --baseline last/report.json --max-regression latency_p50=5%
+    fsrp-edge report half quarter tenth    # several runs side by side
     """
+    if len(runs) > 1:
+        if gates or baseline:
+            raise click.UsageError("gates judge one run; give one RUN with --require and --baseline")
+        _side_by_side(runs, as_json=as_json)
+        return
+    (run,) = runs
     from fsrp_edge.cli.console import print_json
     from fsrp_edge.cli.report_table import print_report
     from fsrp_edge.report.gates import judge, judge_regressions
@@ -53,3 +62,16 @@ def report(
     else:
         print_report(found, directory)
     finish(found, found.gates)
+
+
+def _side_by_side(runs: tuple[Path, ...], *, as_json: bool) -> None:
+    from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.report import summary
+    from fsrp_edge.report.store import load_report
+
+    reports = [load_report(run) for run in runs]
+    if as_json:
+        print_json([report.model_dump(mode="json") for report in reports])
+        return
+    titles = [f"{run}\n{summary.title(report)}" for run, report in zip(runs, reports, strict=True)]
+    print_rows(("", *titles), summary.side_by_side(reports))

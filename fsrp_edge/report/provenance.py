@@ -30,21 +30,27 @@ def provenance(started_at: datetime) -> Provenance:
     Args:
         started_at: when the run began, with its time zone.
     """
-    installed = {name: _version(name) for name in LIBRARIES}
+    installed = {name: installed_version(name) for name in LIBRARIES}
     return Provenance(
-        fsrp_edge=_version("fsrp-edge") or "not installed",
+        fsrp_edge=installed_version("fsrp-edge") or "not installed",
         python=platform.python_version(),
         libraries={name: found for name, found in installed.items() if found is not None},
-        machine=Machine(
-            cpu=_cpu_model(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            os=f"{platform.system()} {platform.release()} {platform.machine()}",
-        ),
+        machine=this_machine(),
         started_at=started_at,
     )
 
 
-def _version(distribution: str) -> str | None:
+def this_machine() -> Machine:
+    """The machine of this process, without anything that names it."""
+    return Machine(
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        os=f"{platform.system()} {platform.release()} {platform.machine()}",
+    )
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of a distribution by its name on the package index; None where it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -53,9 +59,10 @@ def _version(distribution: str) -> str | None:
 
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip().lower() in {"model name", "model"} and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine()
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    fields = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())
+    }
+    # `model` is a mere number on x86; on Arm boards `Model` names the board, where no core is named.
+    named = fields.get("model name") or fields.get("Model")
+    return named or platform.processor() or platform.machine()

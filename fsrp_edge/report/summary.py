@@ -1,6 +1,6 @@
 """What a report says, in the form that every rendering starts from: columns, verdict, totals."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fsrp_edge.evaluation.results import Accuracy
@@ -148,6 +148,33 @@ def notes(report: RunReport) -> list[str]:
                 where = f"{latency.runtime}, {threads(latency.threads)}"
                 found.append(f"{row.name}, latency ({where}) is not valid: {reasons}")
     return list(dict.fromkeys(found))
+
+
+def side_by_side(reports: Sequence[RunReport]) -> list[tuple[str, ...]]:
+    """What several runs were asked and reached: a row for each figure, a cell for each run."""
+    figures: list[dict[str, str]] = []
+    for report in reports:
+        found = {"asked": asked(report), "gates": _gates(report)}
+        found |= {what: f"{new} ({change})" for what, _, new, change in totals(report)}
+        for row in report.ledger:
+            for accuracy in row.accuracies:
+                name = f"{row.name}: {column_of(accuracy).title}"
+                found[name] = f"{wording.percent(accuracy.accuracy)} ({wording.interval(accuracy)})"
+            if row.bytes is not None:
+                found[f"{row.name}: size"] = wording.size(row.bytes)
+            for latency in row.latency:
+                name = f"{row.name}: p50, {latency.runtime}, {threads(latency.threads)}"
+                found[name] = f"{wording.digits(latency.p50_ms)} ms" + (
+                    "" if latency.valid else " (not valid)"
+                )
+        figures.append(found)
+    names = dict.fromkeys(name for found in figures for name in found)
+    return [(name, *(found.get(name, wording.NONE) for found in figures)) for name in names]
+
+
+def _gates(report: RunReport) -> str:
+    passed = sum(gate.passed for gate in report.gates)
+    return f"{passed} of {len(report.gates)} passed" if report.gates else wording.NONE
 
 
 def provenance(report: RunReport) -> list[tuple[str, str]]:

@@ -222,3 +222,16 @@ def test_github_gets_a_summary_and_annotations(
     assert "::error title=clean_accuracy>=99%25::tflite int8, clean: 74.1 %25 (71.3 %25" in found.err
     written = summary.read_text()
     assert written.startswith("before\n# fsrp-edge: ") and "- ✗ clean\\_accuracy&gt;=99%" in written
+
+
+def test_runs_stand_side_by_side(
+    directory: Path, run_report: RunReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = changed(run_report, "onnx fp32", bytes=111_000)
+    write_report(other.model_copy(update={"gates": judge(other, ["size<=1kB"])}), tmp_path / "other")
+    assert run(cli, ["report", str(directory), str(tmp_path / "other")]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "onnx fp32: size 287 kB 111 kB" in lines and "gates – 0 of 1 passed" in lines
+    assert run(cli, ["report", str(directory), str(tmp_path / "other"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert run(cli, ["report", str(directory), str(directory), "--require", "size<=1MB"]) == 2

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Compress a network for several targets, judge each run by its gates, and bundle what came out. Runs on any CI system.
+#
+#   ci/compress-and-gate.sh CONFIG.yaml OUT TARGET [TARGET…]
+#
+# CONFIG.yaml holds the options and the gates of the runs; see `fsrp-edge compress --config`. Every target is built, also
+# after one has failed; the exit code is the worst one. OUT/TARGET holds the run with report.html and junit.xml.
+set -uo pipefail
+[ $# -ge 3 ] || { echo "usage: $0 CONFIG.yaml OUT TARGET [TARGET…]" >&2; exit 2; }
+config=$1 out=$2 worst=0
+shift 2
+for target in "$@"; do
+  echo "== $target"
+  fsrp-edge compress --config "$config" --target "$target" --out "$out/$target"
+  code=$?
+  [ "$code" -le "$worst" ] || worst=$code
+done
+exit "$worst"

@@ -1,0 +1,86 @@
+"""The CI script as a CI system runs it, and the workflows as far as they can be checked without GitHub."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = [*(ROOT / ".github" / "workflows").glob("*.yml"), ROOT / "docs" / "examples" / "compress.yml"]
+
+
+def script(folder: Path, config: dict[str, Any], *targets: str) -> subprocess.CompletedProcess[str]:
+    """Runs ci/compress-and-gate.sh with an `fsrp-edge` that is this code."""
+    folder.mkdir(exist_ok=True)
+    program = folder / "fsrp-edge"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fsrp_edge "$@"\n')
+    program.chmod(0o755)
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": paths}
+    environment |= {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}
+    return subprocess.run(
+        [ROOT / "ci" / "compress-and-gate.sh", "run.yaml", "out", *targets],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(trained_checkpoint: Path, digits_npz: Path) -> dict[str, Any]:
+    return {
+        "checkpoint": str(trained_checkpoint), "data": str(digits_npz), "format": "onnx", "precision": "fp32",
+        "recover-epochs": 0, "score-images": 8, "score-steps": 1, "attack": "fgsm", "robust-images": 8,
+        "file-images": 0, "quick-bench": True, "ratio": 0.1,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_red_run_and_a_green_one(config: dict[str, Any], tmp_path: Path) -> None:
+    gates = ["size<=1MB", "clean_accuracy>=99.9%"]
+    red = script(tmp_path, {**config, "gates": gates}, "generic-x86", "no-such-device")
+    assert red.returncode == 2, (
+        red.stderr
+    )  # the worst: of two targets, one failed a gate and one does not exist
+    assert "== no-such-device" in red.stdout and "1 of 2 gates failed" in red.stderr
+    assert "::error title=clean_accuracy>=99.9%25::" in red.stderr
+    suite = ElementTree.parse(tmp_path / "out" / "generic-x86" / "junit.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+
+    green = script(tmp_path, {**config, "gates": gates[:1]}, "generic-x86")
+    assert green.returncode == 0, green.stderr
+    assert "size<=1MB" in (tmp_path / "summary.md").read_text().replace("&lt;", "<")
+    suite = ElementTree.parse(tmp_path / "out" / "generic-x86" / "junit.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
+    assert "score: already done" in green.stderr
+
+
+def test_wrong_use_of_the_script_says_how() -> None:
+    done = subprocess.run([ROOT / "ci" / "compress-and-gate.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "usage:" in done.stderr
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_the_commands_of_workflows_exist(path: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for job in yaml.safe_load(path.read_text())["jobs"].values():
+        for step in job["steps"]:
+            assert ("run" in step) != ("uses" in step)
+            command = step.get("run", "").split()
+            if command[:1] == ["make"]:
+                assert f"\n{command[1]}:" in makefile
+
+
+def test_the_action_takes_what_its_example_gives() -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    example = yaml.safe_load((ROOT / "docs" / "examples" / "compress.yml").read_text())
+    (given,) = (step["with"] for step in example["jobs"]["compress"]["steps"] if "with" in step)
+    required = {name for name, field in action["inputs"].items() if field.get("required")}
+    assert required <= given.keys() <= action["inputs"].keys()
+    for step in action["runs"]["steps"]:
+        # What a workflow gives reaches the shell as variables, never as text of the script.
+        assert "${{" not in step.get("run", "")
