@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-arm lint format bench reproduce wheel clean
+.PHONY: help demo test test-slow test-arm lint format bench reproduce docs wheel clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 12
@@ -58,6 +58,9 @@ bench: $(VENV)/dev.stamp ## Run the benchmarks behind the README's figures (see 
 
 reproduce: $(VENV)/dev.stamp ## Rerun the robust pruning table of the small networks (days on 2 cores; resumable): make reproduce DATA=cifar-10-batches-bin
 	$(BIN)/python -m benchmarks.robust_pruning --data $(DATA)
+
+docs: $(VENV)/dev.stamp ## Build the documentation into build/docs, with its links checked
+	NO_MKDOCS_2_WARNING=1 PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m mkdocs build --strict
 
 wheel: $(VENV)/dev.stamp ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -1,0 +1,100 @@
+"""The documentation: its commands exist, its walk through works, its links lead somewhere, its site builds."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from fsrp_edge.cli import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)
+
+
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """(language, file name, text) of every code block."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(page: Path) -> list[str]:
+    lines = (line for _, _, text in blocks(page) for line in text.splitlines())
+    return [line for line in lines if line.startswith("fsrp-edge ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_shown_has_these_options(page: Path) -> None:
+    for line in commands(page):
+        command: click.Command = cli
+        words = shlex.split(line, comments=True)[1:]
+        context = click.Context(command, info_name="fsrp-edge")
+        while isinstance(command, click.Group):
+            name, found, words = command.resolve_command(context, words)
+            assert found is not None and name is not None, line
+            command, context = found, click.Context(found, parent=context, info_name=name)
+            if isinstance(command, click.Group) and words and words[0] not in command.commands:
+                words = command.parse_args(context, words)  # a group with a default command
+                break
+        command.make_parser(context).parse_args(list(words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_links_to_exists(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_are_python(page: Path) -> None:
+    for language, _, text in blocks(page):
+        if language == "python":
+            compile(text, str(page), "exec")
+
+
+def execute(page: Path, folder: Path) -> None:
+    """All blocks of a page in their order: files are written, programs and commands run."""
+    folder.mkdir(exist_ok=True)
+    program = folder / "fsrp-edge"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fsrp_edge "$@"\n')
+    program.chmod(0o755)
+    search = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PATH": search, "PYTHONPATH": paths}
+    for language, name, text in blocks(page):
+        if name:
+            (folder / name).write_text(text)
+        else:
+            line = ["bash", "-euc", text] if language == "sh" else [sys.executable, "-c", text]
+            done = subprocess.run(
+                line, cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_walk_through_works(tmp_path: Path) -> None:
+    execute(ROOT / "docs" / "your-network.md", tmp_path)
+    assert (tmp_path / "compressed" / "report.html").is_file()
+
+
+def test_the_python_page_runs(tmp_path: Path, trained_checkpoint: Path) -> None:
+    shutil.copy(trained_checkpoint, tmp_path / "net.pt")
+    execute(ROOT / "docs" / "api.md", tmp_path)
+
+
+def test_the_site_builds_and_its_links_hold(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--max-regression" in (tmp_path / "commands" / "index.html").read_text()
+    assert "CompressOptions" in (tmp_path / "api" / "index.html").read_text()
