@@ -660,8 +660,12 @@ def peak_memory_mb() -> Optional[float]:
         resource: Any = importlib.import_module("resource")
     except ImportError:  # not a Unix
         return None
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return float(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
+    unit = 1 if sys.platform == "darwin" else 1024
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    # Linux counts what a process's parent held when it started it as its own; the high-water mark does not.
+    mark = re.search(r"VmHWM:\s*(\d+) kB", Machine().read("proc/self/status") or "")
+    own = int(mark.group(1)) * 1024 if mark else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return float(max(own, children) / 1e6)
 
 
 def mean_power_w(

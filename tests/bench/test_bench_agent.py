@@ -61,7 +61,9 @@ def test_measures_a_real_file(request, file, runtime):
         State.model_validate(result["before"]).free_memory_mb is None
         or result["before"]["free_memory_mb"] > 1
     )
-    assert result["peak_memory_mb"] > 10  # an interpreter with numpy holds more
+    assert (
+        10 < result["peak_memory_mb"] < 200
+    )  # an interpreter with numpy and a runtime, not the tests' process
 
 
 def test_seconds_are_a_minimum_and_progress_is_told(onnx_file):
