@@ -47,7 +47,7 @@ PRUNED = (
     ("cifar:resnet20-b", 32, 0.5), ("cifar:vgg16_bn", 32, 0.5), ("torchvision:resnet18", 96, 0.4),
     ("torchvision:mobilenet_v2", 96, 0.5),
 )  # fmt: skip
-METHOD = Method(runs=60, seconds=1.2, rounds=3, warmup_seconds=0.1, warmup_runs=3)
+METHOD = Method(runs=60, seconds=1.2, rounds=6, warmup_seconds=0.1, warmup_runs=3)
 
 
 def classifier(architecture: str, size: int) -> Classifier:
