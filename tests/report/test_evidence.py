@@ -18,12 +18,13 @@ from fsrp_edge.data.folder import decode_image
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.exporting.export import ArtifactRequest
+from fsrp_edge.exporting.saved_model import export_saved_model
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pipeline import data_used, load_data
-from fsrp_edge.report.bundle import RUNS, bundle
+from fsrp_edge.report.bundle import EXAMPLES, RUNS, bundle
 from fsrp_edge.report.manifest import Manifest, load_manifest, origin_of, write_manifest
 from fsrp_edge.report.provenance import provenance
 from fsrp_edge.report.schema import Source, TargetReference
@@ -188,3 +189,18 @@ def test_the_examples_of_a_bundle_run_and_answer_as_the_network_does(
         archive.extractall(tmp_path / "model")
     assert all(finding.passed for finding in verify(tmp_path / "model"))
     answers(tmp_path / "model", classifier, digits_npz, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_example_for_a_saved_model_does_too(
+    exported: Path, classifier: Classifier, digits_npz: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorflow")
+    folder = tmp_path / "model"
+    artifact = export_saved_model(classifier, folder / "model-fp32.saved_model")
+    shutil.copytree(EXAMPLES, folder / "examples")
+    bundle(exported, tmp_path / "labels.zip")
+    with zipfile.ZipFile(tmp_path / "labels.zip") as archive:
+        archive.extractall(folder, ["labels.txt", "preprocessing.json"])
+    write_manifest(load_manifest(exported).model_copy(update={"artifacts": (artifact,)}), folder)
+    answers(folder, classifier, digits_npz, tmp_path)
