@@ -102,6 +102,7 @@ torch.save(result.classifier.state_dict(), sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_without_batch_statistics_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     (tmp_path / "learn.py").write_text(LEARN)
     run_file = str(Path(__file__).with_name("training") / "digits_run.py")

@@ -282,6 +282,7 @@ def test_the_plan_gives_the_pruned_network_again(finished: CompressResult, optio
     assert all(len(group.kept) % multiple == 0 for group in plan.groups if len(group.kept) < group.channels)
 
 
+@pytest.mark.slow
 def test_a_pruned_network_can_be_compressed_again(
     finished: CompressResult, options: CompressOptions, tmp_path: Path
 ) -> None:
@@ -613,6 +614,7 @@ def test_a_network_built_by_the_users_own_file_goes_all_the_way(
 # -- budgets --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_budgets_are_tried_as_real_files_and_judged_at_the_end(
     options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -652,6 +654,7 @@ def test_a_budget_that_cannot_be_met_stops_the_run_before_anything_is_evaluated(
     assert not list((tmp_path / "run").glob("stages/*"))
 
 
+@pytest.mark.slow
 def test_a_missed_budget_fails_the_command_after_the_report(
     options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -678,6 +681,7 @@ def _half_of_the_truth(place: Any, classifier: Any, kinds: Any) -> Any:
     return Trial(figures={kind: 4.0 * sum(p.numel() for p in classifier.parameters()) / 2 for kind in kinds})
 
 
+@pytest.mark.slow
 def test_a_sweep_does_once_what_does_not_change_and_goes_on_past_what_cannot_be_met(
     options: CompressOptions, tmp_path: Path
 ) -> None:

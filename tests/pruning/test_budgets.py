@@ -147,6 +147,7 @@ def test_locked_groups_stay_whole_under_budgets(resnet, costs):
             assert len(group.kept) == group.channels, group.root
 
 
+@pytest.mark.slow
 def test_sensitivity_tells_a_stream_that_all_blocks_share_from_channels_inside_a_block(resnet):
     dense, before = resnet, weights_sha256(resnet.network)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
