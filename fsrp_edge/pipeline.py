@@ -119,8 +119,8 @@ class CompressOptions(CheckpointOptions, ExportOptions):
     eps: float = Field(DEFAULT_EPS, ge=0, le=1)
     robust_images: int | None = Field(None, ge=1)
     """Evaluation images to attack, the first ones; None: 1,000, or 128 for inputs with a side above 64 pixels."""
-    file_images: int | None = Field(None, ge=0)
-    """Evaluation images to attack each file on, the first ones; 0: none; None: 100, or 32 for large inputs."""
+    file_images: int = Field(32, ge=0)
+    """Evaluation images to attack each file on, the first ones; 0: none. Each costs hundreds of inferences."""
     method: Method = Method()
     bench_on: str = "local"
     """Address of the device to measure latency on, such as `ssh://pi@pi4`."""
@@ -582,8 +582,7 @@ class _Run(Inputs):
     ) -> list[schema.LedgerRow]:
         """Accuracy of each file under its own runtime, with its latency and parity."""
         size = measure_size(classifier)
-        options, default = self.options, _by_input_size(self.dense.spec, 100, 32)
-        count = default if options.file_images is None else options.file_images
+        options, count = self.options, self.options.file_images
         attacked = self.dataset.evaluation.first(count)
         examples = functools.cache(
             lambda: transfer_examples(classifier, attacked, eps=options.eps, seed=options.seed)
