@@ -20,7 +20,8 @@ from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.pipeline import CheckpointOptions, load, load_data
+from fsrp_edge.pipeline.inputs import load, load_data
+from fsrp_edge.pipeline.options import CheckpointOptions
 from fsrp_edge.runtimes import open_session
 from fsrp_edge.targets.load import load_target
 

@@ -16,12 +16,12 @@ import torch
 from benchmarks.common import RESULTS, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
-from fsrp_edge.budgeting import costing, named_graph
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.pipeline.budgeting import costing, named_graph
 from fsrp_edge.pruning.budgets import Budgets, Limit
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan

@@ -17,13 +17,13 @@ from benchmarks.common import RESULTS, save
 from fsrp_edge import compute
 from fsrp_edge.bench.measure import Method, Setup, measure_on
 from fsrp_edge.bench.transport import parse_address
-from fsrp_edge.budgeting import Workplace, plan_with_trials, settle
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.exporting.onnx import export_onnx
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.pipeline.budgeting import Workplace, plan_with_trials, settle
 from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions

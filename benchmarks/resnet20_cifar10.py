@@ -9,7 +9,8 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS
 from fsrp_edge.cli.console import show_progress
-from fsrp_edge.pipeline import CompressOptions, compress
+from fsrp_edge.pipeline.compress import compress
+from fsrp_edge.pipeline.options import CompressOptions
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from fsrp_edge.exporting.verified import export_verified as export
     from fsrp_edge.models.checkpoint import load_classifier as load
     from fsrp_edge.models.saved import save_classifier as save
-    from fsrp_edge.pipeline import CompressOptions, CompressResult, compress
+    from fsrp_edge.pipeline.compress import CompressResult, compress
+    from fsrp_edge.pipeline.options import CompressOptions
     from fsrp_edge.pruning.planning import make_plan as plan
     from fsrp_edge.pruning.surgery import apply_plan as prune
     from fsrp_edge.scoring.fsrp import FSRP
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from fsrp_edge.training.recovery import recover
 
 _HOMES = {
-    "CompressOptions": "fsrp_edge.pipeline:CompressOptions",
-    "CompressResult": "fsrp_edge.pipeline:CompressResult",
+    "CompressOptions": "fsrp_edge.pipeline.options:CompressOptions",
+    "CompressResult": "fsrp_edge.pipeline.compress:CompressResult",
     "FSRP": "fsrp_edge.scoring.fsrp:FSRP",
-    "compress": "fsrp_edge.pipeline:compress",
+    "compress": "fsrp_edge.pipeline.compress:compress",
     "evaluate": "fsrp_edge.evaluation.evaluate:evaluate",
     "export": "fsrp_edge.exporting.verified:export_verified",
     "load": "fsrp_edge.models.checkpoint:load_classifier",

@@ -81,6 +81,7 @@ def make_report(*, label_kind: Any = "ground truth", warnings: tuple[str, ...] =
     from fsrp_edge.exporting.artifact import Artifact
     from fsrp_edge.exporting.parity import TOLERANCES, Parity
     from fsrp_edge.models.classifier import ModelSpec, Preprocessing
+    from fsrp_edge.models.size import Size
     from fsrp_edge.report import schema
 
     def accuracy(correct: int, low: float, high: float, attack: str = "clean") -> Accuracy:
@@ -190,8 +191,8 @@ def make_report(*, label_kind: Any = "ground truth", warnings: tuple[str, ...] =
                 ),
                 schema.GroupChannels(layers=("layer1.0.conv1",), before=16, after=8),
             ),
-            before=schema.NetworkTotals(channels=688, **dense),
-            after=schema.NetworkTotals(channels=344, **small),
+            before=Size(channels=688, **dense),
+            after=Size(channels=344, **small),
             plan_sha256="0" * 64,
         ),
         recovery=schema.Recovery(

@@ -11,7 +11,8 @@ from fsrp_edge.cli.errors import traceback_option
 from fsrp_edge.cli.gates import finish
 
 if TYPE_CHECKING:
-    from fsrp_edge.pipeline import CompressOptions, CompressResult
+    from fsrp_edge.pipeline.compress import CompressResult
+    from fsrp_edge.pipeline.options import CompressOptions
 
 
 run_options = options.stack(
@@ -90,7 +91,7 @@ def compress(
     from fsrp_edge.cli.console import print_json, show_progress
     from fsrp_edge.cli.preview_table import show_preview
     from fsrp_edge.cli.report_table import print_report
-    from fsrp_edge.pipeline import compress as run
+    from fsrp_edge.pipeline.compress import compress as run
 
     wanted = options_from(formats, precisions, quick_bench, given)
     save_config()
@@ -119,7 +120,7 @@ def options_from(
 ) -> "CompressOptions":
     """The options of a run that the command line names."""
     from fsrp_edge.bench.measure import QUICK, Method
-    from fsrp_edge.pipeline import CompressOptions
+    from fsrp_edge.pipeline.options import CompressOptions
 
     eps = given["eps"]
     wanted: CompressOptions = options.checked(

@@ -88,7 +88,8 @@ def evaluate(
     from fsrp_edge.evaluation.files import evaluate_file
     from fsrp_edge.evaluation.results import EvaluationFile
     from fsrp_edge.models.saved import weights_sha256
-    from fsrp_edge.pipeline import CheckpointOptions, load, load_data
+    from fsrp_edge.pipeline.inputs import load, load_data
+    from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.report import wording
 
     if files and norm != "Linf":

@@ -54,11 +54,12 @@ def export(
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.exporting.options import ExportOptions
     from fsrp_edge.exporting.verified import export_verified
-    from fsrp_edge.files import sha256_file, without_folders
-    from fsrp_edge.pipeline import CheckpointOptions, choose_artifacts, data_used, load, load_data
+    from fsrp_edge.files import without_folders
+    from fsrp_edge.pipeline.inputs import choose_artifacts, load, load_data
+    from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.report.manifest import Manifest, origin_of, write_manifest
     from fsrp_edge.report.provenance import provenance
-    from fsrp_edge.report.schema import Source, TargetReference
+    from fsrp_edge.report.schema import DataUsed, Source, TargetReference
     from fsrp_edge.targets.load import load_target
 
     wanted = ExportOptions(**{name: given.pop(name) for name in ExportOptions.model_fields})
@@ -81,13 +82,11 @@ def export(
             Manifest(
                 artifacts=exported.artifacts,
                 origins={".": origin_of(exported)},
-                source=Source(
-                    checkpoint=checkpoint.name, sha256=sha256_file(checkpoint), model=classifier.spec
-                ),
-                target=TargetReference(name=profile.name, sha256=profile.digest),
+                source=Source.of(checkpoint, classifier.spec),
+                target=TargetReference.of(profile),
                 options=without_folders(wanted.model_dump(mode="json") | {"data": data}),
                 seed=seed,
-                data=data_used(dataset),
+                data=DataUsed.of(dataset),
                 parity={
                     artifact.path.as_posix(): checks
                     for artifact, checks in zip(exported.artifacts, exported.parities, strict=True)

@@ -22,7 +22,8 @@ def inspect(target: str | None, as_json: bool, quiet: bool, **checkpoint: Any) -
     fsrp-edge inspect resnet18.pt --target jetson-nano
     """
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
-    from fsrp_edge.pipeline import CheckpointOptions, load
+    from fsrp_edge.pipeline.inputs import load
+    from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.pruning.overview import inspect_network
     from fsrp_edge.targets.load import load_target
 

@@ -2,8 +2,8 @@
 
 from fsrp_edge.cli.console import print_json, print_rows, show_progress
 from fsrp_edge.errors import GateFailedError
-from fsrp_edge.pipeline import CompressOptions
-from fsrp_edge.preview import Preview, preview
+from fsrp_edge.pipeline.options import CompressOptions
+from fsrp_edge.pipeline.preview import Preview, preview
 from fsrp_edge.report import wording
 
 

@@ -49,12 +49,13 @@ def prune(
     """
     if (scores is None) == (plan is None):
         raise click.UsageError("give either --scores or --plan")
-    from fsrp_edge.budgeting import costing, log_plan, named_graph
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.data.open import open_dataset
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.models.size import measure_size
-    from fsrp_edge.pipeline import CheckpointOptions, load
+    from fsrp_edge.pipeline.budgeting import costing, log_plan, named_graph
+    from fsrp_edge.pipeline.inputs import load
+    from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.pruning.budgets import Budgets, show
     from fsrp_edge.pruning.options import PlanOptions
     from fsrp_edge.pruning.plan import PruningPlan

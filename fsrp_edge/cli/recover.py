@@ -47,7 +47,8 @@ def recover(
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.models.saved import save_classifier
-    from fsrp_edge.pipeline import CheckpointOptions, load, load_data
+    from fsrp_edge.pipeline.inputs import load, load_data
+    from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.training.recovery import fit_recipe
     from fsrp_edge.training.recovery import recover as run
 

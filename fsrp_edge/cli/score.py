@@ -49,7 +49,8 @@ def score(
             f"--explain speaks of fsrp's spectra; it does not go with --criterion {given['criterion']}"
         )
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
-    from fsrp_edge.pipeline import CheckpointOptions, default_score_images, load, load_data
+    from fsrp_edge.pipeline.inputs import default_score_images, load, load_data
+    from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.scoring.pictures import explain_into
     from fsrp_edge.scoring.score import score as run
 

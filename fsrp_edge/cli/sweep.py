@@ -73,8 +73,8 @@ def sweep(
     fsrp-edge sweep net.pt --target my-board.yaml --over latency=75%,50%,25%
     """
     from fsrp_edge.cli.console import print_json, show_progress
-    from fsrp_edge.sweep import Variant
-    from fsrp_edge.sweep import sweep as run
+    from fsrp_edge.pipeline.sweep import Variant
+    from fsrp_edge.pipeline.sweep import sweep as run
 
     variants = [
         Variant(

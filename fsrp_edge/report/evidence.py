@@ -96,12 +96,11 @@ class Pictured:
     evidence: Evidence
     arrays: dict[str, np.ndarray]
 
-    def save(self, directory: Path) -> list[Path]:
-        """Write both files into `directory`, each by rename; return their paths."""
+    def save(self, directory: Path) -> None:
+        """Write both files into `directory`, each by rename."""
         write_json(directory / EVIDENCE_JSON, self.evidence.model_dump(mode="json"))
         with atomic_path(directory / EVIDENCE_ARRAYS) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, **self.arrays)
-        return [directory / EVIDENCE_JSON, directory / EVIDENCE_ARRAYS]
 
     @classmethod
     def load(cls, directory: Path) -> "Pictured":

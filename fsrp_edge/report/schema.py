@@ -1,19 +1,21 @@
 """RunReport: what is known of one run, the only source of report.json, report.md and the console's table."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from fsrp_edge.bench.results import Latency
-from fsrp_edge.data.images import LabelKind
+from fsrp_edge.data.images import Dataset, ImageSet, LabelKind
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.parity import Parity
-from fsrp_edge.files import without_folders
+from fsrp_edge.files import sha256_file, without_folders
 from fsrp_edge.models.classifier import ModelSpec
+from fsrp_edge.models.size import Size
 from fsrp_edge.pruning.budgets import Budgeted
-from fsrp_edge.pruning.plan import Allocation
+from fsrp_edge.pruning.plan import Allocation, PruningPlan
+from fsrp_edge.targets.profile import Target
 
 DENSE = "dense"
 """Ledger row of the network that was handed in; its files are called `dense onnx fp32` and so on."""
@@ -31,6 +33,11 @@ class TargetReference(_Record):
 
     name: str
     sha256: Sha256
+
+    @classmethod
+    def of(cls, target: Target) -> Self:
+        """What is said of a profile."""
+        return cls(name=target.name, sha256=target.digest)
 
 
 class Request(_Record):
@@ -55,6 +62,11 @@ class Source(_Record):
     """Of the checkpoint file."""
     model: Annotated[ModelSpec, AfterValidator(_without_factory_folder)]
 
+    @classmethod
+    def of(cls, checkpoint: Path, spec: ModelSpec) -> Self:
+        """What is said of a checkpoint."""
+        return cls(checkpoint=checkpoint.name, sha256=sha256_file(checkpoint), model=spec)
+
 
 class ImageSetReference(_Record):
     """Which images were used."""
@@ -62,6 +74,11 @@ class ImageSetReference(_Record):
     name: str
     images: Count
     sha256: Sha256
+
+    @classmethod
+    def of(cls, images: ImageSet) -> Self:
+        """What is said of a set of images."""
+        return cls(name=images.name, images=len(images), sha256=images.digest)
 
 
 class DataUsed(_Record):
@@ -73,6 +90,16 @@ class DataUsed(_Record):
     label_kind: LabelKind
     """Of the evaluation images."""
 
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """What is said of a data set."""
+        return cls(
+            description=dataset.description,
+            train=ImageSetReference.of(dataset.train),
+            evaluation=ImageSetReference.of(dataset.evaluation),
+            label_kind=dataset.evaluation.label_kind,
+        )
+
 
 class GroupChannels(_Record):
     """Layers that lose the same channels together, and how many they have."""
@@ -80,16 +107,6 @@ class GroupChannels(_Record):
     layers: tuple[str, ...]
     before: Count
     after: Count
-
-
-class NetworkTotals(_Record):
-    """Size of a network, counted on the network itself."""
-
-    channels: Count
-    """Output channels, summed over the prunable groups."""
-    parameters: Count
-    macs: Count
-    """Multiply-accumulate operations of one image."""
 
 
 class Pruning(_Record):
@@ -104,9 +121,28 @@ class Pruning(_Record):
     budgets: tuple[Budgeted, ...] = ()
     """Asked for in place of a ratio, which is then what the plan came to."""
     groups: tuple[GroupChannels, ...]
-    before: NetworkTotals
-    after: NetworkTotals
+    before: Size
+    after: Size
     plan_sha256: Sha256
+
+    @classmethod
+    def of(cls, plan: PruningPlan, before: Size, after: Size) -> Self:
+        """What is said of a plan, and of what it came to."""
+        return cls(
+            criterion=plan.criterion,
+            ratio=plan.ratio,
+            ratio_of=plan.ratio_of,
+            channel_multiple=plan.channel_multiple,
+            allocation=plan.allocation,
+            budgets=plan.budgets,
+            groups=tuple(
+                GroupChannels(layers=group.layers, before=group.channels, after=len(group.kept))
+                for group in plan.groups
+            ),
+            before=before,
+            after=after,
+            plan_sha256=plan.digest,
+        )
 
 
 class Recovery(_Record):

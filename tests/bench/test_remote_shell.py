@@ -25,7 +25,8 @@ from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
 from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.files import sha256_file
-from fsrp_edge.pipeline import CompressOptions, compress
+from fsrp_edge.pipeline.compress import compress
+from fsrp_edge.pipeline.options import CompressOptions
 
 SHORT = Method(warmup_runs=2, warmup_seconds=0, runs=6, seconds=0, rounds=2)
 LONG = Method(warmup_runs=1, warmup_seconds=0, runs=1, seconds=40, rounds=1)

@@ -126,8 +126,9 @@ def test_a_dry_run_tells_and_leaves_nothing(
 
 
 def test_the_counts_of_a_dry_run_are_those_of_the_run(trained_checkpoint: Path, digits_npz: Path) -> None:
-    from fsrp_edge.pipeline import CompressOptions, prepare
-    from fsrp_edge.preview import preview
+    from fsrp_edge.pipeline.inputs import prepare
+    from fsrp_edge.pipeline.options import CompressOptions
+    from fsrp_edge.pipeline.preview import preview
     from fsrp_edge.pruning.planning import make_plan
     from fsrp_edge.pruning.surgery import apply_plan
     from fsrp_edge.scoring.rivals import Rival

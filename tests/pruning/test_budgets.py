@@ -5,12 +5,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from fsrp_edge.budgeting import costing, named_graph
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.channel_graph import PruningGraph
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.pipeline.budgeting import costing, named_graph
 from fsrp_edge.pruning.allocation import Levels, Sensitivity, allocate
 from fsrp_edge.pruning.budgets import Budgets, parse_limit
 from fsrp_edge.pruning.options import PlanOptions

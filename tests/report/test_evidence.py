@@ -23,11 +23,11 @@ from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.pipeline import data_used, load_data
+from fsrp_edge.pipeline.inputs import load_data
 from fsrp_edge.report.bundle import EXAMPLES, RUNS, bundle
 from fsrp_edge.report.manifest import Manifest, load_manifest, origin_of, write_manifest
 from fsrp_edge.report.provenance import provenance
-from fsrp_edge.report.schema import Source, TargetReference
+from fsrp_edge.report.schema import DataUsed, Source, TargetReference
 from fsrp_edge.report.verify import verify
 from fsrp_edge.targets.load import load_target
 
@@ -56,10 +56,10 @@ def exported(classifier: Classifier, digits_npz: Path, tmp_path_factory: pytest.
         artifacts=made.artifacts,
         origins={".": origin_of(made)},
         source=Source(checkpoint="vgg.pt", sha256="a" * 64, model=classifier.spec),
-        target=TargetReference(name=target.name, sha256=target.digest),
+        target=TargetReference.of(target),
         options={"out": "/home/ada/<b>"},
         seed=0,
-        data=data_used(dataset),
+        data=DataUsed.of(dataset),
         parity={a.path.as_posix(): checks for a, checks in zip(made.artifacts, made.parities, strict=True)},
         accuracies={"model-fp32.onnx": (clean_accuracy(classifier, dataset.evaluation).result,)},
         provenance=provenance(datetime(2026, 1, 2, tzinfo=UTC)),

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fsrp_edge.budgeting import named_graph
 from fsrp_edge.models.channel_graph import PruningGraph
+from fsrp_edge.pipeline.budgeting import named_graph
 from fsrp_edge.pruning.counting import SizeCounter
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan

@@ -1,20 +1,26 @@
-"""gather(): what the pictures of a report show, taken from the networks and files of a finished run."""
+"""What the pictures of a report show, taken from the networks and files of a finished run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsrp_edge import compute
+from fsrp_edge import compute, progress
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import clean_accuracy, predictions
 from fsrp_edge.evaluation.robust import pgd_accuracy
+from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.pipeline.inputs import by_input_size
+from fsrp_edge.pipeline.run import Run
 from fsrp_edge.report.evidence import (
+    EVIDENCE_ARRAYS,
+    EVIDENCE_JSON,
     Breakdown,
     ClassCounts,
     CurvePoint,
@@ -41,42 +47,49 @@ EXAMPLES = 4
 OPERATORS = 12
 
 
-def gather(
-    dense: Classifier,
+def picture(run: Run, scores: FilterScores, recovered: Classifier, artifacts: Sequence[Artifact]) -> None:
+    """evidence.json and evidence.npz: what the report's pictures are drawn from."""
+    images = run.attacked_images().first(by_input_size(run.dense.spec, 200, 32))
+    eps = run.options.eps if run.options.attacks else 0.0
+    onnx = next((artifact for artifact in artifacts if artifact.format == "onnx"), None)
+
+    def work() -> None:
+        progress.log("gathering what the report shows")
+        breakdown = break_down(run.path(onnx.path), run.target) if onnx else None
+        _gather(run, recovered, images, scores=scores, eps=eps, breakdown=breakdown).save(run.directory.path)
+
+    inputs = {
+        "recovered": weights_sha256(recovered),
+        "scores": scores,
+        "file": onnx and onnx.sha256,
+        "target": run.target.digest,
+        "images": len(images),
+        "eps": eps,
+    }
+    run.stage("evidence", type(None), inputs, work, [EVIDENCE_JSON, EVIDENCE_ARRAYS])
+
+
+def _gather(
+    run: Run,
     recovered: Classifier,
-    evaluation: ImageSet,
-    attacked: ImageSet,
+    images: ImageSet,
     *,
     scores: FilterScores,
-    criterion: object,
     eps: float,
-    seed: int,
     breakdown: Breakdown | None,
 ) -> Pictured:
-    """Evidence for a report's pictures.
-
-    Args:
-        dense: the network that was handed in.
-        recovered: the network at the end.
-        evaluation: all evaluation images, for the accuracy of each class.
-        attacked: those that the curve is drawn on.
-        scores: of the dense network's filters.
-        criterion: spectra are drawn where it is FSRP.
-        eps: radius of the run's attacks; 0 draws no curve and no examples.
-        seed: of the random starts.
-        breakdown: of `break_down`.
-    """
+    """Evidence from the networks; `eps` 0 draws no curve and no examples."""
+    dense, seed, criterion = run.dense, run.options.seed, run.options.criterion
     arrays: dict[str, np.ndarray] = {}
     spectra: tuple[Spectra, ...] = ()
     if isinstance(criterion, FSRP):
-        spectra = tuple(_spectra(dense, attacked.first(SPECTRA_IMAGES), scores, criterion, seed, arrays))
-    examples = _examples(recovered, attacked, eps, seed, arrays) if eps else ()
+        spectra = tuple(_spectra(dense, images.first(SPECTRA_IMAGES), scores, criterion, seed, arrays))
     evidence = Evidence(
-        curve=tuple(_curve({"dense": dense, "recovered": recovered}, attacked, eps, seed)) if eps else (),
-        classes=_classes(dense, recovered, evaluation),
+        curve=tuple(_curve({"dense": dense, "recovered": recovered}, images, eps, seed)) if eps else (),
+        classes=_classes(dense, recovered, run.dataset.evaluation),
         spectra=spectra,
         breakdown=breakdown,
-        examples=examples,
+        examples=_examples(recovered, images, eps, seed, arrays) if eps else (),
         example_eps=eps,
     )
     return Pictured(evidence, arrays)

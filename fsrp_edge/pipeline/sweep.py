@@ -7,7 +7,9 @@ from pathlib import Path
 from fsrp_edge import progress
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import write_json
-from fsrp_edge.pipeline import CompressOptions, compress
+from fsrp_edge.pipeline.compress import compress
+from fsrp_edge.pipeline.options import CompressOptions
+from fsrp_edge.pipeline.rundir import RunDirectory
 from fsrp_edge.report.sweep import (
     SWEEP_JSON,
     SWEEP_PICTURE,
@@ -18,7 +20,6 @@ from fsrp_edge.report.sweep import (
     point_of,
     with_verdicts,
 )
-from fsrp_edge.rundir import RunDirectory
 
 SHARED = ("baseline", "score", "sensitivity", "budgets", "evaluate-dense*", "export-dense")
 """Stages that say nothing of the ratio or the budget; a record is used only where its inputs are the same."""

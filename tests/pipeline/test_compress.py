@@ -21,10 +21,13 @@ from fsrp_edge.bench.results import read_results
 from fsrp_edge.errors import BadInputError, GateFailedError
 from fsrp_edge.exporting import verified
 from fsrp_edge.files import read_json, sha256_file
-from fsrp_edge.gather import break_down
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.pipeline import CompressOptions, CompressResult, choose_artifacts, compress
+from fsrp_edge.pipeline.compress import CompressResult, compress
+from fsrp_edge.pipeline.evidence import break_down
+from fsrp_edge.pipeline.inputs import choose_artifacts
+from fsrp_edge.pipeline.options import CompressOptions
+from fsrp_edge.pipeline.rundir import RunDirectory
 from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.surgery import apply_plan
@@ -32,7 +35,6 @@ from fsrp_edge.report.evidence import Pictured
 from fsrp_edge.report.manifest import MANIFEST
 from fsrp_edge.report.store import load_report
 from fsrp_edge.report.verify import verify
-from fsrp_edge.rundir import RunDirectory
 from fsrp_edge.runtimes import open_session
 from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.scores import FilterScores
@@ -393,7 +395,8 @@ from fsrp_edge.cli.errors import run
 @click.command()
 @click.argument("options")
 def command(options):
-    from fsrp_edge.pipeline import CompressOptions, compress
+    from fsrp_edge.pipeline.compress import compress
+    from fsrp_edge.pipeline.options import CompressOptions
     compress(CompressOptions.model_validate_json(Path(options).read_text()))
 sys.exit(run(command))
 """
@@ -410,7 +413,7 @@ def _interrupted(
     )
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
-        if any(_epochs(path) >= epochs for path in options.out.glob("recovery-*.unfinished.pt")):
+        if any(_epochs(path) >= epochs for path in options.out.glob("recover-*.unfinished.pt")):
             process.send_signal(with_signal)
             break
         time.sleep(0.02)
@@ -444,11 +447,11 @@ def test_a_run_that_was_interrupted_and_killed_ends_as_if_nothing_had_happened(
     assert [path.sha256 for path in result.report.artifacts] == [
         path.sha256 for path in finished.report.artifacts
     ]
-    assert not list(result.directory.glob("recovery-*"))
+    assert not list(result.directory.glob("recover-*"))
 
 
 def test_what_another_recovery_left_unfinished_does_not_stand_in_the_way(again: Any) -> None:
-    stale = again.directory / "recovery-000000000000.unfinished.pt"
+    stale = again.directory / "recover-000000000000.unfinished.pt"
     torch.save({"identity": {}, "state": {}}, stale)
     result = again(
         recovery=Recipe(epochs=1, batch_size=32, learning_rate=0.02, eps=0.05), precisions=("fp32",)
@@ -618,7 +621,7 @@ def test_a_network_built_by_the_users_own_file_goes_all_the_way(
 def test_budgets_are_tried_as_real_files_and_judged_at_the_end(
     options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fsrp_edge.budgeting.TRIAL_METHOD", options.method)
+    monkeypatch.setattr("fsrp_edge.pipeline.budgeting.TRIAL_METHOD", options.method)
     update = {
         "out": tmp_path / "run",
         "precisions": ("fp32",),
@@ -663,8 +666,8 @@ def test_a_missed_budget_fails_the_command_after_the_report(
     from fsrp_edge.cli.compress import compress as command
 
     # What runs between planning and the verdict may slow the machine down, here by as much as it takes.
-    monkeypatch.setattr("fsrp_edge.budgeting.TRIAL_METHOD", options.method)
-    monkeypatch.setattr("fsrp_edge.budgeting.Workplace.try_files", _half_of_the_truth)
+    monkeypatch.setattr("fsrp_edge.pipeline.budgeting.TRIAL_METHOD", options.method)
+    monkeypatch.setattr("fsrp_edge.pipeline.budgeting.Workplace.try_files", _half_of_the_truth)
     arguments = [str(options.checkpoint), "--target", "generic-x86", "--data", str(options.data)]
     arguments += ["--format", "onnx", "--precision", "fp32", "--size", "60%", "--recover-epochs", "0"]
     arguments += ["--score-images", "20", "--score-steps", "1", "--attack", "fgsm", "--robust-images", "10"]
@@ -676,7 +679,7 @@ def test_a_missed_budget_fails_the_command_after_the_report(
 
 
 def _half_of_the_truth(place: Any, classifier: Any, kinds: Any) -> Any:
-    from fsrp_edge.budgeting import Trial
+    from fsrp_edge.pipeline.budgeting import Trial
 
     return Trial(figures={kind: 4.0 * sum(p.numel() for p in classifier.parameters()) / 2 for kind in kinds})
 
@@ -685,7 +688,7 @@ def _half_of_the_truth(place: Any, classifier: Any, kinds: Any) -> Any:
 def test_a_sweep_does_once_what_does_not_change_and_goes_on_past_what_cannot_be_met(
     options: CompressOptions, tmp_path: Path
 ) -> None:
-    from fsrp_edge.sweep import Variant, sweep
+    from fsrp_edge.pipeline.sweep import Variant, sweep
 
     base = options.model_copy(update={"precisions": ("fp32",), "recovery": None})
     variants = [

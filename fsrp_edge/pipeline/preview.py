@@ -13,7 +13,8 @@ from fsrp_edge.attacks import attackable, input_gradient
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pipeline import CompressOptions, Inputs, prepare
+from fsrp_edge.pipeline.inputs import Inputs, prepare
+from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.gates import parse_gate

@@ -5,15 +5,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import read_json, sha256_file, sha256_json, write_json
 from fsrp_edge.progress import log
+from fsrp_edge.report.schema import StageTime
 
 Result = TypeVar("Result")
 
@@ -33,15 +34,6 @@ class StageRecord(BaseModel):
     result: JsonValue
 
 
-@dataclass(frozen=True)
-class StageRun:
-    """How long a stage took, and whether its result was found rather than made."""
-
-    name: str
-    seconds: float
-    resumed: bool
-
-
 class RunDirectory:
     """A folder that holds the results of one run.
 
@@ -51,7 +43,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.history: list[StageRun] = []
+        self.history: list[StageTime] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / LOCK).touch()
@@ -75,9 +67,10 @@ class RunDirectory:
     def stage(
         self,
         name: str,
-        result_type: type[Result] | Any,
+        result_type: type[Result],
         inputs: dict[str, Any],
-        work: Callable[[], tuple[Result, Sequence[Path]]],
+        work: Callable[[], Result],
+        files: Sequence[str] | Callable[[Result], Sequence[str]] = (),
     ) -> Result:
         """The result of a stage: as it was left by an earlier run with the same inputs, or made now.
 
@@ -86,28 +79,30 @@ class RunDirectory:
         Args:
             name: of the stage.
             result_type: type of the result, one that pydantic can write as JSON and read back.
-            inputs: JSON values; all that the result depends on, upstream results by their digests.
-            work: makes the result and returns it with the files it wrote inside the run directory.
+            inputs: all that the result depends on, as JSON values or models.
+            work: makes the result.
+            files: what it writes inside the run directory, by relative paths; or what tells that from the result.
         """
-        key = sha256_json(inputs)
+        key = sha256_json(to_jsonable_python(inputs))
         adapter: TypeAdapter[Result] = TypeAdapter(result_type)
         found = self._found(name, key, adapter)
         if found is not None:
             record, result = found
-            self.history.append(StageRun(name, record.seconds, resumed=True))
+            self.history.append(StageTime(name=name, seconds=record.seconds, resumed=True))
             log(f"{name}: already done")
             return result
         self._discard(name)
         started = time.perf_counter()
-        result, files = work()
+        result = work()
+        written = files(result) if callable(files) else files
         record = StageRecord(
             key=key,
             seconds=time.perf_counter() - started,
-            files={str(file.relative_to(self.path)): sha256_file(file) for file in files},
+            files={file: sha256_file(self.path / file) for file in written},
             result=adapter.dump_python(result, mode="json"),
         )
         write_json(self._record_path(name), record.model_dump(mode="json"))
-        self.history.append(StageRun(name, record.seconds, resumed=False))
+        self.history.append(StageTime(name=name, seconds=record.seconds, resumed=False))
         return result
 
     def adopt(self, other: Path, names: Sequence[str]) -> None:

@@ -1,14 +1,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.rundir import RunDirectory
+from fsrp_edge.pipeline.rundir import RunDirectory
 
 
 class Answer(BaseModel):
@@ -23,13 +22,12 @@ class Stage:
         self.done = 0
 
     def __call__(self, value: int, *, file: str = "answer.txt") -> Answer:
-        def work() -> tuple[Answer, Sequence[Path]]:
+        def work() -> Answer:
             self.done += 1
-            path = self.run.path / file
-            path.write_text(str(value))
-            return Answer(value=value), [path]
+            (self.run.path / file).write_text(str(value))
+            return Answer(value=value)
 
-        return self.run.stage("answer", Answer, {"value": value}, work)
+        return self.run.stage("answer", Answer, {"value": value}, work, [file])
 
 
 def test_a_finished_stage_is_found_by_a_later_run(tmp_path: Path) -> None:
@@ -85,11 +83,11 @@ def test_a_result_that_cannot_be_read_back_is_made_anew(tmp_path: Path) -> None:
 def test_work_that_fails_leaves_no_record(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
 
-    def fail() -> tuple[None, Sequence[Path]]:
+    def fail() -> Answer:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        run.stage("answer", None, {}, fail)
+        run.stage("answer", Answer, {}, fail)
     assert not (tmp_path / "stages").exists() and run.history == []
 
 
@@ -108,7 +106,7 @@ def test_a_record_from_elsewhere_cannot_have_files_outside_removed(tmp_path: Pat
 
 def test_only_one_process_works_in_a_folder_and_a_dead_one_leaves_no_lock(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from fsrp_edge.rundir import RunDirectory\n"
+        "import sys; from pathlib import Path; from fsrp_edge.pipeline.rundir import RunDirectory\n"
         "with RunDirectory(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
     )
     run = RunDirectory(tmp_path)

@@ -1,0 +1,149 @@
+"""Stages that make and judge files: export, latency, accuracy clean and under attack."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsrp_edge
+from fsrp_edge.bench.measure import DEFAULTS, Setup, measure_on, require_agreement
+from fsrp_edge.bench.results import BenchResults, Latency
+from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy
+from fsrp_edge.evaluation.files import file_robust_accuracy, transfer_examples
+from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.export import ArtifactRequest
+from fsrp_edge.exporting.options import ExportOptions
+from fsrp_edge.exporting.verified import Exported, export_verified
+from fsrp_edge.files import files_of, write_text
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.models.size import measure_size
+from fsrp_edge.pipeline.run import Run
+from fsrp_edge.report.schema import LedgerRow
+from fsrp_edge.report.store import BENCH_JSON
+from fsrp_edge.runtimes import open_session
+
+
+def references(run: Run) -> tuple[ArtifactRequest, ...]:
+    """One fp32 file of the dense network a format, to compare latencies with."""
+    formats = dict.fromkeys(request.format for request in run.requests)
+    return tuple(ArtifactRequest(format=format_, precision="fp32") for format_ in formats)
+
+
+def export(run: Run, folder: str, classifier: Classifier, requests: Sequence[ArtifactRequest]) -> Exported:
+    """The files in `folder`, put there only after every one was found to compute what the network computes."""
+    calibration = run.dataset.train.sample(run.options.calibration_images, run.options.seed)
+    options = ExportOptions(**run.options.model_dump(include=set(ExportOptions.model_fields)))
+
+    def work() -> Exported:
+        exported = export_verified(
+            classifier,
+            requests,
+            run.path(folder),
+            target=run.target,
+            calibration=calibration,
+            images=run.dataset.evaluation,
+            options=options,
+        )
+        moved = [each.model_copy(update={"path": folder / each.path}) for each in exported.artifacts]
+        scripts = tuple(folder / script for script in exported.scripts)
+        return exported.model_copy(update={"artifacts": tuple(moved), "scripts": scripts})
+
+    def written(exported: Exported) -> list[str]:
+        paths = [*(artifact.path for artifact in exported.artifacts), *exported.scripts]
+        return [str(file.relative_to(run.path(""))) for path in paths for file in files_of(run.path(path))]
+
+    inputs = {
+        "weights": weights_sha256(classifier),
+        "requests": [f"{request.format} {request.precision}" for request in requests],
+        "target": run.target.digest,
+        "calibration": calibration.digest,
+        "options": options,
+    }
+    return run.stage(f"export-{folder}", Exported, inputs, work, written)
+
+
+def bench(run: Run, artifacts: Sequence[Artifact]) -> dict[Path, Latency]:
+    """Latency on this machine or a device by path, files in turns; not of every format."""
+    timed = [artifact for artifact in artifacts if artifact.format in DEFAULTS]
+    device, threads = run.place.device, run.place.threads
+
+    def work() -> list[Latency]:
+        setup = Setup(threads=threads, input_shape=run.dense.spec.input_shape)
+        paths = [run.path(artifact.path) for artifact in timed]
+        measured = measure_on(device, paths, setup, method=run.options.method)
+        require_agreement(measured)
+        # With every raw time: for the report's pictures, and for `bench compare`.
+        results = BenchResults(fsrp_edge=fsrp_edge.__version__, measurements=tuple(measured))
+        write_text(run.path(BENCH_JSON), results.model_dump_json() + "\n")
+        return [measurement.latency for measurement in measured]
+
+    inputs = {
+        "files": [artifact.sha256 for artifact in timed],
+        "device": device.name,
+        "threads": threads,
+        "method": run.options.method,
+    }
+    latencies = run.stage("bench", list[Latency], inputs, work, [BENCH_JSON])
+    return {artifact.path: latency for artifact, latency in zip(timed, latencies, strict=True)}
+
+
+def file_rows(
+    run: Run,
+    prefix: str,
+    classifier: Classifier,
+    exported: Exported,
+    latencies: Mapping[Path, Latency],
+    *,
+    attack: bool,
+) -> list[LedgerRow]:
+    """Accuracy of each file under its own runtime, with its latency and parity."""
+    size, accuracies = measure_size(classifier), _judge(run, classifier, attack=attack)
+    return [
+        LedgerRow(
+            name=prefix + artifact.name,
+            accuracies=accuracies(artifact),
+            macs=size.macs,
+            parameters=size.parameters,
+            bytes=artifact.bytes,
+            latency=(latencies[artifact.path],) if artifact.path in latencies else (),
+            parity=parity,
+        )
+        for artifact, parity in zip(exported.artifacts, exported.parities, strict=True)
+    ]
+
+
+def _judge(run: Run, classifier: Classifier, *, attack: bool) -> Callable[[Artifact], tuple[Accuracy, ...]]:
+    """What tells the accuracies of a network's files: clean, and under attack where that is asked for."""
+    options, evaluation = run.options, run.dataset.evaluation
+    attacked, eps, seed = evaluation.first(options.file_images), options.eps, options.seed
+    examples = cache(lambda: transfer_examples(classifier, attacked, eps=eps, seed=seed))
+
+    def clean(predict: Predict) -> Accuracy:
+        return clean_accuracy(predict, evaluation).result
+
+    def robust(predict: Predict) -> Accuracy:
+        return file_robust_accuracy(predict, attacked, examples(), eps=eps, seed=seed).result
+
+    def accuracies(artifact: Artifact) -> tuple[Accuracy, ...]:
+        unharmed = _file_stage(run, artifact, "", {}, clean)
+        if not attack or not len(attacked):
+            return (unharmed,)
+        inputs = {"eps": eps, "images": len(attacked), "network": weights_sha256(classifier)}
+        return unharmed, _file_stage(run, artifact, "-attacked", inputs, robust)
+
+    return accuracies
+
+
+def _file_stage(
+    run: Run, artifact: Artifact, suffix: str, inputs: dict[str, Any], judge: Callable[[Predict], Accuracy]
+) -> Accuracy:
+    """One accuracy of a file, which is loaded only where it is not on record."""
+
+    def work() -> Accuracy:
+        return judge(open_session(run.path(artifact.path), threads=os.cpu_count() or 1).predict)
+
+    name = f"evaluate-{artifact.path.parent}-{artifact.format}-{artifact.precision}{suffix}"
+    return run.stage(name, Accuracy, {"file": artifact.sha256} | inputs, work)

@@ -1,0 +1,171 @@
+"""What a run starts from: read and checked before anything long."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fsrp_edge import compute
+from fsrp_edge.bench.describe import require_ready
+from fsrp_edge.bench.measure import DEFAULTS
+from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.data.check import pseudo_labelled
+from fsrp_edge.data.images import Dataset, ImageSet
+from fsrp_edge.data.open import open_dataset
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.exporting.artifact import Format, Precision
+from fsrp_edge.exporting.export import ArtifactRequest
+from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.classifier import Classifier, ModelSpec
+from fsrp_edge.pipeline.budgeting import Workplace
+from fsrp_edge.pipeline.options import CheckpointOptions, CompressOptions
+from fsrp_edge.pruning.costs import Costing
+from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.report.gates import require_same_images
+from fsrp_edge.report.store import load_report
+from fsrp_edge.targets.load import load_target
+from fsrp_edge.targets.profile import Offer, Target
+
+BY_DEFAULT: tuple[Format, ...] = ("onnx", "tflite")
+"""Other formats are made only where they are named."""
+LARGE_SIDE = 64
+"""Inputs with a longer side are scored and attacked on fewer images, as each costs many times more."""
+
+
+def load(options: CheckpointOptions) -> Classifier:
+    """The classifier of a checkpoint, on the device to compute on."""
+    classifier = load_classifier(
+        options.checkpoint,
+        architecture=options.architecture,
+        input_size=options.input_size,
+        mean=options.mean,
+        std=options.std,
+        trust_pickle=options.trust_pickle,
+    )
+    if classifier.spec.architecture.startswith("pickled:"):
+        raise BadInputError(
+            f"{options.checkpoint.name} holds a whole module, which could not be built again once it is pruned; "
+            "name its factory with --arch package.module:factory or --arch file.py:factory"
+        )
+    return on_device(classifier)
+
+
+def on_device(classifier: Classifier) -> Classifier:
+    """The same classifier, moved to where it is computed."""
+    compute.to_fast_layout(classifier, compute.default_device())
+    return classifier
+
+
+def load_data(classifier: Classifier, data: str | None, seed: int) -> Dataset:
+    """The data set that was named, or the one the checkpoint names, or photographs with the network's own labels."""
+    dataset = open_dataset(data or classifier.spec.data or "photographs", classifier.spec, seed=seed)
+    if dataset.train.is_labelled:
+        return dataset
+    return pseudo_labelled(dataset, classifier)
+
+
+def prepare(options: CompressOptions) -> "Inputs":
+    """Read and check everything that a run starts from.
+
+    Raises:
+        BadInputError: an input is wrong.
+        ToolFailedError: the device to measure on is not ready.
+    """
+    target = load_target(options.target)
+    requests = choose_artifacts(target, options.formats, options.precisions)
+    device = parse_address(options.bench_on)
+    if device.kind != "local":
+        require_ready(device, {DEFAULTS[one.format] for one in requests if one.format in DEFAULTS})
+    classifier = load(options)
+    dataset = load_data(classifier, options.data, options.seed)
+    if options.baseline is not None:
+        require_same_images(load_report(options.baseline), dataset.evaluation.digest)
+    return Inputs(options, target, requests, classifier, dataset)
+
+
+def choose_artifacts(
+    target: Target, formats: Sequence[Format] | None, precisions: Sequence[Precision] | None
+) -> tuple[ArtifactRequest, ...]:
+    """The files to make: the profile's defaults, or those of its offers that were asked for.
+
+    Raises:
+        BadInputError: the profile offers no file of a format or a precision that was asked for.
+    """
+    allowed = [offer for offer in target.offers if offer.offered and offer.format in (formats or BY_DEFAULT)]
+    with_default = {offer.format for offer in allowed if offer.default}
+
+    def wanted(offer: Offer) -> bool:
+        if precisions is not None:
+            return offer.precision in precisions
+        return offer.default or (offer.format not in with_default and offer.precision == "fp32")
+
+    chosen = [offer for offer in allowed if wanted(offer)]
+    missing = {*(formats or ()), *(precisions or ())} - {
+        part for offer in chosen for part in (offer.format, offer.precision)
+    }
+    if missing or not chosen:
+        table = "; ".join(
+            f"{offer.format} {offer.precision}: {'offered' if offer.offered else 'no, ' + offer.reason}"
+            for offer in target.offers
+        )
+        what = " and ".join(sorted(missing)) or "default"
+        raise BadInputError(f"{target.name} offers no {what} file among those asked for ({table})")
+    return tuple(ArtifactRequest(format=offer.format, precision=offer.precision) for offer in chosen)
+
+
+def default_score_images(spec: ModelSpec) -> int:
+    """How many training images are scored on where nothing else is asked for."""
+    return by_input_size(spec, 512, 128)
+
+
+def by_input_size(spec: ModelSpec, small: int, large: int) -> int:
+    """How many images to take of small inputs, and of large ones."""
+    return small if max(spec.input_shape[1:]) <= LARGE_SIDE else large
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from."""
+
+    options: CompressOptions
+    target: Target
+    requests: tuple[ArtifactRequest, ...]
+    dense: Classifier
+    dataset: Dataset
+
+    @property
+    def out(self) -> Path:
+        """The run directory."""
+        return self.options.out or Path(f"{self.options.checkpoint.stem}-{self.target.name}")
+
+    def score_images(self) -> ImageSet:
+        """The training images to score on."""
+        count = self.options.score_images or default_score_images(self.dense.spec)
+        return self.dataset.train.sample(count, self.options.seed)
+
+    def attacked_images(self) -> ImageSet:
+        """The evaluation images to attack."""
+        count = self.options.robust_images or by_input_size(self.dense.spec, 1000, 128)
+        return self.dataset.evaluation.first(count)
+
+    def plan_options(self) -> PlanOptions:
+        """What the plan is asked for, with what the target demands."""
+        shared = PlanOptions.model_fields.keys() & CompressOptions.model_fields.keys()
+        asked = {name: getattr(self.options, name) for name in shared}
+        return PlanOptions(**asked, channel_multiple=self.target.channel_multiple)
+
+    @property
+    def place(self) -> Workplace:
+        """Where files are measured, and by what budgets are judged."""
+        device, threads = parse_address(self.options.bench_on), self.target.threads
+        if device.kind == "local":
+            threads = min(threads, os.cpu_count() or 1)
+        images = self.dataset.train.sample(8, self.options.seed)
+        return Workplace(self.target, self.requests, device, threads, images)
+
+    def costing(self) -> Costing | None:
+        """What budgets are reckoned with; None where there are none, or of MACs and parameters only."""
+        asked = self.options.budgets.asked
+        if asked.keys() <= {"macs", "parameters"}:
+            return None
+        return self.place.costing(self.dense, absolute="latency" in asked and not self.place.measured)

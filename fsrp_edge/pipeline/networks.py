@@ -1,0 +1,199 @@
+"""Stages that make networks: dense → scores → plan → pruned → recovered, and what each network is worth."""
+
+import copy
+from typing import Any
+
+from fsrp_edge import progress
+from fsrp_edge.data.check import check_baseline
+from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
+from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.exporting.export import smoke_test
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.models.size import measure_size
+from fsrp_edge.pipeline.budgeting import Trial, log_plan, plan_with_trials, settle
+from fsrp_edge.pipeline.inputs import by_input_size, on_device
+from fsrp_edge.pipeline.run import Run
+from fsrp_edge.pruning.allocation import Sensitivity
+from fsrp_edge.pruning.costs import Costing
+from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.planning import check_budgets, make_plan
+from fsrp_edge.pruning.sensitivity import measure_sensitivity
+from fsrp_edge.pruning.stepwise import plan_by_strategy
+from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.report.schema import LedgerRow, Recovery
+from fsrp_edge.scoring.score import score
+from fsrp_edge.scoring.scores import FilterScores
+from fsrp_edge.training.recipe import Recipe
+from fsrp_edge.training.recovery import fit_recipe, recover
+
+SCORES, PLAN = "scores.json", "plan.json"
+PRUNED, RECOVERED = "pruned.safetensors", "recovered.safetensors"
+
+
+def baseline(run: Run) -> Accuracy:
+    """Clean accuracy of the dense network; labels that don't fit it stop the run here."""
+    images = run.dataset.evaluation
+    accuracy = run.stage("baseline", Accuracy, {}, lambda: clean_accuracy(run.dense, images).result)
+    check_baseline(images, accuracy.correct, run.dense.spec.classes)
+    return accuracy
+
+
+def score_filters(run: Run) -> FilterScores:
+    """scores.json: the criterion for every filter."""
+
+    def work() -> FilterScores:
+        scores = _score(run, run.dense)
+        scores.save(run.path(SCORES))
+        return scores
+
+    inputs = {"criterion": run.options.criterion, "images": run.score_images().digest}
+    return run.stage("score", FilterScores, inputs, work, [SCORES])
+
+
+def _score(run: Run, classifier: Classifier) -> FilterScores:
+    """Scores of the dense network, or of a smaller one that a strategy is at."""
+    return score(on_device(classifier), run.score_images(), run.options.criterion, seed=run.options.seed)
+
+
+def settle_budgets(run: Run) -> tuple[PlanOptions, Costing | None]:
+    """What the plan is asked for and reckoned with; what cannot be met stops the run here."""
+    wanted = run.plan_options()
+    if not wanted.budgets.asked:
+        return wanted, None
+    costs = run.costing()
+    if costs is not None and (kinds := run.place.tried(wanted.budgets)):
+        inputs = {"tried": _tried(run)}
+        trial = run.stage("budgets", Trial, inputs, lambda: run.place.try_files(run.dense, kinds))
+        costs, budgets = settle(run.place, costs, trial, wanted.budgets)
+        wanted = wanted.model_copy(update={"budgets": budgets})
+    check_budgets(run.dense, wanted, costs)
+    return wanted, costs
+
+
+def _tried(run: Run) -> list[str]:
+    """What trials of files depend on, beside the network."""
+    place = run.place
+    files = [f"{request.format} {request.precision}" for request in run.requests]
+    return [*files, place.target.digest, place.device.name, str(place.threads), *run.options.budgets.asked]
+
+
+def _sensitivity(run: Run, scores: FilterScores) -> Sensitivity:
+    """What each group of channels is worth, for the knapsack."""
+    multiple = run.target.channel_multiple
+    images = run.score_images().first(by_input_size(run.dense.spec, 384, 64))
+    return run.stage(
+        "sensitivity",
+        Sensitivity,
+        {"scores": scores, "images": images.digest, "multiple": multiple},
+        lambda: measure_sensitivity(run.dense, scores, images, multiple),
+    )
+
+
+def make_pruning_plan(
+    run: Run, scores: FilterScores, wanted: PlanOptions, costs: Costing | None
+) -> PruningPlan:
+    """plan.json: which channels stay."""
+    sensitivity = _sensitivity(run, scores) if wanted.chosen_allocation == "knapsack" else None
+
+    def make(options: PlanOptions, costing: Costing | None) -> PruningPlan:
+        return make_plan(run.dense, scores, options, costing, sensitivity)
+
+    def work() -> PruningPlan:
+        best = costs and plan_with_trials(run.place, costs, run.dense, wanted, make)
+        plan = plan_by_strategy(
+            run.dense, scores, wanted, lambda classifier: _score(run, classifier), best, sensitivity
+        )
+        plan.save(run.path(PLAN))
+        return plan
+
+    inputs: dict[str, Any] = {"scores": scores, "options": wanted}
+    if costs is not None:
+        inputs |= {"costing": costs.digest, "tried": _tried(run)}
+    plan = run.stage("plan", PruningPlan, inputs, work, [PLAN])
+    log_plan(plan)
+    return plan
+
+
+def prune(run: Run, plan: PruningPlan) -> Classifier:
+    """pruned.safetensors: the smaller network, read back from its file and exported once for trial."""
+
+    def work() -> None:
+        run.save(apply_plan(run.dense, plan), PRUNED)
+        progress.log("trial export of the pruned network")
+        smoke_test(
+            run.load(PRUNED).cpu(),
+            list(dict.fromkeys(request.format for request in run.requests)),
+            opset=run.target.onnx_opset,
+            ir_version=run.target.onnx_ir_version,
+        )
+
+    run.stage("prune", type(None), {"plan": plan.digest}, work, [PRUNED])
+    return run.load(PRUNED)
+
+
+def choose_recipe(run: Run, dense: LedgerRow) -> Recipe | None:
+    """How to recover: on clean images where `natural_if_undefended` says so; None recalibrates batch norm only."""
+    recipe, classes = run.options.recovery, run.dense.spec.classes
+    if recipe is None:
+        return None
+    undefended = any(accuracy.eps and accuracy.accuracy < 1 / classes for accuracy in dense.accuracies)
+    if run.options.natural_if_undefended and undefended:
+        recipe = recipe.model_copy(update={"method": "natural"})
+    return fit_recipe(recipe, run.dataset, has_teacher=True)
+
+
+def recover_network(
+    run: Run, plan: PruningPlan, pruned: Classifier, recipe: Recipe | None
+) -> tuple[Classifier, Recovery | None]:
+    """recovered.safetensors: the network after fine-tuning, and how that went."""
+    inputs = {"plan": plan.digest, "recipe": recipe}
+
+    def work() -> Recovery:
+        checkpoint = run.unfinished("recover", inputs, ".pt")
+        result = recover(
+            copy.deepcopy(pruned),
+            run.dataset.train,
+            recipe,
+            seed=run.options.seed,
+            teacher=run.dense if recipe is not None and recipe.distillation else None,
+            checkpoint=checkpoint,
+        )
+        run.save(result.classifier, RECOVERED)
+        checkpoint.unlink(missing_ok=True)
+        return Recovery(
+            recipe=recipe.model_dump(mode="json") if recipe else {},
+            epochs=len(result.history),
+            best_epoch=result.best_epoch,
+            history=tuple(record.model_dump(mode="json") for record in result.history),
+        )
+
+    recovery = run.stage("recover", Recovery, inputs, work, [RECOVERED])
+    return run.load(RECOVERED), recovery if recipe else None
+
+
+def network_row(run: Run, name: str, classifier: Classifier, clean: Accuracy | None = None) -> LedgerRow:
+    """Clean accuracy on all evaluation images, and under attack on the first of them."""
+    options, attacked, stage = run.options, run.attacked_images(), f"evaluate-{name}"
+    inputs = {
+        "weights": weights_sha256(classifier),
+        "attacks": options.attacks,
+        "eps": options.eps,
+        "images": len(attacked),
+    }
+
+    def work() -> tuple[Accuracy, ...]:
+        progress.log(f"evaluating the {name} network")
+        first = clean or clean_accuracy(classifier, run.dataset.evaluation).result
+        if not options.attacks:
+            return (first,)
+        plan = EvaluationPlan(attacks=options.attacks, eps=options.eps, seed=options.seed)
+        unfinished = run.unfinished(stage, inputs, ".json")
+        _, *others = evaluate(classifier, attacked, plan, unfinished=unfinished)
+        return first, *(evaluation.result for evaluation in others)
+
+    accuracies = run.stage(stage, tuple[Accuracy, ...], inputs, work)
+    size = measure_size(classifier)
+    return LedgerRow(name=name, accuracies=accuracies, macs=size.macs, parameters=size.parameters)

@@ -1,0 +1,78 @@
+"""What a run depends on, as the user says it."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fsrp_edge.attacks import DEFAULT_EPS
+from fsrp_edge.bench.measure import Method
+from fsrp_edge.evaluation.evaluate import AttackName
+from fsrp_edge.exporting.artifact import Format, Precision
+from fsrp_edge.exporting.options import ExportOptions
+from fsrp_edge.pruning.budgets import Budgets
+from fsrp_edge.pruning.options import LayerRatio, Ratio, RatioOf
+from fsrp_edge.pruning.plan import Allocation, Strategy
+from fsrp_edge.report.gates import GateText, RegressionText
+from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.score import Criterion
+from fsrp_edge.training.recipe import Recipe
+
+
+class CheckpointOptions(BaseModel):
+    """Which network, and what its file does not say about it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: Path
+    architecture: str | None = None
+    input_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    trust_pickle: bool = False
+    data: str | None = None
+    """A data set's name or path; None uses the set the checkpoint names, else embedded photographs."""
+
+
+class CompressOptions(CheckpointOptions, ExportOptions):
+    """Everything that a run of `compress` depends on."""
+
+    target: str
+    """Name of a packaged profile, or path of a YAML file."""
+    ratio: Ratio = 0.5
+    """Share to remove; this and the next nine are explained in `pruning.options.PlanOptions`."""
+    ratio_of: RatioOf = "channels"
+    budgets: Budgets = Budgets()
+    keep: tuple[str, ...] = ()
+    keep_inputs: tuple[str, ...] = ()
+    keep_first: bool = False
+    allocation: Allocation | None = None
+    strategy: Strategy = "one-shot"
+    rounds: int = Field(3, ge=1)
+    layer_ratios: tuple[tuple[str, LayerRatio], ...] = ()
+    criterion: Criterion = FSRP()
+    score_images: int | None = Field(None, ge=1)
+    """Training images to score on; None: 512, or 128 for inputs with a side above 64 pixels."""
+    formats: tuple[Format, ...] | None = None
+    precisions: tuple[Precision, ...] | None = None
+    recovery: Recipe | None = Recipe(epochs=5, learning_rate=0.02, flip=True, crop_padding=4)
+    """None recalibrates batch norm only."""
+    natural_if_undefended: bool = True
+    """Recover on clean images where the dense network withstands an attack less often than guessing would: there is
+    no robustness to keep, and adversarial recovery would spend clean accuracy on making some."""
+    attacks: tuple[AttackName, ...] = ("pgd-20",)
+    eps: float = Field(DEFAULT_EPS, ge=0, le=1)
+    robust_images: int | None = Field(None, ge=1)
+    """Evaluation images to attack, the first ones; None: 1,000, or 128 for inputs with a side above 64 pixels."""
+    file_images: int = Field(32, ge=0)
+    """Evaluation images to attack each file on, the first ones; 0: none. Each costs hundreds of inferences."""
+    method: Method = Method()
+    bench_on: str = "local"
+    """Address of the device to measure latency on, such as `ssh://pi@pi4`."""
+    gates: tuple[GateText, ...] = ()
+    """What the result has to keep, such as `robust_accuracy>=40%`; judged in the report, nothing stops for it."""
+    baseline: Path | None = None
+    """An earlier run's directory or report.json."""
+    max_regression: tuple[RegressionText, ...] = ()
+    """By how much figures may be worse than the baseline's, such as `latency_p50=5%`."""
+    seed: int = Field(0, ge=0)
+    out: Path | None = None

@@ -1,0 +1,78 @@
+"""What a run leaves to read: report.json with its renderings, manifest.json, the verdict on each gate."""
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+
+from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.exporting.verified import Exported
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.size import measure_size
+from fsrp_edge.pipeline.budgeting import verdicts
+from fsrp_edge.pipeline.run import Run
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.report import schema
+from fsrp_edge.report.gates import judge, judge_regressions
+from fsrp_edge.report.manifest import manifest_of_run, results_of_run, write_manifest
+from fsrp_edge.report.provenance import provenance
+from fsrp_edge.report.store import RENDERED, load_report, write_report
+
+
+def write_records(
+    run: Run,
+    started_at: datetime.datetime,
+    plan: PruningPlan,
+    recovered: Classifier,
+    recovery: schema.Recovery | None,
+    rows: Sequence[schema.LedgerRow],
+    exports: Mapping[str, Exported],
+) -> schema.RunReport:
+    """Write the report and the manifest of a run whose stages are done; `exports` are by folder."""
+    options = run.options
+    report = schema.RunReport(
+        request=schema.Request(
+            # Who logs in where is nobody's business but the user's.
+            options=options.model_dump(mode="json") | {"bench_on": parse_address(options.bench_on).name},
+            target=schema.TargetReference.of(run.target),
+            seed=options.seed,
+        ),
+        source=schema.Source.of(options.checkpoint, run.dense.spec),
+        data=schema.DataUsed.of(run.dataset),
+        pruning=schema.Pruning.of(plan, measure_size(run.dense), measure_size(recovered)),
+        recovery=recovery,
+        ledger=tuple(rows),
+        artifacts=exports["artifacts"].artifacts,
+        stages=tuple(run.directory.history),
+        warnings=tuple(_warnings(run, plan, recovery)),
+        provenance=provenance(started_at),
+    )
+    report = report.model_copy(update={"gates": _judged(run, report, plan, recovered)})
+    directory = run.directory.path
+    write_report(report, directory)
+    write_manifest(manifest_of_run(report, exports), directory, [*results_of_run(directory), *RENDERED])
+    return report
+
+
+def _judged(
+    run: Run, report: schema.RunReport, plan: PruningPlan, recovered: Classifier
+) -> tuple[schema.GateResult, ...]:
+    gates = judge(report, run.options.gates)
+    if plan.budgets:
+        gates = verdicts(run.place, recovered, plan.budgets, report.ledger) + gates
+    if run.options.baseline is None:
+        return gates
+    baseline = load_report(run.options.baseline)
+    return gates + judge_regressions(report, baseline, run.options.max_regression)
+
+
+def _warnings(run: Run, plan: PruningPlan, recovery: schema.Recovery | None) -> Iterator[str]:
+    asked = run.options.recovery
+    if recovery is not None and asked is not None and recovery.recipe["method"] != asked.method:
+        yield (
+            "the dense network was not trained against attacks, so recovery used clean images; "
+            f"--recover-method {asked.method} buys robust accuracy with clean accuracy"
+        )
+    if run.dataset.evaluation.label_kind != "ground truth":
+        yield "accuracy was not measured, as there were no labelled images: agreement with the dense network was"
+    untouched = [group for group in plan.groups if len(group.kept) == group.channels and group.note]
+    if len(untouched) > 1:
+        yield f"{len(untouched)} of {len(plan.groups)} channel groups were not pruned; plan.json says why"
