@@ -56,8 +56,10 @@ NETWORKS = {
 }
 SMALL = ("vgg16-w0.25", "resnet20")
 AUGMENTED: dict[str, Any] = {"method": "n-fgsm", "flip": True, "crop_padding": 4}
-DENSE = Recipe(**AUGMENTED, epochs=30, learning_rate=0.1, ema_decay=0.999)
-RECOVERY = Recipe(**AUGMENTED, epochs=20, learning_rate=0.05, ema_decay=0.999, distillation=0.5)
+DENSE = Recipe(**AUGMENTED, epochs=20, learning_rate=0.1, ema_decay=0.999)
+RECOVERY = Recipe(**AUGMENTED, epochs=10, learning_rate=0.05, ema_decay=0.999)
+DISTILLED = RECOVERY.model_copy(update={"distillation": 0.5})
+"""Where the dense network is small: a full-width teacher costs a CPU ten times the pruned network's own steps."""
 SCORE_IMAGES, SEEDS = 512, (0, 1, 2)
 FSRP_FORMS: dict[str, tuple[FSRP, dict[str, Any]]] = {
     "fsrp": (FSRP(), {}),
@@ -96,6 +98,12 @@ class Cell:
         """As `--only` sees it."""
         budget = f"{self.ratio:g} {self.ratio_of} " if self.ratio else ""
         return f"{self.network} {self.criterion} {budget}{self.epochs} epochs seed {self.seed}"
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """Of the dense network's training, or of the recovery; None where the cell is not trained."""
+        recipe = DENSE if self.criterion == "dense" else DISTILLED if self.network in SMALL else RECOVERY
+        return recipe.model_copy(update={"epochs": self.epochs}) if self.epochs else None
 
     @property
     def path(self) -> Path:
@@ -142,7 +150,6 @@ class Bench:
     given: dict[str, Path]
     pgd_images: int
     autoattack_images: int
-    recovery: Recipe
 
     def dense(self, cell: Cell) -> Classifier:
         """The network of a seed that is cut: given as a file, or trained here once."""
@@ -159,9 +166,9 @@ class Bench:
         if cell.network in self.given:
             return self.dense(cell)
         if not path.exists():
-            recipe = DENSE.model_copy(update={"epochs": cell.epochs})
+            assert cell.recipe is not None, "a dense network is trained"
             trained = train_dense(
-                NETWORKS[cell.network], self.data, recipe,
+                NETWORKS[cell.network], self.data, cell.recipe,
                 classes=10, input_size=None, seed=cell.seed, checkpoint=path.with_suffix(".unfinished.pt"),
             )  # fmt: skip
             save_classifier(trained.classifier, path)
@@ -190,9 +197,10 @@ class Bench:
             dataset = open_dataset(self.data, dense.spec, seed=cell.seed)
             network = self.recovered(cell, dense, dataset)
         made = time.perf_counter() - started
+        trained_here = cell.recipe if cell.criterion != "dense" or cell.network not in self.given else None
         return {
             "cell": asdict(cell),
-            "recipe": (DENSE if cell.criterion == "dense" else self.recovery).model_dump(mode="json"),
+            "recipe": trained_here and trained_here.model_dump(mode="json"),
             "criterion": None
             if cell.criterion == "dense"
             else _criterion(cell.criterion)[0].model_dump(mode="json"),
@@ -213,7 +221,7 @@ class Bench:
         path = self.file(cell)
         if not path.exists():
             pruned = _ready(self.prune(cell, dense, dataset))
-            recipe = self.recovery.model_copy(update={"epochs": cell.epochs}) if cell.epochs else None
+            recipe = cell.recipe
             result = recover(
                 pruned, dataset.train, recipe, seed=cell.seed,
                 teacher=dense if recipe is not None and recipe.distillation else None,
@@ -413,7 +421,6 @@ def main() -> None:
         given={name: Path(file) for name, _, file in (entry.partition("=") for entry in arguments.dense)},
         pgd_images=arguments.pgd_images,
         autoattack_images=arguments.autoattack_images,
-        recovery=RECOVERY,
     )
     for cell in [] if arguments.table else chosen:
         if not cell.path.exists():
