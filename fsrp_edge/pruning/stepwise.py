@@ -21,6 +21,7 @@ from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.scores import FilterScores
 
 Scorer = Callable[[Classifier], FilterScores]
+Tune = Callable[[Classifier, int], Classifier]
 Kept = dict[str, tuple[int, ...]]
 
 
@@ -50,9 +51,9 @@ def plan_by_strategy(
         case "sequential":
             return plan_sequentially(classifier, plan, score)
         case "gradual":
-            return plan_gradually(
+            return prune_gradually(
                 classifier, plan, score, rounds=options.rounds, multiple=options.channel_multiple
-            )
+            )[0]
     return plan
 
 
@@ -76,10 +77,16 @@ def plan_sequentially(classifier: Classifier, plan: PruningPlan, score: Scorer) 
     return _with(plan, chosen, "sequential")
 
 
-def plan_gradually(
-    classifier: Classifier, plan: PruningPlan, score: Scorer, *, rounds: int, multiple: int
-) -> PruningPlan:
-    """Choose in rounds that remove equal shares of what has to go, scoring the smaller network before each.
+def prune_gradually(
+    classifier: Classifier,
+    plan: PruningPlan,
+    score: Scorer,
+    *,
+    rounds: int,
+    multiple: int,
+    tune: Tune | None = None,
+) -> tuple[PruningPlan, Classifier]:
+    """Remove channels in rounds of equal shares, scoring the smaller network before each and tuning it after.
 
     Args:
         classifier: the dense network.
@@ -87,10 +94,16 @@ def plan_gradually(
         score: scores a network; called once a round.
         rounds: at least 1.
         multiple: channel multiple that intermediate counts keep, where the last ones do.
+        tune: recovers the network that a round left, whose number from 1 it is given; not called after the last round,
+            which the recovery proper follows.
+
+    Returns:
+        The plan for the original network, and the network as the last round left it: where nothing was tuned, that is
+        the plan applied.
     """
     current = classifier
     alive: Kept = {group.root: tuple(range(group.channels)) for group in plan.groups if _shrinks(group)}
-    for number in track(range(1, rounds + 1), "planning in rounds", rounds):
+    for number in track(range(1, rounds + 1), "pruning in rounds", rounds):
         groups = {group.root: group for group in PruningGraph(current).groups()}
         counts = {
             group.root: _intermediate(group, number / rounds, granularity(groups[group.root], multiple))
@@ -100,7 +113,9 @@ def plan_gradually(
         kept = _choose(current, score(current), counts)
         current = _apart(current, plan, kept)
         alive = {root: tuple(alive[root][place] for place in places) for root, places in kept.items()}
-    return _with(plan, alive, "gradual")
+        if tune is not None and number < rounds:
+            current = tune(current, number)
+    return _with(plan, alive, "gradual"), current
 
 
 def _shrinks(group: GroupPlan) -> bool:

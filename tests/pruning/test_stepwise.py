@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import numpy as np
@@ -11,7 +12,8 @@ from fsrp_edge.models.registry import build
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.pruning.stepwise import plan_by_strategy
+from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.pruning.stepwise import plan_by_strategy, prune_gradually
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 
@@ -101,3 +103,35 @@ def test_global_allocation_takes_more_from_layers_with_more_low_scores(classifie
     total = [sum(len(group.kept) for group in plan.groups) for plan in (uniform, together)]
     assert total[1] == pytest.approx(total[0], rel=0.15)
     assert np.all([len(group.kept) >= 4 for group in together.groups])
+
+
+def in_rounds(classifier, scorer, tune=None):
+    plan = make_plan(classifier, scorer(classifier), PlanOptions(channel_multiple=4), None, None)
+    return prune_gradually(classifier, plan, scorer, rounds=3, multiple=4, tune=tune)
+
+
+def test_rounds_without_tuning_leave_the_plan_applied(classifier, scorer):
+    plan, network = in_rounds(classifier, scorer)
+    pixels = classifier.example_pixels(2)
+    assert torch.equal(network(pixels), apply_plan(classifier, plan)(pixels))
+
+
+def test_each_round_but_the_last_is_tuned_and_the_next_sees_it(classifier, scorer):
+    before = measure_size(classifier).parameters
+    tuned = []
+
+    def tune(network, number):
+        tuned.append((number, measure_size(network).parameters))
+        network = copy.deepcopy(network)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(0.5)
+        return network
+
+    plan, network = in_rounds(classifier, scorer, tune)
+    sizes = [size for _, size in tuned]
+    assert [number for number, _ in tuned] == [1, 2]
+    assert before > sizes[0] > sizes[1] > measure_size(network).parameters
+    assert scorer.calls[2:] == sizes  # the dense network twice, then what was tuned
+    for mine, other in zip(network.parameters(), apply_plan(classifier, plan).parameters(), strict=True):
+        assert torch.equal(mine, other / 4)
