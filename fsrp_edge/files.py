@@ -12,6 +12,9 @@ from typing import Any
 
 from fsrp_edge.errors import BadInputError
 
+_MARK = ".mode"
+"""File that tells our temporary folders from others."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -22,7 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        usual = Path(folder) / ".mode"
+        usual = Path(folder) / _MARK
         usual.touch()
         yield temporary
         if temporary.is_dir():
@@ -30,6 +33,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:  # as the user's umask has it: some writers make files that only their owner can read
             temporary.chmod(usual.stat().st_mode)
         temporary.replace(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `atomic_path` could not, at any depth of a folder, because its process was killed."""
+    for mark in list(folder.rglob(f".*/{_MARK}")):
+        shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,9 +23,52 @@ def as_exported(classifier: Classifier, *, uint8_input: bool, batch: int = 1) ->
     """A frozen copy that takes what the file shall take, and an example of that: (batch, C, H, W)."""
     frozen = frozen_copy(classifier)
     pixels = frozen.example_pixels(batch)
+    _replace_uneven_pooling(frozen, pixels)
     if not uint8_input:
         return frozen, pixels
     return FromBytes(frozen), (255 * pixels).round().byte()
+
+
+def _replace_uneven_pooling(network: nn.Module, pixels: Tensor) -> None:
+    """Exporters only know adaptive pooling whose bins are equal; VGG and AlexNet below 224 pixels have others."""
+    names = {
+        module: name for name, module in network.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)
+    }
+    uneven: dict[str, UnevenPooling] = {}
+
+    def look(module: nn.AdaptiveAvgPool2d, given: tuple[Tensor], made: Tensor) -> None:
+        sizes = [tuple(map(int, maps.shape[2:])) for maps in (given[0], made)]
+        if any(before % after for before, after in zip(*sizes, strict=True)):
+            uneven[names[module]] = UnevenPooling(sizes[0], sizes[1])
+
+    handles = [module.register_forward_hook(look) for module in names]
+    if handles:
+        with torch.no_grad():
+            network(pixels)
+    for handle in handles:
+        handle.remove()
+    for name, pooling in uneven.items():
+        network.set_submodule(name, pooling)
+
+
+class UnevenPooling(nn.Module):
+    """Adaptive average pooling between two fixed sizes, as a matrix product along each axis.
+
+    Args:
+        given: (H, W) of the maps that come in.
+        made: (H, W) of those that go out.
+    """
+
+    def __init__(self, given: tuple[int, ...], made: tuple[int, ...]) -> None:
+        super().__init__()
+        for name, before, after in zip(("rows", "columns"), given, made, strict=True):
+            means = nn.functional.adaptive_avg_pool1d(torch.eye(before)[None], after)[0]
+            self.register_buffer(name, means)  # (before, after)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (N, C, *made) of maps (N, C, *given)."""
+        pooled: Tensor = (maps @ self.columns).transpose(2, 3) @ self.rows
+        return pooled.transpose(2, 3)
 
 
 class FromBytes(nn.Module):

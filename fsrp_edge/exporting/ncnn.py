@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fsrp_edge.exporting.artifact import Artifact, Precision
-from fsrp_edge.exporting.frozen import frozen_copy
+from fsrp_edge.exporting.frozen import as_exported
 from fsrp_edge.files import atomic_path, bytes_of, sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import require
@@ -32,11 +32,9 @@ def export_ncnn(classifier: Classifier, path: Path, precision: Precision) -> Art
         captured_output(f"exporting {classifier.spec.architecture} to ncnn {precision}"),
         tempfile.TemporaryDirectory() as folder,
     ):
-        frozen = frozen_copy(classifier)
+        network, example = as_exported(classifier, uint8_input=False)
         with torch.no_grad():
-            require("pnnx").export(
-                frozen, f"{folder}/model.pt", (frozen.example_pixels(),), fp16=precision == "fp16"
-            )
+            require("pnnx").export(network, f"{folder}/model.pt", (example,), fp16=precision == "fp16")
         with atomic_path(path) as temporary:
             temporary.mkdir()
             for suffix in ("param", "bin"):

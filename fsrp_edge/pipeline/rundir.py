@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationEr
 from pydantic_core import to_jsonable_python
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.files import read_json, sha256_file, sha256_json, write_json
+from fsrp_edge.files import read_json, remove_leftovers, sha256_file, sha256_json, write_json
 from fsrp_edge.progress import log
 from fsrp_edge.report.schema import StageTime
 
@@ -54,7 +54,10 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second run out of the folder; the lock goes with the process, however it ends."""
+        """Keep a second run out of the folder, and remove what a killed one left half-written.
+
+        The lock goes with the process, however it ends.
+        """
         with (self.path / LOCK).open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,6 +65,7 @@ class RunDirectory:
                 raise BadInputError(
                     f"another run is working in {self.path}; wait for it or choose another --out"
                 ) from None
+            remove_leftovers(self.path)
             yield
 
     def stage(

@@ -104,12 +104,16 @@ def test_a_record_from_elsewhere_cannot_have_files_outside_removed(tmp_path: Pat
     assert outside.read_text() == "x"
 
 
-def test_only_one_process_works_in_a_folder_and_a_dead_one_leaves_no_lock(tmp_path: Path) -> None:
+def test_only_one_process_works_in_a_folder_and_a_killed_one_leaves_nothing(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from fsrp_edge.pipeline.rundir import RunDirectory\n"
-        "with RunDirectory(Path(sys.argv[1])).locked(): print('locked', flush=True); sys.stdin.read()"
+        "from fsrp_edge.files import atomic_path\n"
+        "folder = Path(sys.argv[1])\n"
+        "with RunDirectory(folder).locked(), atomic_path(folder / 'stages' / 'big.bin') as half:\n"
+        "    half.write_bytes(b'...'); print('locked', flush=True); sys.stdin.read()"
     )
     run = RunDirectory(tmp_path)
+    (tmp_path / ".mine").mkdir()
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -121,8 +125,9 @@ def test_only_one_process_works_in_a_folder_and_a_dead_one_leaves_no_lock(tmp_pa
             pass
         other.kill()
         other.wait()
+    assert len(list((tmp_path / "stages").iterdir())) == 1, "the killed process's temporary folder"
     with run.locked():
-        pass
+        assert {path.name for path in tmp_path.rglob("*")} == {".lock", ".mine", "stages"}
 
 
 def test_the_lock_goes_when_the_work_fails(tmp_path: Path) -> None:
