@@ -132,6 +132,7 @@ def options_from(
             given.pop("recover_epochs"),
             given.pop("recover_method"),
             given.pop("recover_learning_rate"),
+            given.pop("int8_epochs"),
             given.pop("batch_size"),
             eps,
             given.pop("recipe"),

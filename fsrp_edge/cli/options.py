@@ -282,7 +282,7 @@ recovery_options = stack(
         type=click.IntRange(0),
         default=5,
         show_default=True,
-        help="0 recalibrates batch norm only.",
+        help="0 recalibrates batch norm only; with --int8-epochs, keeps an already recovered network.",
     ),
     click.option(
         "--recover-method",
@@ -294,6 +294,14 @@ recovery_options = stack(
     ),
     click.option(
         "--recover-learning-rate", type=click.FloatRange(0, min_open=True), default=0.02, show_default=True
+    ),
+    click.option(
+        "--int8-epochs",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Then so many epochs more with weights and activations rounded as in int8 files, where calibration "
+        "alone loses too much.",
     ),
     click.option(
         "--batch-size", type=click.IntRange(2), default=128, show_default=True, help="Of the recovery."
@@ -377,16 +385,23 @@ def criterion_from(given: dict[str, Any]) -> Any:
 
 
 def recipe_from(
-    epochs: int, method: str, learning_rate: float, batch_size: int, eps: float, recipe: Path | None
+    epochs: int,
+    method: str,
+    learning_rate: float,
+    int8_epochs: int,
+    batch_size: int,
+    eps: float,
+    recipe: Path | None,
 ) -> Any:
-    """The recovery recipe that the command line names; None for 0 epochs."""
-    if epochs == 0:
+    """The recovery recipe that the command line names; None where nothing is trained."""
+    if epochs + int8_epochs == 0:
         return None
     return checked_recipe(
         recipe,
         epochs=epochs,
         method="n-fgsm" if method == "auto" else method,
         learning_rate=learning_rate,
+        int8_epochs=int8_epochs,
         batch_size=batch_size,
         eps=eps,
         flip=True,

@@ -29,6 +29,7 @@ def recover(
     recover_epochs: int,
     recover_method: str,
     recover_learning_rate: float,
+    int8_epochs: int,
     batch_size: int,
     recipe: Path | None,
     eps: float,
@@ -43,6 +44,7 @@ def recover(
     \b
     fsrp-edge recover pruned.safetensors --data cifar-10-batches-bin --recover-epochs 10
     fsrp-edge recover pruned.safetensors --teacher resnet18.pt
+    fsrp-edge recover recovered.safetensors --recover-epochs 0 --int8-epochs 2 --out for-int8.safetensors
     """
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.errors import BadInputError
@@ -53,7 +55,7 @@ def recover(
     from fsrp_edge.training.recovery import recover as run
 
     chosen = options.recipe_from(
-        recover_epochs, recover_method, recover_learning_rate, batch_size, eps, recipe
+        recover_epochs, recover_method, recover_learning_rate, int8_epochs, batch_size, eps, recipe
     )
     unfinished = out.with_suffix(".unfinished.pt")
     with show_progress(quiet=quiet):

@@ -93,5 +93,6 @@ def quantize_within(
     path.unlink()
     raise GateFailedError(
         f"{path.name} can't keep to {max_drop:g} points: with up to {counts[-1]} of {len(errors)} layers in float it "
-        f"reaches {best:.2%}, and {floor:.2%} is wanted; allow more, or try another --calibration-method"
+        f"reaches {best:.2%}, and {floor:.2%} is wanted; allow more, try another "
+        "--calibration-method, or recover with --int8-epochs"
     )

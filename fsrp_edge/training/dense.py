@@ -38,6 +38,8 @@ def train_dense(
     Raises:
         BadInputError: an unknown architecture, or data that does not fit it or has no labels.
     """
+    if recipe.int8_epochs:
+        raise BadInputError("int8_epochs are fsrp-edge recover's; train without them, then recover")
     name = normalize_name(architecture)
     (channels, published_side, _), mean, std, preprocessing = published_input(name)
     side = input_size or published_side

@@ -229,6 +229,8 @@ class _Run:
 
 
 def _check(train: ImageSet, held_out: ImageSet, recipe: Recipe, teacher: Classifier | None) -> None:
+    if not recipe.epochs:
+        raise BadInputError("saw a recipe of 0 epochs; give at least 1")
     if len(train) < 2:
         raise BadInputError(f"{train.name} has {len(train)} training images; at least 2 are needed")
     if len(held_out) == 0:

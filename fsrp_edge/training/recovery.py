@@ -1,11 +1,15 @@
 """Recovery: what a pruned network gets back by batch-norm recalibration and (adversarial) fine-tuning."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
+from fsrp_edge.training.int8 import rounded_to_int8
 from fsrp_edge.training.loop import TrainingResult, held_out_merit, train
 from fsrp_edge.training.recipe import Recipe
 
@@ -56,17 +60,48 @@ def recover(
         checkpoint: of the fine-tuning, rewritten after each epoch and continued from.
 
     Returns:
-        The recovered network with the history of its epochs (empty without fine-tuning, best epoch 0). Batch norm is
-        recalibrated once more at the end where that is better on the held-out images.
+        The recovered network with the history of its epochs (empty without fine-tuning, best epoch 0), those for int8
+        after the others. Batch norm is recalibrated once more after fine-tuning where that is better on the held-out
+        images.
     """
     learnt, held_out = split_held_out(images, seed)
-    recalibrate_batch_norm(pruned, learnt, seed=seed)
     if recipe is None:
+        recalibrate_batch_norm(pruned, learnt, seed=seed)
         return TrainingResult(pruned, 0, ())
-    result = train(pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint)
-    before = copy.deepcopy(pruned.state_dict())
-    merit = held_out_merit(pruned, held_out, recipe, seed)
-    recalibrate_batch_norm(pruned, learnt, seed=seed)
-    if held_out_merit(pruned, held_out, recipe, seed) <= merit:
-        pruned.load_state_dict(before)
-    return result
+    result = TrainingResult(pruned, 0, ())
+    if recipe.epochs:
+        recalibrate_batch_norm(pruned, learnt, seed=seed)
+        result = train(pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint)
+    with _kept_where_better(pruned, held_out, recipe, seed):
+        recalibrate_batch_norm(pruned, learnt, seed=seed)
+    if not recipe.int8_epochs:
+        return result
+    unfinished = checkpoint.with_suffix(".int8.pt") if checkpoint else None
+    gentle = recipe.for_int8()
+    with rounded_to_int8(pruned), _kept_where_better(pruned, held_out, gentle, seed) as before:
+        tuned = train(pruned, learnt, held_out, gentle, seed=seed, teacher=teacher, checkpoint=unfinished)
+    if unfinished:
+        unfinished.unlink(missing_ok=True)
+    done = len(result.history)
+    history = (record.model_copy(update={"epoch": done + record.epoch}) for record in tuned.history)
+    best = done + tuned.best_epoch if before.improved else result.best_epoch
+    return TrainingResult(pruned, best, (*result.history, *history))
+
+
+@dataclass
+class _Change:
+    improved: bool = False
+
+
+@contextmanager
+def _kept_where_better(
+    network: Classifier, held_out: ImageSet, recipe: Recipe, seed: int
+) -> Iterator[_Change]:
+    """Undo what the block does to the network's values unless it is better on held-out images then."""
+    before = copy.deepcopy(network.state_dict())
+    merit = held_out_merit(network, held_out, recipe, seed)
+    change = _Change()
+    yield change
+    change.improved = held_out_merit(network, held_out, recipe, seed) > merit
+    if not change.improved:
+        network.load_state_dict(before)

@@ -103,3 +103,21 @@ def test_photographs_have_nothing_to_teach() -> None:
         train_dense(
             "cifar:vgg16_bn-w0.05", "photographs", Recipe(epochs=1), classes=10, input_size=None, seed=0
         )
+
+
+def test_passes_for_int8_come_last_and_leave_a_network_as_its_factory_builds_it(
+    digit_sets, small_cnn
+) -> None:
+    recipe = Recipe(method="natural", epochs=2, int8_epochs=1, batch_size=50, learning_rate=0.05)
+    first, second = (recover(small_cnn(), digit_sets[0], recipe, seed=1) for _ in range(2))
+    assert weights_sha256(first.classifier) == weights_sha256(second.classifier)
+    assert [record.epoch for record in first.history] == [1, 2, 3] and first.best_epoch <= 3
+    assert first.history[-1].learning_rate < 0.05 / 20
+    assert first.classifier.state_dict().keys() == small_cnn().state_dict().keys()
+    alone = recipe.model_copy(update={"epochs": 0})
+    again = recover(first.classifier, digit_sets[0], alone, seed=1)
+    assert [record.epoch for record in again.history] == [1]
+    with pytest.raises(ValueError, match="at least 1 epoch"):
+        Recipe(epochs=0)
+    with pytest.raises(BadInputError, match="fsrp-edge recover's"):
+        train_dense("cifar:resnet20", "digits", recipe, classes=10, input_size=32, seed=0)

@@ -1,0 +1,61 @@
+"""Fine-tuning while weights and activations are rounded as in int8 files (Jacob et al., arXiv 1712.05877).
+
+Nothing of it stays in the network but weights that stand the rounding: files are calibrated and quantized as always.
+Batch norm need not be folded first, as exporters fold it: weights are rounded per channel, and what scales a channel
+scales its steps alike.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+class RoundedWeight(nn.Module):
+    """Symmetric int8 per output channel; gradients pass as if nothing were rounded."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """A weight (outputs, …) rounded to 255 steps a channel."""
+        scale = (weight.detach().flatten(1).abs().amax(1) / 127).clamp(min=TINY)
+        zeros = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -127, 127)
+
+
+def rounded_activation(values: Tensor) -> Tensor:
+    """Activations of any shape rounded to 256 steps between the batch's smallest and largest; 0 is one of them."""
+    low, high = (extreme.float() for extreme in values.detach().aminmax())
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=TINY)
+    zero_point = (-low / scale).round().to(torch.int32)
+    return torch.fake_quantize_per_tensor_affine(values.float(), scale, zero_point, 0, 255).to(values.dtype)
+
+
+@contextmanager
+def rounded_to_int8(network: nn.Module) -> Iterator[None]:
+    """Round the weights and inputs of all convolutions and linear layers inside the block.
+
+    Batch norm keeps its statistics there, also in training mode: files have nothing else.
+    """
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    hooks = [network.register_forward_pre_hook(lambda module, _: _keep_statistics(module))]
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", RoundedWeight())
+        hooks.append(layer.register_forward_pre_hook(lambda _, given: (rounded_activation(given[0]),)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer in layers:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+
+
+def _keep_statistics(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()

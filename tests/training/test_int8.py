@@ -1,0 +1,60 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fsrp_edge.exporting.onnx import Int8Quantizer, export_onnx
+from fsrp_edge.runtimes import open_session
+from fsrp_edge.training.int8 import rounded_activation, rounded_to_int8
+
+
+def test_activations_keep_256_values_and_zero() -> None:
+    values = torch.linspace(-0.3, 2.0, 5001)
+    rounded = rounded_activation(values)
+    assert len(rounded.unique()) == 256 and (rounded == 0).any()
+    assert (rounded - values).abs().max() <= 2.3 / 255 / 2 + 1e-6
+    assert torch.equal(rounded_activation(torch.zeros(3)), torch.zeros(3))
+    assert rounded_activation(torch.full((3,), 7.0)).allclose(torch.tensor(7.0))
+
+
+def test_weights_keep_255_values_a_channel_and_learn_through_the_rounding() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 5), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
+    ).train()
+    before = copy.deepcopy(network.state_dict())
+    with rounded_to_int8(network):
+        weight = network[0].weight
+        for channel, given in zip(weight, before["0.weight"], strict=True):
+            step = given.abs().max() / 127
+            assert torch.allclose(channel / step, (given / step).round(), atol=1e-3)
+        network(torch.rand(6, 3, 8, 8)).sum().backward()
+    assert not hasattr(network[0], "parametrizations") and network.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items()), "norms too"
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("activation", ["uint8", "int8"])
+def test_it_computes_what_an_int8_file_computes(
+    digit_sets, small_cnn, tmp_path: Path, activation: str
+) -> None:
+    """Where eight bits hurt, they hurt both alike: large weights of a channel that is always 0 leave the others few."""
+    network, images = small_cnn().eval(), digit_sets[0].first(64)
+    inner: Any = network.network
+    with torch.no_grad():
+        inner[1].weight[0], inner[1].bias[0] = 0, -1
+        inner[3].weight[:, 0] = 50 * inner[3].weight.abs().amax()
+    export_onnx(network, tmp_path / "m.onnx", opset=13, ir_version=7)
+    quantizer = Int8Quantizer(tmp_path / "m.onnx", tmp_path, activation=activation, calibration=images)
+    quantizer.quantize(tmp_path / "int8.onnx")
+    pixels, _ = next(images.batches(64))
+    file = open_session(tmp_path / "int8.onnx").run(pixels.numpy())
+    with torch.no_grad():
+        exact = network(pixels).numpy()
+        with rounded_to_int8(network):
+            rounded = network(pixels).numpy()
+    assert np.abs(file - rounded).mean() < 0.2 * np.abs(file - exact).mean()
