@@ -1,28 +1,33 @@
 """Is a pruned network's file faster by what its arithmetic promises? Latency beside MACs, one cell a network and ratio.
 
-A cell holds the dense and the pruned network's files, measured in turns, so that a drifting machine hits both alike;
-cells that are in results/artifact_latency_cells are not measured again. Weights are random and filters chosen by L1:
-speed does not depend on them. `--by-hand` adds what a user would do without this tool: no channel multiple, then
-`torch.onnx.export`.
+A cell holds the files of the dense and of the pruned network, and those that a user would make by hand: torch-pruning
+without a channel multiple, `torch.onnx.export`, and int8 as onnxruntime's and TensorFlow's quantizers make it when nothing
+but calibration data is given. All are measured in turns, so that a drifting machine hits them alike; cells that are in
+results/artifact_latency_cells are not measured again. Weights are random and filters chosen by L1: speed does not depend
+on them.
 
 python -m benchmarks.artifact_latency resnet18:0.5 mobilenet_v2:0.5
 """
 
 import argparse
-import io
+import copy
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch_pruning as tp
 
 from benchmarks.common import RESULTS, save
 from fsrp_edge.bench.measure import QUICK, Setup, measure_on
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import ArraySource, ImageSet
+from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
+from fsrp_edge.exporting.saved_model import export_saved_model
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models import registry
 from fsrp_edge.models.classifier import Classifier, ModelSpec
@@ -40,7 +45,10 @@ NETWORKS = {
     "vgg16": "cifar:vgg16_bn",
 }
 RATIOS = (0.25, 0.5, 0.75)
-FILES = (("onnx", "fp32"), ("onnx", "int8"), ("tflite", "fp32"), ("tflite", "int8"))
+FILES: tuple[tuple[Format, Precision], ...] = (
+    ("onnx", "fp32"), ("onnx", "int8"), ("tflite", "fp32"), ("tflite", "int8"),
+)  # fmt: skip
+Files = dict[str, Path]
 ADDRESS = parse_address("local")
 
 
@@ -61,51 +69,95 @@ def network(name: str) -> Classifier:
     return Classifier(registry.build(architecture, classes=classes), spec).eval()
 
 
-def cell(name: str, ratio: float, threads: int, by_hand: bool) -> dict[str, Any]:
-    """MACs and latencies of the dense and of the pruned network's files."""
-    target, dense = load_target("generic-x86"), network(name)
-    noise = np.random.default_rng(0).integers(0, 256, (8, *dense.spec.input_shape), np.uint8)
-    images = ImageSet.of("noise", ArraySource(noise), torch.arange(8) % dense.spec.classes)
-    scores = score(dense, images, Rival(name="l1"), seed=0)
-    multiples = {"pruned": target.channel_multiple} | ({"by hand": 1} if by_hand else {})
-    networks = {"dense": dense}
-    for label, multiple in multiples.items():
-        plan = make_plan(dense, scores, PlanOptions(ratio=ratio, channel_multiple=multiple))
-        networks[label] = apply_plan(dense, plan)
-    with tempfile.TemporaryDirectory() as scratch:
-        files: dict[str, Path] = {}
-        for label, one in networks.items():
-            files |= _files(label, one, images, Path(scratch))
-        measured = measure_on(
-            ADDRESS,
-            list(files.values()),
-            Setup(threads=threads, input_shape=dense.spec.input_shape),
-            method=QUICK,
-        )
-    latencies = {key: measurement.latency for key, measurement in zip(files, measured, strict=True)}
+def prepare(name: str, ratio: float, dense: Classifier, scratch: Path) -> tuple[dict[str, Classifier], Files]:
+    """The networks of a cell by label, and their files by `label format precision`."""
+    target, images = load_target("generic-x86"), noise(dense)
+    plan = make_plan(
+        dense,
+        score(dense, images, Rival(name="l1"), seed=0),
+        PlanOptions(ratio=ratio, channel_multiple=target.channel_multiple),
+    )
+    pruned, by_hand = apply_plan(dense, plan), pruned_by_hand(dense, ratio)
+    files = {
+        **our_files("dense", dense, images, scratch / name),  # once for all ratios
+        **our_files("pruned", pruned, images, scratch / f"{name}-{ratio}"),
+        **files_by_hand(by_hand, images, scratch / f"{name}-{ratio}-by-hand"),
+    }
+    return {"dense": dense, "pruned": pruned, "by hand": by_hand}, files
+
+
+def noise(network: Classifier) -> ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, *network.spec.input_shape), np.uint8)
+    return ImageSet.of("noise", ArraySource(pixels), torch.arange(8) % network.spec.classes)
+
+
+def pruned_by_hand(dense: Classifier, ratio: float) -> Classifier:
+    """As torch-pruning's documentation has it: the same share of every layer, whatever the count that leaves."""
+    inner = copy.deepcopy(dense.network)
+    *_, classes = (module for module in inner.modules() if isinstance(module, torch.nn.Linear))
+    tp.pruner.BasePruner(
+        inner,
+        dense.example_pixels(),
+        importance=tp.importance.MagnitudeImportance(p=1),
+        pruning_ratio=ratio,
+        ignored_layers=[classes],
+    ).step()
+    return Classifier(inner.eval(), dense.spec)
+
+
+def our_files(label: str, network: Classifier, images: ImageSet, folder: Path) -> Files:
+    requests = [ArtifactRequest(format_, precision) for format_, precision in FILES]
+    files = {f"{label} {r.format} {r.precision}": folder / r.name("model") for r in requests}
+    if not folder.exists():
+        export_artifacts(network, requests, folder, ExportPlan(opset=17, ir_version=8, calibration=images))
+    return files
+
+
+def files_by_hand(network: Classifier, images: ImageSet, folder: Path) -> Files:
+    """Nothing but defaults."""
+    import tensorflow
+    from onnxruntime import quantization
+
+    folder.mkdir()
+    torch.onnx.export(
+        network,
+        (network.example_pixels(),),
+        folder / "fp32.onnx",
+        input_names=["pixels"],
+        external_data=False,
+    )
+    pixels = [pixels.numpy() for pixels, _ in images.batches(1)]
+    feeds = iter([{"pixels": one} for one in pixels])
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(feeds, None)
+
+    quantization.quantize_static(folder / "fp32.onnx", folder / "int8.onnx", Reader())
+    export_saved_model(network, folder / "model.saved_model")
+    converter = tensorflow.lite.TFLiteConverter.from_saved_model(str(folder / "model.saved_model"))
+    converter.optimizations = [tensorflow.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([one.transpose(0, 2, 3, 1)] for one in pixels)
+    (folder / "int8.tflite").write_bytes(converter.convert())
     return {
-        "network": name,
-        "ratio": ratio,
-        "threads": threads,
-        "macs": {label: measure_size(one).macs for label, one in networks.items()},
-        "p50_ms": {key: latency.p50_ms for key, latency in latencies.items()},
-        "invalid": {key: latency.invalid_because for key, latency in latencies.items() if not latency.valid},
+        "by hand onnx fp32": folder / "fp32.onnx",
+        "by hand onnx int8": folder / "int8.onnx",
+        "by hand tflite int8": folder / "int8.tflite",
     }
 
 
-def _files(label: str, one: Classifier, images: ImageSet, scratch: Path) -> dict[str, Path]:
-    """The files of one network by `label format precision`."""
-    folder = scratch / label.replace(" ", "-")
-    if label == "by hand":
-        folder.mkdir()
-        stream = io.BytesIO()
-        torch.onnx.export(one, (one.example_pixels(),), stream, dynamo=False)  # type: ignore[arg-type]
-        (folder / "model.onnx").write_bytes(stream.getvalue())
-        return {"by hand onnx fp32": folder / "model.onnx"}
-    requests = [ArtifactRequest(format_, precision) for format_, precision in FILES]  # type: ignore[arg-type]
-    plan = ExportPlan(opset=17, ir_version=8, calibration=images)
-    made = export_artifacts(one, requests, folder, plan)
-    return {f"{label} {artifact.name}": folder / artifact.path for artifact in made}
+def measure_cell(networks: dict[str, Classifier], files: Files, threads: int) -> dict[str, Any]:
+    """MACs of the networks and latencies of their files."""
+    setup = Setup(threads=threads, input_shape=networks["dense"].spec.input_shape)
+    measured = measure_on(ADDRESS, list(files.values()), setup, method=QUICK)
+    latencies = {key: measurement.latency for key, measurement in zip(files, measured, strict=True)}
+    return {
+        "threads": threads,
+        "macs": {label: measure_size(one).macs for label, one in networks.items()},
+        "p50_ms": {key: latency.p50_ms for key, latency in latencies.items()},
+        "interval_ms": {key: latency.p50_interval_ms for key, latency in latencies.items()},
+        "invalid": {key: latency.invalid_because for key, latency in latencies.items() if not latency.valid},
+    }
 
 
 def main() -> None:
@@ -115,56 +167,40 @@ def main() -> None:
     every = [f"{name}:{ratio}" for name in NETWORKS for ratio in RATIOS]
     parser.add_argument("cells", nargs="*", metavar="NETWORK:RATIO", help="default: all of them")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--by-hand", action="store_true")
     given = parser.parse_args()
     folder = RESULTS / "artifact_latency_cells"
-    with show_progress():
+    with show_progress(), tempfile.TemporaryDirectory() as scratch:
         for wanted in given.cells or every:
             name, _, ratio = wanted.partition(":")
-            for threads in given.threads:
-                path = folder / f"{name}-{ratio}-{threads}.json"
-                if not path.is_file():
-                    write_json(path, cell(name, float(ratio), threads, given.by_hand))
+            paths = {threads: folder / f"{name}-{ratio}-{threads}.json" for threads in given.threads}
+            if missing := [threads for threads, path in paths.items() if not path.is_file()]:
+                networks, files = prepare(name, float(ratio), network(name), Path(scratch))
+                for threads in missing:
+                    found = measure_cell(networks, files, threads)
+                    write_json(paths[threads], {"network": name, "ratio": float(ratio)} | found)
     results = [read_json(path) for path in sorted(folder.glob("*.json"))]
-    rows = [row for result in results for row in _rows(result)]
-    header = (
-        "network",
-        "removed",
-        "threads",
-        "file",
-        "dense ms",
-        "pruned ms",
-        "speed-up",
-        "MACs ratio",
-        "of it",
-    )
-    save("artifact_latency", results, header, rows)
+    header = ("network", "removed", "threads", "file", "ms", "against dense fp32", "MACs ratio", "of it")
+    save("artifact_latency", results, header, [row for result in results for row in _rows(result)])
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = []
-    for key, milliseconds in result["p50_ms"].items():
-        label = "by hand" if key.startswith("by hand") else key.partition(" ")[0]
-        if label == "dense":
-            continue
-        file = key.removeprefix(label).strip()
-        dense = result["p50_ms"][f"dense {file}"]
-        macs = result["macs"]["dense"] / result["macs"][label]
-        note = " (disturbed)" if {key, f"dense {file}"} & result["invalid"].keys() else ""
-        rows.append(
-            (
-                result["network"],
-                f"{100 * result['ratio']:.0f} %",
-                result["threads"],
-                f"{file}, {label}" if label == "by hand" else file,
-                f"{dense:.2f}",
-                f"{milliseconds:.2f}{note}",
-                f"{dense / milliseconds:.2f}×",
-                f"{macs:.2f}×",
-                f"{dense / milliseconds / macs:.2f}",
-            )
+def _rows(result: dict[str, Any]) -> Iterator[tuple[object, ...]]:
+    """One for each file but the dense fp32 ones, which the others are compared with."""
+    times = result["p50_ms"]
+    for key, milliseconds in times.items():
+        label, format_, precision = key.rsplit(" ", 2)
+        baseline = f"dense {format_} fp32"
+        speed_up, macs = times[baseline] / milliseconds, result["macs"]["dense"] / result["macs"][label]
+        note = " (disturbed)" if {key, baseline} & result["invalid"].keys() else ""
+        yield (
+            result["network"],
+            f"{100 * result['ratio']:.0f} %",
+            result["threads"],
+            f"{label}, {format_} {precision}",
+            f"{milliseconds:.2f}{note}",
+            f"{speed_up:.2f}×",
+            f"{macs:.2f}×",
+            f"{speed_up / macs:.2f}",
         )
-    return rows
 
 
 if __name__ == "__main__":
