@@ -1,10 +1,10 @@
 """Is a pruned network's file faster by what its arithmetic promises? Latency beside MACs, one cell a network and ratio.
 
 A cell holds the files of the dense and of the pruned network, and those that a user would make by hand: torch-pruning
-without a channel multiple, `torch.onnx.export`, and int8 as onnxruntime's and TensorFlow's quantizers make it when nothing
-but calibration data is given. All are measured in turns, so that a drifting machine hits them alike; cells that are in
-results/artifact_latency_cells are not measured again. Weights are random and filters chosen by L1: speed does not depend
-on them.
+without a channel multiple, `torch.onnx.export`, and int8 as onnxruntime's and TensorFlow's quantizers make it when
+nothing but calibration data is given. All are measured in turns, so that a drifting machine hits them alike; cells that
+are in results/artifact_latency_cells are not measured again. Weights are random and filters chosen by L1: speed does
+not depend on them.
 
 python -m benchmarks.artifact_latency resnet18:0.5 mobilenet_v2:0.5
 """

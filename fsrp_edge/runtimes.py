@@ -26,12 +26,13 @@ RUNTIMES: dict[str, tuple[Runtime, ...]] = {
     ".ncnn": ("ncnn",),
 }
 """What runs a format, by the suffix of its files or folders; the first one by default."""
-_LAYOUTS: dict[str, Layout] = {
+LAYOUTS: dict[str, Layout] = {
     ".onnx": "NCHW",
     ".tflite": "NHWC",
     ".saved_model": "NHWC",
     ".ncnn": "NCHW",
 }
+"""Axis order of the images that this package's files take."""
 _EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
@@ -189,7 +190,7 @@ def open_session(
         raise BadInputError(
             f"{path.name} has an input of rank {len(given.shape)}; a batch of images has rank 4"
         )
-    return Session(path, runtime, version, layout or _LAYOUTS[path.suffix], given, made, invoke)
+    return Session(path, runtime, version, layout or LAYOUTS[path.suffix], given, made, invoke)
 
 
 Opened = tuple[str, Port, Port, Callable[[np.ndarray], np.ndarray]]

@@ -1,30 +1,17 @@
 """Artifact: one deployable file and what is known of it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import bytes_of, sha256_file
+from fsrp_edge.runtimes import LAYOUTS, Layout
 
 Format = Literal["onnx", "tflite", "saved_model", "ncnn"]
 """`saved_model` and `ncnn` are folders."""
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
 """`int8-dynamic` has int8 weights; ranges of activations are found while it runs, so nothing is calibrated."""
-
-
-def format_of(path: Path) -> Format:
-    """The format that a file's suffix says.
-
-    Raises:
-        BadInputError: another suffix than .onnx or .tflite.
-    """
-    match path.suffix.lower():
-        case ".onnx":
-            return "onnx"
-        case ".tflite":
-            return "tflite"
-    raise BadInputError(f"{path.name}: unknown suffix '{path.suffix}'; allowed: .onnx, .tflite")
 
 
 class Artifact(BaseModel):
@@ -39,7 +26,7 @@ class Artifact(BaseModel):
     path: Path
     format: Format
     precision: Precision
-    layout: Literal["NCHW", "NHWC"]
+    layout: Layout
     input: Literal["float32", "uint8"] = "float32"
     dynamic_batch: bool = False
     bytes: int
@@ -53,6 +40,19 @@ class Artifact(BaseModel):
     """What each of them is for."""
     kept_in_float: tuple[str, ...] = ()
     """Layers of an int8 file that are not quantized, to keep its accuracy."""
+
+    @classmethod
+    def at(cls, path: Path, precision: Precision, **known: Any) -> Self:
+        """What stands at a path whose suffix says the format, and what else is known of it."""
+        return cls(
+            path=Path(path.name),
+            format=cast(Format, path.suffix[1:]),
+            precision=precision,
+            layout=LAYOUTS[path.suffix],
+            bytes=bytes_of(path),
+            sha256=sha256_file(path),
+            **known,
+        )
 
     @property
     def name(self) -> str:

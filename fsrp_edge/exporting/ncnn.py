@@ -11,7 +11,7 @@ import torch
 
 from fsrp_edge.exporting.artifact import Artifact, Precision
 from fsrp_edge.exporting.frozen import as_exported
-from fsrp_edge.files import atomic_path, bytes_of, sha256_file
+from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import require
 from fsrp_edge.tool_output import captured_output
@@ -39,11 +39,4 @@ def export_ncnn(classifier: Classifier, path: Path, precision: Precision) -> Art
             temporary.mkdir()
             for suffix in ("param", "bin"):
                 (Path(folder) / f"model.ncnn.{suffix}").rename(temporary / f"model.{suffix}")
-    return Artifact(
-        path=Path(path.name),
-        format="ncnn",
-        precision=precision,
-        layout="NCHW",
-        bytes=bytes_of(path),
-        sha256=sha256_file(path),
-    )
+    return Artifact.at(path, precision)

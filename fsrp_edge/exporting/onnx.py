@@ -21,7 +21,7 @@ from fsrp_edge.exporting.artifact import Artifact, Precision
 from fsrp_edge.exporting.calibration import Histograms, require_images
 from fsrp_edge.exporting.frozen import as_exported
 from fsrp_edge.exporting.options import DEFAULTS, CalibrationMethod, ExportOptions
-from fsrp_edge.files import atomic_path, sha256_file
+from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 from fsrp_edge.runtimes import onnx_port, require
@@ -264,22 +264,15 @@ def _write(
         onnx.checker.check_model(written, full_check=True)
     if _opset_of(written) > opset or any(entry.domain for entry in written.opset_import):
         raise RuntimeError(f"the file needs {list(written.opset_import)}, more than plain ONNX opset {opset}")
-    return Artifact(
-        path=Path(path.name),
-        format="onnx",
-        precision=precision,
-        layout="NCHW",
-        dynamic_batch=bool(written.graph.input[0].type.tensor_type.shape.dim[0].dim_param),
-        input="uint8" if _elem_type(written) == onnx.TensorProto.UINT8 else "float32",
-        bytes=path.stat().st_size,
-        sha256=sha256_file(path),
+    takes = written.graph.input[0].type.tensor_type
+    return Artifact.at(
+        path,
+        precision,
+        dynamic_batch=bool(takes.shape.dim[0].dim_param),
+        input="uint8" if takes.elem_type == onnx.TensorProto.UINT8 else "float32",
         opset=_opset_of(written),
         ir_version=written.ir_version,
     )
-
-
-def _elem_type(model: Any) -> int:
-    return int(model.graph.input[0].type.tensor_type.elem_type)
 
 
 def _opset_of(model: Any) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.tflite import channels_last
-from fsrp_edge.files import atomic_path, bytes_of, sha256_file
+from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import require
 from fsrp_edge.tool_output import captured_output
@@ -33,11 +33,4 @@ def export_saved_model(classifier: Classifier, path: Path) -> Artifact:
         module.call = require("litert_torch.backend.tf_integration").mlir_to_tf_function(lowered)
         with atomic_path(path) as temporary:
             tensorflow.saved_model.save(module, str(temporary), signatures={"serving_default": module.call})
-    return Artifact(
-        path=Path(path.name),
-        format="saved_model",
-        precision="fp32",
-        layout="NHWC",
-        bytes=bytes_of(path),
-        sha256=sha256_file(path),
-    )
+    return Artifact.at(path, "fp32")

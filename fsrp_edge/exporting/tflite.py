@@ -16,7 +16,7 @@ from fsrp_edge.exporting.artifact import Artifact, Precision
 from fsrp_edge.exporting.calibration import Histograms, require_images
 from fsrp_edge.exporting.frozen import as_exported
 from fsrp_edge.exporting.options import DEFAULTS, CalibrationMethod, ExportOptions
-from fsrp_edge.files import atomic_path, sha256_file
+from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 from fsrp_edge.runtimes import require, tflite_port
@@ -254,14 +254,10 @@ def _write(content: Any, path: Path, precision: Precision, metadata: Mapping[str
     reasons = transpose_reasons(path)
     graph = schema.Model.GetRootAs(path.read_bytes(), 0).Subgraphs(0)
     takes = graph.Tensors(graph.Inputs(0)).Type()
-    return Artifact(
-        path=Path(path.name),
-        format="tflite",
-        precision=precision,
-        layout="NHWC",
+    return Artifact.at(
+        path,
+        precision,
         input="uint8" if takes == schema.TensorType.UINT8 else "float32",
-        bytes=path.stat().st_size,
-        sha256=sha256_file(path),
         transposes=len(reasons),
         transpose_reasons=tuple(reasons),
     )
