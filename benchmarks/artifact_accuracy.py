@@ -5,6 +5,7 @@ python -m benchmarks.artifact_accuracy resnet20 --data cifar-10-batches-bin dens
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,19 @@ FILES: tuple[tuple[Format, Precision], ...] = (
 THREADS = 1
 
 
-def judge(classifier: Classifier, dataset: Dataset, options: ExportOptions) -> list[dict[str, Any]]:
+def judge(
+    classifier: Classifier,
+    dataset: Dataset,
+    options: ExportOptions,
+    files: Sequence[tuple[Format, Precision]],
+) -> list[dict[str, Any]]:
     """One row for the network and one for each file."""
     rows = [{"file": "network in torch", **_accuracy(classifier, dataset)}]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         exported = export_verified(
             classifier,
-            [ArtifactRequest(*file) for file in FILES],
+            [ArtifactRequest(*file) for file in files],
             folder / "files",
             target=load_target("generic-x86"),
             calibration=dataset.train.sample(options.calibration_images, 0),
@@ -80,8 +86,12 @@ def main() -> None:
     parser.add_argument("networks", nargs="+", metavar="LABEL=CHECKPOINT")
     parser.add_argument("--data", required=True)
     parser.add_argument("--arch", help="factory of the networks, where their files do not tell")
+    parser.add_argument(
+        "--file", dest="files", action="append", metavar="FORMAT:PRECISION", help="repeatable; default: all"
+    )
     parser.add_argument("--calibration-images", type=int, default=256)
     given = parser.parse_args()
+    files = [tuple(file.split(":")) for file in given.files] if given.files else FILES
     options = ExportOptions(calibration_images=given.calibration_images)
     cells = RESULTS / f"artifact_accuracy_{given.name}_cells"
     results = {}
@@ -91,7 +101,7 @@ def main() -> None:
             cell = cells / f"{label}.json"
             if not cell.is_file():
                 classifier = load(CheckpointOptions(checkpoint=Path(checkpoint), architecture=given.arch))
-                write_json(cell, judge(classifier, load_data(classifier, given.data, seed=0), options))
+                write_json(cell, judge(classifier, load_data(classifier, given.data, seed=0), options, files))
             results[label] = read_json(cell)
     rows = [
         (

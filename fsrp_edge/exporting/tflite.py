@@ -284,28 +284,22 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def transpose_reasons(path: Path) -> list[str]:
     """What each TRANSPOSE of a TFLite file is for: what is left of the change from NCHW to NHWC."""
-    schema = require("ai_edge_litert.schema_py_generated")
+    codes = vars(require("ai_edge_litert.schema_py_generated").BuiltinOperator).items()
     model = require("ai_edge_litert.tools.flatbuffer_utils").read_model(path)
-    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+    names = {code: name for name, code in codes if isinstance(code, int)}
     reasons = []
     for graph in model.subgraphs:
-        kinds = [names[model.operatorCodes[operator.opcodeIndex].builtinCode] for operator in graph.operators]
-        for operator, kind in zip(graph.operators, kinds, strict=True):
+        kinds = [names[model.operatorCodes[one.opcodeIndex].builtinCode] for one in graph.operators]
+        for one, kind in zip(graph.operators, kinds, strict=True):
             if kind != "TRANSPOSE":
                 continue
-            users = [
-                other
-                for other, by in zip(kinds, graph.operators, strict=True)
-                if operator.outputs[0] in by.inputs
-            ]
+            by = zip(kinds, graph.operators, strict=True)
+            users = [user for user, other in by if one.outputs[0] in other.inputs]
             given, made = (
-                "×".join(map(str, graph.tensors[index].shape))
-                for index in (operator.inputs[0], operator.outputs[0])
+                "×".join(map(str, graph.tensors[i].shape)) for i in (one.inputs[0], one.outputs[0])
             )
-            why = (
-                "the network reads a map channel by channel"
-                if "RESHAPE" in users
-                else "the network permutes axes"
+            reads = "reads a map channel by channel" if "RESHAPE" in users else "permutes axes"
+            reasons.append(
+                f"{given} to {made} before {', '.join(users) or 'the output'}: the network {reads}"
             )
-            reasons.append(f"{given} to {made} before {', '.join(users) or 'the output'}: {why}")
     return reasons
