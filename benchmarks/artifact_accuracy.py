@@ -1,11 +1,11 @@
-"""Accuracy, size and latency of every file of some networks, each in its own runtime. Resumable by network.
+"""Accuracy, size and latency of every file of some networks, each in its own runtime. Resumable by file.
 
 python -m benchmarks.artifact_accuracy resnet20 --data cifar-10-batches-bin dense=net.th pruned=recovered.safetensors
 """
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,38 +39,34 @@ def judge(
     dataset: Dataset,
     options: ExportOptions,
     files: Sequence[tuple[Format, Precision]],
-) -> list[dict[str, Any]]:
-    """One row for the network and one for each file."""
-    rows = [{"file": "network in torch", **_accuracy(classifier, dataset)}]
+) -> Iterator[dict[str, Any]]:
+    """One row for each file."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+        folder = Path(scratch) / "files"
         exported = export_verified(
             classifier,
             [ArtifactRequest(*file) for file in files],
-            folder / "files",
+            folder,
             target=load_target("generic-x86"),
             calibration=dataset.train.sample(options.calibration_images, 0),
             images=dataset.evaluation,
             options=options,
         )
         timed = [artifact for artifact in exported.artifacts if artifact.format in DEFAULTS]
-        paths = [folder / "files" / artifact.path for artifact in timed]
+        paths = [folder / artifact.path for artifact in timed]
         setup = Setup(threads=THREADS, input_shape=classifier.spec.input_shape)
         measured = measure_on(parse_address("local"), paths, setup, method=QUICK)
         latencies = {a.path: m.latency for a, m in zip(timed, measured, strict=True)}
         for artifact, parity in zip(exported.artifacts, exported.parities, strict=True):
             latency = latencies.get(artifact.path)
-            rows.append(
-                {
-                    "file": artifact.name,
-                    **_accuracy(open_session(folder / "files" / artifact.path, threads=2).predict, dataset),
-                    "bytes": artifact.bytes,
-                    "p50_ms": latency.p50_ms if latency else None,
-                    "latency_valid": latency.valid if latency else None,
-                    "parity": [check.model_dump(mode="json") for check in parity],
-                }
-            )
-    return rows
+            yield {
+                "file": artifact.name,
+                **_accuracy(open_session(folder / artifact.path, threads=2).predict, dataset),
+                "bytes": artifact.bytes,
+                "p50_ms": latency.p50_ms if latency else None,
+                "latency_valid": latency.valid if latency else None,
+                "parity": [check.model_dump(mode="json") for check in parity],
+            }
 
 
 def _accuracy(predict: Any, dataset: Dataset) -> dict[str, Any]:
@@ -99,11 +95,20 @@ def main() -> None:
         for network in given.networks:
             label, _, checkpoint = network.partition("=")
             cell = cells / f"{label}.json"
-            if not cell.is_file():
+            rows = read_json(cell) if cell.is_file() else []
+            known = {row["file"] for row in rows}
+            missing = [file for file in files if " ".join(file) not in known]
+            if missing or not rows:
                 classifier = load(CheckpointOptions(checkpoint=Path(checkpoint), architecture=given.arch))
-                write_json(cell, judge(classifier, load_data(classifier, given.data, seed=0), options, files))
-            results[label] = read_json(cell)
-    rows = [
+                dataset = load_data(classifier, given.data, seed=0)
+                if not rows:
+                    rows.append({"file": "network in torch", **_accuracy(classifier, dataset)})
+                    write_json(cell, rows)
+                for row in judge(classifier, dataset, options, missing):
+                    rows.append(row)
+                    write_json(cell, rows)
+            results[label] = rows
+    table = [
         (
             label,
             row["file"],
@@ -117,7 +122,7 @@ def main() -> None:
     ]
     content = {"calibration_images": options.calibration_images, "threads": THREADS, "networks": results}
     header = ("network", "file", "accuracy", "points against torch", "size", "p50, 1 thread")
-    save(f"artifact_accuracy_{given.name}", content, header, rows)
+    save(f"artifact_accuracy_{given.name}", content, header, table)
 
 
 if __name__ == "__main__":
