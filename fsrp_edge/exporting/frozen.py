@@ -59,6 +59,9 @@ class UnevenPooling(nn.Module):
         made: (H, W) of those that go out.
     """
 
+    rows: Tensor
+    columns: Tensor
+
     def __init__(self, given: tuple[int, ...], made: tuple[int, ...]) -> None:
         super().__init__()
         for name, before, after in zip(("rows", "columns"), given, made, strict=True):

@@ -1,6 +1,7 @@
 """Arm code through the whole way of ssh: shell, agent and both runtimes are aarch64, emulated; `make test-arm`."""
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ LIMITS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.0}
 """Largest difference between x86 and Arm, relative to the largest output."""
 
 
-@pytest.fixture(scope="module")
-def files(trained_checkpoint, tmp_path_factory) -> dict[tuple[Format, Precision], Path]:
-    """A network trained on handwritten digits in every format and precision."""
+def export(checkpoint: Path, folder: Path, target: str, pairs: Iterable[Any]) -> dict[Any, Path]:
+    """A network trained on handwritten digits as files for a target, by format and precision."""
     pytest.importorskip("onnx", reason="needs the onnx extra")
     pytest.importorskip("litert_torch", reason="needs the tflite extra")
     from fsrp_edge.data.embedded import digits
@@ -35,19 +35,24 @@ def files(trained_checkpoint, tmp_path_factory) -> dict[tuple[Format, Precision]
     from fsrp_edge.models.checkpoint import load_classifier
     from fsrp_edge.targets.load import load_target
 
-    classifier = load_classifier(trained_checkpoint)
+    classifier = load_classifier(checkpoint)
     data = digits(classifier.spec, seed=0)
-    requests = [ArtifactRequest(*pair) for pair in itertools.product(("onnx", "tflite"), LIMITS)]
-    folder = tmp_path_factory.mktemp("arm") / "artifacts"
+    requests = [ArtifactRequest(*pair) for pair in pairs]
     exported = export_verified(
         classifier,
         requests,
         folder,
-        target=load_target("raspberry-pi-4"),
+        target=load_target(target),
         calibration=data.train.sample(64, 0),
         images=data.evaluation,
     )
     return {(one.format, one.precision): folder / one.path for one in exported.artifacts}
+
+
+@pytest.fixture(scope="module")
+def files(trained_checkpoint, tmp_path_factory) -> dict[tuple[Format, Precision], Path]:
+    folder = tmp_path_factory.mktemp("arm") / "artifacts"
+    return export(trained_checkpoint, folder, "raspberry-pi-4", itertools.product(("onnx", "tflite"), LIMITS))
 
 
 def test_the_far_side_is_an_arm_machine(server):
@@ -71,6 +76,19 @@ def test_every_file_computes_on_arm_what_it_computes_here(server, files, trained
     for one in measured:
         assert one.recognition.same_as_here == 16
         assert one.recognition.correct >= 14
+
+
+def test_int8_of_either_sign_and_symmetry_computes_on_arm_what_it_computes_here(
+    server, trained_checkpoint, tmp_path
+):
+    """uint8 activations as x86 wants them, int8 as Arm does, and int8 without zero points as TensorRT does."""
+    targets = ("generic-x86", "raspberry-pi-4", "jetson-orin-nano")
+    paths = [
+        export(trained_checkpoint, tmp_path / target, target, [("onnx", "int8")])["onnx", "int8"]
+        for target in targets
+    ]
+    measured = measure_on(parse_address(server.arm_address()), paths, Setup(), method=SHORT)
+    assert [one.agreement.relative_error for one in measured] == [0, 0, 0]
 
 
 def test_a_fleet_of_three_and_the_comparison(server, files, tmp_path, capfd, monkeypatch):
