@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -106,46 +107,64 @@ class Probe(BaseModel):
         )
 
 
-def check_parity(
-    classifier: Classifier,
-    path: Path,
-    artifact: Artifact,
-    images: ImageSet | None = None,
-    *,
-    runtimes: Sequence[Runtime] | None = None,
-    random_images: int = 8,
-    seed: int = 0,
-) -> tuple[Parity, ...]:
-    """Compare a file with the network it was made from.
+@dataclass(frozen=True)
+class Reference:
+    """What the float32 network answers to images, found once for all files that are compared with it.
 
     Args:
-        classifier: the float32 network.
-        path: the file.
-        artifact: what the file is; its precision decides the tolerance.
-        images: real images, of which all are used; without them only random ones are.
-        runtimes: what to run the file in; None takes every installed runtime of the format.
-        random_images: number of random images, see `probe_pixels`.
-        seed: of the random images.
-
-    Returns:
-        One parity a runtime and kind of input, random first.
-
-    Raises:
-        ToolFailedError: a runtime is missing or refuses the file.
+        batches: pixels float32 (N, C, H, W) in [0, 1], by kind.
+        logits: float32 (images, classes) of all batches of a kind.
     """
-    batches: dict[Inputs, list[torch.Tensor]] = {
-        "random": [probe_pixels(classifier.spec.input_shape, random_images, seed)]
-    }
-    if images is not None and len(images):
-        batches["real"] = [pixels for pixels, _ in images.batches(32)]
-    parities = []
-    references = {inputs: _reference(classifier, pixels) for inputs, pixels in batches.items()}
-    for runtime in runtimes or installed_runtimes(path):
-        session = open_session(path, runtime=runtime)
-        for inputs, pixels in batches.items():
-            logits = np.concatenate([session.run(batch.numpy()) for batch in pixels])
-            parities.append(compare(references[inputs], logits, artifact, runtime, inputs))
-    return tuple(parities)
+
+    batches: dict[Inputs, list[torch.Tensor]]
+    logits: dict[Inputs, np.ndarray]
+
+    @classmethod
+    def of(
+        cls, classifier: Classifier, images: ImageSet | None = None, *, random_images: int = 8, seed: int = 0
+    ) -> "Reference":
+        """Ask the network.
+
+        Args:
+            classifier: the float32 network.
+            images: real images, of which all are used; without them only random ones are.
+            random_images: number of random images, see `probe_pixels`.
+            seed: of the random images.
+        """
+        batches: dict[Inputs, list[torch.Tensor]] = {
+            "random": [probe_pixels(classifier.spec.input_shape, random_images, seed)]
+        }
+        if images is not None and len(images):
+            batches["real"] = [pixels for pixels, _ in images.batches(32)]
+        return cls(batches, {inputs: _reference(classifier, pixels) for inputs, pixels in batches.items()})
+
+    def check(self, path: Path, artifact: Artifact) -> tuple[Parity, ...]:
+        """Compare a file with the network in every installed runtime of its format.
+
+        Args:
+            path: the file.
+            artifact: what the file is; its precision decides the tolerance.
+
+        Returns:
+            One parity a runtime and kind of input, random first.
+
+        Raises:
+            ToolFailedError: a runtime is missing or refuses the file.
+        """
+        parities = []
+        for runtime in installed_runtimes(path):
+            session = open_session(path, runtime=runtime)
+            for inputs, pixels in self.batches.items():
+                logits = np.concatenate([session.run(batch.numpy()) for batch in pixels])
+                parities.append(compare(self.logits[inputs], logits, artifact, runtime, inputs))
+        return tuple(parities)
+
+
+def check_parity(
+    classifier: Classifier, path: Path, artifact: Artifact, images: ImageSet | None = None
+) -> tuple[Parity, ...]:
+    """Compare one file with the network it was made from: `Reference.of` and its `check`."""
+    return Reference.of(classifier, images).check(path, artifact)
 
 
 def require_parity(parities: Sequence[Parity]) -> None:

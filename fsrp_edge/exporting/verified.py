@@ -14,7 +14,7 @@ from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artif
 from fsrp_edge.exporting.frozen import frozen_copy
 from fsrp_edge.exporting.mixed import LayerError
 from fsrp_edge.exporting.options import DEFAULTS, ExportOptions
-from fsrp_edge.exporting.parity import Parity, Probe, check_parity, require_parity
+from fsrp_edge.exporting.parity import Parity, Probe, Reference, require_parity
 from fsrp_edge.exporting.tensorrt import takes_tensorrt, write_engine_script
 from fsrp_edge.files import without_folders
 from fsrp_edge.models.classifier import Classifier
@@ -76,7 +76,7 @@ def export_verified(
         ToolFailedError: an exporter is missing or failed.
     """
     network = frozen_copy(classifier)
-    judged = images.sample(PARITY_IMAGES, seed=0)
+    reference = Reference.of(network, images.sample(PARITY_IMAGES, seed=0))
     digest = weights_sha256(network)
     errors: dict[str, tuple[LayerError, ...]] = {}
     plan = ExportPlan(
@@ -101,7 +101,7 @@ def export_verified(
             report=lambda artifact, found: errors.update({artifact.path.name: found}),
         )
         parities = tuple(
-            check_parity(network, staging / artifact.path, artifact, judged)
+            reference.check(staging / artifact.path, artifact)
             for artifact in track(artifacts, "verifying files")
         )
         require_parity([parity for checks in parities for parity in checks])

@@ -94,7 +94,7 @@ def test_ranges_by_every_method_give_a_file_that_agrees(
         .quantize(folder / "plain.tflite")
         .sha256
     )
-    require_parity(check_parity(classifier, folder / artifact.path, artifact, images, runtimes=["litert"]))
+    require_parity(check_parity(classifier, folder / artifact.path, artifact, images))
 
 
 def test_facts_are_in_the_file_in_every_precision(
