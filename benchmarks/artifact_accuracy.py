@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, save
-from fsrp_edge.bench.measure import DEFAULTS, QUICK, Setup, measure_on
+from fsrp_edge.bench.measure import QUICK, Setup, measure_on
+from fsrp_edge.bench.results import Latency
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.exporting.artifact import Format, Precision
-from fsrp_edge.exporting.export import ArtifactRequest
+from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.files import read_json, write_json
@@ -31,42 +32,55 @@ FILES: tuple[tuple[Format, Precision], ...] = (
     ("tflite", "fp32"), ("tflite", "fp16"), ("tflite", "int8"), ("tflite", "int8-dynamic"),
     ("ncnn", "fp32"), ("ncnn", "fp16"),
 )  # fmt: skip
-THREADS = 1
+TARGET, THREADS = "generic-x86", 1
+
+
+Files = Sequence[tuple[Format, Precision]]
 
 
 def judge(
-    classifier: Classifier,
-    dataset: Dataset,
-    options: ExportOptions,
-    files: Sequence[tuple[Format, Precision]],
+    classifier: Classifier, dataset: Dataset, options: ExportOptions, files: Files
 ) -> Iterator[dict[str, Any]]:
-    """One row for each file."""
+    """One row for each file, of what does not depend on how busy the machine is."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "files"
         exported = export_verified(
             classifier,
             [ArtifactRequest(*file) for file in files],
             folder,
-            target=load_target("generic-x86"),
+            target=load_target(TARGET),
             calibration=dataset.train.sample(options.calibration_images, 0),
             images=dataset.evaluation,
             options=options,
         )
-        timed = [artifact for artifact in exported.artifacts if artifact.format in DEFAULTS]
-        paths = [folder / artifact.path for artifact in timed]
-        setup = Setup(threads=THREADS, input_shape=classifier.spec.input_shape)
-        measured = measure_on(parse_address("local"), paths, setup, method=QUICK)
-        latencies = {a.path: m.latency for a, m in zip(timed, measured, strict=True)}
         for artifact, parity in zip(exported.artifacts, exported.parities, strict=True):
-            latency = latencies.get(artifact.path)
             yield {
                 "file": artifact.name,
                 **_accuracy(open_session(folder / artifact.path, threads=2).predict, dataset),
                 "bytes": artifact.bytes,
-                "p50_ms": latency.p50_ms if latency else None,
-                "latency_valid": latency.valid if latency else None,
                 "parity": [check.model_dump(mode="json") for check in parity],
             }
+
+
+def latencies(
+    classifier: Classifier, dataset: Dataset, options: ExportOptions, files: Files
+) -> dict[str, Latency]:
+    """Of each file, by its name, all measured in turns."""
+    target = load_target(TARGET)
+    plan = ExportPlan(
+        opset=target.onnx_opset,
+        ir_version=target.onnx_ir_version,
+        int8_activation=target.int8_activation,
+        options=options,
+        calibration=dataset.train.sample(options.calibration_images, 0),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        made = export_artifacts(classifier, [ArtifactRequest(*file) for file in files], folder, plan)
+        setup = Setup(threads=THREADS, input_shape=classifier.spec.input_shape)
+        paths = [folder / artifact.path for artifact in made]
+        measured = measure_on(parse_address("local"), paths, setup, method=QUICK)
+    return {artifact.name: one.latency for artifact, one in zip(made, measured, strict=True)}
 
 
 def _accuracy(predict: Any, dataset: Dataset) -> dict[str, Any]:
@@ -86,6 +100,9 @@ def main() -> None:
         "--file", dest="files", action="append", metavar="FORMAT:PRECISION", help="repeatable; default: all"
     )
     parser.add_argument("--calibration-images", type=int, default=256)
+    parser.add_argument(
+        "--latency", action="store_true", help="measure it, again where it was: on a quiet machine"
+    )
     given = parser.parse_args()
     files = [tuple(file.split(":")) for file in given.files] if given.files else FILES
     options = ExportOptions(calibration_images=given.calibration_images)
@@ -98,14 +115,21 @@ def main() -> None:
             rows = read_json(cell) if cell.is_file() else []
             known = {row["file"] for row in rows}
             missing = [file for file in files if " ".join(file) not in known]
-            if missing or not rows:
+            if missing or not rows or given.latency:
                 classifier = load(CheckpointOptions(checkpoint=Path(checkpoint), architecture=given.arch))
                 dataset = load_data(classifier, given.data, seed=0)
                 if not rows:
                     rows.append({"file": "network in torch", **_accuracy(classifier, dataset)})
                     write_json(cell, rows)
-                for row in judge(classifier, dataset, options, missing):
+                for row in judge(classifier, dataset, options, missing) if missing else ():
                     rows.append(row)
+                    write_json(cell, rows)
+                if given.latency:
+                    found = latencies(classifier, dataset, options, files)
+                    for row in rows:
+                        if row["file"] in found:
+                            latency = found[row["file"]]
+                            row |= {"p50_ms": latency.p50_ms, "latency_valid": latency.valid}
                     write_json(cell, rows)
             results[label] = rows
     table = [

@@ -1,7 +1,8 @@
 """Where the time and the memory of an export go: one network to every format in one process, stage by stage.
 
 The peak is that of the process during the stage (Linux's VmHWM, set back before each), so it holds what earlier stages
-left; `before` says how much that was. Quantization is calibrated on noise, as many images as by default.
+left; `before` says how much that was. Quantization is calibrated on 32 images of noise; by default an
+export takes 256.
 
 python -m benchmarks.export_stages resnet50
 """
@@ -21,11 +22,10 @@ from benchmarks.common import save
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.exporting import ncnn, onnx, saved_model, tflite
-from fsrp_edge.exporting.options import DEFAULTS
 from fsrp_edge.exporting.parity import check_parity
 from fsrp_edge.runtimes import require
 
-PARITY_IMAGES = 16
+CALIBRATION_IMAGES, PARITY_IMAGES = 32, 16
 
 
 def memory(kind: str) -> float:
@@ -45,9 +45,12 @@ def main() -> None:
     parser.add_argument("network", nargs="?", default="resnet50")
     given = parser.parse_args()
     classifier = network(given.network)
-    count = DEFAULTS.calibration_images
-    noise = np.random.default_rng(0).integers(0, 256, (count, *classifier.spec.input_shape), np.uint8)
-    images = ImageSet.of("noise", ArraySource(noise), torch.arange(count) % classifier.spec.classes)
+    noise = np.random.default_rng(0).integers(
+        0, 256, (CALIBRATION_IMAGES, *classifier.spec.input_shape), np.uint8
+    )
+    images = ImageSet.of(
+        "noise", ArraySource(noise), torch.arange(CALIBRATION_IMAGES) % classifier.spec.classes
+    )
     measured: list[dict[str, Any]] = []
     kept: dict[str, Any] = {}
 
@@ -67,19 +70,19 @@ def main() -> None:
         stage("onnx fp32", lambda: onnx.export_onnx(classifier, graph, opset=17, ir_version=8))
         stage("onnx fp16", lambda: onnx.convert_to_fp16(graph, folder / "fp16.onnx"))
         stage(
-            f"onnx int8: calibrate on {count} images",
+            f"onnx int8: calibrate on {CALIBRATION_IMAGES} images",
             lambda: onnx.Int8Quantizer(graph, folder, activation="uint8", calibration=images),
         )
-        quantizer = kept[f"onnx int8: calibrate on {count} images"]
+        quantizer = kept[f"onnx int8: calibrate on {CALIBRATION_IMAGES} images"]
         stage("onnx int8: quantize", lambda: quantizer.quantize(folder / "int8.onnx"))
         stage("tflite fp32", lambda: tflite.export_tflite(classifier, lite))
         stage("tflite fp16", lambda: tflite.convert_to_fp16(lite, folder / "fp16.tflite"))
         stage("tflite int8-dynamic", lambda: tflite.quantize_weights(lite, folder / "dynamic.tflite"))
         stage(
-            f"tflite int8: calibrate on {count} images",
+            f"tflite int8: calibrate on {CALIBRATION_IMAGES} images",
             lambda: tflite.Int8Quantizer(lite, calibration=images),
         )
-        lite_quantizer = kept[f"tflite int8: calibrate on {count} images"]
+        lite_quantizer = kept[f"tflite int8: calibrate on {CALIBRATION_IMAGES} images"]
         stage("tflite int8: quantize", lambda: lite_quantizer.quantize(folder / "int8.tflite"))
         stage(
             "saved_model fp32", lambda: saved_model.export_saved_model(classifier, folder / "m.saved_model")
