@@ -52,10 +52,19 @@ def legend_above(axes: Any) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
 
 
+DEAD = 1e-3
+"""Of the median score of its layer: a filter below that responds to nothing."""
+
+
 def score_boxes(scores: Mapping[str, Sequence[float]]) -> Any:
-    """A box for every layer: median, quartiles and range of its filters' scores, on a logarithmic axis."""
+    """A box for every layer: median, quartiles and range of its filters' scores, on a logarithmic axis.
+
+    Dead filters score (nearly) 0: what is far below its layer's median stands at the left end, not decades away.
+    """
     figure, axes = new(0.8 + 0.17 * len(scores))
-    positive = [np.maximum(values, 1e-12) for values in scores.values()]
+    usual = [value for values in scores.values() for value in values if value > DEAD * np.median(values)]
+    least = 0.8 * min(usual, default=1.0)
+    positive = [np.maximum(values, least) for values in scores.values()]
     line = {"color": SECOND}
     axes.boxplot(
         positive, whis=(0, 100), orientation="horizontal", tick_labels=[shortened(name) for name in scores],

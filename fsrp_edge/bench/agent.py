@@ -15,7 +15,6 @@ and `result` (every raw time, the state before, during and after) or `error` (ex
 # ruff: noqa: UP006, UP007, UP035, UP045 (Python 3.6 knows neither list[int] nor int | None)
 
 import argparse
-import base64
 import gc
 import importlib
 import json
@@ -28,7 +27,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 Emit = Callable[..., None]
 Tick = Callable[[str, int, float], None]
@@ -57,19 +56,51 @@ class AgentError(Exception):
         self.install = install
 
 
+# -------------------------------------------------------------------------------------------------- Runtimes
+
+
+def import_first(names: Sequence[str], package: str) -> Any:
+    """Import the first of `names` that is installed; `package` is what to install where none is."""
+    reasons = []
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            reasons.append(str(error))
+    raise AgentError("missing-runtime", f"cannot import {' or '.join(names)}: {reasons[0]}", package)
+
+
+def import_numpy() -> Any:
+    """Numpy, which both runtimes take their inputs as."""
+    return import_first(["numpy"], "numpy")
+
+
+def version_of(name: str) -> str:
+    """Version of an imported module's package, as well as it can be told."""
+    package = name.partition(".")[0]
+    version = getattr(sys.modules[package], "__version__", None)
+    if version is None:
+        # Python before 3.8 has no importlib.metadata; the folder beside the package tells as much.
+        stem = DISTRIBUTIONS.get(name, package).replace("-", "_")
+        infos = [info for entry in sys.path for info in Path(entry or ".").glob(stem + "-*.dist-info")]
+        version = infos[0].name[len(stem) + 1 : -len(".dist-info")] if infos else "unknown"
+    return str(version)
+
+
 class Runtime:
     """A model in a runtime. The ones below say how to load and run it; timing is the same for all but trtexec."""
 
     modules: Tuple[str, ...] = ()
     package = ""
     channels_last = False
+    quantization: Tuple[float, int] = (0.0, 0)
+    """Scale and zero point of the input, where it has any."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.module = import_first(self.modules, self.package)
         self.module_name = self.module.__name__
         self.version = version_of(self.module_name)
-        self.quantization: Tuple[float, int] = (0.0, 0)  # scale and zero point of the input, where it has any
 
     def load(self) -> List[Specification]:
         """Make it ready to run; return (name, shape, type) of every input."""
@@ -83,8 +114,8 @@ class Runtime:
         """One inference."""
         raise NotImplementedError
 
-    def outputs(self) -> List[Any]:
-        """The outputs of one inference."""
+    def output(self) -> Any:
+        """The first output of one inference, an array of real values."""
         raise NotImplementedError
 
     def first_ms(self) -> float:
@@ -110,7 +141,6 @@ class OnnxRuntime(Runtime):
     package = "onnxruntime"
 
     def load(self) -> List[Specification]:
-        """See Runtime."""
         options = self.module.SessionOptions()
         options.intra_op_num_threads = self.options.threads
         options.inter_op_num_threads = 1
@@ -124,12 +154,10 @@ class OnnxRuntime(Runtime):
         ]
 
     def run(self) -> None:
-        """See Runtime."""
         self.session.run(None, self.inputs)
 
-    def outputs(self) -> List[Any]:
-        """See Runtime."""
-        return list(self.session.run(None, self.inputs))
+    def output(self) -> Any:
+        return self.session.run(None, self.inputs)[0]
 
 
 class LiteRT(Runtime):
@@ -144,7 +172,6 @@ class LiteRT(Runtime):
     channels_last = True
 
     def load(self) -> List[Specification]:
-        """See Runtime."""
         threads = self.options.threads
         self.interpreter = self.module.Interpreter(model_path=self.options.model, num_threads=threads)
         self.interpreter.allocate_tensors()
@@ -154,7 +181,6 @@ class LiteRT(Runtime):
         return [(item["name"], list(item["shape_signature"]), item["dtype"].__name__) for item in details]
 
     def feed(self, inputs: Arrays) -> None:
-        """See Runtime."""
         for name, value in inputs.items():
             index, shape = self.places[name]
             if value.shape != shape:
@@ -164,13 +190,13 @@ class LiteRT(Runtime):
             self.interpreter.set_tensor(self.places[name][0], value)
 
     def run(self) -> None:
-        """See Runtime."""
         self.interpreter.invoke()
 
-    def outputs(self) -> List[Any]:
-        """See Runtime."""
+    def output(self) -> Any:
         self.run()
-        return [self.interpreter.get_tensor(item["index"]) for item in self.interpreter.get_output_details()]
+        details = self.interpreter.get_output_details()[0]
+        values, (scale, zero_point) = self.interpreter.get_tensor(details["index"]), details["quantization"]
+        return (values.astype("float32") - zero_point) * scale if scale else values
 
 
 class Ncnn(Runtime):
@@ -180,7 +206,6 @@ class Ncnn(Runtime):
     package = "ncnn"
 
     def load(self) -> List[Specification]:
-        """See Runtime."""
         if not (self.options.weights and self.options.input_shape):
             raise AgentError("usage", "ncnn needs --weights and --input-shape: its files name no shape")
         self.net = self.module.Net()
@@ -195,19 +220,16 @@ class Ncnn(Runtime):
         return [(name, shape, "float32") for name in self.net.input_names()]
 
     def feed(self, inputs: Arrays) -> None:
-        """See Runtime."""
         self.mats = {name: self.module.Mat(value[0]).clone() for name, value in inputs.items()}
 
     def run(self) -> None:
-        """See Runtime."""
-        self.made = self._extract()
+        self.made = self.extract()
 
-    def outputs(self) -> List[Any]:
-        """See Runtime."""
-        numpy = import_numpy()
-        return [numpy.array(value)[None] for value in self._extract()]
+    def output(self) -> Any:
+        return import_numpy().array(self.extract()[0])[None]
 
-    def _extract(self) -> List[Any]:
+    def extract(self) -> List[Any]:
+        """All outputs, in ncnn's own arrays."""
         extractor = self.net.create_extractor()
         for name, mat in self.mats.items():
             extractor.input(name, mat)
@@ -265,7 +287,6 @@ class TensorRT(Runtime):
         return [(self.name, [int(size) for size in found.group(2).split("x")], "float32")]
 
     def first_ms(self) -> float:
-        """See Runtime."""
         return self.latencies("first", 0)[0]
 
     def warm_up(self, tick: Tick) -> List[float]:
@@ -273,7 +294,6 @@ class TensorRT(Runtime):
         return []
 
     def times_ms(self, tick: Tick) -> List[float]:
-        """See Runtime."""
         options = self.options
         warm_up = int(1000 * max(options.warmup_seconds, 0.0))
         lengths = [f"--iterations={options.runs}", f"--duration={-(-options.seconds // 1):.0f}"]
@@ -281,18 +301,14 @@ class TensorRT(Runtime):
         self.call([self.engine("load"), self.export("times"), *lengths, *self.flags], tick)
         return self.latencies("times", warm_up)
 
-    def outputs(self) -> List[Any]:
-        """See Runtime."""
-        numpy = import_numpy()
+    def output(self) -> Any:
         pixels, made = self.folder / "input", self.folder / "output.json"
         self.inputs[self.name].tofile(str(pixels))
         once = ["--iterations=1", "--duration=0", "--warmUp=0"]
         feed = f"--loadInputs={self.name}:{pixels}"
         self.call([self.engine("load"), feed, f"--exportOutput={made}", *once, *self.flags])
-        return [
-            numpy.array(one["values"], "float32").reshape([int(n) for n in one["dimensions"].split("x")])
-            for one in json.loads(made.read_text())
-        ]
+        first = json.loads(made.read_text())[0]
+        return import_numpy().array(first["values"], "float32")
 
     def engine(self, verb: str) -> str:
         """The option that saves or loads the engine."""
@@ -344,32 +360,7 @@ RUNTIMES: Dict[str, Type[Runtime]] = {
 }
 
 
-def import_first(names: Sequence[str], package: str) -> Any:
-    """Import the first of `names` that is installed; `package` is what to install where none is."""
-    reasons = []
-    for name in names:
-        try:
-            return importlib.import_module(name)
-        except ImportError as error:
-            reasons.append(str(error))
-    raise AgentError("missing-runtime", f"cannot import {' or '.join(names)}: {reasons[0]}", package)
-
-
-def import_numpy() -> Any:
-    """Numpy, which both runtimes take their inputs as."""
-    return import_first(["numpy"], "numpy")
-
-
-def version_of(name: str) -> str:
-    """Version of an imported module's package, as well as it can be told."""
-    package = name.partition(".")[0]
-    version = getattr(sys.modules[package], "__version__", None)
-    if version is None:
-        # Python before 3.8 has no importlib.metadata; the folder beside the package tells as much.
-        stem = DISTRIBUTIONS.get(name, package).replace("-", "_")
-        infos = [info for entry in sys.path for info in Path(entry or ".").glob(stem + "-*.dist-info")]
-        version = infos[0].name[len(stem) + 1 : -len(".dist-info")] if infos else "unknown"
-    return str(version)
+# ------------------------------------------------------------------------------------- Inputs and inferences
 
 
 def make_inputs(specifications: List[Specification], seed: int) -> Dict[str, Any]:
@@ -418,10 +409,41 @@ def repeat(call: Callable[[], object], runs: int, seconds: float, phase: str, ti
         times.append(timed(call))
 
 
+def infer(model: Runtime, specification: Specification, pixels: Any, emit: Emit) -> Iterator[Any]:
+    """The first output for each image, of float pixels (N, C, H, W) in [0, 1] or of bytes."""
+    numpy = import_numpy()
+    name, _, kind = specification
+    scale, zero_point = model.quantization
+    told = time.perf_counter()
+    for count, image in enumerate(pixels):
+        values = (image.astype("float32") / 255 if image.dtype == "uint8" else image)[None]
+        if model.channels_last:
+            values = values.transpose(0, 2, 3, 1)
+        if kind in ("uint8", "int8"):
+            limits = numpy.iinfo(kind)
+            # A file without a scale takes bytes for pixels.
+            steps = values / scale + zero_point if scale else values * 255
+            values = numpy.rint(steps).clip(limits.min, limits.max)
+        model.feed({name: numpy.ascontiguousarray(values.astype(kind))})
+        yield model.output()
+        if time.perf_counter() - told >= PROGRESS_SECONDS:
+            told = time.perf_counter()
+            emit("progress", phase="evaluation", runs=count + 1, seconds=0)
+
+
+# ----------------------------------------------------------------------------------------------- The machine
+
+
 def gpu_mhz(line: str) -> Optional[float]:
     """The fastest GPU clock that tegrastats tells: `GR3D_FREQ 0%@76`, or `GR3D_FREQ 0%@[0,0]` with several."""
     found = re.search(r"GR3D_FREQ \d+%@\[?([\d,]+)", line)
     return max(float(mhz) for mhz in found.group(1).split(",")) if found else None
+
+
+def held_clocks(said: str) -> Optional[bool]:
+    """Whether `jetson_clocks --show` tells clocks of cores and GPU that cannot fall; None where it tells none."""
+    found = re.findall(r"^(?:cpu\d+: .*|GPU )MinFreq=(\d+) MaxFreq=(\d+)", said, re.M)
+    return all(low == high for low, high in found) if found else None
 
 
 def rails_of_pmic(said: str) -> Dict[str, float]:
@@ -589,6 +611,7 @@ class Machine:
             "temperatures_c": self.temperatures(),
             "throttled": self.throttle_bits(),
             "power_mode": mode.group(1) if mode else None,
+            "clocks_held": held_clocks(self.ask("jetson_clocks", "--show")) if mode else None,
             "power_w": self.power_w(),
             "load_1m": self.load_1m(),
             "free_memory_mb": self.memory_mb("MemAvailable"),
@@ -627,6 +650,16 @@ class Machine:
             trtexec=next((path for path in map(shutil.which, TensorRT.PLACES) if path), None),
             packages=packages,
         )
+
+
+def installed(modules: Sequence[str], package: str) -> Dict[str, Optional[str]]:
+    """Version of the first module that can be imported, else what to install and why."""
+    try:
+        return {"version": version_of(import_first(modules, package).__name__)}
+    except AgentError as error:
+        return {"version": None, "install": package, "reason": str(error)}
+    except Exception as error:  # a broken installation may raise anything
+        return {"version": None, "install": package, "reason": f"{type(error).__name__}: {error}"}
 
 
 def cores() -> int:
@@ -668,6 +701,9 @@ def peak_memory_mb() -> Optional[float]:
     return float(max(own, children) / 1e6)
 
 
+# ------------------------------------------------------------------------------------------------- Measuring
+
+
 def mean_power_w(
     before: Dict[str, Tuple[int, int]],
     after: Dict[str, Tuple[int, int]],
@@ -682,22 +718,6 @@ def mean_power_w(
     return sum(watts) / len(watts) if watts else None
 
 
-def installed(modules: Sequence[str], package: str) -> Dict[str, Optional[str]]:
-    """Version of the first module that can be imported, else what to install and why."""
-    try:
-        return {"version": version_of(import_first(modules, package).__name__)}
-    except AgentError as error:
-        return {"version": None, "install": package, "reason": str(error)}
-    except Exception as error:  # a broken installation may raise anything
-        return {"version": None, "install": package, "reason": f"{type(error).__name__}: {error}"}
-
-
-def encode(array: Any) -> Dict[str, Any]:
-    """An array as JSON can carry it, bit by bit."""
-    text = base64.b64encode(array.tobytes()).decode("ascii")
-    return {"type": str(array.dtype), "shape": list(array.shape), "base64": text}
-
-
 def foreign_cores(
     before: Optional[Tuple[float, float]], after: Optional[Tuple[float, float]], seconds: float
 ) -> Optional[float]:
@@ -707,33 +727,8 @@ def foreign_cores(
     return max(0.0, (after[0] - before[0]) - (after[1] - before[1])) / seconds
 
 
-def evaluate(model: Runtime, specification: Specification, path: str, emit: Emit) -> List[int]:
-    """The class that the model finds in each image of an .npz file, uint8 (N, C, H, W) under the name `pixels`."""
-    numpy = import_numpy()
-    name, _, kind = specification
-    scale, zero_point = model.quantization
-    found: List[int] = []
-    told = time.perf_counter()
-    for image in numpy.load(path)["pixels"]:
-        values = image[None].transpose(0, 2, 3, 1) if model.channels_last else image[None]
-        values = values.astype("float32") / 255
-        if kind == "uint8" and not scale:
-            values = values * 255  # the file takes bytes for pixels
-        elif kind in ("uint8", "int8"):
-            limits = numpy.iinfo(kind)
-            values = (values / scale + zero_point).clip(limits.min, limits.max)
-        if kind in ("uint8", "int8"):
-            values = numpy.rint(values)
-        model.feed({name: numpy.ascontiguousarray(values.astype(kind))})
-        found.append(int(model.outputs()[0].argmax()))
-        if time.perf_counter() - told >= PROGRESS_SECONDS:
-            told = time.perf_counter()
-            emit("progress", phase="evaluation", runs=len(found), seconds=0)
-    return found
-
-
 def measure(options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
-    """Load, warm up, time; return the result event's content."""
+    """Say who is there, then load, warm up, time; return the result event's content."""
     if not Path(options.model).is_file():
         raise AgentError("missing-model", f"no such file: {options.model}")
     if options.runtime not in RUNTIMES:
@@ -755,6 +750,14 @@ def measure(options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
         cores=cores(),
         system=platform.platform(),
     )
+    try:
+        return timed_runs(model, machine, options, emit)
+    finally:
+        model.close()
+
+
+def timed_runs(model: Runtime, machine: Machine, options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
+    """Every time from loading on, the state around it, and what was computed."""
     specifications: List[Specification] = []
     during: List[Dict[str, Any]] = []
 
@@ -763,44 +766,32 @@ def measure(options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
         if phase == "steady":
             during.append(machine.sample(seconds))
 
-    try:
-        init_ms = timed(lambda: specifications.extend(model.load()))
-        model.feed(make_inputs(specifications, options.seed))
-        first_ms = model.first_ms()
-        warmup_ms = model.warm_up(tick)
-        before = machine.state()
-        gc.collect()
-        gc.disable()  # a collection inside a run would be counted as the model's
-        joules_before, busy_before, start = machine.packages_uj(), machine.busy_seconds(), time.perf_counter()
-        times_ms = model.times_ms(tick)
-        seconds, busy_after, joules_after = (
-            time.perf_counter() - start,
-            machine.busy_seconds(),
-            machine.packages_uj(),
-        )
-        gc.enable()
-        after = machine.state()
-        outputs = []
-        for seed in range(options.outputs):
-            model.feed(make_inputs(specifications, seed))
-            outputs.append([encode(output) for output in model.outputs()])
-        classes = evaluate(model, specifications[0], options.evaluate, emit) if options.evaluate else None
-    finally:
-        model.close()
-    return {
-        "init_ms": init_ms,
-        "first_ms": first_ms,
-        "warmup_ms": warmup_ms,
-        "times_ms": times_ms,
-        "power_w": mean_power_w(joules_before, joules_after, seconds, during),
-        "before": before,
-        "during": during,
-        "after": after,
-        "foreign_cores": foreign_cores(busy_before, busy_after, seconds),
-        "peak_memory_mb": peak_memory_mb(),
-        "outputs": outputs,
-        "classes": classes,
-    }
+    def made(path: Optional[str]) -> Iterator[Any]:
+        pixels = import_numpy().load(path)["pixels"] if path else []
+        return infer(model, specifications[0], pixels, emit)
+
+    said: Dict[str, Any] = {"init_ms": timed(lambda: specifications.extend(model.load()))}
+    model.feed(make_inputs(specifications, options.seed))
+    said["first_ms"] = model.first_ms()
+    said["warmup_ms"] = model.warm_up(tick)
+    said["before"] = machine.state()
+    gc.collect()
+    gc.disable()  # a collection inside a run would be counted as the model's
+    joules, busy, start = machine.packages_uj(), machine.busy_seconds(), time.perf_counter()
+    said["times_ms"] = model.times_ms(tick)
+    seconds = time.perf_counter() - start
+    said["foreign_cores"] = foreign_cores(busy, machine.busy_seconds(), seconds)
+    said["power_w"] = mean_power_w(joules, machine.packages_uj(), seconds, during)
+    gc.enable()
+    said.update(during=during, after=machine.state(), peak_memory_mb=peak_memory_mb())
+    said["outputs"] = [output.ravel().tolist() for output in made(options.outputs)]
+    said["classes"] = (
+        [int(output.argmax()) for output in made(options.evaluate)] if options.evaluate else None
+    )
+    return said
+
+
+# ------------------------------------------------------------------------------------------ The command line
 
 
 def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
@@ -822,10 +813,9 @@ def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="at least so long (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="of the input's pixels")
-    parser.add_argument(
-        "--outputs", type=int, default=0, help="tell the outputs for the seeds below this one"
-    )
-    parser.add_argument("--evaluate", metavar="NPZ", help="tell the class of each image in this file")
+    images = "each image in this .npz file: `pixels` (N, C, H, W), float in [0, 1] or bytes"
+    parser.add_argument("--outputs", metavar="NPZ", help="tell the output for " + images)
+    parser.add_argument("--evaluate", metavar="NPZ", help="tell the class of " + images)
     return parser.parse_args(arguments)
 
 

@@ -1,55 +1,93 @@
-"""Whether a device computes what this machine computes from the same file."""
+"""Whether a device computes what it should: as the same file does here, and as the network it was made from."""
 
-import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fsrp_edge.bench import agent
 from fsrp_edge.bench.results import Agreement
-from fsrp_edge.runtimes import open_session
+from fsrp_edge.errors import FsrpEdgeError
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.parity import Probe
+from fsrp_edge.runtimes import Session, open_session
 
 TOLERANCE = 0.05
-"""Of the largest output. Rounding in 8-bit kernels may differ by some steps between processors; a wrong kernel or
-a damaged file is off by far more. Float files usually agree to 1e-5, so look at the error itself."""
+"""Of the largest output, to the same file here. Rounding in 8-bit kernels may differ by some steps between processors;
+a wrong kernel or a damaged file is off by far more. Float files usually agree to 1e-5, so look at the error itself."""
+RANDOM_INPUTS = 3
 
 
-def compare_outputs(
-    path: Path, outputs: Sequence[Sequence[dict[str, Any]]], input_shape: Sequence[int] | None = None
-) -> Agreement:
-    """Run a file here on the inputs that the agent made there, and compare.
+@dataclass(frozen=True)
+class Origin:
+    """What a manifest says of a file.
+
+    Args:
+        artifact: the file.
+        probe: logits of the float network that it was made from, on images that anyone can make again.
+    """
+
+    artifact: Artifact
+    probe: Probe
+
+
+class Expected:
+    """Inputs to run on a device, and what should come back.
 
     Args:
         path: the file.
-        outputs: for each seed from 0 on, the encoded outputs of the device.
+        origin: what is known of it; its probe's images are then the inputs, else random ones.
         input_shape: (C, H, W) for a file that does not tell.
 
     Raises:
-        FsrpEdgeError: the file can't be run here.
+        FsrpEdgeError: nothing can be expected: the file can't be run here, and nothing else is known of it.
     """
-    session = open_session(path)
-    told = session.input.shape
-    sizes = told if None not in told[1:] else (1, *(input_shape or ()))
-    expected, seen = [], []
-    for seed, (encoded, *_) in enumerate(outputs):
-        shape = [size or 1 for size in sizes]
-        batch = agent.make_inputs([("input", shape, session.input.dtype.name)], seed)["input"]
-        expected.append(session.output.decode(session.invoke(batch)))
-        seen.append(session.output.decode(_decode(encoded)))
-    error = _relative_error(np.stack(expected), np.stack(seen))
-    return Agreement(
-        inputs=len(outputs),
-        relative_error=error,
-        tolerance=TOLERANCE,
-        passed=error is not None and error <= TOLERANCE,
-    )
+
+    def __init__(
+        self, path: Path, origin: Origin | None = None, input_shape: Sequence[int] | None = None
+    ) -> None:
+        self.origin = origin
+        session = self._session(path)
+        if origin is not None:
+            self.pixels = origin.probe.pixels()
+        elif session is not None:
+            self.pixels = _random_pixels(session, input_shape)
+        self.here = (
+            None if session is None else np.stack([session.run(one[None]).ravel() for one in self.pixels])
+        )
+
+    def _session(self, path: Path) -> Session | None:
+        try:
+            return open_session(path)
+        except FsrpEdgeError:  # a device may have a runtime that this machine lacks
+            if self.origin is None:
+                raise
+            return None
+
+    def compare(self, outputs: Sequence[Sequence[float]]) -> Agreement:
+        """Judge the outputs (inputs, values) of a device."""
+        seen = np.array(outputs, np.float32)
+        error = None if self.here is None else _relative_error(self.here, seen)
+        passed = [self.here is None or (error is not None and error <= TOLERANCE)]
+        network = None
+        if self.origin is not None:
+            network = _relative_error(np.array(self.origin.probe.logits, np.float32), seen)
+            passed.append(network is not None and self.origin.probe.judge(seen, self.origin.artifact).passed)
+        return Agreement(
+            inputs=len(seen),
+            relative_error=error,
+            tolerance=TOLERANCE,
+            network_error=network,
+            passed=all(passed),
+        )
 
 
-def _decode(encoded: dict[str, Any]) -> np.ndarray:
-    values = np.frombuffer(base64.b64decode(encoded["base64"]), dtype=encoded["type"])
-    return values.reshape(encoded["shape"])
+def _random_pixels(session: Session, input_shape: Sequence[int] | None) -> np.ndarray:
+    sizes = session.input.shape[1:]
+    if session.layout == "NHWC":
+        sizes = (sizes[2], *sizes[:2])
+    shape = [size or 1 for size in (input_shape if input_shape and None in sizes else sizes)]
+    return np.random.default_rng(0).random((RANDOM_INPUTS, *shape), dtype=np.float32)
 
 
 def _relative_error(expected: np.ndarray, seen: np.ndarray) -> float | None:

@@ -3,9 +3,9 @@
 import contextvars
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import fsrp_edge
 from fsrp_edge import progress
-from fsrp_edge.bench import agent, tflite_benchmark
+from fsrp_edge.bench import agent, tools
 from fsrp_edge.bench.agent_process import run_agent
-from fsrp_edge.bench.agreement import compare_outputs
-from fsrp_edge.bench.recognition import judge, pack, recognize_here
-from fsrp_edge.bench.results import Agreement, BenchResults, Failure, Latency, Measurement, Round
+from fsrp_edge.bench.agreement import Expected, Origin
+from fsrp_edge.bench.recognition import judge, pack, recognize_here, save_pixels
+from fsrp_edge.bench.results import BenchResults, Failure, Latency, Measurement, Round
 from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.bench.transport import Address, Transport, open_transport, parse_address
 from fsrp_edge.bench.validity import disturbances
@@ -33,11 +33,10 @@ SUFFIXES = {
     "tflite-benchmark": ".tflite",
     "tensorrt": ".onnx",
     "ncnn": ".ncnn",
+    "benchncnn": ".ncnn",
 }
 """What each runtime runs, ncnn folders of two files; the first for a suffix is its default."""
 DEFAULTS: dict[Format, str] = {"onnx": "onnxruntime", "tflite": "litert", "ncnn": "ncnn"}
-COMPARED_INPUTS = 3
-"""Inputs whose outputs come back from a device to be compared with this machine's."""
 
 
 class Method(BaseModel):
@@ -71,6 +70,7 @@ class Setup:
         affinity: cores to stay on, such as `0,4-7`; None leaves that to the system.
         input_shape: (C, H, W) of an image, for ncnn, whose files do not tell.
         images: what to recognize on the device after measuring; None for nothing.
+        origins: what manifests say of files, by SHA-256; a device's outputs are compared with the network's then.
     """
 
     runtime: str | None = None
@@ -78,6 +78,7 @@ class Setup:
     affinity: str | None = None
     input_shape: tuple[int, ...] | None = None
     images: ImageSet | None = None
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
     def runtime_of(self, path: Path) -> str:
         """The runtime for a file.
@@ -160,25 +161,31 @@ def measure_on(
     """
     runtimes = [setup.runtime_of(path) for path in files]
     stop = stop or threading.Event()
-    if "tflite-benchmark" in runtimes:
-        method = method.model_copy(update={"rounds": max(method.rounds, tflite_benchmark.ROUNDS)})
+    if not tools.PROGRAMS.keys().isdisjoint(runtimes):
+        method = method.model_copy(update={"rounds": max(method.rounds, tools.ROUNDS)})
     said: list[list[_Said]] = [[] for _ in files]
     schedule = [index for _ in range(method.rounds) for index in range(len(files))]
     with tempfile.TemporaryDirectory() as folder, open_transport(address) as transport:
         packed = Path(folder, "images.npz") if setup.images is not None else None
         if setup.images is not None and packed is not None:
             pack(setup.images, packed)
+        expected = [_expect(address, path, setup, name) for path, name in zip(files, runtimes, strict=True)]
         turns = progress.track(schedule, f"measure latency, {address.name}", len(schedule))
         for turn, index in enumerate(turns):
             if turn:
                 stop.wait(method.cool_down_seconds)
-            first = turn < len(files)
             arguments = _arguments(runtimes[index], setup, method)
-            arguments["--outputs"] = COMPARED_INPUTS if first and address.kind != "local" else 0
-            if first and packed is not None:
-                arguments["--evaluate"] = transport.put(packed)
+            if turn < len(files):  # the first round
+                wanted = expected[index]
+                if isinstance(wanted, Expected):
+                    arguments["--outputs"] = transport.put(save_pixels(wanted.pixels, Path(folder)))
+                if packed is not None:
+                    arguments["--evaluate"] = transport.put(packed)
             said[index].append(_measure_round(transport, files[index], arguments, stop))
-        return [_join(address, path, setup, parts, packed) for path, parts in zip(files, said, strict=True)]
+        return [
+            _join(address, path, setup, parts, packed, wanted)
+            for path, parts, wanted in zip(files, said, expected, strict=True)
+        ]
 
 
 def measure_fleet(
@@ -225,20 +232,24 @@ def _wait(futures: Sequence[Future[list[Measurement]]]) -> None:
 
 
 def require_agreement(measurements: Sequence[Measurement]) -> None:
-    """Make sure that devices compute what this machine computes; what was not compared passes.
+    """Make sure that devices compute what this machine and the network compute; what was not compared passes.
 
     Raises:
         GateFailedError: one does not.
     """
     wrong = "\n".join(
-        f"{measurement.latency.model} computes something else on {measurement.address}: its outputs differ by "
-        f"{'what is no number' if agreement.relative_error is None else f'{agreement.relative_error:.1e}'}, "
-        f"relative to the largest; allowed: {agreement.tolerance:g}"
+        f"{measurement.latency.model} computes something else on {measurement.address}: relative to the largest, its "
+        f"outputs differ by {_share(agreement.relative_error)} from those here (allowed: {agreement.tolerance:g}) and "
+        f"by {_share(agreement.network_error)} from the float network's"
         for measurement in measurements
         if (agreement := measurement.agreement) and not agreement.passed
     )
     if wrong:
         raise GateFailedError(wrong)
+
+
+def _share(error: float | None) -> str:
+    return "an unknown amount" if error is None else f"{error:.1e}"
 
 
 def _arguments(runtime: str, setup: Setup, method: Method) -> dict[str, Any]:
@@ -263,13 +274,13 @@ def _measure_round(
 ) -> _Said:
     work = path.name if transport.address.kind == "local" else f"{path.name} on {transport.address.name}"
     runtime = arguments["--runtime"]
-    if runtime == "ncnn":
+    if path.suffix == ".ncnn":
         arguments = arguments | {"--weights": transport.put(path / "model.bin")}
         there = transport.put(path / "model.param")
     else:
         there = transport.put(path)
-    if runtime == "tflite-benchmark":
-        return _Said(*tflite_benchmark.measure_round(transport, there, arguments, work, stop))
+    if runtime in tools.PROGRAMS:
+        return _Said(*tools.measure_round(transport, there, arguments, work, stop))
     if runtime == "tensorrt":
         arguments = arguments | {"--precision": _precision_of(path)}
     words = [str(word) for pair in arguments.items() for word in pair]
@@ -289,7 +300,12 @@ def _precision_of(path: Path) -> str:
 
 
 def _join(
-    address: Address, path: Path, setup: Setup, said: Sequence[_Said], packed: Path | None
+    address: Address,
+    path: Path,
+    setup: Setup,
+    said: Sequence[_Said],
+    packed: Path | None,
+    expected: Expected | str,
 ) -> Measurement:
     """One latency of all rounds; loading and the first inference are those of the first."""
     hello, first = said[0].hello, said[0].result
@@ -318,9 +334,8 @@ def _join(
         energy_mj=None if power is None else power * summary.mean_ms,
         valid=not reasons,
         invalid_because=reasons,
-        **asdict(summary),
+        **summary.model_dump(),
     )
-    agreement, note = _compare(address, path, first["outputs"], setup)
     classes = first.get("classes")
     recognition = None
     if setup.images is not None and packed is not None and classes is not None:
@@ -329,18 +344,19 @@ def _join(
         address=address.name,
         latency=latency,
         rounds=rounds,
-        agreement=agreement,
-        agreement_note=note,
+        agreement=expected.compare(first["outputs"]) if isinstance(expected, Expected) else None,
+        agreement_note=expected if isinstance(expected, str) else None,
         recognition=recognition,
     )
 
 
-def _compare(
-    address: Address, path: Path, outputs: list[list[dict[str, Any]]], setup: Setup
-) -> tuple[Agreement | None, str | None]:
-    if not outputs:
-        return None, "measured on this machine" if address.kind == "local" else "benchmark_model tells none"
+def _expect(address: Address, path: Path, setup: Setup, runtime: str) -> Expected | str:
+    """What a device should compute, or why that is not looked at."""
+    if address.kind == "local":
+        return "measured on this machine"
+    if runtime in tools.PROGRAMS:
+        return f"{tools.PROGRAMS[runtime]} tells none"
     try:
-        return compare_outputs(path, outputs, setup.input_shape), None
-    except FsrpEdgeError as error:  # a device may have a runtime that this machine lacks
-        return None, str(error)
+        return Expected(path, setup.origins.get(sha256_file(path)), setup.input_shape)
+    except FsrpEdgeError as error:
+        return str(error)

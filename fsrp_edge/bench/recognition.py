@@ -20,6 +20,14 @@ def pack(images: ImageSet, path: Path) -> None:
         np.savez(stream, pixels=np.concatenate(pixels))
 
 
+def save_pixels(pixels: np.ndarray, folder: Path) -> Path:
+    """Write images float32 (N, C, H, W) in [0, 1] below a folder."""
+    path = folder / "inputs.npz"
+    with path.open("wb") as stream:
+        np.savez(stream, pixels=pixels)
+    return path
+
+
 def recognize_here(path: Path, packed: Path) -> np.ndarray | None:
     """Classes int64 (N,) that this machine finds in packed images; None where it can't run the file."""
     try:

@@ -29,7 +29,7 @@ NOT_FOUND = 127
 
 _MARK = "fsrp-edge-scratch:"
 _HOLD = f"""umask 077
-folder=$(mktemp -d "$1/fsrp-edge.XXXXXXXX") || exit 1
+folder=$(mktemp -d "${{1:-${{TMPDIR:-/tmp}}}}/fsrp-edge.XXXXXXXX") || exit 1
 trap 'rm -rf "$folder"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
 echo "{_MARK}$folder"
@@ -53,7 +53,7 @@ class Client:
     Args:
         first: its arguments for the command that holds the connection.
         further: for every other one; the command follows as a single string.
-        scratch: folder on the device below which the scratch folder is made.
+        scratch: folder on the device below which the scratch folder is made; empty: where temporary files go there.
         by_hand: what a user can type to try the connection.
     """
 
@@ -215,7 +215,7 @@ def _ssh(address: Address, control: str) -> Client:
     return Client(
         first=("ssh", *shared, "-o", "ControlMaster=yes", *where),
         further=("ssh", *shared, "-o", "ControlMaster=no", *where),
-        scratch="/tmp",
+        scratch="",
         by_hand=shlex.join(["ssh", *where, "true"]),
     )
 

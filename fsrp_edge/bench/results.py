@@ -15,7 +15,22 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Latency(_Record):
+class Summary(_Record):
+    """Statistics of latencies in milliseconds."""
+
+    min_ms: float
+    mean_ms: float
+    std_ms: float
+    """Of the sample (n - 1); 0 for a single run."""
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    p50_interval_ms: tuple[float, float]
+    """Bootstrap 95 % interval of the median."""
+
+
+class Latency(Summary):
     """Steady-state latency of one file, batch 1, in milliseconds, and how it was measured."""
 
     model: str
@@ -24,7 +39,7 @@ class Latency(_Record):
     device: str
     """Where it ran, such as `local: Intel Xeon, 2 cores`."""
     runtime: str
-    """`onnxruntime`, `litert`, `tflite-benchmark`, `ncnn` or `tensorrt`."""
+    """`onnxruntime`, `litert`, `tflite-benchmark`, `ncnn`, `benchncnn` or `tensorrt`."""
     runtime_version: str
     threads: int
     affinity: str | None = None
@@ -33,19 +48,10 @@ class Latency(_Record):
     runs: int
     runs_averaged: int = 1
     """Runs that each time is the mean of: above 1 for tools that tell nothing but means, one a round."""
-    init_ms: float
-    """Loading the file and making the session; building the engine with TensorRT."""
-    first_ms: float
+    init_ms: float | None
+    """Loading the file and making the session; building the engine with TensorRT; None where a tool tells neither."""
+    first_ms: float | None
     """The first inference."""
-    min_ms: float
-    mean_ms: float
-    std_ms: float
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    p50_interval_ms: tuple[float, float]
-    """Bootstrap 95 % interval of the median."""
     power_w: float | None = None
     """Of the whole board (or of an x86's packages) while measuring, what it draws at rest included."""
     energy_mj: float | None = None
@@ -68,6 +74,8 @@ class State(_Record):
     """Raspberry Pi's bits: 0 to 3 are now, 16 to 19 since the device started."""
     power_mode: str | None = None
     """Jetson: what nvpmodel is set to."""
+    clocks_held: bool | None = None
+    """Jetson: whether jetson_clocks keeps cores and GPU at their highest clocks; telling needs root there."""
     power_w: float | None = None
     load_1m: float | None
     free_memory_mb: float | None
@@ -101,13 +109,17 @@ class Round(_Record):
 
 
 class Agreement(_Record):
-    """Outputs on the device beside those of the same file on this machine, for the same inputs."""
+    """Outputs on the device beside what they should be: two comparisons for the same inputs."""
 
     inputs: int
     relative_error: float | None
-    """Largest difference by largest local output; None where an output is not a number."""
+    """To the same file here: largest difference by largest output. None where an output is not a number, or this
+    machine can't run the file."""
     tolerance: float
+    network_error: float | None = None
+    """To the float network that the file was made from, as its manifest keeps it; None without a manifest."""
     passed: bool
+    """Of what was compared, all; an error to the network is judged by the precision of the file."""
 
 
 class Recognition(_Record):
@@ -162,30 +174,31 @@ class BenchResults(_Record):
 
     def to_csv(self) -> str:
         """One line a measurement: the summary, without raw times."""
-        fields = [name for name in Latency.model_fields if name not in ("p50_interval_ms", "invalid_because")]
+        left_out = ("p50_interval_ms", "invalid_because")
+        fields = [name for name in Latency.model_fields if name not in left_out]
+        fields.sort(key=lambda name: name in Summary.model_fields)  # what was measured comes first
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(
-            [
-                "address",
-                *fields,
-                "p50_low_ms",
-                "p50_high_ms",
-                "peak_memory_mb",
-                "output_error",
-                "invalid_because",
-            ]
+        more = (
+            "p50_low_ms",
+            "p50_high_ms",
+            "peak_memory_mb",
+            "output_error",
+            "network_error",
+            "invalid_because",
         )
+        writer.writerow(["address", *fields, *more])
         for measurement in self.measurements:
             latency = measurement.latency
-            error = measurement.agreement.relative_error if measurement.agreement else None
+            agreement = measurement.agreement
+            errors = (agreement.relative_error, agreement.network_error) if agreement else (None, None)
             writer.writerow(
                 [
                     measurement.address,
                     *(getattr(latency, name) for name in fields),
                     *latency.p50_interval_ms,
                     measurement.peak_memory_mb,
-                    error,
+                    *errors,
                     "; ".join(latency.invalid_because),
                 ]
             )

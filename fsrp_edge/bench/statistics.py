@@ -1,26 +1,12 @@
 """Summaries of latencies: pure functions of the raw times."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from fsrp_edge.bench.results import Summary
+
 RESAMPLES = 5_000
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Statistics of latencies in milliseconds; fields are named as in `Latency`."""
-
-    min_ms: float
-    mean_ms: float
-    std_ms: float
-    """Of the sample (n - 1); 0 for a single run."""
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    p50_interval_ms: tuple[float, float]
 
 
 def summarize(times_ms: Sequence[float], *, seed: int = 0) -> Summary:

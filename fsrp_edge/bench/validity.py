@@ -26,6 +26,8 @@ def disturbances(part: Round, cores: int) -> Iterator[str]:
         yield f"the device was {_throttling(now | since)}"
     if before.governor != after.governor:
         yield f"the clock governor changed from {before.governor} to {after.governor}"
+    if before.clocks_held != after.clocks_held:
+        yield f"jetson_clocks was switched {'on' if after.clocks_held else 'off'}"
     clocks = [sample.clock_mhz for sample in part.during if sample.clock_mhz]
     if clocks and max(clocks) > (1 + CLOCK_CHANGE) * min(clocks):
         yield f"the clock moved between {min(clocks):.0f} and {max(clocks):.0f} MHz"

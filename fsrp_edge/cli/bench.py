@@ -1,7 +1,7 @@
 """`fsrp-edge bench`: latency of files on this machine and on devices, and the comparison of two such results."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ from fsrp_edge.cli.errors import traceback_option
 from fsrp_edge.errors import BadInputError, GateFailedError, ToolFailedError
 
 if TYPE_CHECKING:
+    from fsrp_edge.bench.agreement import Origin
+    from fsrp_edge.bench.compare import Comparison
     from fsrp_edge.bench.measure import Method
-    from fsrp_edge.bench.results import BenchResults, Latency, Measurement
+    from fsrp_edge.bench.results import BenchResults, Latency
     from fsrp_edge.data.images import ImageSet
 
-SPARKS = "▁▂▃▄▅▆▇█"
-SPARK_COUNT = 24
 EVALUATED = 1000
 """Images that are recognized on a device."""
 
@@ -82,9 +82,10 @@ def bench() -> None:
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["onnxruntime", "tensorrt", "litert", "tflite-benchmark", "ncnn"]),
+    type=click.Choice(["onnxruntime", "tensorrt", "litert", "tflite-benchmark", "ncnn", "benchncnn"]),
     help="onnxruntime or tensorrt (drives trtexec) for .onnx, litert or tflite-benchmark (drives benchmark_model, "
-    "needs no Python there) for .tflite, ncnn for .ncnn folders.  [default: the first of its format]",
+    "needs no Python there) for .tflite, ncnn or benchncnn (ncnn's own program, no Python either) for .ncnn folders.  "
+    "[default: the first of its format]",
 )
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--affinity", metavar="CORES", help="Stay on these cores, such as 0,4-7 for the fast ones.")
@@ -140,6 +141,7 @@ def measure(
     from fsrp_edge import plots
     from fsrp_edge.bench.measure import Setup, measure_fleet
     from fsrp_edge.bench.transport import parse_address
+    from fsrp_edge.cli.bench_table import course, print_results
     from fsrp_edge.cli.console import print_json, show_progress
     from fsrp_edge.files import write_json, write_text
 
@@ -148,7 +150,7 @@ def measure(
     method = _method(**lengths)
     addresses = [parse_address(device) for device in dict.fromkeys(devices)]
     images = None if evaluate is None else _images(evaluate, models[0])
-    setup = Setup(runtime, threads, affinity, input_shape, images)
+    setup = Setup(runtime, threads, affinity, input_shape, images, _origins(models))
     with show_progress(quiet=quiet):
         results = measure_fleet(addresses, models, setup, method=method)
     if out is not None:
@@ -156,11 +158,11 @@ def measure(
     if csv_file is not None:
         write_text(csv_file, results.to_csv())
     if picture is not None and results.measurements:
-        plots.save_png(plots.over_time(dict(map(_course, results.measurements))), picture)
+        plots.save_png(plots.over_time(dict(map(course, results.measurements))), picture)
     if as_json:
         print_json(results)
     else:
-        _print_results(results, threads, sustained=lengths["sustained"] is not None)
+        print_results(results, threads, sustained=lengths["sustained"] is not None)
     _fail(results, require_valid)
 
 
@@ -197,115 +199,14 @@ def _images(source: str, model: Path) -> "ImageSet":
     return open_dataset(source, spec, seed=0).evaluation.first(EVALUATED)
 
 
-def _print_results(results: "BenchResults", threads: int, *, sustained: bool) -> None:
-    from fsrp_edge.cli.console import print_rows
+def _origins(models: Sequence[Path]) -> "dict[str, Origin]":
+    """What manifests beside the files say of them, by digest."""
+    from fsrp_edge.bench.agreement import Origin
+    from fsrp_edge.files import sha256_file
+    from fsrp_edge.report.manifest import origin_of_file
 
-    if not results.measurements:
-        return
-    remote = any(measurement.agreement for measurement in results.measurements)
-    header = ["file", "device", "p50 ms", "95 % interval", "p90 ms", "p99 ms", "MB"]
-    optional = {
-        "mJ": [_millijoules(measurement) for measurement in results.measurements],
-        "outputs": [_agreement(measurement) if remote else "" for measurement in results.measurements],
-        "right": [_right(measurement) for measurement in results.measurements],
-    }
-    columns = {name: texts for name, texts in optional.items() if any(texts)}
-    print_rows(
-        (*header, *columns, "valid"),
-        [
-            (
-                latency.model,
-                measurement.address,
-                f"{latency.p50_ms:.3f}",
-                "–".join(f"{bound:.3f}" for bound in latency.p50_interval_ms),
-                f"{latency.p90_ms:.3f}",
-                f"{latency.p99_ms:.3f}",
-                "" if measurement.peak_memory_mb is None else f"{measurement.peak_memory_mb:.0f}",
-                *(texts[row] for texts in columns.values()),
-                "yes" if latency.valid else "no",
-            )
-            for row, measurement in enumerate(results.measurements)
-            for latency in [measurement.latency]
-        ],
-        footer="\n".join(
-            [
-                f"{threads} thread(s), batch 1; MB: peak memory of the process"
-                + ("; mJ: energy an inference, of the whole board" if "mJ" in columns else "")
-                + ("; outputs: largest difference to this machine's, relative" if remote else "")
-                + ("; right: of the images recognized there" if "right" in columns else ""),
-                *dict.fromkeys(
-                    f"{latency.device}; {latency.runtime} {latency.runtime_version}"
-                    for measurement in results.measurements
-                    for latency in [measurement.latency]
-                ),
-                *_notes(results),
-                *(_over_time(measurement) for measurement in results.measurements if sustained),
-            ]
-        ),
-    )
-
-
-def _notes(results: "BenchResults") -> Iterator[str]:
-    for measurement in results.measurements:
-        what = f"{measurement.latency.model} on {measurement.address}"
-        if not measurement.latency.valid:
-            yield f"not valid: {what}: {'; '.join(measurement.latency.invalid_because)}"
-        if measurement.latency.runs_averaged > 1:
-            yield f"{what}: the tool tells means only, so these are statistics of {_times(measurement)} means"
-        recognition = measurement.recognition
-        if recognition and recognition.same_as_here not in (None, recognition.images):
-            other = recognition.images - (recognition.same_as_here or 0)
-            yield f"{what}: another class than here in {other} of {recognition.images} images"
-        if measurement.agreement is None and measurement.address != "local":
-            yield f"outputs not compared: {what}: {measurement.agreement_note}"
-
-
-def _times(measurement: "Measurement") -> int:
-    return len(measurement.times_ms)
-
-
-def _millijoules(measurement: "Measurement") -> str:
-    energy = measurement.latency.energy_mj
-    return "" if energy is None else f"{energy:.3g}"
-
-
-def _right(measurement: "Measurement") -> str:
-    seen = measurement.recognition
-    return "" if seen is None or seen.correct is None else f"{seen.correct / seen.images:.1%}"
-
-
-def _agreement(measurement: "Measurement") -> str:
-    agreement = measurement.agreement
-    if agreement is None:
-        return "–"
-    error = "not finite" if agreement.relative_error is None else f"{agreement.relative_error:.1e}"
-    return error if agreement.passed else f"{error} ✗"
-
-
-def _course(measurement: "Measurement") -> tuple[str, tuple[Sequence[float], list[tuple[float, float]]]]:
-    """A measurement as it is drawn over time: rounds one after the other."""
-    heat, start = [], 0.0
-    for part in measurement.rounds:
-        told = [(sample.seconds, sample.temperature_c) for sample in part.during]
-        heat += [(start + seconds, degrees) for seconds, degrees in told if degrees is not None]
-        start += sum(part.times_ms) / 1e3
-    return f"{measurement.latency.model} on {measurement.address}", (measurement.times_ms, heat)
-
-
-def _over_time(measurement: "Measurement") -> str:
-    """The median latency from the first to the last run as a row of bars."""
-    import numpy as np
-
-    times = np.asarray(measurement.times_ms)
-    parts = np.array_split(times, min(SPARK_COUNT, len(times)))
-    medians = np.array([np.median(part) for part in parts])
-    span = float(np.ptp(medians)) or 1.0
-    bars = "".join(SPARKS[int(step)] for step in (medians - medians.min()) / span * (len(SPARKS) - 1))
-    heat = [
-        sample.temperature_c for part in measurement.rounds for sample in part.during if sample.temperature_c
-    ]
-    warmed = f", {heat[0]:.0f} to {heat[-1]:.0f} °C" if heat else ""
-    return f"{measurement.latency.model} over time: {bars} median {medians[0]:.3f} to {medians[-1]:.3f} ms{warmed}"
+    known = {path: origin_of_file(path) for path in models}
+    return {sha256_file(path): Origin(*found) for path, found in known.items() if found is not None}
 
 
 def _fail(results: "BenchResults", require_valid: bool) -> None:
@@ -351,29 +252,15 @@ def compare(
     """
     from fsrp_edge.bench.compare import compare_results
     from fsrp_edge.bench.results import read_results
-    from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.cli.bench_table import print_comparisons
+    from fsrp_edge.cli.console import print_json
 
     results = [read_results(path) for path in (before, after)]
     comparisons = compare_results(*results)
     if as_json:
         print_json([_record(comparison) for comparison in comparisons])
     else:
-        print_rows(
-            ("file", "device", "before ms", "after ms", "change", "95 % interval", "significant"),
-            [
-                (
-                    _named(comparison.before.model, comparison.after.model),
-                    comparison.after.device,
-                    f"{comparison.before.p50_ms:.3f}",
-                    f"{comparison.after.p50_ms:.3f}",
-                    f"{comparison.change:+.1%}",
-                    " to ".join(f"{bound:+.1%}" for bound in comparison.interval),
-                    "yes" if comparison.significant else "no",
-                )
-                for comparison in comparisons
-            ],
-            footer="medians; + is slower. The interval knows the noise within each run only.",
-        )
+        print_comparisons(comparisons)
     if require_valid:
         _require_valid([latency for one in comparisons for latency in (one.before, one.after)])
     wrong = [
@@ -385,15 +272,6 @@ def compare(
         raise GateFailedError("\n".join(wrong))
 
 
-def _named(before: str, after: str) -> str:
-    return after if before == after else f"{before} → {after}"
-
-
-def _record(comparison: Any) -> dict[str, Any]:
-    return {
-        "before": comparison.before,
-        "after": comparison.after,
-        "change": comparison.change,
-        "interval": comparison.interval,
-        "significant": comparison.significant,
-    }
+def _record(comparison: "Comparison") -> dict[str, Any]:
+    names = ("before", "after", "change", "interval", "significant")
+    return {name: getattr(comparison, name) for name in names}

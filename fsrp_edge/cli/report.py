@@ -1,5 +1,7 @@
 """`fsrp-edge report`: shows a finished run again, from its report.json, and judges it by gates."""
 
+import os
+import shlex
 from pathlib import Path
 
 import click
@@ -13,11 +15,17 @@ from fsrp_edge.cli.gates import finish
 @click.argument(
     "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
 )
+@click.option(
+    "--page",
+    type=options.NewFile,
+    help="Of several runs: also write the comparison as an HTML page to this file.",
+)
 @options.gate_options
 @options.output_options
 @traceback_option
 def report(
     runs: tuple[Path, ...],
+    page: Path | None,
     gates: tuple[str, ...],
     baseline: Path | None,
     max_regression: tuple[str, ...],
@@ -33,13 +41,15 @@ def report(
     fsrp-edge report resnet18-jetson-nano
     fsrp-edge report resnet18-jetson-nano --require "robust_accuracy>=40%" --require "size<=2MB"
     fsrp-edge report new-run --baseline last/report.json --max-regression latency_p50=5%
-    fsrp-edge report half quarter tenth    # several runs side by side
+    fsrp-edge report half quarter tenth --page compared.html    # several runs side by side
     """
     if len(runs) > 1:
         if gates or baseline:
             raise click.UsageError("gates judge one run; give one RUN with --require and --baseline")
-        _side_by_side(runs, as_json=as_json)
+        _side_by_side(runs, page, as_json=as_json)
         return
+    if page is not None:
+        raise click.UsageError("--page compares several runs; a single one has its report.html")
     (run,) = runs
     from fsrp_edge.cli.console import print_json
     from fsrp_edge.cli.report_table import print_report
@@ -64,14 +74,28 @@ def report(
     finish(found, found.gates)
 
 
-def _side_by_side(runs: tuple[Path, ...], *, as_json: bool) -> None:
+def _side_by_side(runs: tuple[Path, ...], page: Path | None, *, as_json: bool) -> None:
     from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.files import write_text
     from fsrp_edge.report import summary
-    from fsrp_edge.report.store import load_report
+    from fsrp_edge.report.html import render_runs
+    from fsrp_edge.report.store import REPORT_HTML, load_report
+    from fsrp_edge.report.sweep import attack_of, dense_point, point_of, with_verdicts
 
     reports = [load_report(run) for run in runs]
+    if page is not None:
+        by_name = dict(zip(map(str, runs), reports, strict=True))
+        points = [point_of(name, name, report) for name, report in by_name.items()]
+        if len({report.source.sha256 for report in reports}) == 1:
+            points.insert(0, dense_point(reports[0]))
+        folders = {str(run): run if run.is_dir() else run.parent for run in runs}
+        links = {name: os.path.relpath(folder / REPORT_HTML, page.parent) for name, folder in folders.items()}
+        title = f"{len(reports)} runs side by side"
+        judged, knee = with_verdicts(points)
+        write_text(page, render_runs(title, judged, knee, attack_of(reports[0]), by_name, links))
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
         return
     titles = [f"{run}\n{summary.title(report)}" for run, report in zip(runs, reports, strict=True)]
-    print_rows(("", *titles), summary.side_by_side(reports))
+    footer = "" if page is None else f"Next: xdg-open {shlex.quote(str(page))}"
+    print_rows(("", *titles), summary.side_by_side(reports), footer=footer)

@@ -1,5 +1,6 @@
 """`fsrp-edge sweep`: several ratios or budgets in one run, side by side."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def _value(option: str, text: str) -> Any:
 def _print(found: "Sweep", folder: Path) -> None:
     from fsrp_edge.cli.console import print_rows
     from fsrp_edge.report import wording
-    from fsrp_edge.report.sweep import SWEEP_JSON, SWEEP_PICTURE
+    from fsrp_edge.report.sweep import SWEEP_JSON, SWEEP_PAGE
 
     def percent(value: float | None) -> str:
         return wording.NONE if value is None else f"{100 * value:.1f}"
@@ -131,10 +132,7 @@ def _print(found: "Sweep", folder: Path) -> None:
         ))  # fmt: skip
     footer = [f"pareto: no other run is better in accuracy ({found.accuracy}), latency and size at once"]
     footer += [f"{point.name}: {point.problem}" for point in found.points if point.problem]
-    knee = next((point for point in found.points if point.name == found.knee), None)
-    footer += [str(folder / SWEEP_PICTURE), str(folder / SWEEP_JSON)]
-    if knee is not None and knee.directory is not None:
-        footer.append(f"Next: less {folder / knee.directory / 'report.md'}")
+    footer += [str(folder / SWEEP_JSON), f"Next: xdg-open {shlex.quote(str(folder / SWEEP_PAGE))}"]
     print_rows(
         ("run", "clean %", f"{found.accuracy} %", "fastest file", "p50 ms", "size", "MACs", ""),
         rows,

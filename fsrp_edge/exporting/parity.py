@@ -97,12 +97,19 @@ class Probe(BaseModel):
         logits = _reference(classifier, [probe_pixels(shape, images, seed)])
         return cls(shape=shape, seed=seed, logits=tuple(tuple(map(float, row)) for row in logits))
 
+    def pixels(self) -> np.ndarray:
+        """The images, float32 (N, C, H, W) in [0, 1]."""
+        return probe_pixels(self.shape, len(self.logits), self.seed).numpy()
+
+    def judge(self, logits: np.ndarray, artifact: Artifact, runtime: Runtime | None = None) -> Parity:
+        """Compare what a file made of the images, float32 (N, classes), with the network."""
+        reference = np.array(self.logits, np.float32)
+        return compare(reference, logits, artifact, runtime or RUNTIMES[artifact.path.suffix][0], "random")
+
     def check(self, path: Path, artifact: Artifact) -> tuple[Parity, ...]:
         """Compare a file with the network that was asked, in every installed runtime."""
-        pixels = probe_pixels(self.shape, len(self.logits), self.seed).numpy()
-        reference = np.array(self.logits, np.float32)
         return tuple(
-            compare(reference, open_session(path, runtime=runtime).run(pixels), artifact, runtime, "random")
+            self.judge(open_session(path, runtime=runtime).run(self.pixels()), artifact, runtime)
             for runtime in installed_runtimes(path)
         )
 

@@ -4,19 +4,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsrp_edge import progress
+from fsrp_edge import plots, progress
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.files import write_json
+from fsrp_edge.files import write_json, write_text
 from fsrp_edge.pipeline.compress import compress
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pipeline.rundir import RunDirectory
+from fsrp_edge.report.html import render_runs
+from fsrp_edge.report.schema import RunReport
+from fsrp_edge.report.store import REPORT_HTML
 from fsrp_edge.report.sweep import (
     SWEEP_JSON,
+    SWEEP_PAGE,
     SWEEP_PICTURE,
     Point,
     Sweep,
+    attack_of,
     dense_point,
-    draw_sweep,
+    draw_front,
     point_of,
     with_verdicts,
 )
@@ -44,13 +49,14 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
     Args:
         variants: at least one, of one checkpoint and one target.
         over: the option that they vary.
-        out: folder with a run directory for each, sweep.json and sweep.png.
+        out: folder with a run directory for each, sweep.json, sweep.png and sweep.html.
 
     Raises:
         BadInputError: not one of them can be run.
     """
     points: list[Point] = []
     dense: Point | None = None
+    reports: dict[str, RunReport] = {}
     finished: list[Path] = []
     accuracy = "clean"
     for variant in progress.track(variants, f"sweep over {over}", len(variants)):
@@ -65,8 +71,9 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
             points.append(Point(name=variant.name, directory=None, problem=str(error)))
             continue
         finished = [directory]
+        reports[variant.name] = report
         dense = dense or dense_point(report)
-        accuracy = next((a.attack for a in report.ledger[0].accuracies if a.eps is not None), "clean")
+        accuracy = attack_of(report)
         points.append(point_of(variant.name, directory.name, report))
     if dense is None:
         raise BadInputError(f"nothing of the sweep can be run: {points[0].problem}")
@@ -77,5 +84,8 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         points=judged, knee=knee,
     )  # fmt: skip
     write_json(out / SWEEP_JSON, result.model_dump(mode="json"))
-    draw_sweep(result, out / SWEEP_PICTURE)
+    plots.save_png(draw_front(judged, knee, accuracy), out / SWEEP_PICTURE)
+    links = {point.name: f"{point.directory}/{REPORT_HTML}" for point in judged if point.directory}
+    title = f"{result.checkpoint} → {result.target}: sweep over {over}"
+    write_text(out / SWEEP_PAGE, render_runs(title, judged, knee, accuracy, reports, links))
     return result

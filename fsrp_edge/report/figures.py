@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from fsrp_edge.plots import FIRST, INK, MUTED, SECOND, shortened
 from fsrp_edge.report import wording
 from fsrp_edge.report.evidence import Evidence, Pictured
 from fsrp_edge.report.schema import RunReport
+from fsrp_edge.report.sweep import Point, draw_front, judged_by
 from fsrp_edge.scoring.scores import FilterScores
 
 MOST_CLASSES = 20
@@ -209,6 +210,21 @@ def operators(pictured: Pictured, target: str) -> Figure:
     return _figure("Where the time goes", text, figure)
 
 
+def front_figure(points: Sequence[Point], knee: str | None, accuracy: str) -> Figure:
+    """What several runs cost and keep."""
+    having = [point for point in points if point.latency_ms is not None]
+    seen = "; ".join(
+        f"{point.name} {wording.percent(judged_by(point))} in {wording.digits(point.latency_ms or 0)} ms"
+        for point in having
+    )
+    marked = f", {knee} (circled) is the knee" if knee else ""
+    text = (
+        f"Accuracy ({accuracy}) against the median latency of the fastest file; areas are sizes, the line is the front "
+        f"of the runs worth having{marked}. {seen}."
+    )
+    return _figure("Accuracy against latency", text, draw_front(points, knee, accuracy))
+
+
 def score_distribution(scores: FilterScores) -> Figure:
     """The spread of the filters' scores in every layer."""
     figure = plots.score_boxes({name: layer.scores for name, layer in scores.layers.items()})
@@ -216,6 +232,13 @@ def score_distribution(scores: FilterScores) -> Figure:
         f"Scores by {scores.criterion} of the filters of {len(scores.layers)} layers on {scores.images} images: "
         "range, quartiles and median. Scores are only compared inside a layer."
     )
+    dead = sum(
+        value <= plots.DEAD * float(np.median(layer.scores))
+        for layer in scores.layers.values()
+        for value in layer.scores
+    )
+    if dead:
+        text += f" {dead} filters are dead: they score next to nothing and stand at the left end."
     return _figure("Scores of the filters", text, figure)
 
 

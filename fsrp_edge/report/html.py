@@ -1,12 +1,14 @@
-"""report.html: one file that opens offline, rendered from a RunReport and what its run directory holds."""
+"""Pages that open offline, each one file: of a run, and of several side by side."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from fsrp_edge.report import summary, wording
-from fsrp_edge.report.figures import Sources, examples, figures
+from fsrp_edge.report.figures import Sources, examples, figures, front_figure
 from fsrp_edge.report.schema import RunReport
+from fsrp_edge.report.sweep import Point
 
 
 def render_html(report: RunReport, directory: Path | None = None) -> str:
@@ -19,18 +21,9 @@ def render_html(report: RunReport, directory: Path | None = None) -> str:
         report: what is known of the run.
         directory: its run directory, for the pictures; without it there are few.
     """
-    environment = Environment(
-        loader=PackageLoader("fsrp_edge.report"),
-        autoescape=True,
-        finalize=lambda value: wording.printable(value) if type(value) is str else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     sources = Sources.of(directory)
     magnified, pictures = examples(report, sources.pictured)
-    return environment.get_template("report.html.j2").render(
+    return _template("report.html.j2").render(
         report=report,
         columns=summary.columns(report.ledger),
         speed_ups={(s.name, s.runtime, s.threads): s for s in report.speed_ups},
@@ -41,3 +34,50 @@ def render_html(report: RunReport, directory: Path | None = None) -> str:
         summary=summary,
         wording=wording,
     )
+
+
+def render_runs(
+    title: str,
+    points: Sequence[Point],
+    knee: str | None,
+    accuracy: str,
+    reports: Mapping[str, RunReport],
+    links: Mapping[str, str],
+) -> str:
+    """Several runs side by side as a page: the front, a row a run, every figure.
+
+    Args:
+        title: heading.
+        points: of `with_verdicts`, a dense network among them if wanted.
+        knee: likewise.
+        accuracy: what points are judged by.
+        reports: of the points that are runs with a result, by their names.
+        links: where each run's own page is, by its name.
+    """
+    drawn = sum(point.latency_ms is not None for point in points) > 1
+    return _template("runs.html.j2").render(
+        title=title,
+        points=points,
+        knee=knee,
+        accuracy=accuracy,
+        front=[point.name for point in points if point.pareto],
+        missed=[point for point in points if point.problem or point.gates_passed is False],
+        links=dict.fromkeys((point.name for point in points), None) | dict(links),
+        figure=front_figure(points, knee, accuracy) if drawn else None,
+        names=list(reports),
+        figures=summary.side_by_side(list(reports.values())),
+        wording=wording,
+    )
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("fsrp_edge.report"),
+        autoescape=True,
+        finalize=lambda value: wording.printable(value) if type(value) is str else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name)

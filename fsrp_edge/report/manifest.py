@@ -159,3 +159,15 @@ def load_manifest(directory: Path) -> Manifest:
         raise BadInputError(
             f"{path} is not a manifest that this version reads: {first_problem(error)}"
         ) from None
+
+
+def origin_of_file(path: Path) -> tuple[Artifact, Probe] | None:
+    """What the manifest of the run, export or bundle that a file lies in says of it; None where there is none."""
+    path = path.resolve()
+    for folder in path.parents[:2]:
+        if (folder / MANIFEST).is_file():
+            manifest = load_manifest(folder)
+            for artifact in manifest.artifacts:
+                if folder / artifact.path == path:
+                    return artifact, manifest.origin(artifact).probe
+    return None

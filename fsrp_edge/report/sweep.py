@@ -1,16 +1,15 @@
 """Sweep: several runs of one network side by side, which of them are worth having, and the knee."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from fsrp_edge.files import atomic_path
+from fsrp_edge import plots
 from fsrp_edge.report.schema import RunReport
 
-SWEEP_JSON, SWEEP_PICTURE = "sweep.json", "sweep.png"
+SWEEP_JSON, SWEEP_PICTURE, SWEEP_PAGE = "sweep.json", "sweep.png", "sweep.html"
 
 
 class _Record(BaseModel):
@@ -73,6 +72,11 @@ def dense_point(report: RunReport) -> Point:
     return _point("dense", None, report, report.ledger[0], files)
 
 
+def attack_of(report: RunReport) -> str:
+    """What runs are judged by: the first attack, or `clean` without one."""
+    return next((each.attack for each in report.ledger[0].accuracies if each.eps is not None), "clean")
+
+
 def _point(name: str, directory: str | None, report: RunReport, network: Any, files: Sequence[Any]) -> Point:
     clean = next((each.accuracy for each in network.accuracies if each.eps is None), None)
     robust = next((each.accuracy for each in network.accuracies if each.eps is not None), None)
@@ -128,30 +132,28 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def draw_sweep(sweep: Sweep, path: Path) -> None:
-    """Accuracy against latency, the size as the area of each dot, the front as a line."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot
-
-    points = [point for point in sweep.points if point.latency_ms is not None]
-    front = sorted((point for point in points if point.pareto), key=lambda point: point.latency_ms or 0)
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    largest = max((point.bytes or 1 for point in points), default=1)
-    axes.plot([p.latency_ms for p in front], [100 * judged_by(p) for p in front], color="0.6", zorder=1)
-    for point in points:
-        colour = "0.5" if point.directory is None else "tab:red" if point.name == sweep.knee else "tab:blue"
-        area = 30 + 270 * (point.bytes or 0) / largest
-        axes.scatter(point.latency_ms, 100 * judged_by(point), s=area, color=colour, alpha=0.7, zorder=2)
+def draw_front(points: Sequence[Point], knee: str | None, accuracy: str) -> Any:
+    """Accuracy against latency, the size as the area of each dot, the front as a line; a matplotlib figure."""
+    figure, axes = plots.new(3.4)
+    having = [point for point in points if point.latency_ms is not None]
+    front = sorted((point for point in having if point.pareto), key=lambda point: point.latency_ms or 0)
+    largest = max((point.bytes or 1 for point in having), default=1)
+    axes.plot([p.latency_ms for p in front], [100 * judged_by(p) for p in front], color=plots.MUTED, zorder=1)
+    middle = np.mean(np.log([point.latency_ms or 1 for point in having]))
+    for point in having:
+        place = point.latency_ms or 0, 100 * judged_by(point)
+        area = 20 + 180 * (point.bytes or 0) / largest
+        colour = plots.FIRST if point.directory is None else plots.SECOND
+        edge = plots.INK if point.name == knee else colour
+        axes.scatter(*place, s=area, color=colour, edgecolors=edge, linewidths=1.6, zorder=2)
+        left = np.log(place[0]) > middle  # a name goes towards the middle, where there is room
         axes.annotate(
-            point.name, (point.latency_ms, 100 * judged_by(point)), xytext=(6, 6), textcoords="offset points"
-        )
-    axes.set(
-        xlabel="latency of the fastest file, ms", ylabel=f"{sweep.accuracy} accuracy, %",
-        title=f"{sweep.checkpoint} → {sweep.target}: area is the file's size, red the knee",
-    )  # fmt: skip
-    axes.set_xscale("log")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+            plots.shortened(point.name), place, xytext=(-9 if left else 9, 6), textcoords="offset points",
+            ha="right" if left else "left", fontsize=8,
+        )  # fmt: skip
+    axes.set(xlabel="latency of the fastest file, ms", ylabel=f"{accuracy} accuracy, %", xscale="log")
+    axes.margins(0.12, 0.18)
+    axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _place: f"{value:g}")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
+    return figure

@@ -111,6 +111,10 @@ class Server:
     folder: Path
     arm_port: int
 
+    def scratch_folders(self) -> set[Path]:
+        """What is left where sessions keep temporary files; a folder of its own, as others may test here too."""
+        return set((self.folder / "temporary").iterdir())
+
     def arm_address(self) -> str:
         return f"ssh://{getpass.getuser()}@127.0.0.1:{self.arm_port}"
 
@@ -166,14 +170,9 @@ def descendants(pid: int) -> list[int]:
 def server(sshd, monkeypatch) -> Iterator[Server]:
     """The server, with a client before the user's own that knows its keys; afterwards nothing may be left on it."""
     monkeypatch.setenv("PATH", f"{sshd.folder / 'bin'}:{os.environ['PATH']}")
-    before = scratch_folders()
     yield sshd
     sshd.wait_idle()
-    assert scratch_folders() <= before
-
-
-def scratch_folders() -> set[Path]:
-    return set(Path("/tmp").glob("fsrp-edge.*"))
+    assert sshd.scratch_folders() == set()
 
 
 def free_ports(count: int) -> list[int]:
@@ -196,6 +195,7 @@ def sshd(tmp_path_factory) -> Iterator[Server]:
     if os.getuid() == 0:
         SEPARATION_FOLDER.mkdir(exist_ok=True)
     folder = tmp_path_factory.mktemp("sshd")
+    (folder / "temporary").mkdir()
     port, arm_port = free_ports(2)
     host_key = make_key(folder / "host_key")
     (folder / "authorized_keys").write_text(make_key(folder / "user_key"))
@@ -203,7 +203,7 @@ def sshd(tmp_path_factory) -> Iterator[Server]:
     (folder / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nPort {arm_port}\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
-        "PermitRootLogin yes\nKbdInteractiveAuthentication no\n"
+        f"PermitRootLogin yes\nKbdInteractiveAuthentication no\nSetEnv TMPDIR={folder}/temporary\n"
         f"Match LocalPort {arm_port}\nForceCommand {ARM}/shell\n"
     )
     (folder / "ssh_config").write_text(

@@ -1,5 +1,3 @@
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 
@@ -19,7 +17,7 @@ def measurement(
     times = tuple(np.random.default_rng(seed).normal(median, 0.05 * median, 200))
     latency = Latency(
         model=model, sha256="a" * 64, device=address, runtime="onnxruntime", runtime_version="1", threads=1,
-        warmup_runs=1, runs=len(times), init_ms=1.0, first_ms=1.0, **asdict(summarize(times)),
+        warmup_runs=1, runs=len(times), init_ms=1.0, first_ms=1.0, **summarize(times).model_dump(),
     )  # fmt: skip
     part = Round(
         warmup_ms=(),

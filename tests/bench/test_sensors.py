@@ -22,6 +22,23 @@ TX2 = (  # https://github.com/rbonghi/jetson_stats/issues/187
     "RAM 1689/3825MB (lfb 339x4MB) SWAP 0/1913MB (cached 0MB) CPU [3%@345,off,off,0%@345,1%@345,1%@345] EMC_FREQ 0% "
     "GR3D_FREQ 0% PLL@50.5C MCPU@50.5C PMIC@50C GPU@50C BCPU@50.5C thermal@50.3C"
 )
+# `sudo jetson_clocks --show` of a Jetson Nano as it starts, two of its cores …
+LOOSE = """SOC family:tegra210  Machine:NVIDIA Jetson Nano Developer Kit
+Online CPUs: 0-3
+CPU Cluster Switching: Disabled
+cpu0: Online=1 Governor=schedutil MinFreq=102000 MaxFreq=1479000 CurrentFreq=825600 IdleStates: WFI=1 c7=1
+cpu1: Online=1 Governor=schedutil MinFreq=102000 MaxFreq=1479000 CurrentFreq=825600 IdleStates: WFI=1 c7=1
+GPU MinFreq=76800000 MaxFreq=921600000 CurrentFreq=76800000
+EMC MinFreq=204000000 MaxFreq=1600000000 CurrentFreq=1600000000 FreqOverride=0
+Fan: PWM=0
+NV Power Mode: MAXN
+"""
+HELD = """cpu0: Online=1 Governor=schedutil MinFreq=1479000 MaxFreq=1479000 CurrentFreq=1479000 IdleStates: WFI=0 c7=0
+GPU MinFreq=921600000 MaxFreq=921600000 CurrentFreq=921600000
+EMC MinFreq=204000000 MaxFreq=1600000000 CurrentFreq=1600000000 FreqOverride=1
+Fan: PWM=0
+NV Power Mode: MAXN
+"""  # … and after `sudo jetson_clocks`
 # Raspberry Pi 5, `vcgencmd pmic_read_adc`, three of its rails, and two that have no current.
 PI_5 = """     3V7_WL_SW_A current(0)=0.05855580A
        3V3_SYS_A current(1)=0.06148359A
@@ -37,6 +54,13 @@ PI_5 = """     3V7_WL_SW_A current(0)=0.05855580A
 @pytest.mark.parametrize(("line", "mhz"), [(NANO, 76), (AGX_ORIN, 306), (TX2, None), ("", None)])
 def test_gpu_clock(line, mhz):
     assert agent.gpu_mhz(line) == mhz
+
+
+@pytest.mark.parametrize(
+    ("said", "held"), [(LOOSE, False), (HELD, True), ("Error: permission denied\n", None)]
+)
+def test_clocks_that_jetson_clocks_holds(said, held):
+    assert agent.held_clocks(said) is held
 
 
 def test_rails_of_a_raspberry_pi_5():
@@ -133,6 +157,7 @@ def test_tools_of_a_board_are_asked(tmp_path, monkeypatch):
     tools = {
         "nvpmodel": "test $# = 1 && test $1 = -q && printf 'NV Power Mode: MAXN\\n0\\n'",
         "tegrastats": f"test \"$*\" = '--interval 100' && while echo '{NANO}'; do sleep 0.1; done",
+        "jetson_clocks": f"test \"$*\" = --show && echo '{HELD}'",
         "vcgencmd": f"case $1 in get_throttled) echo throttled=0x50000;; *) echo '{PI_5}';; esac",
     }
     for name, text in tools.items():
@@ -141,7 +166,7 @@ def test_tools_of_a_board_are_asked(tmp_path, monkeypatch):
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     state = agent.Machine().state()
-    assert (state["power_mode"], state["gpu_clock_mhz"]) == ("MAXN", 76)
+    assert (state["power_mode"], state["gpu_clock_mhz"], state["clocks_held"]) == ("MAXN", 76, True)
     assert state["power_w"] == pytest.approx(4.915, abs=1e-3)
     assert state["throttled"] == 0x50000
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fsrp_edge.bench import agent, tflite_benchmark
+from fsrp_edge.bench import agent, tools
 from fsrp_edge.bench.agent_process import AGENT
 from fsrp_edge.bench.measure import Method, Setup, measure, measure_on
 from fsrp_edge.bench.transport import parse_address
@@ -76,16 +76,16 @@ def calls(log: Path) -> list[list[str]]:
 
 class TestTfliteBenchmark:
     def test_reads_recorded_output(self):
-        said = tflite_benchmark.parse(LINUX, "net")
+        said = tools.parse_benchmark_model(LINUX, "net")
         assert (said["init_ms"], said["first_ms"]) == (12.75, 14.744)
         assert (said["times_ms"], said["averaged"]) == ((13.5202,), 74)
         assert said["peak_memory_mb"] is None
-        said = tflite_benchmark.parse(ANDROID, "net")
+        said = tools.parse_benchmark_model(ANDROID, "net")
         assert (said["times_ms"], said["averaged"], said["peak_memory_mb"]) == ((33.2094,), 50, 12.8672)
 
     def test_other_output_is_an_error_with_its_last_line(self):
         with pytest.raises(ToolFailedError, match=r"net: .*it said: Failed to initialize the interpreter"):
-            tflite_benchmark.parse("STARTING!\nFailed to initialize the interpreter\n", "net")
+            tools.parse_benchmark_model("STARTING!\nFailed to initialize the interpreter\n", "net")
 
     def test_over_adb_without_python_on_the_phone(self, stand_in, tflite_file, tmp_path):
         temporary = tmp_path / "data"
@@ -104,11 +104,11 @@ class TestTfliteBenchmark:
         (measurement,) = measure_on(address, [tflite_file], setup, method=SHORT)
         latency = measurement.latency
         assert (latency.runtime, latency.runs_averaged, latency.p50_ms) == ("tflite-benchmark", 50, 33.2094)
-        assert (latency.runs, len(measurement.rounds)) == (500, tflite_benchmark.ROUNDS)
+        assert (latency.runs, len(measurement.rounds)) == (500, tools.ROUNDS)
         assert measurement.rounds[0].before.free_memory_mb > 1
         assert measurement.agreement_note == "benchmark_model tells none"
         lines = (tmp_path / "calls").read_text().splitlines()
-        assert len(lines) == tflite_benchmark.ROUNDS
+        assert len(lines) == tools.ROUNDS
         for option in ("--num_threads=4", "--num_runs=1", "--min_secs=0.2", "--warmup_runs=2"):
             assert option in lines[0].split()
         assert list(temporary.iterdir()) == []
@@ -172,19 +172,7 @@ class TestTensorRT:
 
     def test_outputs_for_given_inputs(self, stand_in, onnx_file):
         stand_in("trtexec", TRTEXEC)
-        command = [
-            sys.executable,
-            str(AGENT),
-            "--model",
-            str(onnx_file),
-            "--runtime",
-            "tensorrt",
-            "--outputs",
-            "1",
-        ]
-        done = subprocess.run([*command, "--seconds", "0"], capture_output=True, text=True, check=True)
-        (encoded,) = json.loads(done.stdout.splitlines()[-1])["outputs"][0]
-        assert (encoded["type"], encoded["shape"]) == ("float32", [1, 2])
+        assert outputs_of(onnx_file, "tensorrt") == [[0.5, -1.5]]
 
     def test_half_precision_is_allowed_where_the_file_uses_it(self, stand_in, onnx_file, tmp_path):
         import onnx
@@ -241,20 +229,13 @@ class TestNcnn:
         return path
 
     def test_measures_and_computes_what_onnxruntime_does(self, ncnn_file, onnx_file):
-        from fsrp_edge.bench.agreement import _decode
-
         setup = Setup(input_shape=(3, 16, 16))
         (measurement,) = measure_on(parse_address("local"), [ncnn_file], setup, method=SHORT)
         assert (measurement.latency.runtime, measurement.latency.runs >= 6) == ("ncnn", True)
         arguments = ["--weights", str(ncnn_file / "model.bin"), "--input-shape", "3,16,16"]
-        made = [
-            outputs_of(path, runtime, *more)
-            for path, runtime, more in (
-                (ncnn_file / "model.param", "ncnn", arguments),
-                (onnx_file, "onnxruntime", []),
-            )
-        ]
-        np.testing.assert_allclose(*(_decode(one) for one in made), rtol=2e-2)  # ncnn may compute in bfloat16
+        made = outputs_of(ncnn_file / "model.param", "ncnn", *arguments)
+        expected = outputs_of(onnx_file, "onnxruntime")
+        np.testing.assert_allclose(made, expected, rtol=2e-2)  # ncnn may compute in bfloat16
 
     def test_needs_a_shape(self, ncnn_file):
         with pytest.raises(BadInputError, match=r"tiny\.ncnn does not tell its input's shape"):
@@ -267,18 +248,74 @@ class TestNcnn:
             measure_on(parse_address("local"), [ncnn_file], setup, method=SHORT)
 
 
-def outputs_of(path: Path, runtime: str, *more: str) -> dict[str, object]:
-    command = [
-        sys.executable,
-        str(AGENT),
+BENCHNCNN = """loop_count = {0}
+num_threads = {1}
+powersave = {2}
+gpu_device = {3}
+cooling_down = {4}
+"""
+# From ncnn's benchmark/README.md, a Threadripper 3970X: what a build too old for `param=` prints whatever it is asked.
+OWN_NETWORKS = """          squeezenet  min =   11.73  max =   11.88  avg =   11.78
+           mobilenet  min =   21.63  max =   21.73  avg =   21.68
+"""
+
+
+class TestBenchncnn:
+    @pytest.fixture
+    def ncnn_file(self, tmp_path) -> Path:
+        path = tmp_path / "tiny.ncnn"
+        path.mkdir()
+        for name in ("model.param", "model.bin"):
+            (path / name).write_text("7767517")
+        return path
+
+    def test_reads_recorded_output(self):
+        assert tools.parse_benchncnn(OWN_NETWORKS.splitlines()[0], "net") == 11.78
+        with pytest.raises(
+            ToolFailedError, match="net: benchncnn told no timings of this file; it said: mobilenet"
+        ):
+            tools.parse_benchncnn(OWN_NETWORKS, "net")
+
+    def test_loops_until_the_time_is_filled(self, stand_in, ncnn_file):
+        line = OWN_NETWORKS.splitlines()[0].replace("squeezenet", "model.param")
+        code = f"print({BENCHNCNN!r}.format(*given), file=sys.stderr)\nprint({line!r}, file=sys.stderr)\n"
+        log = stand_in("benchncnn", code)
+        setup = Setup("benchncnn", threads=4, input_shape=(3, 24, 16))
+        (measurement,) = measure_on(parse_address("local"), [ncnn_file], setup, method=SHORT)
+        latency = measurement.latency
+        assert (latency.runtime, latency.p50_ms, latency.init_ms, latency.first_ms) == (
+            "benchncnn",
+            11.78,
+            None,
+            None,
+        )
+        loops = 17  # of 11.78 ms, for a tenth of two seconds
+        assert (latency.runs_averaged, latency.runs) == (loops, loops * tools.ROUNDS)
+        asked, timed = calls(log)[:2]
+        assert asked[:5] == ["2", "4", "0", "-1", "0"]
+        assert timed[:5] == [str(loops), *asked[1:5]]
+        assert timed[5:] == [f"param={ncnn_file}/model.param", "shape=[16,24,3]"]
+        assert measurement.agreement_note == "measured on this machine"
+
+
+def outputs_of(path: Path, runtime: str, *more: str) -> list[list[float]]:
+    """What the agent tells for one image of bytes."""
+    pixels = path.with_name("pixels.npz")
+    np.savez(pixels, pixels=np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16)).astype(np.uint8))
+    given = [
         "--model",
-        str(path),
+        path,
         "--runtime",
         runtime,
         "--outputs",
+        pixels,
+        "--seconds",
+        "0",
+        "--runs",
         "1",
         *more,
     ]
-    command += ["--seconds", "0", "--runs", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])["outputs"][0][0]
+    command = [sys.executable, str(AGENT), *map(str, given)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    return json.loads(done.stdout.splitlines()[-1])["outputs"]

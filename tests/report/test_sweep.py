@@ -1,6 +1,8 @@
 import pytest
 
-from fsrp_edge.report.sweep import Point, Sweep, draw_sweep, with_verdicts
+from fsrp_edge import plots
+from fsrp_edge.report.html import render_runs
+from fsrp_edge.report.sweep import Point, Sweep, draw_front, with_verdicts
 
 
 def run(name: str, accuracy: float, milliseconds: float, size: int) -> Point:
@@ -42,9 +44,20 @@ def test_without_attacks_clean_accuracy_decides_and_one_run_has_no_knee():
 def test_the_picture_is_a_png_and_the_record_reads_back(tmp_path):
     points, knee = with_verdicts(POINTS)
     sweep = Sweep(checkpoint="net.pt", target="t", over="ratio", accuracy="pgd-20", points=points, knee=knee)
-    draw_sweep(sweep, tmp_path / "sweep.png")
+    plots.save_png(draw_front(points, knee, "pgd-20"), tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert Sweep.model_validate_json(sweep.model_dump_json()) == sweep
+
+
+def test_the_page_has_the_front_and_a_link_to_each_run(run_report):
+    points, knee = with_verdicts(POINTS)
+    links = {name: f"{name}/report.html" for name in "abcd"}
+    page = render_runs("net <b>", points, knee, "pgd-20", {"a": run_report, "b": run_report}, links)
+    assert "<h1>net &lt;b&gt;</h1>" in page and "b is the knee" in page
+    assert [f'<a href="{name}/report.html">{name}</a>' in page for name in "abcde"] == [True] * 4 + [False]
+    assert 'aria-label="Accuracy (pgd-20) against the median latency' in page
+    assert "✗ e: cannot be reached" in page
+    assert "<script" not in page and '="http' not in page.replace('="http://www.w3.org', "")
 
 
 @pytest.mark.parametrize("text", ["ratio=0.5", "ratio=0.5,0.5", "width=1,2", "latency=,20ms"])

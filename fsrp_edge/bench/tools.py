@@ -1,0 +1,156 @@
+"""Runtimes' own benchmark programs, for devices without Python, phones included; they tell nothing but means."""
+
+import math
+import re
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from fsrp_edge.bench import agent
+from fsrp_edge.bench.agent_process import run_tool
+from fsrp_edge.bench.transport import Transport
+from fsrp_edge.errors import ToolFailedError
+
+PROGRAMS = {"tflite-benchmark": "benchmark_model", "benchncnn": "benchncnn"}
+"""By the name of the runtime."""
+ROUNDS = 10
+"""At least so many processes, whose means take the place of single times."""
+_LOOK = (
+    "cd / && for file in sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor "
+    "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq sys/class/thermal/thermal_zone*/type "
+    "sys/class/thermal/thermal_zone*/temp proc/loadavg proc/meminfo proc/cpuinfo; "
+    'do echo "@@ $file"; cat "$file" 2>/dev/null; done; echo "@@ model"; getprop ro.product.model 2>/dev/null; true'
+)
+_NUMBER = r"([\d.e+]+)"
+
+
+def measure_round(
+    transport: Transport, there: str, arguments: dict[str, Any], work: str, stop: threading.Event
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run a benchmark program once.
+
+    Args:
+        transport: where.
+        there: path of the file on the device.
+        arguments: of the agent's command line, by name.
+        work: what it is about; begins an error.
+        stop: set by another thread to give up.
+
+    Returns:
+        The agent's `hello` and `result`, as far as the program tells them.
+
+    Raises:
+        ToolFailedError: the program is missing, failed, or said something unknown.
+    """
+    runtime, affinity = arguments["--runtime"], arguments.get("--affinity")
+    place = "/data/local/tmp/" if transport.address.kind == "adb" else ""
+    program = [transport.address.tool or place + PROGRAMS[runtime]]
+    if affinity:
+        program = ["taskset", f"{sum(1 << core for core in agent.core_numbers(affinity)):x}", *program]
+
+    def ask(*options: str) -> str:
+        return run_tool(
+            transport, [*program, *options], work=work, stop=stop, silence=2 * arguments["--seconds"] + 300
+        )
+
+    before, device = _state(transport, work, stop)
+    timed = (_benchncnn if runtime == "benchncnn" else _benchmark_model)(ask, there, arguments, work)
+    after, _ = _state(transport, work, stop)
+    hello = {"runtime": runtime, "runtime_version": "unknown", **device}
+    untold = {"init_ms": None, "first_ms": None, "warmup_ms": (), "power_w": None, "foreign_cores": None}
+    untold |= {"peak_memory_mb": None, "during": (), "outputs": []}
+    return hello, {**untold, **timed, "before": before, "after": after}
+
+
+def _benchmark_model(ask: Any, there: str, arguments: dict[str, Any], work: str) -> dict[str, Any]:
+    return parse_benchmark_model(
+        ask(
+            f"--graph={there}",
+            f"--num_threads={arguments['--threads']}",
+            f"--warmup_runs={max(1, arguments['--warmup-runs'])}",
+            f"--warmup_min_secs={arguments['--warmup-seconds']}",
+            f"--num_runs={arguments['--runs']}",
+            f"--min_secs={arguments['--seconds']}",
+            f"--max_secs={max(150.0, 2 * arguments['--seconds'])}",
+            "--report_peak_memory_footprint=true",
+        ),
+        work,
+    )
+
+
+def parse_benchmark_model(said: str, work: str) -> dict[str, Any]:
+    """What `benchmark_model` printed, in milliseconds: the mean as the only time, and how many runs it stands for.
+
+    Raises:
+        ToolFailedError: it holds no timings; `work` begins the error.
+    """
+    means = re.search(
+        rf"Init: {_NUMBER}, First inference: {_NUMBER}, Warmup \(avg\): {_NUMBER}, Inference \(avg\): {_NUMBER}",
+        said,
+    )
+    counts = re.findall(r"count=(\d+)", said)
+    if means is None or not counts:
+        raise _no_timings("benchmark_model", said, work)
+    init, first, _, mean = (float(text) / 1e3 for text in means.groups())
+    peak = re.search(rf"Peak memory footprint \(MB\):.* overall={_NUMBER}", said)
+    return {
+        "init_ms": init,
+        "first_ms": first,
+        "times_ms": (mean,),
+        "averaged": int(counts[-1]),
+        "peak_memory_mb": float(peak[1]) if peak else None,
+    }
+
+
+def _benchncnn(ask: Any, there: str, arguments: dict[str, Any], work: str) -> dict[str, Any]:
+    """It runs a fixed number of loops after 8 to warm up, so a first call tells how many fill the time."""
+    shape = ",".join(reversed(arguments["--input-shape"].split(",")))  # width, height, channels
+
+    def loops(count: int) -> float:
+        # On all cores, without a GPU, without its rest of ten seconds.
+        given = (
+            str(count),
+            str(arguments["--threads"]),
+            "0",
+            "-1",
+            "0",
+            f"param={there}",
+            f"shape=[{shape}]",
+        )
+        return parse_benchncnn(ask(*given), work)
+
+    mean = loops(max(arguments["--warmup-runs"], 1))
+    count = max(arguments["--runs"], math.ceil(1e3 * arguments["--seconds"] / max(mean, 1e-3)))
+    return {"times_ms": (loops(count),), "averaged": count}
+
+
+def parse_benchncnn(said: str, work: str) -> float:
+    """The mean in milliseconds that benchncnn printed.
+
+    Raises:
+        ToolFailedError: there is none, or of several networks: a build too old to know `param=` measures its own.
+    """
+    means = re.findall(rf" min = +{_NUMBER} +max = +{_NUMBER} +avg = +{_NUMBER}", said)
+    if len(means) != 1 or float(means[0][2]) <= 0:
+        raise _no_timings("benchncnn", said, work)
+    return float(means[0][2])
+
+
+def _no_timings(program: str, said: str, work: str) -> ToolFailedError:
+    last = (said.strip().splitlines() or ["nothing"])[-1]
+    return ToolFailedError(f"{work}: {program} told no timings of this file; it said: {last.strip()}")
+
+
+def _state(transport: Transport, work: str, stop: threading.Event) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state of a device without Python, read by its shell and understood here; its name and cores."""
+    said = run_tool(transport, ["sh", "-c", _LOOK], work=work, stop=stop)
+    files = dict(part.partition("\n")[::2] for part in said.split("@@ ")[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        machine = agent.Machine(folder)
+        name = files["model"].strip() or machine.cpu_name()
+        return machine.state(), {"cpu": name, "cores": files.get("proc/cpuinfo", "").count("processor\t")}
