@@ -1,8 +1,9 @@
 """Progress of long work, told to whoever listens: the command line draws bars, a library user hears nothing."""
 
 import datetime
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -46,14 +47,14 @@ class _LogFile:
     def track(self, items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
         start = time.monotonic()
         yield from items if self.following is None else self.following.track(items, description, total)
-        self._write(f"{description}: {time.monotonic() - start:.1f} s")
+        self.write(f"{description}: {time.monotonic() - start:.1f} s")
 
     def log(self, message: str) -> None:
-        self._write(message)
+        self.write(message)
         if self.following is not None:
             self.following.log(message)
 
-    def _write(self, line: str) -> None:
+    def write(self, line: str) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(f"{now} {line}\n")
@@ -61,9 +62,28 @@ class _LogFile:
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Also append the progress of everything inside the block to a file, whoever else listens, or nobody."""
-    with listen(_LogFile(path, _listener.get())):
+    """Also append the progress of everything inside the block to a file, whoever else listens, or nobody.
+
+    What libraries print goes there too.
+    """
+    file = _LogFile(path, _listener.get())
+    with tool_output_to(file.write), listen(file):
         yield
+
+
+@contextmanager
+def tool_output_to(write: Callable[[str], None]) -> Iterator[None]:
+    """Also hand what `tool_output` captured inside the block, and this package's other messages, to `write`."""
+    logger, handler = logging.getLogger("fsrp_edge"), logging.Handler()
+    handler.emit = lambda record: write(record.getMessage())  # type: ignore[method-assign]
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

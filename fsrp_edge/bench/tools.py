@@ -58,8 +58,10 @@ def measure_round(
     timed = (_benchncnn if runtime == "benchncnn" else _benchmark_model)(ask, there, arguments, work)
     after, _ = _state(transport, work, stop)
     hello = {"runtime": runtime, "runtime_version": "unknown", **device}
-    untold = {"init_ms": None, "first_ms": None, "warmup_ms": (), "power_w": None, "foreign_cores": None}
-    untold |= {"peak_memory_mb": None, "during": (), "outputs": []}
+    untold: dict[str, Any] = dict.fromkeys(
+        ("init_ms", "first_ms", "power_w", "foreign_cores", "peak_memory_mb")
+    )
+    untold |= {"warmup_ms": (), "during": (), "outputs": []}
     return hello, {**untold, **timed, "before": before, "after": after}
 
 

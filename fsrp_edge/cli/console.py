@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
 
+import click
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fsrp_edge import progress
+from fsrp_edge.cli.options import VERBOSE
 from fsrp_edge.report import wording
 
 Item = TypeVar("Item")
@@ -96,11 +98,20 @@ def _length(items: Iterable[object], total: int | None) -> int | None:
 def show_progress(*, quiet: bool = False) -> Iterator[None]:
     """Show the progress of the work inside the block on stderr, and keep stdout free for the result.
 
-    Bars with the time left on a terminal, occasional plain lines elsewhere, nothing if `quiet`.
+    Bars with the time left on a terminal, occasional plain lines elsewhere, nothing if `quiet`; where the command was
+    given --verbose, a line for every step and what libraries print.
     """
+    context = click.get_current_context(silent=True)
+    verbose = context is not None and context.meta.get(VERBOSE, False)
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other")
     with _stdout_sent_to_stderr(), _own_stderr() as stderr:
         if quiet:
             yield
+        elif verbose:
+            listener = LineListener(stderr, short_seconds=0, pause_seconds=10)
+            with progress.tool_output_to(listener.log), progress.listen(listener):
+                yield
         elif stderr.isatty() and os.environ.get("TERM") != "dumb":
             with _bars(stderr) as bars, progress.listen(TerminalListener(bars)):
                 yield

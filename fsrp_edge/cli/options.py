@@ -11,6 +11,8 @@ Command = TypeVar("Command", bound=Callable[..., object])
 ExistingFile = click.Path(exists=True, dir_okay=False, path_type=Path)
 NewFile = click.Path(dir_okay=False, path_type=Path)
 NewFolder = click.Path(file_okay=False, path_type=Path)
+VERBOSE = "fsrp_edge.verbose"
+"""Key of the context's `meta`."""
 
 
 def stack(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -67,6 +69,14 @@ def _layer_ratios(
     return tuple(ratios)
 
 
+def _ask_for_details(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    context.meta[VERBOSE] = wanted
+
+
+normalization_options = stack(
+    click.option("--mean", callback=_floats, help="Mean of each channel, for pixels in [0, 1]."),
+    click.option("--std", callback=_floats, help="Standard deviation of each channel."),
+)
 checkpoint_options = stack(
     click.argument("checkpoint", type=ExistingFile),
     click.option(
@@ -77,8 +87,7 @@ checkpoint_options = stack(
         "package.module:factory or file.py:factory.",
     ),
     click.option("--input-size", type=click.IntRange(1), help="Height and width of the input in pixels."),
-    click.option("--mean", callback=_floats, help="Mean of each channel, for pixels in [0, 1]."),
-    click.option("--std", callback=_floats, help="Standard deviation of each channel."),
+    normalization_options,
     click.option(
         "--trust-pickle",
         is_flag=True,
@@ -149,6 +158,14 @@ output_options = stack(
         "--json", "as_json", is_flag=True, help="Write the result to stdout as JSON instead of a table."
     ),
     click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=_ask_for_details,
+        help="Every step with its time, and what the libraries print. A run keeps both in its run.log in any case.",
+    ),
 )
 criterion_options = stack(
     click.option(

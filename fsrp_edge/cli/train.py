@@ -1,5 +1,6 @@
 """`fsrp-edge train`: adversarial training of a dense network, to have something robust to compress."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from fsrp_edge.cli.errors import traceback_option
     type=click.IntRange(1),
     help="Height and width in pixels.  [default: the architecture's own]",
 )
+@options.normalization_options
 @click.option(
     "--method", type=click.Choice(["n-fgsm", "pgd", "trades", "natural"]), default="n-fgsm", show_default=True
 )
@@ -39,6 +41,8 @@ def train(
     data: str,
     classes: int,
     input_size: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     method: str,
     eps: float,
     epochs: int,
@@ -60,6 +64,8 @@ def train(
     if out.suffix not in {".pt", ".safetensors"}:
         raise click.UsageError(f"--out {out.name}: give a name that ends in .pt or .safetensors")
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.data.open import EMBEDDED
+    from fsrp_edge.models.registry import is_user_code, normalize_name
     from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier
     from fsrp_edge.training.dense import train_dense
 
@@ -75,6 +81,8 @@ def train(
             chosen,
             classes=classes,
             input_size=input_size,
+            mean=mean,
+            std=std,
             seed=seed,
             checkpoint=unfinished,
         )
@@ -85,6 +93,11 @@ def train(
         print_json({"best_epoch": result.best_epoch, "history": history})
         return
     best = result.history[result.best_epoch - 1]
+    next_command = ["fsrp-edge", "compress", shlex.quote(str(out))]
+    if is_user_code(normalize_name(architecture)):  # the file names it, but is not trusted with running it
+        next_command += ["--arch", shlex.quote(architecture)]
+    if data not in EMBEDDED:
+        next_command += ["--data", shlex.quote(data)]
     print_rows(
         ("epoch kept", "held-out clean %", "held-out robust %", "images/s"),
         [
@@ -95,5 +108,5 @@ def train(
                 f"{best.images_per_second:.0f}",
             )
         ],
-        footer=f"{out}\nNext: fsrp-edge compress {out} --target NAME",
+        footer=f"{out}\nNext: {' '.join(next_command)} --target NAME",
     )

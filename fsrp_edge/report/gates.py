@@ -25,6 +25,7 @@ class Seen:
         value: in the metric's own unit.
         interval: low and high, both `value` where nothing is known of its spread.
         doubt: why the figure may be off, such as a disturbed measurement; "" for none.
+        spot_check: whether it is of so few images that it can refute a promise, but hardly show it.
     """
 
     row: str
@@ -32,6 +33,7 @@ class Seen:
     value: float
     interval: tuple[float, float]
     doubt: str = ""
+    spot_check: bool = False
 
 
 Look = Callable[[RunReport], list[Seen]]
@@ -66,7 +68,14 @@ def _accuracies(row: LedgerRow, *, attacked: bool) -> list[Accuracy]:
 
 def _accuracy(*, attacked: bool) -> Look:
     return lambda report: [
-        Seen(row.name, wording.attack(accuracy), accuracy.accuracy, accuracy.interval)
+        Seen(
+            row.name,
+            wording.attack(accuracy),
+            accuracy.accuracy,
+            accuracy.interval,
+            # Files are attacked in their own runtimes, slowly, so on few images.
+            spot_check=attacked and row.name != "recovered",
+        )
         for row in _shipped(report)
         for accuracy in _accuracies(row, attacked=attacked)
     ]
@@ -240,7 +249,9 @@ RegressionText = Annotated[str, AfterValidator(_checked_regression)]
 def judge(report: RunReport, gates: Sequence[str]) -> tuple[GateResult, ...]:
     """Judge a run by its gates; where several networks or files are meant, the worst one decides.
 
-    A gate whose figure was not measured is not passed. Accuracy that is only agreement with the dense network does
+    A file's own robust accuracy, of few images, is held against a gate on everything that is shipped only where all of
+    its interval is; a gate on that row alone asks it to show what it promises. A gate whose figure was not measured is
+    not passed. Accuracy that is only agreement with the dense network does
     not count as measured.
     """
     return tuple(_judge(report, text) for text in gates)
@@ -294,8 +305,11 @@ def _judge(report: RunReport, text: str) -> GateResult:
     if not found:
         return GateResult(gate=text, passed=False, message=f"{_not_measured(report, gate)}: not passed")
 
+    lenient = gate.row is None and not all(seen.spot_check for seen in found)
+
     def end(seen: Seen) -> float:
-        return seen.interval[0] if metric.higher_is_better else seen.interval[1]
+        against = 0 if metric.higher_is_better else 1
+        return seen.interval[1 - against if lenient and seen.spot_check else against]
 
     worst = min(found, key=end) if metric.higher_is_better else max(found, key=end)
     judged = end(worst)

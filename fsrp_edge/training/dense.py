@@ -21,6 +21,8 @@ def train_dense(
     *,
     classes: int,
     input_size: int | None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     seed: int,
     checkpoint: Path | None = None,
 ) -> TrainingResult:
@@ -32,6 +34,8 @@ def train_dense(
         recipe: of the training.
         classes: outputs of the network.
         input_size: height and width in pixels; None takes the architecture's published size.
+        mean: one value a channel of pixels in [0, 1]; None takes the architecture's published one.
+        std: as `mean`.
         seed: of the weights, the order and the attacks.
         checkpoint: rewritten after each epoch, and continued from.
 
@@ -41,18 +45,25 @@ def train_dense(
     if recipe.int8_epochs:
         raise BadInputError("int8_epochs are fsrp-edge recover's; train without them, then recover")
     name = normalize_name(architecture)
-    (channels, published_side, _), mean, std, preprocessing = published_input(name)
-    side = input_size or published_side
+    if input_size and mean and std:  # a user's own factory publishes nothing
+        side, preprocessing = input_size, Preprocessing(resize=input_size)
+    else:
+        (_, side, _), known_mean, known_std, preprocessing = published_input(name)
+        mean, std = mean or known_mean, std or known_std
+        if input_size:
+            side, preprocessing = input_size, Preprocessing(resize=input_size)
+    if len(mean) != len(std) or min(std) <= 0:
+        raise BadInputError(f"saw mean {mean} and std {std}; allowed: as many of each, std above 0")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build(name, classes=classes)
     spec = ModelSpec(
         architecture=name,
-        input_shape=(channels, side, side),
+        input_shape=(len(mean), side, side),
         classes=classes,
         mean=mean,
         std=std,
-        preprocessing=Preprocessing(resize=side) if input_size else preprocessing,
+        preprocessing=preprocessing,
         data=data if data in EMBEDDED else None,
     )
     dataset = open_dataset(data, spec, seed=seed)
