@@ -64,7 +64,7 @@ def _stages(run: Run) -> CompressResult:
     ]
     dense_files = files.export(run, "dense", run.dense, files.references(run))
     own_files = files.export(run, "artifacts", recovered, run.requests)
-    latencies = files.bench(run, (*dense_files.artifacts, *own_files.artifacts))
+    latencies = files.bench(run, (dense_files, own_files))
     rows += files.file_rows(run, "dense ", run.dense, dense_files, latencies, attack=False)
     rows += files.file_rows(run, "", recovered, own_files, latencies, attack=True)
     evidence.picture(run, scores, recovered, own_files.artifacts)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fsrp_edge
+from fsrp_edge.bench.agreement import Origin
 from fsrp_edge.bench.measure import DEFAULTS, Setup, measure_on, require_agreement
 from fsrp_edge.bench.results import BenchResults, Latency
 from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy
@@ -65,13 +66,20 @@ def export(run: Run, folder: str, classifier: Classifier, requests: Sequence[Art
     return run.stage(f"export-{folder}", Exported, inputs, work, written)
 
 
-def bench(run: Run, artifacts: Sequence[Artifact]) -> dict[Path, Latency]:
+def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
     """Latency on this machine or a device by path, files in turns; not of every format."""
-    timed = [artifact for artifact in artifacts if artifact.format in DEFAULTS]
+    known = {
+        artifact: exported.probe
+        for exported in exports
+        for artifact in exported.artifacts
+        if artifact.format in DEFAULTS
+    }
+    timed = list(known)
     device, threads = run.place.device, run.place.threads
 
     def work() -> list[Latency]:
-        setup = Setup(threads=threads, input_shape=run.dense.spec.input_shape)
+        origins = {artifact.sha256: Origin(artifact, probe) for artifact, probe in known.items()}
+        setup = Setup(threads=threads, input_shape=run.dense.spec.input_shape, origins=origins)
         paths = [run.path(artifact.path) for artifact in timed]
         measured = measure_on(device, paths, setup, method=run.options.method)
         require_agreement(measured)
