@@ -4,7 +4,8 @@
 #   ci/compress-and-gate.sh CONFIG.yaml OUT TARGET [TARGET…]
 #
 # CONFIG.yaml holds the options and the gates of the runs; see `fsrp-edge compress --config`. Every target is built, also
-# after one has failed; the exit code is the worst one. OUT/TARGET holds the run with report.html and junit.xml.
+# after one has failed; the exit code is the worst one. OUT/TARGET holds the run with report.html
+# and junit.xml, OUT/TARGET.zip the bundle to ship.
 set -uo pipefail
 [ $# -ge 3 ] || { echo "usage: $0 CONFIG.yaml OUT TARGET [TARGET…]" >&2; exit 2; }
 config=$1 out=$2 worst=0
@@ -14,5 +15,9 @@ for target in "$@"; do
   fsrp-edge compress --config "$config" --target "$target" --out "$out/$target"
   code=$?
   [ "$code" -le "$worst" ] || worst=$code
+  # Also after a failed gate, to be looked at; a run that ended before its report has nothing to bundle.
+  if [ -f "$out/$target/report.json" ]; then
+    fsrp-edge bundle "$out/$target" --out "$out/$target.zip" >/dev/null && echo "bundle: $out/$target.zip" || worst=3
+  fi
 done
 exit "$worst"

@@ -3,6 +3,7 @@
 Beside it stand a model card (Hugging Face's form) and a bill of materials (CycloneDX), both made of it alone.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -162,10 +163,13 @@ def load_manifest(directory: Path) -> Manifest:
 
 
 def origin_of_file(path: Path) -> tuple[Artifact, Probe] | None:
-    """What the manifest of the run, export or bundle that a file lies in says of it; None where there is none."""
+    """What the manifest of the run, export or bundle that a file lies in says of it; None where it says nothing.
+
+    A manifest of another version says nothing.
+    """
     path = path.resolve()
     for folder in path.parents[:2]:
-        if (folder / MANIFEST).is_file():
+        with contextlib.suppress(BadInputError):
             manifest = load_manifest(folder)
             for artifact in manifest.artifacts:
                 if folder / artifact.path == path:

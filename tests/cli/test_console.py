@@ -124,3 +124,37 @@ def test_progress_does_not_wait_for_torch() -> None:
     code = "import sys, fsrp_edge.cli.console; print({'torch', 'pydantic', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+VERBOSE = """
+from pathlib import Path
+
+import click
+from fsrp_edge import progress
+from fsrp_edge.cli import options
+from fsrp_edge.cli.console import show_progress
+from fsrp_edge.tool_output import captured_output
+
+@click.command()
+@options.output_options
+def work(as_json, quiet):
+    with progress.log_to(Path("run.log")), show_progress(quiet=quiet):
+        for _ in progress.track(range(2), "a quick step"):
+            with captured_output("exporting"):
+                print("chatter")
+
+work()
+"""
+
+
+def test_verbose_tells_every_step_and_what_tools_say(tmp_path: Path) -> None:
+    def run(*given: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", VERBOSE.replace("run.log", str(tmp_path / "run.log")), *given]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    verbose = run("-v").stderr
+    assert "a quick step: done in" in verbose and verbose.count("exporting: chatter") == 2
+    assert run().stderr == ""
+    assert (tmp_path / "run.log").read_text().count("exporting: chatter") == 4  # kept in any case
+    both = run("--quiet", "--verbose")
+    assert both.returncode == 2 and "exclude each other" in both.stderr

@@ -95,6 +95,30 @@ def test_the_unfavourable_end_of_the_worst_figure_decides(
     assert result.judged is not None and result.message.startswith(row)
 
 
+def test_a_file_attacked_on_few_images_can_refute_a_gate_on_everything_but_need_not_show_it(
+    run_report: RunReport,
+) -> None:
+    (clean, robust) = run_report.ledger[2].accuracies[:2]
+
+    def with_file(correct: int) -> RunReport:
+        accuracy, interval = correct / 32, wilson_interval(correct, 32)
+        update = {
+            "attack": "transfer+square",
+            "images": 32,
+            "correct": correct,
+            "accuracy": accuracy,
+            "interval": interval,
+        }
+        return changed(run_report, "tflite int8", accuracies=(clean, robust.model_copy(update=update)))
+
+    (unsure,) = judge(with_file(13), ["robust_accuracy>=39%"])  # 40.6 %, which may be 25 %
+    assert unsure.passed and unsure.row == "recovered"
+    (refuted,) = judge(with_file(5), ["robust_accuracy>=39%"])  # 15.6 %, at most 32 %
+    assert not refuted.passed and refuted.row == "tflite int8"
+    (strict,) = judge(with_file(13), ["robust_accuracy[tflite int8]>=39%"])
+    assert not strict.passed
+
+
 def test_a_drop_is_judged_with_the_uncertainty_of_both(run_report: RunReport) -> None:
     (exact,) = judge(run_report, ["clean_drop[recovered]<=17.1"])
     assert exact.value == pytest.approx(0.171)
