@@ -706,4 +706,6 @@ def test_a_sweep_does_once_what_does_not_change_and_goes_on_past_what_cannot_be_
     dense, _, light, heavy = found.points
     assert heavy.macs and light.macs and dense.macs and heavy.macs < light.macs < dense.macs
     assert found.knee in {"ratio=0.3", "ratio=0.6"} and (tmp_path / "sweep.png").is_file()
+    page = (tmp_path / "sweep.html").read_text()
+    assert [f'href="{folder}/report.html"' in page for folder in ("ratio-0.3", "ratio-0.6")] == [True, True]
     assert read_json(tmp_path / "sweep.json")["points"][2]["directory"] == "ratio-0.3"

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from fsrp_edge.data.embedded import digits
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.classifier import ModelSpec
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training.dense import train_dense
 from fsrp_edge.training.recipe import Recipe
@@ -96,6 +99,36 @@ def test_dense_training_repeats_with_its_seed_and_says_what_it_made(monkeypatch:
     spec = first.classifier.spec
     assert (spec.architecture, spec.input_shape, spec.data) == ("cifar:vgg16_bn-w0.05", (3, 32, 32), "digits")
     assert not first.classifier.training
+
+
+def test_a_network_file_takes_means_and_deviations_that_the_trained_file_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsrp_edge.models.checkpoint import load_classifier
+    from fsrp_edge.models.saved import save_checkpoint_pt
+    from fsrp_edge.training import dense
+
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+    )
+    factory = f"{tmp_path}/net.py:build"
+
+    def few(_source: str, spec: ModelSpec, *, seed: int) -> Dataset:
+        data = digits(spec, seed=seed)
+        return Dataset(data.train.first(60), data.evaluation.first(20), data.description, data.mirrorable)
+
+    monkeypatch.setattr(dense, "open_dataset", few)
+    recipe = Recipe(method="natural", epochs=1, batch_size=30)
+    options = {"classes": 10, "input_size": 16, "seed": 0}
+    with pytest.raises(BadInputError, match="give the input size, mean and std"):
+        train_dense(factory, "digits", recipe, **options)
+    with pytest.raises(BadInputError, match="as many of each"):
+        train_dense(factory, "digits", recipe, mean=(0.5,) * 3, std=(0.2,), **options)
+    trained = train_dense(factory, "digits", recipe, mean=(0.5,) * 3, std=(0.2,) * 3, **options).classifier
+    save_checkpoint_pt(trained, tmp_path / "net.pt")
+    spec = load_classifier(tmp_path / "net.pt", architecture=factory).spec
+    assert (spec.mean, spec.std, spec.input_shape) == ((0.5,) * 3, (0.2,) * 3, (3, 16, 16))
 
 
 def test_photographs_have_nothing_to_teach() -> None:
