@@ -28,7 +28,8 @@ from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import score
-from fsrp_edge.targets.estimate import calibration_file, estimate
+from fsrp_edge.targets.costs import calibration_file
+from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.graph_cost import read_graph
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.own_costs import calibrate

@@ -7,6 +7,7 @@ package ships, results/latency_estimate.json (every row with its two estimates) 
 """
 
 import csv
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from benchmarks.latency_graphs import load_table
 from fsrp_edge.files import write_json, write_text
 from fsrp_edge.targets import calibration
 from fsrp_edge.targets.calibration import Measured, Normal
-from fsrp_edge.targets.estimate import COEFFICIENTS, COSTS, Coefficients, Group, Pool, Work, quantities
+from fsrp_edge.targets.costs import COEFFICIENTS, Coefficients, Group, Pool, unit_of
+from fsrp_edge.targets.load import load_target
+from fsrp_edge.targets.work import COSTS, Unit, Work, quantities
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parent.parent / "shared" / "latency" / "published.csv"
@@ -27,8 +30,13 @@ SAME_GRAPH = {
     "inception_v1": "googlenet_torchvision",
     "resnet_v1_101": "resnet101",
     "resnet_v1_152": "resnet152",
+    "resnet_v2_50": "resnetv2_50",
+    "resnet_v2_101": "resnetv2_101",
+    "resnet_v2_152": "resnetv2_152",
+    "resnet152_v2": "resnetv2_152",
 }
 FAMILIES = (
+    "inception_resnet",
     "googlenet",
     "mobilenet_v1",
     "mobilenet_v2",
@@ -43,10 +51,20 @@ TARGETS = {
     "phone-pixel-3": "pixel-3",
     "coral-usb-accelerator": "coral-usb",
 }
-RUNTIMES = {"tflite": "litert"}
+RUNTIMES = {"tflite": "litert", "tflite-edgetpu": "litert"}
+IMPOSSIBLE = {
+    (
+        "roc-rk3588s-pc",
+        "vulkan",
+    ): "impossible: a vision transformer of 26 G MACs in 0.32 ms on a Mali-G610 (ncnn, Vulkan)"
+}
+"""By device and backend."""
 CORES = {"raspberry-pi-4b": 4, "raspberry-pi-3b-plus": 4, "jetson-agx-xavier": 8, "phone-pixel-3": 4}
 """For rows that say only `all`, `multi` or nothing."""
 MANY = 8
+CPUS_DIFFER, ACCELERATORS_DIFFER = 0.15, 0.5
+"""Variance of each log cost between runtimes before any measurement, beside what all costs share."""
+EDGE_TPU = unit_of(load_target("coral-dev-board"), "litert")
 GROUP_KEYS = ("device", "soc", "runtime", "runtime_version", "backend", "threads", "precision", "stat")
 
 
@@ -80,6 +98,10 @@ def read_rows() -> tuple[list[Row], Counter[str]]:
             if precision is None or source["backend"].startswith("NPU"):
                 left[f"other arithmetic ({source['precision']}, {source['backend'].partition(' ')[0]})"] += 1
                 continue
+            impossible = IMPOSSIBLE.get((source["device"], source["backend"]))
+            if impossible:
+                left[impossible] += 1
+                continue
             graph = SAME_GRAPH.get(source["model"], source["model"]) + "@" + source["input"].partition("x")[0]
             if source["runtime"] == "pytorch":  # torchvision's GoogLeNet is Inception v1 with 3×3 for 5×5
                 graph = graph.replace("googlenet@", "googlenet_torchvision@")
@@ -88,19 +110,27 @@ def read_rows() -> tuple[list[Row], Counter[str]]:
             if graph not in table:
                 left[f"not rebuilt: {source['model']} at {source['input'] or 'an unstated resolution'}"] += 1
                 continue
-            if (graph, precision) not in known:
-                known[graph, precision] = quantities(Work.of(table[graph].operators), precision).sum(0)
-            backend = source["backend"] if not source["backend"].startswith("cpu") else "cpu"
+            unit = _unit(source["backend"])
+            if (graph, precision, unit) not in known:
+                work = Work.of(table[graph].operators)
+                known[graph, precision, unit] = quantities(work, precision, unit).sum(0)
+            backend = source["backend"] if unit.kind != "cpu" else "cpu"
             rows.append(
                 Row(
                     source,
                     "|".join(source[key] for key in GROUP_KEYS),
                     f"{RUNTIMES.get(source['runtime'], source['runtime'])} {backend} {precision}",
                     _family(source["model"]),
-                    known[graph, precision],
+                    known[graph, precision, unit],
                 )
             )
     return rows, left
+
+
+def _unit(backend: str) -> Unit:
+    if backend == "edgetpu":
+        return EDGE_TPU
+    return Unit("cpu" if backend.startswith("cpu") else "gpu")
 
 
 def _family(model: str) -> str:
@@ -115,22 +145,31 @@ def by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def fit(rows: Iterable[Row]) -> tuple[dict[str, Normal], dict[str, Normal], Normal]:
-    return calibration.fit_all(
-        {
-            name: Measured(
-                members[0].pool,
-                np.stack([row.quantities for row in members]),
-                np.array([row.milliseconds * 1e6 for row in members]),
-            )
-            for name, members in by_group(rows).items()
-        }
-    )
+Fitted = tuple[dict[str, Normal], dict[str, Normal], dict[bool, Normal]]
+"""Costs by group, the distributions they come from by pool, and those of CPUs' pools (True) and accelerators'."""
 
 
-def predict(rows: Sequence[Row], fitted: tuple[dict[str, Normal], dict[str, Normal], Normal]) -> np.ndarray:
-    groups, pools, parent = fitted
-    costs = [(groups.get(row.group) or pools.get(row.pool) or parent).mean for row in rows]
+def fit(rows: Iterable[Row]) -> Fitted:
+    """CPUs and accelerators share nothing."""
+    parts: dict[bool, dict[str, Measured]] = defaultdict(dict)
+    for name, members in by_group(rows).items():
+        parts[" cpu " in members[0].pool][name] = Measured(
+            members[0].pool,
+            np.stack([row.quantities for row in members]),
+            np.array([row.milliseconds * 1e6 for row in members]),
+        )
+    fits, pools, parents = {}, {}, {}
+    for cpu, groups in parts.items():
+        found = calibration.fit_all(groups, CPUS_DIFFER if cpu else ACCELERATORS_DIFFER)
+        fits, pools, parents[cpu] = fits | found[0], pools | found[1], found[2]
+    return fits, pools, parents
+
+
+def predict(rows: Sequence[Row], fitted: Fitted) -> np.ndarray:
+    groups, pools, parents = fitted
+    costs = [
+        (groups.get(row.group) or pools.get(row.pool) or parents[" cpu " in row.pool]).mean for row in rows
+    ]
     return np.array([row.quantities @ np.exp(each) for row, each in zip(rows, costs, strict=True)]) * 1e-6
 
 
@@ -163,9 +202,7 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(spearmanr(first, second).statistic) if len(first) > 2 else float("nan")
 
 
-def effective_parameters(
-    fitted: tuple[dict[str, Normal], dict[str, Normal], Normal], rows: Sequence[Row]
-) -> float:
+def effective_parameters(fitted: Fitted, rows: Sequence[Row]) -> float:
     """Costs that measurements decided, summed over groups; what the pool's distribution decided counts 0."""
     fits, pools, _ = fitted
     pool_of = {row.group: row.pool for row in rows}
@@ -185,7 +222,7 @@ def write_coefficients(
     rows: Sequence[Row],
     held: np.ndarray,
     predictable: np.ndarray,
-    fitted: tuple[dict[str, Normal], dict[str, Normal], Normal],
+    fitted: Fitted,
 ) -> None:
     fits, pools, _ = fitted
     logs = np.abs(np.log(held / np.array([row.milliseconds for row in rows])))
@@ -194,7 +231,7 @@ def write_coefficients(
     for name, members in by_group(rows).items():
         source = members[0].source
         runtime = RUNTIMES.get(source["runtime"], source["runtime"])
-        if source["backend"] not in ("cpu", "cpu-big-cores", "gpu-tensorrt", "gpu"):
+        if source["backend"] not in ("cpu", "cpu-big-cores", "gpu-tensorrt", "gpu", "edgetpu"):
             continue
         inside = np.array([row.group == name for row in rows]) & predictable
         own = inside.sum() >= MANY
@@ -205,7 +242,7 @@ def write_coefficients(
         validation = "its own rows" if own else "the rows of all devices with this runtime and precision"
         groups.append(
             Group(
-                target=TARGETS.get(source["device"], source["device"]),
+                target=_target(source),
                 runtime=runtime,
                 version=source["runtime_version"].partition(" [")[0],
                 backend=source["backend"],
@@ -236,8 +273,14 @@ def write_coefficients(
     write_text(COEFFICIENTS, packed.model_dump_json() + "\n")
 
 
+def _target(source: dict[str, str]) -> str:
+    name = TARGETS.get(source["device"], source["device"])
+    slow = name == "raspberry-pi-4" and re.search(r"1500 MHz|1\.5GHz", source["soc"])
+    return f"{name}@1.5GHz" if slow else name
+
+
 def _threads(source: dict[str, str]) -> int:
-    if source["backend"].startswith("gpu"):
+    if not source["backend"].startswith("cpu"):
         return 0
     return int(source["threads"]) if source["threads"].isdigit() else CORES.get(source["device"], 1)
 

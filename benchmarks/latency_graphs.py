@@ -2,7 +2,7 @@
 
 ncnn's own networks are read from its `benchmark/models/*.param` (a checkout of Tencent/ncnn), because they
 differ from torchvision's of the same name (Caffe's GoogLeNet and AlexNet, an early MobileNetV3); the others
-are torchvision's or are defined here after their papers. Each is exported to ONNX and read by
+are torchvision's or timm's or are defined here after their papers. Each is exported to ONNX and read by
 `fsrp_edge.targets.graph_cost`, the same way as a user's file.
 
     python benchmarks/latency_graphs.py --ncnn path/to/ncnn/benchmark/models
@@ -226,6 +226,13 @@ def torchvision_network(name: str) -> nn.Module:
     return network
 
 
+def timm_network(name: str) -> nn.Module:
+    import timm
+
+    network: nn.Module = timm.create_model(name, num_classes=1001)
+    return network
+
+
 def networks() -> Iterator[tuple[str, Callable[[], nn.Module], int]]:
     """Name, factory and resolution of every network that is not ncnn's own."""
     for width in (0.25, 0.5, 0.75, 1.0):
@@ -253,12 +260,14 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], int]]:
     yield "googlenet_torchvision@224", lambda: torchvision_network("googlenet"), 224
     yield "inception_v3@299", lambda: torchvision_network("inception_v3"), 299
     yield "inception_v3@224", lambda: torchvision_network("inception_v3"), 224
+    for name in ("inception_v4", "inception_resnet_v2", "resnetv2_50", "resnetv2_101", "resnetv2_152"):
+        yield f"{name}@299", lambda n=name: timm_network(n), 299
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--ncnn", type=Path, required=True, help="benchmark/models of a checkout of Tencent/ncnn"
+        "--ncnn", type=Path, default=Path("ncnn/benchmark/models"), help="of a checkout of Tencent/ncnn"
     )
     folder = parser.parse_args().ncnn
     torch.backends.mha.set_fastpath_enabled(False)  # its one big operator has no ONNX form

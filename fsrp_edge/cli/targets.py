@@ -188,7 +188,7 @@ def calibrate(
 
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.files import write_json
-    from fsrp_edge.targets.estimate import calibrated_groups, calibration_file
+    from fsrp_edge.targets.costs import calibrated_groups, calibration_file
     from fsrp_edge.targets.load import load_target
     from fsrp_edge.targets.own_costs import Statistic
     from fsrp_edge.targets.own_costs import calibrate as fit
@@ -196,12 +196,8 @@ def calibrate(
     profile = load_target(target)
     with show_progress(quiet=quiet):
         found = fit(profile, results, models, cast(Statistic, statistic))
-    new = {(each.group.runtime, each.group.threads, each.group.precision): each.group for each in found}
-    kept = [
-        group
-        for group in calibrated_groups(profile.name)
-        if (group.runtime, group.threads, group.precision) not in new
-    ]
+    new = {each.group.setting: each.group for each in found}
+    kept = [group for group in calibrated_groups(profile.name) if group.setting not in new]
     path = calibration_file(profile.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [group.model_dump(mode="json") for group in (*kept, *new.values())])

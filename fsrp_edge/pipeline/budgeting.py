@@ -24,10 +24,11 @@ from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report import schema
-from fsrp_edge.targets.estimate import BYTES, DeviceCosts, Work, device_costs, pool_costs
+from fsrp_edge.targets.costs import DeviceCosts, device_costs, pool_costs
 from fsrp_edge.targets.graph_cost import GraphCost, graph_cost
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.this_machine import is_this_machine
+from fsrp_edge.targets.work import BYTES, Work
 
 TRIALS = 4
 """Plans that are tried as real files at most."""

@@ -11,9 +11,10 @@ from fsrp_edge.models.channel_graph import ChannelGroup
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pruning.budgets import BudgetKind
 from fsrp_edge.pruning.counting import SizeCounter
+from fsrp_edge.targets.costs import DeviceCosts
 from fsrp_edge.targets.elastic import ElasticGraph
-from fsrp_edge.targets.estimate import BYTES, DeviceCosts
 from fsrp_edge.targets.graph_cost import GraphCost
+from fsrp_edge.targets.work import BYTES
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsrp_edge.targets.estimate import COSTS
+from fsrp_edge.targets.work import COSTS
 
 NOISE = 0.08
 """Relative scatter of a measurement that the model does not chase."""
@@ -23,7 +23,7 @@ BORROWED = 20.0
 """Groups' worth of the covariance common to all pools that is mixed into a pool's own."""
 _START = {
     "winograd": 0.05, "pointwise": 0.1, "depthwise": 0.3, "convolution": 0.1, "attention": 0.1, "pooling": 0.5,
-    "activations": 0.3, "weights": 0.3, "operator": 2e4, "group": 2e3,
+    "activations": 0.3, "passes": 0.3, "weights": 0.3, "streamed": 200.0, "operator": 2e4, "group": 2e3,
 }  # fmt: skip
 _JITTER = 1e-3 * np.eye(len(COSTS))
 
@@ -88,13 +88,19 @@ def _loss(residual: np.ndarray, moved: np.ndarray, precision: np.ndarray) -> flo
     return float(fit + moved @ precision @ moved) / 2
 
 
-def fit_all(groups: Mapping[str, Measured]) -> tuple[dict[str, Normal], dict[str, Normal], Normal]:
+def fit_all(
+    groups: Mapping[str, Measured], spread: float
+) -> tuple[dict[str, Normal], dict[str, Normal], Normal]:
     """Fit every group and the distributions they come from.
+
+    Args:
+        groups: by name.
+        spread: variance of each log cost between pools, beside what they share, before any measurement.
 
     Returns:
         Costs by group, distribution by pool, and the distribution of pools' means (for a pool never seen).
     """
-    wide = np.full((len(COSTS), len(COSTS)), 0.8) + 0.15 * np.eye(len(COSTS))
+    wide = np.full((len(COSTS), len(COSTS)), 0.8) + spread * np.eye(len(COSTS))
     parent = Normal(np.log([_START[name] for name in COSTS]), wide)
     members: dict[str, list[str]] = {}
     for name, measured in groups.items():

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fsrp_edge.targets.estimate import Work
 from fsrp_edge.targets.graph_cost import GraphCost, Link
+from fsrp_edge.targets.work import Work
 
 
 class ElasticGraph:

@@ -14,9 +14,10 @@ from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.files import sha256_file
 from fsrp_edge.progress import log
 from fsrp_edge.targets.calibration import Measured, Normal, fit_group
-from fsrp_edge.targets.estimate import COSTS, Group, Work, device_costs, pool, quantities
+from fsrp_edge.targets.costs import Group, Pool, device_costs, pool, unit_of
 from fsrp_edge.targets.graph_cost import read_graph
 from fsrp_edge.targets.profile import Target
+from fsrp_edge.targets.work import COSTS, Work, quantities
 
 Statistic = Literal["p50", "min"]
 FEWEST = 3
@@ -70,7 +71,7 @@ def calibrate(
         BadInputError: a measured file is not found, or nothing was measured on enough networks.
     """
     latencies = [each.latency for path in results for each in read_results(path).measurements]
-    rows = list(_rows(latencies, [*folders, *(path.parent for path in results)], statistic))
+    rows = list(_rows(target, latencies, [*folders, *(path.parent for path in results)], statistic))
     grouped: dict[tuple[str, int, Precision], list[_Row]] = defaultdict(list)
     for row in rows:
         grouped[row.latency.runtime, row.latency.threads, row.precision].append(row)
@@ -90,7 +91,9 @@ def calibrate(
     return tuple(fits)
 
 
-def _rows(latencies: Iterable[Latency], folders: Sequence[Path], statistic: Statistic) -> Iterator[_Row]:
+def _rows(
+    target: Target, latencies: Iterable[Latency], folders: Sequence[Path], statistic: Statistic
+) -> Iterator[_Row]:
     files = {
         sha256_file(path): path
         for folder in dict.fromkeys(folders)
@@ -109,7 +112,8 @@ def _rows(latencies: Iterable[Latency], folders: Sequence[Path], statistic: Stat
             )
         graph = read_graph(_graph_file(path))
         precision: Precision = "int8" if graph.quantized else _precision_of(path)
-        yield _Row(latency, precision, quantities(Work.of(graph.operators), precision).sum(0))
+        unit = unit_of(target, latency.runtime)
+        yield _Row(latency, precision, quantities(Work.of(graph.operators), precision, unit).sum(0))
 
 
 def _graph_file(path: Path) -> Path:
@@ -134,18 +138,19 @@ def _fit(target: Target, rows: Sequence[_Row], statistic: Statistic) -> Fitted:
     latency, precision = rows[0].latency, rows[0].precision
     seen = np.array([getattr(row.latency, f"{statistic}_ms") for row in rows])
     measured = Measured("", np.stack([row.work for row in rows]), seen * 1e6)
-    costs = _costs(measured, latency.runtime, precision)
+    published = pool(latency.runtime, precision, unit_of(target, latency.runtime))
+    costs = _costs(measured, published)
     left_out = np.zeros(len(rows))
     networks = np.array([row.latency.sha256 for row in rows])
     for network in dict.fromkeys(networks.tolist()):
         own = networks == network
         others = Measured("", measured.quantities[~own], measured.nanoseconds[~own])
-        left_out[own] = measured.quantities[own] @ _costs(others, latency.runtime, precision) * 1e-6
+        left_out[own] = measured.quantities[own] @ _costs(others, published) * 1e-6
     group = Group(
-        target=target.name.partition("@")[0],
+        target=target.name,
         runtime=latency.runtime,
         version=latency.runtime_version,
-        backend="cpu",
+        backend=unit_of(target, latency.runtime).kind,
         threads=latency.threads,
         precision=precision,
         statistic=f"{statistic} of fsrp-edge bench",
@@ -160,9 +165,8 @@ def _fit(target: Target, rows: Sequence[_Row], statistic: Statistic) -> Fitted:
     return Fitted(group, _error_before(target, rows, seen), _error(measured.quantities @ costs * 1e-6, seen))
 
 
-def _costs(measured: Measured, runtime: str, precision: Precision) -> np.ndarray:
+def _costs(measured: Measured, published: Pool) -> np.ndarray:
     """Nanoseconds: the published proportions, moved to the device's speed and then to its measurements."""
-    published = pool(runtime, precision)
     mean, covariance = np.array(published.mean), np.array(published.covariance)
     speed = np.median(np.log(measured.nanoseconds / (measured.quantities @ np.exp(mean))))
     prior = Normal(mean + speed, covariance + ROOM * np.eye(len(COSTS)))

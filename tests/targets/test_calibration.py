@@ -1,7 +1,7 @@
 import numpy as np
 
 from fsrp_edge.targets.calibration import Measured, fit_all, fit_group
-from fsrp_edge.targets.estimate import COSTS
+from fsrp_edge.targets.work import COSTS
 
 TRUE = np.array([0.05, 0.1, 0.3, 0.1, 0.1, 0.5, 0.3, 0.3, 2e4, 2e3])
 
@@ -23,7 +23,7 @@ def devices(rng: np.random.Generator, count: int, rows: int) -> dict[str, Measur
 def test_networks_left_out_are_estimated_from_few_measurements() -> None:
     rng = np.random.default_rng(0)
     groups = devices(rng, 12, 10)
-    fits, pools, _ = fit_all(groups)
+    fits, pools, _ = fit_all(groups, 0.15)
     costs = TRUE * 3
     work = networks(rng, 30)
     few = Measured("cpu", work[:4], work[:4] @ costs)
@@ -36,7 +36,7 @@ def test_networks_left_out_are_estimated_from_few_measurements() -> None:
 def test_one_wild_measurement_moves_little() -> None:
     rng = np.random.default_rng(1)
     groups = devices(rng, 12, 12)
-    _, pools, _ = fit_all(groups)
+    _, pools, _ = fit_all(groups, 0.15)
     work = networks(rng, 12)
     times = work @ TRUE
     times[0] *= 10
@@ -46,7 +46,7 @@ def test_one_wild_measurement_moves_little() -> None:
 
 def test_without_measurements_that_tell_a_cost_it_stays_at_the_pools() -> None:
     rng = np.random.default_rng(2)
-    _, pools, _ = fit_all(devices(rng, 8, 12))
+    _, pools, _ = fit_all(devices(rng, 8, 12), 0.15)
     attention = COSTS.index("attention")
     work = networks(rng, 10)
     work[:, attention] = 0

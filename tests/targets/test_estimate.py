@@ -3,9 +3,11 @@ from dataclasses import replace
 import pytest
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.targets.estimate import COSTS, Work, estimate, load_coefficients, quantities
+from fsrp_edge.targets.costs import load_coefficients
+from fsrp_edge.targets.estimate import Estimate, estimate
 from fsrp_edge.targets.graph_cost import GraphCost, Operator
 from fsrp_edge.targets.load import load_target
+from fsrp_edge.targets.work import COSTS, Unit, Work, quantities
 
 
 def graph(width: int = 64) -> GraphCost:
@@ -44,10 +46,58 @@ def test_fewer_channels_cost_less() -> None:
 
 
 def test_where_nothing_was_published_the_estimate_says_so() -> None:
-    found = estimate(graph(), load_target("raspberry-pi-4"), runtime="onnxruntime", threads=3)
+    found = estimate(graph(), load_target("jetson-agx-orin"), runtime="tensorrt")
     assert not found.calibrated
-    assert "UNCALIBRATED" in found.basis
+    assert "UNCALIBRATED" in found.basis and "from its peak" in found.basis
     assert found.interval[1] / found.interval[0] > 4
+
+
+def width(found: Estimate) -> float:
+    return found.interval[1] / found.interval[0]
+
+
+def test_a_power_mode_is_scaled_from_the_clocks_that_were_measured() -> None:
+    full, saving = (estimate(graph(), load_target(name)) for name in ("jetson-nano", "jetson-nano@5W"))
+    assert saving.milliseconds == pytest.approx(full.milliseconds * 0.921 / 0.64)
+    assert full.calibrated and not saving.calibrated
+    assert "UNCALIBRATED: from jetson-nano by its clock, 1.44 times the time" in saving.basis
+    assert width(saving) > width(full)
+    # Its own measurements come before those of the full clock.
+    assert estimate(graph(), load_target("raspberry-pi-4@1.5GHz"), runtime="litert").calibrated
+
+
+def test_threads_between_those_that_were_measured_lie_between_them() -> None:
+    found = [
+        estimate(graph(), load_target("raspberry-pi-4"), runtime="ncnn", threads=n) for n in (1, 2, 3, 4)
+    ]
+    assert [each.calibrated for each in found] == [True, False, False, True]
+    assert [each.milliseconds for each in found] == sorted(
+        (each.milliseconds for each in found), reverse=True
+    )
+    assert "from 4 threads to 3" in found[2].basis
+
+
+def test_another_runtime_of_the_device_stands_for_one_that_nobody_measured() -> None:
+    found = estimate(graph(), load_target("raspberry-pi-4"), runtime="onnxruntime")
+    assert not found.calibrated and "onnxruntime was not measured" in found.basis
+    assert width(found) > 4
+
+
+def test_weights_beyond_the_memory_of_an_edge_tpu_are_streamed() -> None:
+    coral = load_target("coral-dev-board")
+    small, large = (
+        replace(graph(), operators=(replace(graph().operators[-1], weights=weights),), quantized=True)
+        for weights in (8 << 20, 16 << 20)
+    )
+    fits, streams = (estimate(each, coral) for each in (small, large))
+    assert fits.calibrated and fits.operators[0].mostly != "streamed" == streams.operators[0].mostly
+    assert streams.milliseconds - fits.milliseconds > 10  # 8 MiB at less than 0.8 GB/s
+
+
+def test_element_wise_operators_of_a_gpu_are_passes_of_their_own() -> None:
+    passes = Operator("add", "elementwise", 1000, 2000, 1000, 0)
+    on_cpu, on_gpu = (quantities(Work.of([passes]), "fp16", Unit(kind))[0] for kind in ("cpu", "gpu"))
+    assert on_cpu[COSTS.index("activations")] == on_gpu[COSTS.index("passes")] == 6000
 
 
 def test_a_quantized_graph_is_int8() -> None:

@@ -11,10 +11,12 @@ from fsrp_edge.bench.results import BenchResults, Latency, Measurement
 from fsrp_edge.cli.targets import targets
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import sha256_file, write_json
-from fsrp_edge.targets.estimate import Work, estimate, pool_costs, quantities
+from fsrp_edge.targets.costs import pool_costs
+from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.graph_cost import read_graph
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.own_costs import calibrate
+from fsrp_edge.targets.work import Work, quantities
 
 X86 = load_target("generic-x86")
 

@@ -1,0 +1,305 @@
+"""What work costs a runtime on a device: fitted on published measurements or on a user's own, or guessed from its peak.
+
+`benchmarks/latency_estimate.py` fits the published ones and writes coefficients.json.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from fsrp_edge.errors import BadInputError, first_problem
+from fsrp_edge.exporting.artifact import Precision
+from fsrp_edge.files import read_json
+from fsrp_edge.targets.load import load_target, own_folder
+from fsrp_edge.targets.profile import Target
+from fsrp_edge.targets.work import COSTS, CPU, Unit, Work, quantities
+
+COEFFICIENTS = Path(__file__).with_name("coefficients.json")
+
+PEAK_FACTOR = 2.5
+"""Half-width of the interval, as a factor, where only the device's peak is known."""
+PEAK_EFFICIENCY = 0.35
+"""Share of the theoretical peak that 1×1 convolutions are assumed to reach there."""
+OTHER_RUNTIME_FACTOR = 2.0
+"""Half-width added where only another runtime was measured on the device: of 196 pairs of published measurements
+that differ in nothing else, nine of ten lie within it."""
+THREAD_EXPONENT, THREAD_SPREAD = 0.62, 0.34
+"""n times the threads make a network n to the power of 0.62 faster (the median of ncnn's published networks at
+several numbers of threads; between 0.28 and 0.87 for eight of ten)."""
+
+
+class Group(BaseModel):
+    """Costs of one runtime on one device, fitted on published measurements, and their validation error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    runtime: str
+    version: str
+    backend: str
+    threads: int
+    """0 where threads don't matter: on a GPU."""
+    precision: Precision
+    statistic: str
+    costs: dict[str, Annotated[float, Field(ge=0)]]
+    """Nanoseconds by the names in COSTS."""
+    measurements: int
+    networks: int
+    validation: str
+    """How the error was found."""
+    mape: float
+    """Mean absolute error, as a fraction, on networks left out of the fit."""
+    factor_90: float
+    """Nine of ten of those measurements lie within estimate ÷ and × this factor."""
+    origin: Literal["published", "your own"] = "published"
+
+    @property
+    def setting(self) -> tuple[str, str, int, Precision]:
+        """What a new calibration replaces."""
+        return self.target, self.runtime, self.threads, self.precision
+
+    @property
+    def unit(self) -> str:
+        """cpu, gpu or npu."""
+        return "npu" if self.backend == "edgetpu" else self.backend[:3]
+
+    @field_validator("costs")
+    @classmethod
+    def _all_of_them(cls, costs: dict[str, float]) -> dict[str, float]:
+        if set(costs) != set(COSTS):
+            raise ValueError(f"the costs are {', '.join(COSTS)}")
+        return costs
+
+
+class Pool(BaseModel):
+    """What one runtime reaches over all devices: the start and the spread of a new group's log costs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+
+
+class Coefficients(BaseModel):
+    """All fitted costs, as shipped in coefficients.json, which benchmarks/latency_estimate.py writes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    groups: tuple[Group, ...]
+    pools: dict[str, Pool]
+    """By `RUNTIME BACKEND PRECISION`."""
+
+
+@dataclass(frozen=True)
+class DeviceCosts:
+    """What work costs a runtime on a device.
+
+    Args:
+        nanoseconds: by COSTS.
+        computed_in: the precision that the runtime computes in.
+        factor: nine of ten measurements lie within estimate ÷ and × this.
+        calibrated: whether measurements of this device, runtime, threads and precision are known.
+        basis: one line that says what an estimate rests on.
+    """
+
+    nanoseconds: np.ndarray
+    computed_in: Precision
+    factor: float
+    calibrated: bool
+    basis: str
+    runtime: str
+    threads: int
+    unit: Unit = CPU
+
+    def milliseconds(self, work: Work) -> np.ndarray:
+        """Of each operator, (…, operators)."""
+        times: np.ndarray = quantities(work, self.computed_in, self.unit) @ self.nanoseconds * 1e-6
+        return times
+
+
+@cache
+def load_coefficients() -> Coefficients:
+    """The packaged coefficients."""
+    return Coefficients.model_validate(json.loads(COEFFICIENTS.read_text(encoding="utf-8")))
+
+
+def calibration_file(target: str) -> Path:
+    """Where the costs that a user calibrated for a target are kept, beside the user's own profiles."""
+    return own_folder() / f"{target.partition('@')[0]}.calibration.json"
+
+
+def calibrated_groups(target: str) -> tuple[Group, ...]:
+    """What a user calibrated for a target; none where there is no file.
+
+    Raises:
+        BadInputError: the file holds something else.
+    """
+    path = calibration_file(target)
+    if not path.exists():
+        return ()
+    try:
+        return TypeAdapter(tuple[Group, ...]).validate_python(read_json(path))
+    except ValidationError as error:
+        raise BadInputError(
+            f"{path} holds no calibration: {first_problem(error)}; remove it or calibrate again"
+        ) from None
+
+
+def unit_of(target: Target, runtime: str) -> Unit:
+    """What runs a runtime's operators on a device."""
+    kind = next((each.runs_on for each in target.runtimes if each.name == runtime), "cpu")
+    on_chip = next((each.on_chip_mib for each in target.accelerators if each.kind == kind), None)
+    return Unit(kind, on_chip.value * 2**20 if on_chip else 0.0)
+
+
+def device_costs(
+    target: Target, precision: Precision, *, runtime: str | None = None, threads: int | None = None
+) -> DeviceCosts:
+    """The costs to estimate with: measured ones, else scaled from the nearest that were measured, else from the peak.
+
+    Args:
+        target: a device profile.
+        precision: of the file.
+        runtime: one of the profile's; by default the first with known measurements in this precision.
+        threads: at least 1; by default the profile's.
+
+    Raises:
+        BadInputError: the runtime is not the target's, or nothing at all is known to estimate with.
+    """
+    threads = threads or target.threads
+    names = [each.name for each in target.runtimes]
+    if runtime is not None and runtime not in names:
+        raise BadInputError(f"{target.name} has no runtime {runtime!r}; allowed: {', '.join(names)}")
+    choices = [
+        found
+        for order, name in enumerate([runtime] if runtime else names)
+        for found in _candidates(target, name, threads, precision, order)
+    ]
+    if choices:
+        return _from_group(target, precision, threads, min(choices, key=lambda each: each.rank))
+    name = runtime or names[0]
+    return DeviceCosts(
+        _peak_costs(target, name, threads, precision), precision, PEAK_FACTOR, False,
+        "UNCALIBRATED: nothing published for this device, runtime, threads and precision; from its peak",
+        name, threads, unit_of(target, name),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    group: Group
+    runtime: str
+    rank: tuple[object, ...]
+
+
+def _candidates(
+    target: Target, runtime: str, threads: int, precision: Precision, order: int
+) -> Iterable[_Candidate]:
+    """Groups of this device that could stand for a runtime; the best ranks least.
+
+    Exact ones come first, the user's own before published ones, then the profile's order of runtimes, then the larger
+    and newer; what has to be scaled comes after them.
+    """
+    base, unit = target.name.partition("@")[0], unit_of(target, runtime)
+    for group in (*calibrated_groups(base), *load_coefficients().groups):
+        same = group.runtime == runtime and group.precision in _arithmetic(runtime, precision)
+        other = unit.kind == group.unit == "cpu" and group.precision == precision
+        if group.target.partition("@")[0] != base or group.unit != unit.kind or not (same or other):
+            continue
+        away = abs(np.log(threads / group.threads)) if group.threads else 0.0
+        exact = same and not away and group.target == target.name
+        rank = (
+            not exact, not same, group.origin != "your own", order, group.precision != precision, away,
+            group.target != target.name, -group.measurements, [-ord(letter) for letter in group.version],
+        )  # fmt: skip
+        yield _Candidate(group, runtime, rank)
+
+
+def _from_group(target: Target, precision: Precision, threads: int, chosen: _Candidate) -> DeviceCosts:
+    group, runtime = chosen.group, chosen.runtime
+    costs = np.array([group.costs[name] for name in COSTS])
+    basis = (
+        f"{group.measurements} {group.origin} measurements ({group.runtime}: {group.version}, {group.statistic}), "
+        f"mean error {group.mape:.0%} on networks left out"
+    )
+    factor, scaled = group.factor_90, []
+    if group.runtime != runtime:
+        factor *= OTHER_RUNTIME_FACTOR
+        scaled.append(f"{runtime} was not measured, {group.runtime} was")
+    if group.threads not in (threads, 0):
+        fewer = group.threads / threads
+        costs, factor = costs * fewer**THREAD_EXPONENT, factor * max(fewer, 1 / fewer) ** THREAD_SPREAD
+        scaled.append(f"from {group.threads} threads to {threads}")
+    if group.target != target.name:
+        slower = _clock(load_target(group.target), group.unit) / _clock(target, group.unit)
+        # Memory does not slow down with the clock: the interval reaches to where nothing does.
+        costs, factor = costs * slower, factor * max(slower, 1 / slower)
+        scaled.append(f"from {group.target} by its clock, {slower:.2f} times the time")
+    if scaled:
+        basis = f"UNCALIBRATED: {'; '.join(scaled)}; {basis}"
+    if group.precision not in (precision, *(["fp32"] if group.runtime != runtime else [])):
+        basis += f"; {group.runtime} computes {precision} files in {group.precision} here"
+    return DeviceCosts(
+        costs, group.precision, factor, not scaled, basis, runtime, threads, unit_of(target, runtime)
+    )
+
+
+def _clock(target: Target, unit: str) -> float:
+    """GHz of the fastest cores, or of the accelerator; 1 where the profile does not tell."""
+    cores = [cluster.clock_ghz for cluster in target.cpu]
+    known = cores if unit == "cpu" else [each.clock_ghz for each in target.accelerators if each.kind == unit]
+    return max((clock.value for clock in known if clock is not None), default=1.0)
+
+
+def _arithmetic(runtime: str, precision: Precision) -> tuple[Precision, ...]:
+    """Precisions that a file may be computed in: ncnn takes fp32 files to fp16 where the cores can."""
+    return ("fp32", "fp16") if runtime == "ncnn" and precision == "fp32" else (precision,)
+
+
+def pool(runtime: str, precision: Precision, unit: Unit = CPU) -> Pool:
+    """The pool of a runtime, or another's on the same kind of unit where nothing was published for it."""
+    pools = load_coefficients().pools
+    backend = "edgetpu" if unit.kind == "npu" else unit.kind
+    same = [name for name in pools if name.startswith(f"{runtime} {backend}") and name.endswith(precision)]
+    others = {
+        "cpu": f"ncnn cpu {precision}",
+        "gpu": "tensorrt gpu-tensorrt fp16",
+        "npu": "litert edgetpu int8",
+    }
+    return pools[max(same, default=others[unit.kind])]
+
+
+def pool_costs(runtime: str, precision: Precision, unit: Unit = CPU) -> np.ndarray:
+    """Mean costs of a pool in nanoseconds: their proportions, on no device in particular."""
+    costs: np.ndarray = np.exp(np.array(pool(runtime, precision, unit).mean))
+    return costs
+
+
+def _peak_costs(target: Target, runtime: str, threads: int, precision: Precision) -> np.ndarray:
+    """The pool's mean costs, moved together until 1×1 convolutions reach the usual share of the peak."""
+    costs = pool_costs(runtime, precision, unit_of(target, runtime))
+    pointwise = 2 / (PEAK_EFFICIENCY * _peak_gops(target, runtime, threads, precision))
+    scaled: np.ndarray = costs * (pointwise / costs[COSTS.index("pointwise")])
+    return scaled
+
+
+def _peak_gops(target: Target, runtime: str, threads: int, precision: Precision) -> float:
+    unit = unit_of(target, runtime)
+    for accelerator in target.accelerators:
+        if accelerator.kind == unit.kind and precision in accelerator.peak_gops:
+            return accelerator.peak_gops[precision].value
+    for cluster in target.cpu:
+        peak = cluster.peak_gops(precision) or cluster.peak_gops("fp32")
+        if peak is not None:
+            cores = cluster.cores.value
+            return peak * min(threads, cores) / cores
+    raise BadInputError(
+        f"{target.name}: nothing was published for {runtime}, {threads} threads, {precision}, and the profile "
+        "names no peak to estimate from; measure it with `fsrp-edge bench` and calibrate"
+    )
