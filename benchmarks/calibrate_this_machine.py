@@ -36,9 +36,10 @@ from fsrp_edge.targets.own_costs import calibrate
 
 TARGET = "generic-x86"
 CALIBRATION = (
-    ("cifar:resnet32-b", 32), ("cifar:resnet18", 32), ("torchvision:resnet18", 96),
-    ("torchvision:mobilenet_v2", 96),
+    ("cifar:resnet32-b", 32), ("cifar:resnet18", 32), ("torchvision:resnet18", 96), ("torchvision:mobilenet_v2", 96),
     ("torchvision:mobilenet_v3_large", 128), ("torchvision:squeezenet1_1", 128), ("torchvision:resnet50", 64),
+    ("cifar:vgg11_bn", 32), ("torchvision:mobilenet_v2", 64),
+    ("cifar:resnet32-b", 32, 0.5), ("cifar:vgg11_bn", 32, 0.5), ("torchvision:resnet50", 64, 0.5),
 )  # fmt: skip
 CHECK = (
     ("cifar:resnet20-b", 32), ("cifar:vgg16_bn", 32), ("torchvision:resnet34", 64),
@@ -48,7 +49,7 @@ PRUNED = (
     ("cifar:resnet20-b", 32, 0.5), ("cifar:vgg16_bn", 32, 0.5), ("torchvision:resnet18", 96, 0.4),
     ("torchvision:mobilenet_v2", 96, 0.5),
 )  # fmt: skip
-METHOD = Method(runs=60, seconds=1.2, rounds=6, warmup_seconds=0.1, warmup_runs=3)
+METHOD = Method(runs=60, seconds=1.0, rounds=5, warmup_seconds=0.1, warmup_runs=3)
 
 
 def classifier(architecture: str, size: int) -> Classifier:
@@ -60,16 +61,18 @@ def classifier(architecture: str, size: int) -> Classifier:
     return Classifier(build(architecture, classes=10), spec).eval()
 
 
-def pruned(architecture: str, size: int, ratio: float) -> Classifier:
-    dense = classifier(architecture, size)
+def pruned(dense: Classifier, ratio: float) -> Classifier:
     multiple = load_target(TARGET).channel_multiple
     scores = score(dense, None, Rival(name="l1"), seed=0)  # type: ignore[arg-type]
     return apply_plan(dense, make_plan(dense, scores, PlanOptions(ratio=ratio, channel_multiple=multiple)))
 
 
-def export(network: Classifier, path: Path) -> Path:
+def export(folder: Path, architecture: str, size: int, ratio: float = 0.0) -> Path:
+    more = f"-pruned{ratio}" if ratio else ""
+    path = folder / f"{architecture.partition(':')[2]}-{size}{more}-fp32.onnx"
     if not path.exists():
-        export_onnx(network, path, opset=17, ir_version=8)
+        network = classifier(architecture, size)
+        export_onnx(pruned(network, ratio) if ratio else network, path, opset=17, ir_version=8)
     return path
 
 
@@ -92,24 +95,21 @@ def main() -> None:
     folder = parser.parse_args().models
     folder.mkdir(parents=True, exist_ok=True)
 
-    def path(architecture: str, size: int, more: str = "") -> Path:
-        return folder / f"{architecture.partition(':')[2]}-{size}{more}-fp32.onnx"
-
-    known = [export(classifier(*each), path(*each)) for each in CALIBRATION]
-    dense = [export(classifier(*each), path(*each)) for each in CHECK]
-    small = [export(pruned(*each), path(*each[:2], f"-pruned{each[2]}")) for each in PRUNED]
+    known, dense, small = (
+        [export(folder, *each) for each in networks] for networks in (CALIBRATION, CHECK, PRUNED)
+    )
     target = load_target(TARGET)
     bench = measured("known", known, target.threads)
     check = measured("check", dense + small, target.threads)
     with tempfile.TemporaryDirectory() as own:
         os.environ["FSRP_EDGE_PROFILES"] = own
-        (fitted,) = calibrate(target, [bench], [folder], "min")
+        (fitted,) = calibrate(target, [bench], [folder])
         write_json(calibration_file(TARGET), [fitted.group.model_dump(mode="json")])
         rows: list[tuple[Any, ...]] = []
         latencies = BenchResults.model_validate(read_json(check)).measurements
         for file, each in zip(dense + small, latencies, strict=True):
             found = estimate(read_graph(file), target, runtime="onnxruntime").milliseconds
-            seen = each.latency.min_ms
+            seen = each.latency.p50_ms
             rows.append((file.stem.removesuffix("-fp32"), f"{seen:.3f}", f"{found:.3f}", found / seen - 1))
     errors = np.abs([row[3] for row in rows])
     summary = {
@@ -128,7 +128,7 @@ def main() -> None:
     shown.append(("in the fit; each left out once", "", "", f"{fitted.after:.1%}; {fitted.group.mape:.1%}"))
     save(
         "calibrate_this_machine",
-        {"summary": summary, "rows": rows, "costs": fitted.group.costs, "statistic": "min"},
+        {"summary": summary, "rows": rows, "costs": fitted.group.costs, "statistic": "p50"},
         ("network", "measured ms", "estimated ms", "error"),
         shown,
     )

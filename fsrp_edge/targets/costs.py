@@ -237,10 +237,10 @@ def _from_group(target: Target, precision: Precision, threads: int, chosen: _Can
         costs, factor = costs * fewer**THREAD_EXPONENT, factor * max(fewer, 1 / fewer) ** THREAD_SPREAD
         scaled.append(f"from {group.threads} threads to {threads}")
     if group.target != target.name:
-        slower = _clock(load_target(group.target), group.unit) / _clock(target, group.unit)
+        slower = _speed(load_target(group.target), group.unit) / _speed(target, group.unit)
         # Memory does not slow down with the clock: the interval reaches to where nothing does.
         costs, factor = costs * slower, factor * max(slower, 1 / slower)
-        scaled.append(f"from {group.target} by its clock, {slower:.2f} times the time")
+        scaled.append(f"from {group.target} by its speed, {slower:.2f} times the time")
     if scaled:
         basis = f"UNCALIBRATED: {'; '.join(scaled)}; {basis}"
     if group.precision not in (precision, *(["fp32"] if group.runtime != runtime else [])):
@@ -250,11 +250,17 @@ def _from_group(target: Target, precision: Precision, threads: int, chosen: _Can
     )
 
 
-def _clock(target: Target, unit: str) -> float:
-    """GHz of the fastest cores, or of the accelerator; 1 where the profile does not tell."""
-    cores = [cluster.clock_ghz for cluster in target.cpu]
-    known = cores if unit == "cpu" else [each.clock_ghz for each in target.accelerators if each.kind == unit]
-    return max((clock.value for clock in known if clock is not None), default=1.0)
+def _speed(target: Target, unit: str) -> float:
+    """What a unit's time is in inverse proportion to between power modes: its peak, else its clock."""
+    if unit == "cpu":
+        clocks = [cluster.clock_ghz.value for cluster in target.cpu if cluster.clock_ghz]
+        return max(clocks, default=1.0)
+    for each in target.accelerators:
+        if each.kind == unit and "fp32" in each.peak_gops:
+            return each.peak_gops["fp32"].value
+        if each.kind == unit and each.clock_ghz:
+            return each.clock_ghz.value
+    return 1.0
 
 
 def _arithmetic(runtime: str, precision: Precision) -> tuple[Precision, ...]:
@@ -290,11 +296,12 @@ def _peak_costs(target: Target, runtime: str, threads: int, precision: Precision
 
 
 def _peak_gops(target: Target, runtime: str, threads: int, precision: Precision) -> float:
-    unit = unit_of(target, runtime)
+    unit = unit_of(target, runtime).kind
     for accelerator in target.accelerators:
-        if accelerator.kind == unit.kind and precision in accelerator.peak_gops:
-            return accelerator.peak_gops[precision].value
-    for cluster in target.cpu:
+        peak = accelerator.peak_gops.get(precision) or accelerator.peak_gops.get("fp32")
+        if accelerator.kind == unit and peak is not None:
+            return peak.value
+    for cluster in target.cpu if unit == "cpu" else ():
         peak = cluster.peak_gops(precision) or cluster.peak_gops("fp32")
         if peak is not None:
             cores = cluster.cores.value

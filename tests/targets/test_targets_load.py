@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.targets.load import MAX_BYTES, load_target, load_variants, own_target_names, target_names
+from fsrp_edge.targets.load import load_target, load_variants, own_target_names, target_names
+from fsrp_edge.targets.nodes import MAX_BYTES
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "profiles" / "jetson-nano.yaml").read_text(encoding="utf-8")

@@ -1,0 +1,82 @@
+"""What is wrong with a profile, in one line: where, what was seen, what is allowed."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from fsrp_edge.targets.nodes import Location, place
+from fsrp_edge.targets.profile import Target
+
+
+def explain(error: ValidationError, places: Mapping[Location, yaml.Node]) -> str:
+    """The first problem; unknown keys come first, as a misspelt key is also a missing one."""
+    problems = sorted(
+        (
+            detail["type"] != "extra_forbidden",
+            *_position(location, places),
+            ".".join(map(str, location)) + ": " if location else "",
+            _sentence(detail, location),
+        )
+        for detail in error.errors(include_url=False)
+        for location in [tuple(detail.get("ctx", {}).get("location", detail["loc"]))]
+    )
+    *_, where, name, sentence = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{where} {name}{sentence}{more}"
+
+
+def nearest(seen: str, allowed: Iterable[str]) -> str:
+    """What may have been meant by a word, and all the words that are allowed."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(seen, allowed, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{hint}allowed: {', '.join(allowed)}"
+
+
+def _position(location: Location, places: Mapping[Location, yaml.Node]) -> tuple[str, int, str]:
+    """Where a location stands, or what encloses it: file and line to sort by, and in words."""
+    while location not in places:
+        location = location[:-1]
+    node = places[location]
+    return node.start_mark.name, node.start_mark.line, place(node)
+
+
+def _sentence(detail: Any, location: Location) -> str:
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"unknown key {location[-1]!r}; {nearest(str(location[-1]), _allowed_keys(location[:-1]))}"
+        case "missing":
+            return f"the key {location[-1]!r} is missing; add it"
+        case "contradiction":
+            return str(detail["msg"])
+        case _:
+            seen = json.dumps(detail["input"], default=str)
+            short = seen if len(seen) <= 60 else seen[:57] + "..."
+            return f"saw {short}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _allowed_keys(location: Location) -> list[str]:
+    """Keys that the schema allows at a place."""
+    schema = Target.model_json_schema()
+    node: dict[str, Any] = schema
+    for step in location:
+        node = _referred(node, schema)
+        if isinstance(step, int):
+            node = node.get("items", {})
+        else:
+            node = node.get("properties", {}).get(step) or node.get("additionalProperties", {})
+    return [*_referred(node, schema).get("properties", {}), *(() if location else ("extends", "variants"))]
+
+
+def _referred(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Follow references, and the only alternative to null."""
+    for option in node.get("anyOf", []):
+        if option.get("type") != "null":
+            node = option
+    if "$ref" in node:
+        return _referred(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]], schema)
+    return node
