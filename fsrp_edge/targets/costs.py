@@ -234,7 +234,7 @@ def _from_group(target: Target, precision: Precision, threads: int, chosen: _Can
         scaled.append(f"{runtime} was not measured, {group.runtime} was")
     if group.threads not in (threads, 0):
         fewer = group.threads / threads
-        costs, factor = costs * fewer**THREAD_EXPONENT, factor * max(fewer, 1 / fewer) ** THREAD_SPREAD
+        costs, factor = costs * fewer ** _exponents(group), factor * max(fewer, 1 / fewer) ** THREAD_SPREAD
         scaled.append(f"from {group.threads} threads to {threads}")
     if group.target != target.name:
         slower = _speed(load_target(group.target), group.unit) / _speed(target, group.unit)
@@ -248,6 +248,22 @@ def _from_group(target: Target, precision: Precision, threads: int, chosen: _Can
     return DeviceCosts(
         costs, group.precision, factor, not scaled, basis, runtime, threads, unit_of(target, runtime)
     )
+
+
+def _exponents(group: Group) -> np.ndarray:
+    """How each cost falls with threads: from the same runtime with other numbers of them, where that was measured."""
+    keys = ("target", "runtime", "version", "precision", "statistic")
+    others = [
+        each
+        for each in load_coefficients().groups
+        if all(getattr(each, key) == getattr(group, key) for key in keys) and each.threads != group.threads
+    ]
+    if not others:
+        return np.full(len(COSTS), THREAD_EXPONENT)
+    other = min(others, key=lambda each: abs(np.log(each.threads / group.threads)))
+    ratios = np.log([group.costs[name] / other.costs[name] for name in COSTS])
+    exponents: np.ndarray = (ratios / np.log(other.threads / group.threads)).clip(0, 1)
+    return exponents
 
 
 def _speed(target: Target, unit: str) -> float:

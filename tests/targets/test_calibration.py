@@ -3,11 +3,11 @@ import numpy as np
 from fsrp_edge.targets.calibration import Measured, fit_all, fit_group
 from fsrp_edge.targets.work import COSTS
 
-TRUE = np.array([0.05, 0.1, 0.3, 0.1, 0.1, 0.5, 0.3, 0.3, 2e4, 2e3])
+TRUE = np.array([0.05, 0.1, 0.3, 0.1, 0.1, 0.5, 0.3, 0.3, 0.3, 1.0, 2e4, 2e3])
 
 
 def networks(rng: np.random.Generator, count: int) -> np.ndarray:
-    scale = np.array([5e8, 5e8, 5e7, 2e8, 1e7, 1e7, 2e7, 1e7, 60, 20])
+    scale = np.array([5e8, 5e8, 5e7, 2e8, 1e7, 1e7, 2e7, 1e6, 1e7, 1e6, 60, 20])
     return scale * rng.lognormal(0, 1, (count, len(COSTS)))
 
 

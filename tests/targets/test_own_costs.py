@@ -97,14 +97,14 @@ def test_networks_that_were_not_measured_are_estimated_afterwards(
     errors = [abs(each.milliseconds / truth[path] - 1) for each, path in zip(found, unknown, strict=True)]
     assert np.mean(errors) < 0.1
     assert all(each.calibrated and "your own measurements" in each.basis for each in found)
-    # A second time there is something to compare with, and another runtime's costs stay.
+    # A second time there is something to compare with, for other threads too.
     with bench.open() as stream:
         assert json.load(stream)
     slower = [measurement(path, 2 * truth[path], threads=2) for path in known]
     again = write(tmp_path / "again.json", [*slower, *(measurement(path, truth[path]) for path in known)])
     arguments[3] = str(again)
     said = json.loads(CliRunner().invoke(targets, arguments, catch_exceptions=False).stdout)
-    assert {each["group"]["threads"]: each["before"] is None for each in said} == {1: False, 2: True}
+    assert {each["group"]["threads"]: each["before"] < 1 for each in said} == {1: True, 2: True}
 
 
 def test_disturbed_measurements_are_left_out_and_files_are_known_by_their_digest(
