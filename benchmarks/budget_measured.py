@@ -18,6 +18,7 @@ from fsrp_edge import compute
 from fsrp_edge.bench.measure import Method, Setup, measure_on
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.data.images import ArraySource, ImageSet
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.exporting.onnx import export_onnx
 from fsrp_edge.files import read_json, write_json
@@ -58,7 +59,10 @@ def cell(dense: Classifier, share: str) -> dict[str, Any]:
     def make(options: PlanOptions, costing: Costing) -> PruningPlan:
         return make_plan(dense, scores, options, costing)
 
-    plan = make(wanted, plan_with_trials(place, costs, dense, wanted, make))
+    try:
+        plan = make(wanted, plan_with_trials(place, costs, dense, wanted, make))
+    except BadInputError as error:
+        return {"share": share, "refused": str(error)}
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, "dense.onnx"), Path(folder, "pruned.onnx")]
         for network, path in zip((dense, apply_plan(dense, plan)), files, strict=True):
@@ -89,6 +93,9 @@ def main() -> None:
                 write_json(path, {"network": checkpoint.stem} | cell(dense, share))
             found = read_json(path)
             cells.append(found)
+            if "refused" in found:
+                rows.append([found["network"], share, found["refused"], *[""] * 5])
+                continue
             asked = float(share.rstrip("%")) / 100
             rows.append([
                 found["network"], share, f"{found['budget_ms']:.3f}", f"{found['p50_ms']:.3f}",

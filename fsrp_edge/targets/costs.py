@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -153,9 +153,10 @@ def calibrated_groups(target: str) -> tuple[Group, ...]:
 
 def unit_of(target: Target, runtime: str) -> Unit:
     """What runs a runtime's operators on a device."""
-    kind = next((each.runs_on for each in target.runtimes if each.name == runtime), "cpu")
-    on_chip = next((each.on_chip_mib for each in target.accelerators if each.kind == kind), None)
-    return Unit(kind, on_chip.value * 2**20 if on_chip else 0.0)
+    kinds = [each.runs_on for each in target.runtimes if each.name == runtime]
+    unit = Unit(kinds[0]) if kinds else CPU
+    on_chip = [each.on_chip_mib for each in target.accelerators if each.kind == unit.kind]
+    return replace(unit, on_chip_bytes=on_chip[0].value * 2**20) if on_chip and on_chip[0] else unit
 
 
 def device_costs(
@@ -314,9 +315,9 @@ def _peak_costs(target: Target, runtime: str, threads: int, precision: Precision
 def _peak_gops(target: Target, runtime: str, threads: int, precision: Precision) -> float:
     unit = unit_of(target, runtime).kind
     for accelerator in target.accelerators:
-        peak = accelerator.peak_gops.get(precision) or accelerator.peak_gops.get("fp32")
-        if accelerator.kind == unit and peak is not None:
-            return peak.value
+        best = accelerator.peak_gops.get(precision) or accelerator.peak_gops.get("fp32")
+        if accelerator.kind == unit and best is not None:
+            return best.value
     for cluster in target.cpu if unit == "cpu" else ():
         peak = cluster.peak_gops(precision) or cluster.peak_gops("fp32")
         if peak is not None:

@@ -22,6 +22,8 @@ from fsrp_edge.targets.work import COSTS, Work, quantities
 Statistic = Literal["p50", "min"]
 FEWEST = 3
 """Networks below which a fit would only repeat its prior."""
+PROGRAMS = {"tflite-benchmark": "litert"}
+"""Programs that time a runtime which profiles know by another name."""
 ROOM = 0.02
 """Added to the variance of each log cost: a runtime of its own is not quite any published one."""
 
@@ -70,7 +72,11 @@ def calibrate(
     Raises:
         BadInputError: a measured file is not found, or nothing was measured on enough networks.
     """
-    latencies = [each.latency for path in results for each in read_results(path).measurements]
+    latencies = [
+        each.latency.model_copy(update={"runtime": PROGRAMS.get(each.latency.runtime, each.latency.runtime)})
+        for path in results
+        for each in read_results(path).measurements
+    ]
     rows = list(_rows(target, latencies, [*folders, *(path.parent for path in results)], statistic))
     grouped: dict[tuple[str, int, Precision], list[_Row]] = defaultdict(list)
     for row in rows:

@@ -120,6 +120,14 @@ def test_disturbed_measurements_are_left_out_and_files_are_known_by_their_digest
         calibrate(X86, [write(tmp_path / "b.json", [measurement(models[0], 1.0)])], [])
 
 
+def test_times_of_tensorflow_lites_own_program_are_those_of_its_runtime(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path
+) -> None:
+    rows = [measurement(path, truth[path], runtime="tflite-benchmark") for path in models]
+    (fitted,) = calibrate(X86, [write(tmp_path / "bench.json", rows)], [models[0].parent])
+    assert fitted.group.runtime == "litert"
+
+
 def test_too_few_networks_are_refused(models: list[Path], tmp_path: Path) -> None:
     bench = write(tmp_path / "bench.json", [measurement(path, 1.0) for path in models[:2]])
     with pytest.raises(BadInputError, match="nothing was measured on 3 networks or more"):
