@@ -392,7 +392,9 @@ def main() -> None:
         "--dense", action="append", default=[], metavar="NETWORK=FILE", help="not to be trained here"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/robust_pruning"), help="for checkpoints")
-    parser.add_argument("--only", default="*", help="pattern of cell names; dense cells are always included")
+    parser.add_argument(
+        "--only", default="*", help="pattern of cell names; the dense networks to train come along"
+    )
     parser.add_argument("--plan", action="store_true", help="print the plan and stop")
     parser.add_argument(
         "--table", action="store_true", help="write tables and figure from the finished cells and stop"
@@ -407,7 +409,8 @@ def main() -> None:
         parser.error(f"unknown networks {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
     everything = cells(networks, arguments.dense_epochs, arguments.epochs)
     wanted = [cell for cell in everything if fnmatch.fnmatch(cell.name, arguments.only)]
-    needed = {(cell.network, cell.seed) for cell in wanted}
+    given = {name: Path(file) for name, _, file in (entry.partition("=") for entry in arguments.dense)}
+    needed = {(cell.network, cell.seed) for cell in wanted if cell.network not in given}
     chosen = [
         cell for cell in everything
         if cell in wanted or (cell.criterion == "dense" and (cell.network, cell.seed) in needed)
@@ -418,7 +421,7 @@ def main() -> None:
     bench = Bench(
         data=arguments.data,
         work=arguments.work,
-        given={name: Path(file) for name, _, file in (entry.partition("=") for entry in arguments.dense)},
+        given=given,
         pgd_images=arguments.pgd_images,
         autoattack_images=arguments.autoattack_images,
     )
