@@ -21,6 +21,13 @@ run_options = options.stack(
     options.data_option,
     options.plan_options,
     options.strategy_options,
+    click.option(
+        "--round-epochs",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Of recovery after each round of the gradual strategy but the last.",
+    ),
     options.criterion_options,
     options.recovery_options,
     options.format_options,

@@ -54,9 +54,9 @@ def _stages(run: Run) -> CompressResult:
     dense_row = networks.network_row(run, "dense", run.dense, networks.baseline(run))
     recipe = networks.choose_recipe(run, dense_row)
     scores = networks.score_filters(run)
-    plan = networks.make_pruning_plan(run, scores, wanted, costs)
+    plan = networks.make_pruning_plan(run, scores, wanted, costs, recipe)
     pruned = networks.prune(run, plan)
-    recovered, recovery = networks.recover_network(run, plan, pruned, recipe)
+    recovered, recovery = networks.recover_network(run, pruned, recipe)
     rows = [
         dense_row,
         networks.network_row(run, "pruned", pruned),

@@ -1,6 +1,8 @@
 """Stages that make networks: dense → scores → plan → pruned → recovered, and what each network is worth."""
 
 import copy
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fsrp_edge import progress
@@ -9,6 +11,7 @@ from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.export import smoke_test
+from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
@@ -21,16 +24,17 @@ from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import check_budgets, make_plan
 from fsrp_edge.pruning.sensitivity import measure_sensitivity
-from fsrp_edge.pruning.stepwise import plan_by_strategy
+from fsrp_edge.pruning.stepwise import plan_by_strategy, prune_gradually
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.schema import LedgerRow, Recovery
 from fsrp_edge.scoring.score import score
 from fsrp_edge.scoring.scores import FilterScores
+from fsrp_edge.training.loop import TrainingResult
 from fsrp_edge.training.recipe import Recipe
 from fsrp_edge.training.recovery import fit_recipe, recover
 
 SCORES, PLAN = "scores.json", "plan.json"
-PRUNED, RECOVERED = "pruned.safetensors", "recovered.safetensors"
+ROUNDS, PRUNED, RECOVERED = "rounds.safetensors", "pruned.safetensors", "recovered.safetensors"
 
 
 def baseline(run: Run) -> Accuracy:
@@ -93,35 +97,68 @@ def _sensitivity(run: Run, scores: FilterScores) -> Sensitivity:
 
 
 def make_pruning_plan(
-    run: Run, scores: FilterScores, wanted: PlanOptions, costs: Costing | None
+    run: Run, scores: FilterScores, wanted: PlanOptions, costs: Costing | None, recipe: Recipe | None
 ) -> PruningPlan:
-    """plan.json: which channels stay."""
+    """plan.json: which channels stay; rounds.safetensors, where recovery goes on between the rounds."""
     sensitivity = _sensitivity(run, scores) if wanted.chosen_allocation == "knapsack" else None
 
     def make(options: PlanOptions, costing: Costing | None) -> PruningPlan:
         return make_plan(run.dense, scores, options, costing, sensitivity)
 
-    def work() -> PruningPlan:
-        best = costs and plan_with_trials(run.place, costs, run.dense, wanted, make)
-        plan = plan_by_strategy(
-            run.dense, scores, wanted, lambda classifier: _score(run, classifier), best, sensitivity
-        )
-        plan.save(run.path(PLAN))
-        return plan
-
     inputs: dict[str, Any] = {"scores": scores, "options": wanted}
     if costs is not None:
         inputs |= {"costing": costs.digest, "tried": _tried(run)}
-    plan = run.stage("plan", PruningPlan, inputs, work, [PLAN])
+    if run.options.round_epochs:
+        inputs |= {"recipe": recipe, "round_epochs": run.options.round_epochs}
+
+    def work() -> PruningPlan:
+        best = costs and plan_with_trials(run.place, costs, run.dense, wanted, make)
+        if run.options.round_epochs and recipe is not None:
+            plan = _prune_in_rounds(run, make(wanted, best or None), inputs, recipe)
+        else:
+            plan = plan_by_strategy(run.dense, scores, wanted, partial(_score, run), best, sensitivity)
+        plan.save(run.path(PLAN))
+        return plan
+
+    plan = run.stage(
+        "plan", PruningPlan, inputs, work, [PLAN, ROUNDS] if run.options.round_epochs else [PLAN]
+    )
     log_plan(plan)
+    return plan
+
+
+def _prune_in_rounds(run: Run, plan: PruningPlan, inputs: dict[str, Any], recipe: Recipe) -> PruningPlan:
+    """The gradual strategy with recovery between its rounds, each of which is resumed as the last recovery is."""
+    between = recipe.model_copy(update={"epochs": run.options.round_epochs, "int8_epochs": 0})
+    checkpoints = [
+        run.unfinished(f"round-{number}", inputs, ".pt") for number in range(1, run.options.rounds)
+    ]
+
+    def tune(classifier: Classifier, number: int) -> Classifier:
+        return _recover(run, classifier, between, checkpoints[number - 1]).classifier
+
+    plan, network = prune_gradually(
+        run.dense,
+        plan,
+        partial(_score, run),
+        rounds=run.options.rounds,
+        multiple=run.target.channel_multiple,
+        tune=tune,
+    )
+    run.save(network, ROUNDS)
+    for checkpoint in checkpoints:
+        checkpoint.unlink(missing_ok=True)
     return plan
 
 
 def prune(run: Run, plan: PruningPlan) -> Classifier:
     """pruned.safetensors: the smaller network, read back from its file and exported once for trial."""
+    inputs: dict[str, Any] = {"plan": plan.digest}
+    if run.options.round_epochs:
+        inputs |= {"rounds": sha256_file(run.path(ROUNDS))}
 
     def work() -> None:
-        run.save(apply_plan(run.dense, plan), PRUNED)
+        run.save(run.load(ROUNDS) if run.options.round_epochs else apply_plan(run.dense, plan), PRUNED)
         progress.log("trial export of the pruned network")
         smoke_test(
             run.load(PRUNED).cpu(),
@@ -130,7 +167,7 @@ def prune(run: Run, plan: PruningPlan) -> Classifier:
             ir_version=run.target.onnx_ir_version,
         )
 
-    run.stage("prune", type(None), {"plan": plan.digest}, work, [PRUNED])
+    run.stage("prune", type(None), inputs, work, [PRUNED])
     return run.load(PRUNED)
 
 
@@ -146,21 +183,14 @@ def choose_recipe(run: Run, dense: LedgerRow) -> Recipe | None:
 
 
 def recover_network(
-    run: Run, plan: PruningPlan, pruned: Classifier, recipe: Recipe | None
+    run: Run, pruned: Classifier, recipe: Recipe | None
 ) -> tuple[Classifier, Recovery | None]:
     """recovered.safetensors: the network after fine-tuning, and how that went."""
-    inputs = {"plan": plan.digest, "recipe": recipe}
+    inputs = {"weights": weights_sha256(pruned), "recipe": recipe}
 
     def work() -> Recovery:
         checkpoint = run.unfinished("recover", inputs, ".pt")
-        result = recover(
-            copy.deepcopy(pruned),
-            run.dataset.train,
-            recipe,
-            seed=run.options.seed,
-            teacher=run.dense if recipe is not None and recipe.distillation else None,
-            checkpoint=checkpoint,
-        )
+        result = _recover(run, pruned, recipe, checkpoint)
         run.save(result.classifier, RECOVERED)
         checkpoint.unlink(missing_ok=True)
         return Recovery(
@@ -172,6 +202,17 @@ def recover_network(
 
     recovery = run.stage("recover", Recovery, inputs, work, [RECOVERED])
     return run.load(RECOVERED), recovery if recipe else None
+
+
+def _recover(run: Run, pruned: Classifier, recipe: Recipe | None, checkpoint: Path) -> TrainingResult:
+    return recover(
+        copy.deepcopy(pruned),
+        run.dataset.train,
+        recipe,
+        seed=run.options.seed,
+        teacher=run.dense if recipe is not None and recipe.distillation else None,
+        checkpoint=checkpoint,
+    )
 
 
 def network_row(run: Run, name: str, classifier: Classifier, clean: Accuracy | None = None) -> LedgerRow:

@@ -1,8 +1,9 @@
 """What a run depends on, as the user says it."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fsrp_edge.attacks import DEFAULT_EPS
 from fsrp_edge.bench.measure import Method
@@ -49,6 +50,8 @@ class CompressOptions(CheckpointOptions, ExportOptions):
     strategy: Strategy = "one-shot"
     rounds: int = Field(3, ge=1)
     layer_ratios: tuple[tuple[str, LayerRatio], ...] = ()
+    round_epochs: int = Field(0, ge=0)
+    """Epochs of recovery after each round of the gradual strategy but the last, which the recovery proper follows."""
     criterion: Criterion = FSRP()
     score_images: int | None = Field(None, ge=1)
     """Training images to score on; None: 512, or 128 for inputs with a side above 64 pixels."""
@@ -76,3 +79,12 @@ class CompressOptions(CheckpointOptions, ExportOptions):
     """By how much figures may be worse than the baseline's, such as `latency_p50=5%`."""
     seed: int = Field(0, ge=0)
     out: Path | None = None
+
+    @model_validator(mode="after")
+    def _rounds_are_recovered_where_there_are_some(self) -> Self:
+        if self.round_epochs and (self.strategy != "gradual" or self.recovery is None):
+            raise ValueError(
+                f"{self.round_epochs} epochs after each round need the gradual strategy and a recovery of at least one "
+                f"epoch; the strategy is {self.strategy!r}"
+            )
+        return self

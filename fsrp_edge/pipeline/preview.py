@@ -125,10 +125,11 @@ def _steps(inputs: Inputs, pruned: Classifier) -> Iterator[Step]:
     )
     if options.recovery is not None:
         recipe, images = options.recovery, len(inputs.dataset.train)
-        cost = {"natural": 1, "n-fgsm": 2, "pgd": recipe.attack_steps + 1, "trades": recipe.attack_steps + 2}
+        steps = recipe.attack_steps
+        times = {"natural": 1, "n-fgsm": 2, "pgd": steps + 1, "trades": steps + 2}[recipe.method]
+        epochs = recipe.epochs + recipe.int8_epochs + options.round_epochs * (options.rounds - 1)
         # A gradient of the weights costs about a third more than one of the pixels alone.
-        epochs = recipe.epochs + recipe.int8_epochs
-        seconds = epochs * images * (cost[recipe.method] + 0.5) * small.gradient
+        seconds = epochs * images * (times + 0.5) * small.gradient
         yield Step("recover", f"{recipe.method}, {epochs} × {images} images", seconds)
     steps = sum(map(_attack_steps, options.attacks))
     yield Step(

@@ -363,6 +363,20 @@ def test_another_ratio_keeps_the_scores_and_the_dense_file(again: Any, finished:
     assert result.report.pruning.after.parameters > finished.report.pruning.after.parameters
 
 
+def test_recovery_between_rounds_is_where_the_next_starts(again: Any, options: CompressOptions) -> None:
+    changed: dict[str, Any] = {
+        "strategy": "gradual", "rounds": 2, "round_epochs": 1, "precisions": ("fp32",), "attacks": (), "file_images": 0,
+        "recovery": Recipe(epochs=1, batch_size=32, learning_rate=0.01, eps=0.05),
+    }  # fmt: skip
+    result = again(**changed)
+    assert {"plan", "prune", "recover"} <= set(redone(result))
+    pruned = load_classifier(result.directory / "pruned.safetensors")
+    cut = apply_plan(load_classifier(options.checkpoint), result.plan)
+    assert weights_sha256(pruned) != weights_sha256(cut)
+    assert [p.shape for p in pruned.parameters()] == [p.shape for p in cut.parameters()]
+    assert not list(result.directory.glob("round-*")) and redone(again(**changed)) == []
+
+
 def test_lost_and_damaged_files_are_made_anew_and_are_the_same(again: Any, finished: CompressResult) -> None:
     (again.directory / "artifacts" / "model-int8.onnx").unlink()
     plan = again.directory / "plan.json"
@@ -537,6 +551,8 @@ def test_formats_and_precisions_that_were_asked_for_are_made() -> None:
         {"seed": -1},
         {"raito": 0.5},
         {"formats": ("tf",)},
+        {"round_epochs": 1},
+        {"round_epochs": 1, "strategy": "gradual", "recovery": None},
     ],
 )
 def test_options_that_mean_nothing_are_refused_when_they_are_made(wrong: dict[str, Any]) -> None:
