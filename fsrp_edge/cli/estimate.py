@@ -52,18 +52,21 @@ def estimate(
         return
     ranked = sorted(found.operators, key=lambda each: -each.milliseconds)[:top]
     low, high = found.interval
+    prunable = sum(each.prunable for each in found.operators)
     fits = {None: "memory size unknown", True: "fits", False: "DOES NOT FIT"}[found.fits]
     print_rows(
-        ("operator", "class", "M MACs", "estimated ms", "share", "mostly"),
+        ("operator", "class", "M MACs", "estimated ms", "share", "mostly", "prunable ms"),
         [
             (each.operator.name, each.operator.kind, f"{each.operator.macs / 1e6:.1f}", f"{each.milliseconds:.3f}",
-             f"{each.share:.1%}", each.mostly)
+             f"{each.share:.1%}", each.mostly, f"{each.prunable:.3f}")
             for each in ranked
         ],
         footer=(
             f"estimated {found.milliseconds:.2f} ms ({low:.2f} to {high:.2f} ms, 90 %) on {profile.name}, "
             f"{found.runtime}, {found.threads} threads, {found.precision}\n"
             f"from {found.basis}\n"
+            f"worth pruning: {prunable:.2f} ms go with channels; starting {len(graph.operators)} operators takes "
+            f"{found.milliseconds - prunable:.2f} ms however few there are\n"
             f"{graph.macs / 1e6:,.0f} M MACs in {len(graph.operators)} operators; "
             f"weights {found.weight_bytes / 2**20:.1f} MiB, "
             f"activations {found.arena_bytes / 2**20:.1f} MiB at peak: {fits}"

@@ -23,12 +23,14 @@ class OperatorTime:
         milliseconds: estimated.
         share: of the whole, 0 to 1.
         mostly: the cost that takes most of its time, one of COSTS.
+        prunable: milliseconds that go with its channels; the rest is what starting it costs.
     """
 
     operator: Operator
     milliseconds: float
     share: float
     mostly: str
+    prunable: float
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,16 @@ def estimate(
         threads=device.threads,
         precision=precision,
         operators=tuple(
-            OperatorTime(each, float(row.sum()), float(row.sum()) / total, COSTS[int(row.argmax())])
-            for each, row in zip(graph.operators, times, strict=True)
+            OperatorTime(
+                each,
+                float(row.sum()),
+                float(row.sum()) / total,
+                COSTS[int(row.argmax())],
+                float(row.sum() - fixed),
+            )
+            for each, row, fixed in zip(
+                graph.operators, times, times[:, COSTS.index("operator")], strict=True
+            )
         ),
         arena_bytes=arena,
         weight_bytes=weights,

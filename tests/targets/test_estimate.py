@@ -37,6 +37,7 @@ def test_a_published_group_gives_an_interval_from_its_validation() -> None:
     assert "published" in found.basis
     assert sum(each.share for each in found.operators) == pytest.approx(1)
     assert sum(each.milliseconds for each in found.operators) == pytest.approx(found.milliseconds)
+    assert all(0 < each.prunable < each.milliseconds for each in found.operators)
 
 
 def test_fewer_channels_cost_less() -> None:
