@@ -244,7 +244,7 @@ def _from_group(target: Target, precision: Precision, threads: int, chosen: _Can
         scaled.append(f"from {group.target} by its speed, {slower:.2f} times the time")
     if scaled:
         basis = f"UNCALIBRATED: {'; '.join(scaled)}; {basis}"
-    if group.precision not in (precision, *(["fp32"] if group.runtime != runtime else [])):
+    if group.precision != precision:
         basis += f"; {group.runtime} computes {precision} files in {group.precision} here"
     return DeviceCosts(
         costs, group.precision, factor, not scaled, basis, runtime, threads, unit_of(target, runtime)
