@@ -38,8 +38,6 @@ TARGET = "generic-x86"
 CALIBRATION = (
     ("cifar:resnet32-b", 32), ("cifar:resnet18", 32), ("torchvision:resnet18", 96), ("torchvision:mobilenet_v2", 96),
     ("torchvision:mobilenet_v3_large", 128), ("torchvision:squeezenet1_1", 128), ("torchvision:resnet50", 64),
-    ("torchvision:mnasnet1_0", 96), ("torchvision:mobilenet_v2", 64),
-    ("cifar:resnet32-b", 32, 0.5), ("cifar:resnet18", 32, 0.5), ("torchvision:resnet50", 64, 0.5),
 )  # fmt: skip
 CHECK = (
     ("cifar:resnet20-b", 32), ("cifar:vgg16_bn", 32), ("torchvision:resnet34", 64),
@@ -49,7 +47,7 @@ PRUNED = (
     ("cifar:resnet20-b", 32, 0.5), ("cifar:vgg16_bn", 32, 0.5), ("torchvision:resnet18", 96, 0.4),
     ("torchvision:mobilenet_v2", 96, 0.5),
 )  # fmt: skip
-METHOD = Method(runs=60, seconds=1.0, rounds=5, warmup_seconds=0.1, warmup_runs=3)
+METHOD = Method(runs=60, seconds=1.2, rounds=6, warmup_seconds=0.1, warmup_runs=3)
 
 
 def classifier(architecture: str, size: int) -> Classifier:
