@@ -25,16 +25,18 @@ from fsrp_edge.bench.measure import QUICK, Setup, measure_on
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import ArraySource, ImageSet
+from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
 from fsrp_edge.exporting.saved_model import export_saved_model
-from fsrp_edge.files import read_json, write_json
+from fsrp_edge.files import atomic_path, read_json, write_json
 from fsrp_edge.models import registry
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.runtimes import open_session
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import score
 from fsrp_edge.targets.load import load_target
@@ -102,23 +104,35 @@ def pruned_by_hand(dense: Classifier, ratio: float) -> Classifier:
         pruning_ratio=ratio,
         ignored_layers=[classes],
     ).step()
-    return Classifier(inner.eval(), dense.spec)
+    return Classifier(inner, dense.spec).eval()
 
 
 def our_files(label: str, network: Classifier, images: ImageSet, folder: Path) -> Files:
     requests = [ArtifactRequest(format_, precision) for format_, precision in FILES]
     files = {f"{label} {r.format} {r.precision}": folder / r.name("model") for r in requests}
+    plan = ExportPlan(opset=17, ir_version=8, calibration=images)
     if not folder.exists():
-        export_artifacts(network, requests, folder, ExportPlan(opset=17, ir_version=8, calibration=images))
+        with atomic_path(folder) as temporary:
+            export_artifacts(network, requests, temporary, plan)
     return files
 
 
 def files_by_hand(network: Classifier, images: ImageSet, folder: Path) -> Files:
-    """Nothing but defaults."""
+    if not folder.exists():
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            make_by_hand(network, images, temporary)
+    return {
+        f"by hand {'onnx' if p.suffix == '.onnx' else 'tflite'} {p.stem}": p
+        for p in sorted(folder.glob("*.*"))
+    }
+
+
+def make_by_hand(network: Classifier, images: ImageSet, folder: Path) -> None:
+    """fp32.onnx, int8.onnx and int8.tflite with nothing but defaults."""
     import tensorflow
     from onnxruntime import quantization
 
-    folder.mkdir()
     torch.onnx.export(
         network,
         (network.example_pixels(),),
@@ -134,21 +148,25 @@ def files_by_hand(network: Classifier, images: ImageSet, folder: Path) -> Files:
             return next(feeds, None)
 
     quantization.quantize_static(folder / "fp32.onnx", folder / "int8.onnx", Reader())
-    export_saved_model(network, folder / "model.saved_model")
-    converter = tensorflow.lite.TFLiteConverter.from_saved_model(str(folder / "model.saved_model"))
-    converter.optimizations = [tensorflow.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([one.transpose(0, 2, 3, 1)] for one in pixels)
-    (folder / "int8.tflite").write_bytes(converter.convert())
-    return {
-        "by hand onnx fp32": folder / "fp32.onnx",
-        "by hand onnx int8": folder / "int8.onnx",
-        "by hand tflite int8": folder / "int8.tflite",
-    }
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = Path(scratch) / "model.saved_model"
+        export_saved_model(network, saved)
+        converter = tensorflow.lite.TFLiteConverter.from_saved_model(str(saved))
+        converter.optimizations = [tensorflow.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([one.transpose(0, 2, 3, 1)] for one in pixels)
+        (folder / "int8.tflite").write_bytes(converter.convert())
 
 
 def measure_cell(networks: dict[str, Classifier], files: Files, threads: int) -> dict[str, Any]:
     """MACs of the networks and latencies of their files."""
     setup = Setup(threads=threads, input_shape=networks["dense"].spec.input_shape)
+    files, refused = dict(files), {}
+    for key in [key for key in files if key.startswith("by hand")]:
+        try:
+            open_session(files[key], threads=threads).run(networks["by hand"].example_pixels().numpy())
+        except ToolFailedError as error:
+            refused[key] = str(error).splitlines()[0]
+            del files[key]
     measured = measure_on(ADDRESS, list(files.values()), setup, method=QUICK)
     latencies = {key: measurement.latency for key, measurement in zip(files, measured, strict=True)}
     return {
@@ -156,6 +174,7 @@ def measure_cell(networks: dict[str, Classifier], files: Files, threads: int) ->
         "macs": {label: measure_size(one).macs for label, one in networks.items()},
         "p50_ms": {key: latency.p50_ms for key, latency in latencies.items()},
         "interval_ms": {key: latency.p50_interval_ms for key, latency in latencies.items()},
+        "refused": refused,
         "invalid": {key: latency.invalid_because for key, latency in latencies.items() if not latency.valid},
     }
 
@@ -167,15 +186,20 @@ def main() -> None:
     every = [f"{name}:{ratio}" for name in NETWORKS for ratio in RATIOS]
     parser.add_argument("cells", nargs="*", metavar="NETWORK:RATIO", help="default: all of them")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--files", type=Path, metavar="FOLDER", help="keep the files there for another call")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only make the files; that needs no quiet machine"
+    )
     given = parser.parse_args()
     folder = RESULTS / "artifact_latency_cells"
-    with show_progress(), tempfile.TemporaryDirectory() as scratch:
+    with show_progress(), tempfile.TemporaryDirectory() as temporary:
+        scratch = given.files or Path(temporary)
         for wanted in given.cells or every:
             name, _, ratio = wanted.partition(":")
             paths = {threads: folder / f"{name}-{ratio}-{threads}.json" for threads in given.threads}
             if missing := [threads for threads, path in paths.items() if not path.is_file()]:
-                networks, files = prepare(name, float(ratio), network(name), Path(scratch))
-                for threads in missing:
+                networks, files = prepare(name, float(ratio), network(name), scratch)
+                for threads in [] if given.prepare else missing:
                     found = measure_cell(networks, files, threads)
                     write_json(paths[threads], {"network": name, "ratio": float(ratio)} | found)
     results = [read_json(path) for path in sorted(folder.glob("*.json"))]
@@ -200,6 +224,16 @@ def _rows(result: dict[str, Any]) -> Iterator[tuple[object, ...]]:
             f"{speed_up:.2f}×",
             f"{macs:.2f}×",
             f"{speed_up / macs:.2f}",
+        )
+    for key, reason in result["refused"].items():
+        label, format_, precision = key.rsplit(" ", 2)
+        yield (
+            result["network"],
+            f"{100 * result['ratio']:.0f} %",
+            result["threads"],
+            f"{label}, {format_} {precision}",
+            f"does not run: {reason[-90:]}",
+            *("",) * 3,
         )
 
 
