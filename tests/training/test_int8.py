@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from fsrp_edge.exporting.onnx import Int8Quantizer, export_onnx
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import open_session
 from fsrp_edge.training.int8 import rounded_activation, rounded_to_int8
+from fsrp_edge.training.recipe import Recipe
+from fsrp_edge.training.recovery import recover
 
 
 def test_activations_keep_256_values_and_zero() -> None:
@@ -44,10 +47,7 @@ def test_it_computes_what_an_int8_file_computes(
 ) -> None:
     """Where eight bits hurt, they hurt both alike: large weights of a channel that is always 0 leave the others few."""
     network, images = small_cnn().eval(), digit_sets[0].first(64)
-    inner: Any = network.network
-    with torch.no_grad():
-        inner[1].weight[0], inner[1].bias[0] = 0, -1
-        inner[3].weight[:, 0] = 50 * inner[3].weight.abs().amax()
+    widen(network, 50)
     export_onnx(network, tmp_path / "m.onnx", opset=13, ir_version=7)
     quantizer = Int8Quantizer(tmp_path / "m.onnx", tmp_path, activation=activation, calibration=images)
     quantizer.quantize(tmp_path / "int8.onnx")
@@ -58,3 +58,40 @@ def test_it_computes_what_an_int8_file_computes(
         with rounded_to_int8(network):
             rounded = network(pixels).numpy()
     assert np.abs(file - rounded).mean() < 0.2 * np.abs(file - exact).mean()
+
+
+def test_passes_for_int8_win_back_what_rounding_loses(digit_sets, small_cnn, tmp_path: Path) -> None:
+    """Accuracy of int8 files of a network whose outlying weights leave the others few steps."""
+    learnt, judged = digit_sets
+    recipe = Recipe(method="natural", epochs=6, batch_size=50, learning_rate=0.05)
+    network = recover(small_cnn(), learnt, recipe, seed=1).classifier
+    widen(network, 150)
+
+    def accuracy_of_file() -> float:
+        export_onnx(network, tmp_path / "m.onnx", opset=13, ir_version=7)
+        quantizer = Int8Quantizer(
+            tmp_path / "m.onnx", tmp_path, activation="uint8", calibration=learnt.first(128)
+        )
+        quantizer.quantize(tmp_path / "int8.onnx")
+        pixels, labels = next(judged.batches(len(judged)))
+        return float(
+            (open_session(tmp_path / "int8.onnx").predict(pixels).argmax(1) == labels).float().mean()
+        )
+
+    before = accuracy_of_file()
+    assert before < 0.85
+    recover(
+        network,
+        learnt,
+        recipe.model_copy(update={"epochs": 0, "int8_epochs": 4, "learning_rate": 0.2}),
+        seed=1,
+    )
+    assert accuracy_of_file() > before + 0.08
+
+
+def widen(network: Classifier, factor: float) -> None:
+    """Make the first feature always 0, and its weights in the second convolution larger than all others."""
+    inner: Any = network.network
+    with torch.no_grad():
+        inner[1].weight[0], inner[1].bias[0] = 0, -1
+        inner[3].weight[:, 0] = factor * inner[3].weight.abs().amax()
