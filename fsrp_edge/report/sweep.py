@@ -146,7 +146,9 @@ def draw_front(points: Sequence[Point], knee: str | None, accuracy: str) -> Any:
         colour = plots.FIRST if point.directory is None else plots.SECOND
         edge = plots.INK if point.name == knee else colour
         axes.scatter(*place, s=area, color=colour, edgecolors=edge, linewidths=1.6, zorder=2)
-        left = np.log(place[0]) > middle  # names go towards the middle, where there is room, on either side of the line
+        left = (
+            np.log(place[0]) > middle
+        )  # names go towards the middle, where there is room, on either side of the line
         axes.annotate(
             plots.shortened(point.name), place, xytext=(-9, 6) if left else (9, -11), textcoords="offset points",
             ha="right" if left else "left", fontsize=8,
