@@ -258,10 +258,7 @@ def plan_with_trials(
 def log_plan(plan: PruningPlan) -> None:
     """Tell what a plan comes to before the long work starts."""
     for each in plan.budgets:
-        progress.log(
-            f"plan: {each.kind} {show(each.kind, each.dense)} → {show(each.kind, each.planned)}, at most "
-            f"{show(each.kind, each.limit)} asked, {show(each.kind, each.least)} the least ({each.basis})"
-        )
+        progress.log(f"plan: {each.told}")
 
 
 def verdicts(

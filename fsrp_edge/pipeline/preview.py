@@ -15,6 +15,7 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.inputs import Inputs, prepare
 from fsrp_edge.pipeline.options import CompressOptions
+from fsrp_edge.pruning.budgets import Budgeted
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.gates import parse_gate
@@ -59,6 +60,7 @@ class Preview:
         disk_bytes: needed in the directory at the worst moment.
         free_bytes: on that disk now.
         gates: (gate, whether it can be met: None where only the run will tell, why).
+        budgets: what was asked for, and what the plan comes to; a run tries real files, where it can.
     """
 
     directory: Path
@@ -71,6 +73,7 @@ class Preview:
     disk_bytes: int
     free_bytes: int
     gates: tuple[tuple[str, bool | None, str], ...]
+    budgets: tuple[Budgeted, ...]
 
     @property
     def seconds(self) -> float:
@@ -87,7 +90,8 @@ def preview(options: CompressOptions) -> Preview:
     inputs = prepare(options)
     wanted = inputs.plan_options()
     norms = score(inputs.dense, inputs.dataset.train, Rival(name="l1"), seed=options.seed)
-    pruned = apply_plan(inputs.dense, make_plan(inputs.dense, norms, wanted, inputs.costing()))
+    plan = make_plan(inputs.dense, norms, wanted, inputs.costing())
+    pruned = apply_plan(inputs.dense, plan)
     before, after = measure_size(inputs.dense), measure_size(pruned)
     files = tuple(
         (f"{request.format} {request.precision}", after.parameters * BYTES[request.precision])
@@ -107,6 +111,7 @@ def preview(options: CompressOptions) -> Preview:
         disk_bytes=references + sum(size for _, size in files) + 8 * after.parameters + training,
         free_bytes=shutil.disk_usage(_existing(directory)).free,
         gates=tuple(_reachable(gate, files, after.macs, after.parameters) for gate in options.gates),
+        budgets=plan.budgets,
     )
 
 

@@ -83,6 +83,14 @@ class Budgeted(BaseModel):
     basis: str
     """How it was found."""
 
+    @property
+    def told(self) -> str:
+        """One line for the user."""
+        dense, planned, limit, least = (
+            show(self.kind, value) for value in (self.dense, self.planned, self.limit, self.least)
+        )
+        return f"{self.kind} {dense} → {planned}, at most {limit} asked, {least} the least ({self.basis})"
+
 
 def show(kind: BudgetKind, value: float) -> str:
     """`20.0 ms`, `12.3 M`, `500 kB`."""
