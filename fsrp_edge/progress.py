@@ -74,8 +74,13 @@ def log_to(path: Path) -> Iterator[None]:
 @contextmanager
 def tool_output_to(write: Callable[[str], None]) -> Iterator[None]:
     """Also hand what `tool_output` captured inside the block, and this package's other messages, to `write`."""
-    logger, handler = logging.getLogger("fsrp_edge"), logging.Handler()
-    handler.emit = lambda record: write(record.getMessage())  # type: ignore[method-assign]
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            for line in record.getMessage().splitlines():
+                write(line)
+
+    logger, handler = logging.getLogger("fsrp_edge"), Lines()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)

@@ -59,7 +59,7 @@ def test_a_red_run_and_a_green_one(config: dict[str, Any], tmp_path: Path) -> No
     assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
     assert "score: already done" in green.stderr
     assert "bundle: out/generic-x86.zip" in green.stdout
-    assert "report.html" in zipfile.ZipFile(tmp_path / "out" / "generic-x86.zip").namelist()
+    assert "artifacts/model-fp32.onnx" in zipfile.ZipFile(tmp_path / "out" / "generic-x86.zip").namelist()
 
 
 def test_wrong_use_of_the_script_says_how() -> None:

@@ -81,6 +81,7 @@ def execute(page: Path, folder: Path) -> None:
 def test_the_walk_through_works(tmp_path: Path) -> None:
     execute(ROOT / "docs" / "your-network.md", tmp_path)
     assert (tmp_path / "compressed" / "report.html").is_file()
+    assert (tmp_path / "compressed.zip").is_file()
 
 
 def test_the_python_page_runs(tmp_path: Path, trained_checkpoint: Path) -> None:

@@ -183,8 +183,8 @@ def measure_on(
                     arguments["--evaluate"] = transport.put(packed)
             said[index].append(_measure_round(transport, files[index], arguments, stop))
         return [
-            _join(address, path, setup, parts, packed, wanted)
-            for path, parts, wanted in zip(files, said, expected, strict=True)
+            _join(address, path, name, setup, parts, packed, wanted)
+            for path, name, parts, wanted in zip(files, _names(files), said, expected, strict=True)
         ]
 
 
@@ -299,9 +299,19 @@ def _precision_of(path: Path) -> str:
     return "fp16" if any(tensor.data_type == half for tensor in graph.initializer) else "fp32"
 
 
+def _names(files: Sequence[Path]) -> list[str]:
+    """Of files; with their folder where several have the same, as dense and pruned files do."""
+    names = [path.name for path in files]
+    return [
+        f"{path.resolve().parent.name}/{path.name}" if names.count(path.name) > 1 else path.name
+        for path in files
+    ]
+
+
 def _join(
     address: Address,
     path: Path,
+    model: str,
     setup: Setup,
     said: Sequence[_Said],
     packed: Path | None,
@@ -318,7 +328,7 @@ def _join(
     powers = [part.power_w for part in rounds if part.power_w is not None]
     power = sum(powers) / len(powers) if powers else None
     latency = Latency(
-        model=path.name,
+        model=model,
         sha256=sha256_file(path),
         device=f"{address.name}: {hello['cpu']}, {hello['cores']} cores",
         runtime=hello["runtime"],

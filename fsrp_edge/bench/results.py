@@ -34,7 +34,7 @@ class Latency(Summary):
     """Steady-state latency of one file, batch 1, in milliseconds, and how it was measured."""
 
     model: str
-    """File name."""
+    """File name, after its folder's where several were measured that have the same."""
     sha256: str
     device: str
     """Where it ran, such as `local: Intel Xeon, 2 cores`."""

@@ -110,14 +110,21 @@ def compress(
     if as_json:
         print_json(result.report.model_dump(mode="json"))
     else:
-        print_report(result.report, result.directory, _next_commands(result, wanted.data))
+        print_report(
+            result.report, result.directory, _next_commands(result, wanted.data, wanted.architecture)
+        )
     finish(result.report, result.report.gates)
 
 
-def _next_commands(result: "CompressResult", data: str | None) -> list[str]:
+def _next_commands(result: "CompressResult", data: str | None, given: str | None) -> list[str]:
+    from fsrp_edge.models.registry import is_user_code
+
     commands = [f"xdg-open {shlex.quote(str(result.directory / 'report.html'))}"]
     if result.report.data.label_kind == "ground truth":
         chosen = f" --data {shlex.quote(data)}" if data else ""
+        architecture = result.report.source.model.architecture
+        if is_user_code(architecture):  # the report keeps no folders, the command line had them
+            chosen = f" --arch {shlex.quote(given or architecture)}{chosen}"
         commands.append(f"fsrp-edge evaluate {shlex.quote(str(result.model))}{chosen} --attack autoattack")
     return commands
 

@@ -14,7 +14,7 @@ from fsrp_edge.report import schema
 from fsrp_edge.report.gates import judge, judge_regressions
 from fsrp_edge.report.manifest import manifest_of_run, results_of_run, write_manifest
 from fsrp_edge.report.provenance import provenance
-from fsrp_edge.report.store import RENDERED, load_report, write_report
+from fsrp_edge.report.store import REPORT_JSON, load_report, write_report
 
 
 def write_records(
@@ -48,7 +48,8 @@ def write_records(
     report = report.model_copy(update={"gates": _judged(run, report, plan, recovered)})
     directory = run.directory.path
     write_report(report, directory)
-    write_manifest(manifest_of_run(report, exports), directory, [*results_of_run(directory), *RENDERED])
+    # Not report.md and the like, which `fsrp-edge report` renders again.
+    write_manifest(manifest_of_run(report, exports), directory, [*results_of_run(directory), REPORT_JSON])
     return report
 
 

@@ -91,6 +91,23 @@ def test_int8_of_either_sign_and_symmetry_computes_on_arm_what_it_computes_here(
     assert [one.agreement.relative_error for one in measured] == [0, 0, 0]
 
 
+def test_compress_measures_on_arm_and_holds_the_outputs_against_the_network(
+    server, trained_checkpoint, digits_npz, tmp_path
+):
+    out = tmp_path / "run"
+    command = ["compress", str(trained_checkpoint), "--data", str(digits_npz), "--target", "raspberry-pi-4"]
+    command += ["--format", "tflite", "--precision", "fp32", "--recover-epochs", "0", "--attack", "fgsm"]
+    command += ["--score-images", "16", "--score-steps", "1", "--robust-images", "16", "--file-images", "0"]
+    command += ["--quick-bench", "--bench-on", server.arm_address(), "--out", str(out), "--quiet"]
+    assert run(cli, command) == 0
+    measured = read_results(out / "bench.json").measurements
+    assert len(measured) == 2
+    for one in measured:
+        assert one.latency.device.startswith(f"ssh://127.0.0.1:{server.arm_port}: ARMv8")
+        assert one.agreement.passed and one.agreement.network_error <= LIMITS["fp32"]
+    assert "ARMv8" in (out / "report.html").read_text()
+
+
 def test_a_fleet_of_three_and_the_comparison(server, files, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     devices = ["local", server.address(), server.arm_address()]

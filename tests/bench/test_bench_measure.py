@@ -61,6 +61,17 @@ def test_rounds_alternate_between_the_files(onnx_file, tflite_file, monkeypatch)
     assert [one.latency.model for one in measured] == ["tiny.onnx", "tiny.tflite"]
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(onnx_file, tmp_path):
+    paths = [onnx_file]
+    for folder in ("dense", "pruned"):
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / "model.onnx")
+        paths[-1].write_bytes(onnx_file.read_bytes())
+    method = SHORT.model_copy(update={"rounds": 1})
+    measured = measure_on(parse_address("local"), paths, Setup(), method=method)
+    assert [one.latency.model for one in measured] == ["tiny.onnx", "dense/model.onnx", "pruned/model.onnx"]
+
+
 def test_progress_is_told_for_each_round(onnx_file):
     seen = []
 

@@ -239,7 +239,6 @@ def test_the_manifest_holds_the_digest_of_every_result(
             "pruned.safetensors",
             "recovered.safetensors",
             "report.json",
-            "report.md",
         ),
         *("artifacts/model-fp32.onnx", "artifacts/model-int8.onnx", "dense/model-fp32.onnx"),
         *("MODEL_CARD.md", "bom.json"),
