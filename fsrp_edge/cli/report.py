@@ -84,15 +84,26 @@ def _side_by_side(runs: tuple[Path, ...], page: Path | None, *, as_json: bool) -
 
     reports = [load_report(run) for run in runs]
     if page is not None:
-        by_name = dict(zip(map(str, runs), reports, strict=True))
+        folders = [run if run.is_dir() else run.parent for run in runs]
+        names = [folder.resolve().name for folder in folders]
+        if len(set(names)) < len(names):
+            names = list(map(str, runs))
+        by_name = dict(zip(names, reports, strict=True))
         points = [point_of(name, name, report) for name, report in by_name.items()]
         if len({report.source.sha256 for report in reports}) == 1:
             points.insert(0, dense_point(reports[0]))
-        folders = {str(run): run if run.is_dir() else run.parent for run in runs}
-        links = {name: os.path.relpath(folder / REPORT_HTML, page.parent) for name, folder in folders.items()}
+        links = {
+            name: os.path.relpath(folder / REPORT_HTML, page.parent)
+            for name, folder in zip(names, folders, strict=True)
+        }
         title = f"{len(reports)} runs side by side"
         judged, knee = with_verdicts(points)
-        write_text(page, render_runs(title, judged, knee, attack_of(reports[0]), by_name, links))
+        write_text(
+            page,
+            render_runs(
+                title, judged, knee, ", ".join(dict.fromkeys(map(attack_of, reports))), by_name, links
+            ),
+        )
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
         return

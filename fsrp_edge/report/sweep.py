@@ -156,6 +156,8 @@ def draw_front(points: Sequence[Point], knee: str | None, accuracy: str) -> Any:
     axes.set(xlabel="latency of the fastest file, ms", ylabel=f"{accuracy} accuracy, %", xscale="log")
     axes.margins(0.12, 0.18)
     axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _place: f"{value:g}")
+    axes.set_ylim(max(axes.get_ylim()[0], -4), min(axes.get_ylim()[1], 104))
+    roomy = "23457"  # first digits whose labels do not touch each other on a logarithmic axis
+    axes.xaxis.set_minor_formatter(lambda value, _place: f"{value:g}" if f"{value:e}"[0] in roomy else "")
     axes.tick_params(axis="x", which="minor", labelsize=7)
     return figure

@@ -68,3 +68,19 @@ def test_what_cannot_be_swept_is_refused(text):
 
     outcome = CliRunner().invoke(sweep, [__file__, "--target", "generic-x86", "--over", text])
     assert outcome.exit_code == 2 and "--over" in outcome.output
+
+
+def test_report_writes_the_page_of_several_runs(run_report, tmp_path):
+    from fsrp_edge.cli import cli
+    from fsrp_edge.cli.errors import run as call
+    from fsrp_edge.report.store import write_report
+
+    for name in ("half", "quarter"):
+        write_report(run_report, tmp_path / "runs" / name)
+    runs = [str(tmp_path / "runs" / "half"), str(tmp_path / "runs" / "quarter" / "report.json")]
+    page = tmp_path / "page.html"
+    assert call(cli, ["report", *runs, "--page", str(page)]) == 0
+    text = page.read_text()
+    assert '<a href="runs/half/report.html">half</a>' in text and '<a href="runs/quarter/report.html">' in text
+    assert str(tmp_path) not in text and "<td>dense</td>" in text  # both came from one network
+    assert call(cli, ["report", runs[0], "--page", str(page)]) == 2
