@@ -81,6 +81,8 @@ def test_report_writes_the_page_of_several_runs(run_report, tmp_path):
     page = tmp_path / "page.html"
     assert call(cli, ["report", *runs, "--page", str(page)]) == 0
     text = page.read_text()
-    assert '<a href="runs/half/report.html">half</a>' in text and '<a href="runs/quarter/report.html">' in text
+    assert (
+        '<a href="runs/half/report.html">half</a>' in text and '<a href="runs/quarter/report.html">' in text
+    )
     assert str(tmp_path) not in text and "<td>dense</td>" in text  # both came from one network
     assert call(cli, ["report", runs[0], "--page", str(page)]) == 2
