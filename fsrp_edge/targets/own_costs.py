@@ -90,9 +90,11 @@ def calibrate(
             continue
         fits.append(_fit(target, members, statistic))
     if not fits:
+        disturbed = len(latencies) - len(rows)
+        hint = f" ({disturbed} disturbed ones left out; --statistic min takes them too)" if disturbed else ""
         raise BadInputError(
-            f"nothing was measured on {FEWEST} networks or more with one runtime, number of threads and precision; "
-            "measure more, of several kinds: fsrp-edge bench a.onnx b.onnx c.onnx --out bench.json"
+            f"nothing was measured on {FEWEST} networks or more with one runtime, number of threads and precision"
+            f"{hint}; measure more, of several kinds: fsrp-edge bench a.onnx b.onnx c.onnx --out bench.json"
         )
     return tuple(fits)
 

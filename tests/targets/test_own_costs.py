@@ -116,6 +116,9 @@ def test_disturbed_measurements_are_left_out_and_files_are_known_by_their_digest
     bench = write(tmp_path / "bench.json", rows)
     (fitted,) = calibrate(X86, [bench], [models[0].parent])
     assert fitted.group.networks == len(models) - 1 and fitted.after < 0.03
+    every = write(tmp_path / "all.json", [measurement(path, 1.0, **disturbed) for path in models])
+    with pytest.raises(BadInputError, match=rf"{len(models)} disturbed ones left out; --statistic min"):
+        calibrate(X86, [every], [models[0].parent])
     with pytest.raises(BadInputError, match=r"net-16-1-fp32.onnx .* --models"):
         calibrate(X86, [write(tmp_path / "b.json", [measurement(models[0], 1.0)])], [])
 
