@@ -109,7 +109,7 @@ def pruned_by_hand(dense: Classifier, ratio: float) -> Classifier:
 
 def our_files(label: str, network: Classifier, images: ImageSet, folder: Path) -> Files:
     requests = [ArtifactRequest(format_, precision) for format_, precision in FILES]
-    files = {f"{label} {r.format} {r.precision}": folder / r.name("model") for r in requests}
+    files = {f"{label} {r.format} {r.precision}": folder / r.file for r in requests}
     plan = ExportPlan(opset=17, ir_version=8, calibration=images)
     if not folder.exists():
         with atomic_path(folder) as temporary:

@@ -28,9 +28,10 @@ class ArtifactRequest:
     format: Format
     precision: Precision
 
-    def name(self, stem: str) -> str:
+    @property
+    def file(self) -> str:
         """`model-int8.tflite`."""
-        return f"{stem}-{self.precision}.{self.format}"
+        return f"model-{self.precision}.{self.format}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,6 @@ def export_artifacts(
     directory: Path,
     plan: ExportPlan,
     *,
-    stem: str = "model",
     report: Callable[[Artifact, tuple[LayerError, ...]], object] | None = None,
 ) -> tuple[Artifact, ...]:
     """Write every file asked for, such as `model-int8.tflite`, each by rename.
@@ -76,7 +76,6 @@ def export_artifacts(
         requests: formats and precisions; the order decides that of the result.
         directory: where the files go.
         plan: what they are made with.
-        stem: first part of the file names.
         report: told the errors of single layers of each int8 file, where they were found.
 
     Returns:
@@ -95,7 +94,7 @@ def export_artifacts(
         ordered = sorted(requests, key=lambda request: request.precision != "fp32")
         sources: dict[Format, Path] = {}
         for request in track(ordered, "exporting"):
-            path = directory / request.name(stem)
+            path = directory / request.file
             if request.format == "saved_model":
                 made[request] = saved_model.export_saved_model(classifier, path)
                 continue
@@ -120,6 +119,10 @@ def _check(requests: Sequence[ArtifactRequest], plan: ExportPlan) -> None:
         raise BadInputError("ask for at least one file, and for each format and precision once")
     if any(request.precision == "int8" for request in requests):
         require_images(plan.calibration)
+    if ArtifactRequest("onnx", "int8-dynamic") in requests:
+        raise BadInputError(
+            "int8-dynamic is not made for onnx: its integer convolutions are slower than fp32"
+        )
     for option, having in (("uint8_input", {"onnx", "tflite"}), ("dynamic_batch", {"onnx"})):
         lacking = sorted({request.format for request in requests} - having)
         if getattr(plan.options, option) and lacking:
@@ -151,10 +154,6 @@ def _derive(
         convert = onnx.convert_to_fp16 if request.format == "onnx" else tflite.convert_to_fp16
         return convert(source, path, metadata=plan.metadata), ()
     if request.precision == "int8-dynamic":
-        if request.format == "onnx":
-            raise BadInputError(
-                "int8-dynamic is not made for onnx: its integer convolutions are slower than fp32"
-            )
         return tflite.quantize_weights(source, path, metadata=plan.metadata), ()
     quantizer = _quantizer(request.format, source, scratch, plan)
     drop = plan.options.int8_max_drop

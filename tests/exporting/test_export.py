@@ -26,10 +26,9 @@ def test_files_asked_for_and_no_others_are_left(
             calibration=images.first(8),
             metadata={"seed": "3"},
         ),
-        stem="odd",
     )
-    assert [str(artifact.path) for artifact in artifacts] == ["odd-int8.onnx", "odd-fp16.onnx"]
-    assert {path.name for path in (tmp_path / "files").iterdir()} == {"odd-int8.onnx", "odd-fp16.onnx"}
+    assert [str(artifact.path) for artifact in artifacts] == ["model-int8.onnx", "model-fp16.onnx"]
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {"model-int8.onnx", "model-fp16.onnx"}
     for artifact in artifacts:
         path = tmp_path / "files" / artifact.path
         assert artifact.bytes == path.stat().st_size
@@ -44,6 +43,7 @@ def test_impossible_wishes_are_refused_before_the_work(classifier: Classifier, t
         ([], "at least one file"),
         ([fp32, fp32], "once"),
         ([fp32, ArtifactRequest("onnx", "int8")], "calibration images"),
+        ([fp32, ArtifactRequest("onnx", "int8-dynamic")], "slower than fp32"),
     ):
         with pytest.raises(BadInputError, match=reason):
             export_artifacts(classifier, requests, tmp_path, ExportPlan(opset=13, ir_version=7))
