@@ -202,6 +202,8 @@ def main() -> None:
                 for threads in [] if given.prepare else missing:
                     found = measure_cell(networks, files, threads)
                     write_json(paths[threads], {"network": name, "ratio": float(ratio)} | found)
+    if given.prepare:
+        return
     results = [read_json(path) for path in sorted(folder.glob("*.json"))]
     header = ("network", "removed", "threads", "file", "ms", "against dense fp32", "MACs ratio", "of it")
     save("artifact_latency", results, header, [row for result in results for row in _rows(result)])
