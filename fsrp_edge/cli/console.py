@@ -15,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fsrp_edge import progress
+from fsrp_edge import progress, wording
 from fsrp_edge.cli.options import VERBOSE
-from fsrp_edge.report import wording
 
 Item = TypeVar("Item")
 

@@ -80,6 +80,7 @@ def evaluate(
     fsrp-edge evaluate recovered.safetensors --attack autoattack --norm L2 --eps 0.5 --out pruned.json
     torchrun --nproc-per-node 4 -m fsrp_edge evaluate recovered.safetensors --attack autoattack
     """
+    from fsrp_edge import wording
     from fsrp_edge.cli.console import print_json, print_rows, show_progress
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.evaluation.corruptions import FAMILIES
@@ -90,7 +91,6 @@ def evaluate(
     from fsrp_edge.models.saved import weights_sha256
     from fsrp_edge.pipeline.inputs import load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
-    from fsrp_edge.report import wording
 
     if files and norm != "Linf":
         raise click.UsageError("--file is judged in L-infinity only; leave --norm out")
@@ -154,10 +154,10 @@ def compare(first: Path, second: Path, as_json: bool, quiet: bool) -> None:
     fsrp-edge evaluate pruned.safetensors --attack autoattack --out pruned.json
     fsrp-edge compare dense.json pruned.json
     """
+    from fsrp_edge import wording
     from fsrp_edge.cli.console import print_json, print_rows
     from fsrp_edge.evaluation.paired import compare_files
     from fsrp_edge.evaluation.results import EvaluationFile
-    from fsrp_edge.report import wording
 
     rows = compare_files(EvaluationFile.load(first), EvaluationFile.load(second))
     if as_json:

@@ -1,10 +1,10 @@
 """`compress --dry-run`: what a run would do, as a table."""
 
+from fsrp_edge import wording
 from fsrp_edge.cli.console import print_json, print_rows, show_progress
 from fsrp_edge.errors import GateFailedError
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pipeline.preview import Preview, preview
-from fsrp_edge.report import wording
 
 
 def show_preview(options: CompressOptions, *, as_json: bool, quiet: bool) -> None:

@@ -9,7 +9,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from fsrp_edge.report import summary, wording
+from fsrp_edge import wording
+from fsrp_edge.report import summary
 from fsrp_edge.report.schema import LedgerRow, RunReport
 
 WIDE = 100

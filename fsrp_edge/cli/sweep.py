@@ -110,8 +110,8 @@ def _value(option: str, text: str) -> Any:
 
 
 def _print(found: "Sweep", folder: Path) -> None:
+    from fsrp_edge import wording
     from fsrp_edge.cli.console import print_rows
-    from fsrp_edge.report import wording
     from fsrp_edge.report.sweep import SWEEP_JSON, SWEEP_PAGE
 
     def percent(value: float | None) -> str:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from fsrp_edge import wording
 from fsrp_edge.units import BYTES, COUNT, SHARE, TIME, parse_amount
 
 BudgetKind = Literal["latency", "macs", "parameters", "size", "memory"]
@@ -96,7 +97,7 @@ def show(kind: BudgetKind, value: float) -> str:
     """`20.0 ms`, `12.3 M`, `500 kB`."""
     match kind:
         case "latency":
-            return f"{value:.3g} ms"
+            return f"{wording.digits(value)} ms"
         case "macs" | "parameters":
-            return f"{value / 1e6:.3g} M" if value >= 1e6 else f"{value / 1e3:.3g} k"
-    return f"{value / 1e6:.3g} MB" if value >= 1e6 else f"{value / 1e3:.3g} kB"
+            return wording.count(value)
+    return wording.size(value)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fsrp_edge import plots
+from fsrp_edge import plots, wording
 from fsrp_edge.bench.results import BenchResults, read_results
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.plots import FIRST, INK, MUTED, SECOND, shortened
-from fsrp_edge.report import wording
 from fsrp_edge.report.evidence import Evidence, Pictured
 from fsrp_edge.report.schema import RunReport
 from fsrp_edge.report.sweep import Point, draw_front, judged_by

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
+from fsrp_edge import wording
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.results import Accuracy
-from fsrp_edge.report import wording
 from fsrp_edge.report.schema import GateResult, LedgerRow, RunReport
-from fsrp_edge.units import BYTES, COUNT, SHARE, TIME
+from fsrp_edge.units import BYTES, COUNT, SHARE, TIME, parse_amount
 
 
 @dataclass(frozen=True)
@@ -155,15 +155,15 @@ METRICS = {
     "latency_p90": Metric(_latency("p90_ms"), TIME, _milliseconds),
     "latency_p99": Metric(_latency("p99_ms"), TIME, _milliseconds),
     "speed_up": Metric(_speed_up, {"": 1.0, "x": 1.0, "×": 1.0}, wording.ratio, True),
-    "size": Metric(_counted("bytes"), BYTES, lambda value: wording.size(round(value))),
-    "macs": Metric(_counted("macs"), COUNT, lambda value: wording.count(round(value))),
-    "parameters": Metric(_counted("parameters"), COUNT, lambda value: wording.count(round(value))),
+    "size": Metric(_counted("bytes"), BYTES, wording.size),
+    "macs": Metric(_counted("macs"), COUNT, wording.count),
+    "parameters": Metric(_counted("parameters"), COUNT, wording.count),
 }
 
 _GATE = re.compile(
-    r"\s*(?P<metric>\w+)\s*(?:\[(?P<row>[^]]*)\])?\s*(?P<operator>[<>]=)\s*(?P<number>[\d.]+)\s*(?P<unit>\S*)\s*"
+    r"\s*(?P<metric>\w+)\s*(?:\[(?P<row>[^]]*)\])?\s*(?P<operator>[<>]=)\s*(?P<amount>[\d.].*)"
 )
-_REGRESSION = re.compile(r"\s*(?P<metric>\w+)\s*=\s*(?P<number>[\d.]+)\s*(?P<unit>\S*)\s*")
+_REGRESSION = re.compile(r"\s*(?P<metric>\w+)\s*=\s*(?P<amount>[\d.].*)")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def parse_gate(text: str) -> Gate:
     operator = ">=" if metric.higher_is_better else "<="
     if match["operator"] != operator:
         raise ValueError(f"{text!r}: {match['metric']} takes {operator}")
-    return Gate(match["metric"], match["row"], _number(match["number"], match["unit"], metric.units, text))
+    return Gate(match["metric"], match["row"], parse_amount(match["amount"], metric.units))
 
 
 def parse_regression(text: str) -> tuple[str, float]:
@@ -212,7 +212,7 @@ def parse_regression(text: str) -> tuple[str, float]:
             f"{text!r} is no METRIC=AMOUNT, such as robust_accuracy=1 (points) or latency_p50=5%"
         )
     is_share = _metric(match["metric"]).units is SHARE
-    return match["metric"], _number(match["number"], match["unit"], _POINTS if is_share else SHARE, text)
+    return match["metric"], parse_amount(match["amount"], _POINTS if is_share else SHARE)
 
 
 def _metric(name: str) -> Metric:
@@ -221,29 +221,16 @@ def _metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def _number(number: str, unit: str, units: dict[str, float], text: str) -> float:
-    try:
-        value = float(number)
-    except ValueError:
-        raise ValueError(f"{text!r}: {number!r} is not a number") from None
-    if unit not in units:
-        allowed = ", ".join(name or "none" for name in units)
-        raise ValueError(f"{text!r}: saw unit {unit!r}; allowed: {allowed}")
-    return value * units[unit]
+def _checked(parse: Callable[[str], object]) -> AfterValidator:
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
 
 
-def _checked_gate(text: str) -> str:
-    parse_gate(text)
-    return text
-
-
-def _checked_regression(text: str) -> str:
-    parse_regression(text)
-    return text
-
-
-GateText = Annotated[str, AfterValidator(_checked_gate)]
-RegressionText = Annotated[str, AfterValidator(_checked_regression)]
+GateText = Annotated[str, _checked(parse_gate)]
+RegressionText = Annotated[str, _checked(parse_regression)]
 
 
 def judge(report: RunReport, gates: Sequence[str]) -> tuple[GateResult, ...]:

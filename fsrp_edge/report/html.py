@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from fsrp_edge.report import summary, wording
+from fsrp_edge import wording
+from fsrp_edge.report import summary
 from fsrp_edge.report.figures import Sources, examples, figures, front_figure
 from fsrp_edge.report.schema import RunReport
 from fsrp_edge.report.sweep import Point

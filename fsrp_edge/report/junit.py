@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from fsrp_edge.report import wording
+from fsrp_edge import wording
 from fsrp_edge.report.schema import GateResult
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fsrp_edge.report import summary, wording
+from fsrp_edge import wording
+from fsrp_edge.report import summary
 from fsrp_edge.report.schema import RunReport
 
 # What Markdown and GitHub's extensions of it (tables, strikethrough, math) take for markup inside a line.

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fsrp_edge.report import wording
+from fsrp_edge import wording
 from fsrp_edge.report.markdown import markdown_environment
 from fsrp_edge.report.summary import parity_figures
 

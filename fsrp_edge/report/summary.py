@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fsrp_edge import wording
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.pruning.budgets import show
-from fsrp_edge.report import wording
 from fsrp_edge.report.schema import LedgerRow, Recovery, RunReport, SpeedUp
 
 

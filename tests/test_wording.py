@@ -1,7 +1,7 @@
 import pytest
 
+from fsrp_edge import wording
 from fsrp_edge.evaluation.results import Accuracy
-from fsrp_edge.report import wording
 
 
 @pytest.mark.parametrize(

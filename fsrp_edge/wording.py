@@ -1,4 +1,4 @@
-"""How figures and names are put in words, the same in every rendering of a report."""
+"""How figures and names are put in words, the same in every table, message and report."""
 
 from typing import TYPE_CHECKING
 
@@ -49,12 +49,12 @@ def share_with_interval(accuracy: "Accuracy") -> str:
     return f"{percent(accuracy.accuracy)} ({interval(accuracy)}), n={accuracy.images}"
 
 
-def count(value: int | None) -> str:
+def count(value: float | None) -> str:
     """A large number in three digits: `11.7 M`."""
     return NONE if value is None else _scaled(value, ("", " k", " M", " G", " T"))
 
 
-def size(value: int | None) -> str:
+def size(value: float | None) -> str:
     """Bytes in decimal units: `44.7 MB`."""
     return NONE if value is None else _scaled(value, (" B", " kB", " MB", " GB", " TB"))
 
