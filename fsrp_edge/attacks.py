@@ -6,10 +6,11 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fsrp_edge import compute
+from fsrp_edge.records import Record
 
 DEFAULT_EPS = 8 / 255
 Norm = Literal["Linf", "L2"]
@@ -22,7 +23,7 @@ def check_radius(norm: Norm, eps: float) -> None:
         raise ValueError(f"eps {eps:g} is above 1, but pixels are in [0, 1]; 8/255 is usual in L-infinity")
 
 
-class PGD(BaseModel):
+class PGD(Record):
     """Projected gradient descent (Madry et al., arXiv 1706.06083).
 
     Args:
@@ -36,8 +37,6 @@ class PGD(BaseModel):
         loss: what is increased. `margin` is the best wrong logit minus the right one (Carlini and Wagner,
             arXiv 1608.04644), whose gradient does not vanish where the network is sure.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     eps: float = Field(DEFAULT_EPS, ge=0)
     steps: int = Field(10, ge=1)

@@ -3,18 +3,15 @@
 import threading
 from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict
-
 from fsrp_edge.bench.agent_process import run_agent
 from fsrp_edge.bench.results import State
 from fsrp_edge.bench.transport import Address, open_transport
 from fsrp_edge.errors import ToolFailedError
+from fsrp_edge.records import Record
 
 
-class Package(BaseModel):
+class Package(Record):
     """A Python package that measuring needs; `version` is None where it can't be imported, for `reason`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: str | None
     install: str | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 import fsrp_edge
 from fsrp_edge import progress
@@ -25,6 +25,7 @@ from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, FsrpEdgeError, GateFailedError, ToolFailedError
 from fsrp_edge.exporting.artifact import Format
 from fsrp_edge.files import sha256_file
+from fsrp_edge.records import Record
 from fsrp_edge.runtimes import require
 
 SUFFIXES = {
@@ -39,10 +40,8 @@ SUFFIXES = {
 DEFAULTS: dict[Format, str] = {"onnx": "onnxruntime", "tflite": "litert", "ncnn": "ncnn"}
 
 
-class Method(BaseModel):
+class Method(Record):
     """How long to warm up and to measure; runs and seconds are both minimums, spread over the rounds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     warmup_runs: int = Field(10, ge=0)
     """Before each round."""

@@ -2,20 +2,12 @@
 
 import csv
 import io
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from fsrp_edge.errors import BadInputError
-from fsrp_edge.files import read_json
+from fsrp_edge.records import Document, Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Summary(_Record):
+class Summary(Record):
     """Statistics of latencies in milliseconds."""
 
     min_ms: float
@@ -60,7 +52,7 @@ class Latency(Summary):
     invalid_because: tuple[str, ...] = ()
 
 
-class State(_Record):
+class State(Record):
     """What may disturb a measurement; None where the device does not tell."""
 
     governor: str | None
@@ -81,7 +73,7 @@ class State(_Record):
     free_memory_mb: float | None
 
 
-class Sample(_Record):
+class Sample(Record):
     """The state between two inferences, `seconds` after the first."""
 
     seconds: float
@@ -91,7 +83,7 @@ class Sample(_Record):
     power_w: float | None = None
 
 
-class Round(_Record):
+class Round(Record):
     """What one fresh process measured; models take turns in rounds, so that drift hits all of them alike."""
 
     warmup_ms: tuple[float, ...]
@@ -108,7 +100,7 @@ class Round(_Record):
     """The most the process ever held, interpreter and runtime included."""
 
 
-class Agreement(_Record):
+class Agreement(Record):
     """Outputs on the device beside what they should be: two comparisons for the same inputs."""
 
     inputs: int
@@ -122,7 +114,7 @@ class Agreement(_Record):
     """Of what was compared, all; an error to the network is judged by the precision of the file."""
 
 
-class Recognition(_Record):
+class Recognition(Record):
     """What a file recognized on a device."""
 
     data: str
@@ -133,7 +125,7 @@ class Recognition(_Record):
     """Images in which this machine finds the same class with the same file; None where it can't run it."""
 
 
-class Measurement(_Record):
+class Measurement(Record):
     """One file on one device."""
 
     address: str
@@ -156,15 +148,17 @@ class Measurement(_Record):
         return max((part.peak_memory_mb for part in self.rounds if part.peak_memory_mb), default=None)
 
 
-class Failure(_Record):
+class Failure(Record):
     """A device that gave no result, and why."""
 
     address: str
     message: str
 
 
-class BenchResults(_Record):
+class BenchResults(Document):
     """All that one run of `bench` found; the content of its JSON file."""
+
+    called = "a result of `fsrp-edge bench --out`"
 
     schema_version: Literal[1] = 1
     fsrp_edge: str
@@ -203,28 +197,3 @@ class BenchResults(_Record):
                 ]
             )
         return stream.getvalue()
-
-
-def read_results(path: Path) -> BenchResults:
-    """Read a file that `fsrp-edge bench --out` wrote.
-
-    Raises:
-        BadInputError: no such file, or another content.
-    """
-    try:
-        return BenchResults.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise BadInputError(
-            f"{path} holds no results of `fsrp-edge bench --out`: {place}: {first['msg']}"
-        ) from None
-
-
-def bench_json_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of BenchResults, as published in docs/bench.schema.json."""
-    schema = BenchResults.model_json_schema(mode="serialization")
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "fsrp-edge bench results, version 1",
-    } | {key: value for key, value in schema.items() if key != "title"}

@@ -143,7 +143,7 @@ def measure(
     from fsrp_edge.bench.transport import parse_address
     from fsrp_edge.cli.bench_table import course, print_results
     from fsrp_edge.cli.console import print_json, show_progress
-    from fsrp_edge.files import write_json, write_text
+    from fsrp_edge.files import write_text
 
     if picture is not None:
         plots.pyplot()  # a missing library is to be known before the work
@@ -154,7 +154,7 @@ def measure(
     with show_progress(quiet=quiet):
         results = measure_fleet(addresses, models, setup, method=method)
     if out is not None:
-        write_json(out, results.model_dump(mode="json"))
+        results.save(out)
     if csv_file is not None:
         write_text(csv_file, results.to_csv())
     if picture is not None and results.measurements:
@@ -251,11 +251,11 @@ def compare(
     fsrp-edge bench compare before.json after.json --fail-slower 5%
     """
     from fsrp_edge.bench.compare import compare_results
-    from fsrp_edge.bench.results import read_results
+    from fsrp_edge.bench.results import BenchResults
     from fsrp_edge.cli.bench_table import print_comparisons
     from fsrp_edge.cli.console import print_json
 
-    results = [read_results(path) for path in (before, after)]
+    results = [BenchResults.load(path) for path in (before, after)]
     comparisons = compare_results(*results)
     if as_json:
         print_json([_record(comparison) for comparison in comparisons])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fsrp_edge import distributed
 from fsrp_edge.attacks import DEFAULT_EPS, PGD, Norm, check_radius
@@ -22,6 +22,7 @@ from fsrp_edge.evaluation.statistics import wilson_interval
 from fsrp_edge.evaluation.suspicions import suspicions
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.records import Record
 
 _PGD_NAME = re.compile(r"(pgd|cw)-([1-9]\d*)(?:x([1-9]\d*))?")
 
@@ -38,7 +39,7 @@ def _known(name: str) -> str:
 AttackName = Annotated[str, AfterValidator(_known)]
 
 
-class EvaluationPlan(BaseModel):
+class EvaluationPlan(Record):
     """What is evaluated. Clean accuracy always is.
 
     Args:
@@ -50,8 +51,6 @@ class EvaluationPlan(BaseModel):
         batch_size: images at once; None chooses by their size.
         corruptions: also evaluate under common corruptions of every family, each at severities 1 to 5.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     attacks: tuple[AttackName, ...] = ("pgd-20",)
     eps: float = Field(DEFAULT_EPS, ge=0)

@@ -3,17 +3,16 @@
 import math
 from statistics import NormalDist
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.results import Accuracy, EvaluationFile
+from fsrp_edge.records import Record
 
 
-class PairedDifference(BaseModel):
+class PairedDifference(Record):
     """How much more often the second network is right than the first, on the same images under the same attack."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: int = Field(gt=0)
     only_first: int = Field(ge=0)

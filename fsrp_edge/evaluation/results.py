@@ -2,22 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from fsrp_edge.attacks import Norm
 from fsrp_edge.data.images import LabelKind
-from fsrp_edge.errors import BadInputError, first_problem
-from fsrp_edge.files import read_json, write_json
+from fsrp_edge.records import Document, Record
 
 
-class Accuracy(BaseModel):
+class Accuracy(Record):
     """Accuracy of one network or file on one set of images under one attack (or none)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     attack: str
     """`clean`, `fgsm`, `pgd-20`, `cw-20`, `autoattack`, `worst case`, or a corruption such as `fog`."""
@@ -50,9 +46,7 @@ class Evaluation:
     standing: Tensor
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Row(Record):
     file: str | None = None
     """Name of the exported file that was judged; None for the network."""
     result: Accuracy
@@ -67,10 +61,10 @@ class _Row(BaseModel):
         return torch.tensor([mark == "1" for mark in self.standing])
 
 
-class EvaluationFile(BaseModel):
+class EvaluationFile(Document):
     """Evaluations of one network and its files on disk, with the verdict on every image."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    called = "a result of `fsrp-edge evaluate --out`"
 
     name: str
     """Of the network's file."""
@@ -98,21 +92,3 @@ class EvaluationFile(BaseModel):
             for one in judged
         )
         return cls(name=name, weights_sha256=weights_sha256, data_sha256=data_sha256, evaluations=rows)
-
-    def save(self, path: Path) -> None:
-        """Write JSON."""
-        write_json(path, self.model_dump(mode="json"))
-
-    @classmethod
-    def load(cls, path: Path) -> "EvaluationFile":
-        """Read what `save` wrote.
-
-        Raises:
-            BadInputError: the file is missing, or is no such file.
-        """
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            raise BadInputError(
-                f"{path} is not a result of `fsrp-edge evaluate --out`: {first_problem(error)}"
-            ) from None

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict
-
 from fsrp_edge.files import bytes_of, sha256_file
+from fsrp_edge.records import Record
 from fsrp_edge.runtimes import LAYOUTS, Layout
 
 Format = Literal["onnx", "tflite", "saved_model", "ncnn"]
@@ -14,14 +13,12 @@ Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
 """`int8-dynamic` has int8 weights; ranges of activations are found while it runs, so nothing is calibrated."""
 
 
-class Artifact(BaseModel):
+class Artifact(Record):
     """A file, or a folder of files that belong together, that a device can load.
 
     `path` is relative to the run directory. Images go in in `layout`, as float32 pixels in [0, 1] or as bytes; logits
     come out.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path
     format: Format

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import GateFailedError
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.progress import log, track
+from fsrp_edge.records import Record
 from fsrp_edge.runtimes import open_session
 
 SENSITIVITY_IMAGES = 32
@@ -28,10 +28,8 @@ class Quantizer(Protocol):
         ...
 
 
-class LayerError(BaseModel):
+class LayerError(Record):
     """What the quantization of one layer alone does to the logits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: str
     relative_error: float

@@ -2,15 +2,15 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from fsrp_edge.records import Record
 
 CalibrationMethod = Literal["min-max", "entropy", "percentile", "mse"]
 
 
-class ExportOptions(BaseModel):
+class ExportOptions(Record):
     """How files are quantized and what they take."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     calibration_images: int = Field(256, ge=1)
     """Training images that int8 ranges are calibrated on."""

@@ -8,22 +8,20 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from fsrp_edge.compute import device_of
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import GateFailedError
 from fsrp_edge.exporting.artifact import Artifact, Precision
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.records import Record
 from fsrp_edge.runtimes import RUNTIMES, Runtime, open_session
 
 Inputs = Literal["random", "real"]
 
 
-class Tolerance(BaseModel):
+class Tolerance(Record):
     """Limits that a file has to keep to pass; None where a figure is shown but does not decide."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     relative_error: float | None = None
     """Highest max|difference| / max|reference|, over all logits of all images."""
@@ -55,10 +53,8 @@ TOLERANCES: dict[tuple[Precision, Inputs], Tolerance] = {
 }
 
 
-class Parity(BaseModel):
+class Parity(Record):
     """How far a file's logits are from those of the float32 network in torch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     artifact: str
     """Name of the artifact, such as `onnx fp32`."""
@@ -77,13 +73,11 @@ class Parity(BaseModel):
     passed: bool
 
 
-class Probe(BaseModel):
+class Probe(Record):
     """Logits of a network on random images: with them a file can be checked without the network.
 
     The images are those of `probe_pixels` with this shape and seed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: tuple[int, int, int]
     seed: int

@@ -5,8 +5,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 import fsrp_edge
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.exporting.artifact import Artifact
@@ -20,16 +18,15 @@ from fsrp_edge.files import without_folders
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
+from fsrp_edge.records import Record
 from fsrp_edge.targets.profile import Target
 
 PARITY_IMAGES = 256
 """Real images that each file is compared on, in each runtime."""
 
 
-class Exported(BaseModel):
+class Exported(Record):
     """Files that passed verification."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     artifacts: tuple[Artifact, ...]
     """Paths are relative to the folder they were published in."""

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fsrp_edge import progress
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, first_problem
 from fsrp_edge.models import registry
 from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.models.inference import Match, compare, infer_architecture, no_match
@@ -182,9 +182,7 @@ def _validated(fields: dict[str, Any]) -> ModelSpec:
     try:
         return ModelSpec.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BadInputError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+        raise BadInputError(first_problem(error)) from None
 
 
 def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, int]) -> int:

@@ -3,13 +3,15 @@
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+
+from fsrp_edge.records import Record
 
 Positive = Annotated[int, Field(gt=0)]
 
 
-class LayerShape(BaseModel):
+class LayerShape(Record):
     """What differs in one module from what the architecture's factory builds, by name.
 
     `attributes` are the module's own integers, such as `in_channels`, `groups` or `normalized_shape`;
@@ -17,33 +19,27 @@ class LayerShape(BaseModel):
     parameters included.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     attributes: dict[str, int | tuple[int, ...]] = {}
     tensors: dict[str, tuple[Positive, ...]] = {}
 
 
-class Preprocessing(BaseModel):
+class Preprocessing(Record):
     """How an image file becomes pixels in [0, 1]: resize the shorter side, take the central crop.
 
     `resize` is the length of the shorter side in pixels before the central crop of the network's input size.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     resize: Positive
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(Record):
     """All that is needed, beside the weights, to build a classifier again and to feed it.
 
     `architecture` is an identifier that `fsrp_edge.models.registry` can build: `torchvision:resnet18`,
     `cifar:resnet20-a`, `timm:…`, `package.module:factory` or `file.py:factory`.
     `layer_shapes` is empty for a dense network.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     input_shape: tuple[Positive, Positive, Positive]

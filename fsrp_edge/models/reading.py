@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fsrp_edge import progress
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, first_problem
 from fsrp_edge.models.classifier import ModelSpec
 from fsrp_edge.models.saved import METADATA_KEY, PT_SPEC_KEY
 
@@ -217,5 +217,6 @@ def _validated_spec(path: Path, spec: Any) -> ModelSpec:
     try:
         return ModelSpec.model_validate(spec)
     except ValidationError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BadInputError(f"{path} has a specification that this version does not read: {reason}") from None
+        raise BadInputError(
+            f"{path} has a specification that this version does not read: {first_problem(error)}"
+        ) from None

@@ -1,22 +1,20 @@
 """How large a network is: channels, parameters, multiply-accumulate operations."""
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fsrp_edge.attacks import attackable
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.records import Record
 
 
-class Size(BaseModel):
+class Size(Record):
     """Totals of one network.
 
     `channels` are output channels of convolutions; `macs` counts convolutions and matrix products for one image, as
     torch's FlopCounterMode does (half its FLOPs), without batch norm and element-wise work.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: int
     parameters: int

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from fsrp_edge import progress
 from fsrp_edge.bench.measure import DEFAULTS, Method, Setup, measure_on
 from fsrp_edge.bench.transport import Address
@@ -23,6 +21,7 @@ from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.records import Record
 from fsrp_edge.report import schema
 from fsrp_edge.targets.costs import DeviceCosts, device_costs, pool_costs
 from fsrp_edge.targets.graph_cost import GraphCost, graph_cost
@@ -41,10 +40,8 @@ TRIED: tuple[BudgetKind, ...] = ("latency", "size")
 _ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8-dynamic", "int8")
 
 
-class Trial(BaseModel):
+class Trial(Record):
     """What the files of one network came to: the largest file, and the slowest where latency was measured."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     figures: dict[BudgetKind, float]
 

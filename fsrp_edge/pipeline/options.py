@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fsrp_edge.attacks import DEFAULT_EPS
 from fsrp_edge.bench.measure import Method
@@ -13,16 +13,15 @@ from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.options import LayerRatio, Ratio, RatioOf
 from fsrp_edge.pruning.plan import Allocation, Strategy
+from fsrp_edge.records import Record
 from fsrp_edge.report.gates import GateText, RegressionText
 from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.score import Criterion
 from fsrp_edge.training.recipe import Recipe
 
 
-class CheckpointOptions(BaseModel):
+class CheckpointOptions(Record):
     """Which network, and what its file does not say about it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: Path
     architecture: str | None = None

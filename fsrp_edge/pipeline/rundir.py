@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.files import read_json, remove_leftovers, sha256_file, sha256_json, write_json
+from fsrp_edge.files import remove_leftovers, sha256_file, sha256_json
 from fsrp_edge.progress import log
+from fsrp_edge.records import Document
 from fsrp_edge.report.schema import StageTime
 
 Result = TypeVar("Result")
@@ -21,10 +22,10 @@ Result = TypeVar("Result")
 LOCK = ".lock"
 
 
-class StageRecord(BaseModel):
+class StageRecord(Document):
     """What a finished stage leaves in `stages/NAME.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    called = "a record of a stage"
 
     key: str
     """Digest of everything that the stage's result depends on."""
@@ -105,7 +106,7 @@ class RunDirectory:
             files={file: sha256_file(self.path / file) for file in written},
             result=adapter.dump_python(result, mode="json"),
         )
-        write_json(self._record_path(name), record.model_dump(mode="json"))
+        record.save(self._record_path(name))
         self.history.append(StageTime(name=name, seconds=record.seconds, resumed=False))
         return result
 
@@ -122,18 +123,18 @@ class RunDirectory:
             for path in sorted((other / "stages").glob(f"{name}.json")):
                 if (own := self._record_path(path.stem)).exists():
                     continue
-                record = StageRecord.model_validate(read_json(path))
+                record = StageRecord.load(path)
                 if not all((other / file).is_file() for file in record.files):
                     continue
                 for file in record.files:
                     (self.path / file).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(other / file, self.path / file)
-                write_json(own, record.model_dump(mode="json"))
+                record.save(own)
 
     def _discard(self, name: str) -> None:
         try:
-            record = StageRecord.model_validate(read_json(self._record_path(name)))
-        except (BadInputError, ValidationError):
+            record = StageRecord.load(self._record_path(name))
+        except BadInputError:
             return
         for file in record.files:
             if (self.path / file).resolve().is_relative_to(self.path.resolve()):
@@ -146,7 +147,7 @@ class RunDirectory:
     def _found(self, name: str, key: str, adapter: TypeAdapter[Result]) -> tuple[StageRecord, Result] | None:
         """A record that is whole, has the same key, and whose files are as they were written."""
         try:
-            record = StageRecord.model_validate(read_json(self._record_path(name)))
+            record = StageRecord.load(self._record_path(name))
             result = adapter.validate_python(record.result, strict=False)
         except (BadInputError, ValidationError):
             return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fsrp_edge import plots, progress
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.files import write_json, write_text
+from fsrp_edge.files import write_text
 from fsrp_edge.pipeline.compress import compress
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pipeline.rundir import RunDirectory
@@ -83,7 +83,7 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         checkpoint=options.checkpoint.name, target=Path(options.target).stem, over=over, accuracy=accuracy,
         points=judged, knee=knee,
     )  # fmt: skip
-    write_json(out / SWEEP_JSON, result.model_dump(mode="json"))
+    result.save(out / SWEEP_JSON)
     plots.save_png(draw_front(judged, knee, accuracy), out / SWEEP_PICTURE)
     links = {point.name: f"{point.directory}/{REPORT_HTML}" for point in judged if point.directory}
     title = f"{result.checkpoint} → {result.target}: sweep over {over}"

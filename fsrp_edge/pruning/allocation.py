@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from fsrp_edge.pruning.budgets import BudgetKind
+from fsrp_edge.records import Record
 
 Figures = Callable[[np.ndarray], Mapping[BudgetKind, np.ndarray]]
 """What plans come to: from channels removed (plans, groups) to (plans,) of each kind of budget."""
@@ -34,13 +34,11 @@ class Levels:
     losses: np.ndarray
 
 
-class Sensitivity(BaseModel):
+class Sensitivity(Record):
     """By the group's root, pairs of (channels removed, divergence of the outputs), ascending from (0, 0).
 
     The divergence is Kullback and Leibler's of the pruned network's outputs from the dense one's, in nats an image.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     curves: dict[str, tuple[tuple[int, float], ...]]
 

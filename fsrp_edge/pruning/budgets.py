@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from fsrp_edge import wording
+from fsrp_edge.records import Record
 from fsrp_edge.units import BYTES, COUNT, SHARE, TIME, parse_amount
 
 BudgetKind = Literal["latency", "macs", "parameters", "size", "memory"]
@@ -14,10 +15,8 @@ UNITS: dict[BudgetKind, dict[str, float]] = {
 }  # fmt: skip
 
 
-class Limit(BaseModel):
+class Limit(Record):
     """The most that is allowed: an amount, or a share of what the dense network has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     amount: float = Field(gt=0)
     """Milliseconds, MACs, parameters or bytes; a share in (0, 1) where `of_dense`."""
@@ -48,10 +47,8 @@ def _reader(kind: BudgetKind) -> Any:
     return BeforeValidator(lambda value: parse_limit(kind, value) if isinstance(value, str) else value)
 
 
-class Budgets(BaseModel):
+class Budgets(Record):
     """The most that the result may cost; what is None is not limited."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     latency: Annotated[Limit | None, _reader("latency")] = None
     """Of one image, milliseconds on the target."""
@@ -69,10 +66,8 @@ class Budgets(BaseModel):
         return {kind: limit for kind, limit in limits.items() if limit is not None}
 
 
-class Budgeted(BaseModel):
+class Budgeted(Record):
     """One budget and what a plan comes to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: BudgetKind
     limit: float

@@ -5,24 +5,23 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.plan import Allocation, Strategy
+from fsrp_edge.records import Record
 
 RatioOf = Literal["channels", "parameters", "macs"]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 LayerRatio = Annotated[float, Field(ge=0, lt=1)]
 
 
-class PlanOptions(BaseModel):
+class PlanOptions(Record):
     """How channels are chosen once they are scored.
 
     Patterns are names of layers, with `*`, `?` and `[…]` as in file names: `layer1.*.conv2`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ratio: Ratio = 0.5
     """Share to remove, in (0, 1)."""

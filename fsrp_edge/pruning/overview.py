@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, find_layer
@@ -12,12 +11,11 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import Size, macs_by_layer
 from fsrp_edge.pruning.counting import SizeCounter
 from fsrp_edge.pruning.planning import choose_channels, granularity, reason_to_keep
+from fsrp_edge.records import Record
 
 
-class GroupSummary(BaseModel):
+class GroupSummary(Record):
     """One group of coupled channels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: tuple[str, ...]
     """Convolutions and linear layers that make the channels."""

@@ -2,14 +2,13 @@
 
 import itertools
 import re
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, model_validator
+from pydantic import BeforeValidator, PlainSerializer, model_validator
 
-from fsrp_edge.errors import BadInputError, first_problem
-from fsrp_edge.files import read_json, sha256_json, write_json
+from fsrp_edge.files import sha256_json
 from fsrp_edge.pruning.budgets import Budgeted
+from fsrp_edge.records import Document, Record
 
 MOST_CHANNELS = 2**20
 """More than any layer has; a plan that names more must not fill the memory."""
@@ -53,10 +52,8 @@ Strategy = Literal["one-shot", "sequential", "gradual"]
 """When filters are scored. `one-shot`: once; `sequential`: again before each layer; `gradual`: again in each round."""
 
 
-class GroupPlan(BaseModel):
+class GroupPlan(Record):
     """What stays of one group of coupled channels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     root: str
     """Layer whose output channels number the group's."""
@@ -82,10 +79,10 @@ class GroupPlan(BaseModel):
         return self
 
 
-class PruningPlan(BaseModel):
+class PruningPlan(Document):
     """A plan for one network; applied to the same checkpoint it always gives the same smaller network."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    called = "a pruning plan"
 
     schema_version: Literal[1] = 1
     architecture: str
@@ -115,19 +112,3 @@ class PruningPlan(BaseModel):
     def digest(self) -> str:
         """Hex SHA-256 of the plan's content."""
         return sha256_json(self.model_dump(mode="json"))
-
-    def save(self, path: Path) -> None:
-        """Write the plan as JSON."""
-        write_json(path, self.model_dump(mode="json"))
-
-    @classmethod
-    def load(cls, path: Path) -> "PruningPlan":
-        """Read a plan written by `save`.
-
-        Raises:
-            BadInputError: not such a file.
-        """
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            raise BadInputError(f"{path} is not a pruning plan: {first_problem(error)}") from None

@@ -4,20 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.files import atomic_path, read_json, write_json
+from fsrp_edge.records import Record
 
 EVIDENCE_JSON, EVIDENCE_ARRAYS = "evidence.json", "evidence.npz"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CurvePoint(_Record):
+class CurvePoint(Record):
     """Accuracy of one network at one radius, all points on the same images."""
 
     network: str
@@ -26,7 +23,7 @@ class CurvePoint(_Record):
     accuracy: Accuracy
 
 
-class ClassCounts(_Record):
+class ClassCounts(Record):
     """How many images of a class the dense and the recovered network get right when clean."""
 
     label: int
@@ -35,7 +32,7 @@ class ClassCounts(_Record):
     recovered: int
 
 
-class Spectra(_Record):
+class Spectra(Record):
     """Filters of one layer whose mean power spectra (filters, H, W) are in the arrays, under `spectra/LAYER`."""
 
     layer: str
@@ -47,7 +44,7 @@ class Spectra(_Record):
     region: str
 
 
-class OperatorShare(_Record):
+class OperatorShare(Record):
     """Estimated time of one operator."""
 
     name: str
@@ -55,7 +52,7 @@ class OperatorShare(_Record):
     milliseconds: float
 
 
-class Breakdown(_Record):
+class Breakdown(Record):
     """Where a file's time is estimated to go on the target; nothing of it is measured."""
 
     file: str
@@ -66,7 +63,7 @@ class Breakdown(_Record):
     """The slowest ones."""
 
 
-class Example(_Record):
+class Example(Record):
     """One evaluation image with what the recovered network says of it as it is and under attack."""
 
     label: int
@@ -74,7 +71,7 @@ class Example(_Record):
     adversarial: int
 
 
-class Evidence(_Record):
+class Evidence(Record):
     """Everything of it but the arrays.
 
     The arrays are `spectra/LAYER`, and for the examples `examples/clean` and `examples/adversarial`, float16

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fsrp_edge import plots, wording
-from fsrp_edge.bench.results import BenchResults, read_results
+from fsrp_edge.bench.results import BenchResults
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.plots import FIRST, INK, MUTED, SECOND, shortened
 from fsrp_edge.report.evidence import Evidence, Pictured
@@ -65,7 +65,7 @@ class Sources:
             return cls(
                 Pictured.load(directory),
                 FilterScores.load(scores) if scores.is_file() else None,
-                read_results(bench) if bench.is_file() else None,
+                BenchResults.load(bench) if bench.is_file() else None,
             )
         except BadInputError:
             return cls(Pictured(Evidence(), {}), None, None)

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import JsonValue
 
-from fsrp_edge.errors import BadInputError, first_problem
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.parity import Parity, Probe
 from fsrp_edge.exporting.verified import Exported
-from fsrp_edge.files import files_of, read_json, sha256_file, write_json, write_text
+from fsrp_edge.files import files_of, sha256_file, write_text
+from fsrp_edge.records import Document, Record
 from fsrp_edge.report import bom, model_card
 from fsrp_edge.report.schema import DataUsed, Provenance, RunReport, Source, TargetReference
 
@@ -30,18 +31,14 @@ _RESULTS = (
 )  # fmt: skip
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileEntry(_Record):
+class FileEntry(Record):
     """What a file has to be."""
 
     bytes: int
     sha256: str
 
 
-class Origin(_Record):
+class Origin(Record):
     """What the artifacts of one folder were made from."""
 
     weights_sha256: str
@@ -49,8 +46,10 @@ class Origin(_Record):
     probe: Probe
 
 
-class Manifest(_Record):
+class Manifest(Document):
     """A folder and what is known of it; all paths are relative to it."""
+
+    called = "a manifest that this version reads"
 
     schema_version: Literal[2] = 2
     files: dict[str, FileEntry] = {}
@@ -133,7 +132,7 @@ def write_manifest(manifest: Manifest, directory: Path, others: Sequence[str] = 
         if file.is_file()
     }
     written = manifest.model_copy(update={"files": files})
-    write_json(directory / MANIFEST, written.model_dump(mode="json"))
+    written.save(directory / MANIFEST)
     return written
 
 
@@ -154,12 +153,7 @@ def load_manifest(directory: Path) -> Manifest:
         raise BadInputError(
             f"{directory} has no {MANIFEST}; give the folder of a run, an export or an unpacked bundle"
         )
-    try:
-        return Manifest.model_validate(read_json(path))
-    except ValidationError as error:
-        raise BadInputError(
-            f"{path} is not a manifest that this version reads: {first_problem(error)}"
-        ) from None
+    return Manifest.load(path)
 
 
 def origin_of_file(path: Path) -> tuple[Artifact, Probe] | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, JsonValue
 
 from fsrp_edge.bench.results import Latency
 from fsrp_edge.data.images import Dataset, ImageSet, LabelKind
@@ -15,6 +15,7 @@ from fsrp_edge.models.classifier import ModelSpec
 from fsrp_edge.models.size import Size
 from fsrp_edge.pruning.budgets import Budgeted
 from fsrp_edge.pruning.plan import Allocation, PruningPlan
+from fsrp_edge.records import Document, Record
 from fsrp_edge.targets.profile import Target
 
 DENSE = "dense"
@@ -24,11 +25,7 @@ Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TargetReference(_Record):
+class TargetReference(Record):
     """The device profile that the run was made for."""
 
     name: str
@@ -40,7 +37,7 @@ class TargetReference(_Record):
         return cls(name=target.name, sha256=target.digest)
 
 
-class Request(_Record):
+class Request(Record):
     """What was asked. Absolute paths among the options are cut down to their last name."""
 
     options: Annotated[dict[str, JsonValue], BeforeValidator(without_folders)]
@@ -53,7 +50,7 @@ def _without_factory_folder(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"architecture": without_folders(spec.architecture)})
 
 
-class Source(_Record):
+class Source(Record):
     """The dense network that was handed in."""
 
     checkpoint: Annotated[str, AfterValidator(lambda name: Path(name).name)]
@@ -68,7 +65,7 @@ class Source(_Record):
         return cls(checkpoint=checkpoint.name, sha256=sha256_file(checkpoint), model=spec)
 
 
-class ImageSetReference(_Record):
+class ImageSetReference(Record):
     """Which images were used."""
 
     name: str
@@ -81,7 +78,7 @@ class ImageSetReference(_Record):
         return cls(name=images.name, images=len(images), sha256=images.digest)
 
 
-class DataUsed(_Record):
+class DataUsed(Record):
     """The data of the run; nothing was trained or calibrated on the evaluation images."""
 
     description: str
@@ -101,7 +98,7 @@ class DataUsed(_Record):
         )
 
 
-class GroupChannels(_Record):
+class GroupChannels(Record):
     """Layers that lose the same channels together, and how many they have."""
 
     layers: tuple[str, ...]
@@ -109,7 +106,7 @@ class GroupChannels(_Record):
     after: Count
 
 
-class Pruning(_Record):
+class Pruning(Record):
     """What was removed, and by which rule."""
 
     criterion: str
@@ -145,7 +142,7 @@ class Pruning(_Record):
         )
 
 
-class Recovery(_Record):
+class Recovery(Record):
     """How the pruned network was fine-tuned."""
 
     recipe: dict[str, JsonValue]
@@ -157,7 +154,7 @@ class Recovery(_Record):
     """One record an epoch."""
 
 
-class LedgerRow(_Record):
+class LedgerRow(Record):
     """One network or file on the way from the dense network to what is shipped.
 
     `name` is `dense`, `pruned` or `recovered` for a network in torch, the artifact's name (`onnx fp32`) for a
@@ -183,7 +180,7 @@ class LedgerRow(_Record):
         return all(parity.passed for parity in self.parity) if self.parity else None
 
 
-class SpeedUp(_Record):
+class SpeedUp(Record):
     """Measured median latency of a file beside that of the dense network's file, on one runtime."""
 
     name: str
@@ -200,7 +197,7 @@ class SpeedUp(_Record):
     """Dense by pruned MACs: what the latency ratio would be if only arithmetic took time."""
 
 
-class GateResult(_Record):
+class GateResult(Record):
     """One gate and how it was judged; values are in the metric's unit (shares, ms, bytes, counts)."""
 
     gate: str
@@ -217,7 +214,7 @@ class GateResult(_Record):
     """The same in one line."""
 
 
-class StageTime(_Record):
+class StageTime(Record):
     """How long a stage took; `resumed` where its result was found in the run directory."""
 
     name: str
@@ -225,7 +222,7 @@ class StageTime(_Record):
     resumed: bool = False
 
 
-class Machine(_Record):
+class Machine(Record):
     """The machine of the run, without anything that names it or its user."""
 
     cpu: str
@@ -234,7 +231,7 @@ class Machine(_Record):
     os: str
 
 
-class Provenance(_Record):
+class Provenance(Record):
     """With what the run was made."""
 
     fsrp_edge: str
@@ -283,11 +280,13 @@ def _speed_up(
     )
 
 
-class RunReport(_Record):
+class RunReport(Document):
     """Everything that is known of one run of `compress`.
 
     `speed_ups` follow from the ledger; leave them out when making a report.
     """
+
+    called = "a valid report"
 
     schema_version: Literal[1] = 1
     request: Request
@@ -304,12 +303,3 @@ class RunReport(_Record):
     warnings: tuple[str, ...] = ()
     """Plain sentences."""
     provenance: Provenance
-
-
-def report_json_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of report.json, as published in docs/report.schema.json."""
-    schema = RunReport.model_json_schema(mode="serialization")
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "fsrp-edge report, version 1",
-    } | {key: value for key, value in schema.items() if key != "title"}

@@ -4,19 +4,16 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fsrp_edge import plots
+from fsrp_edge.records import Document, Record
 from fsrp_edge.report.schema import RunReport
 
 SWEEP_JSON, SWEEP_PICTURE, SWEEP_PAGE = "sweep.json", "sweep.png", "sweep.html"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Point(_Record):
+class Point(Record):
     """One run, or the dense network that all of them started from."""
 
     name: str
@@ -41,8 +38,10 @@ class Point(_Record):
     """Whether no other run is at least as good in accuracy, latency and size, and better in one."""
 
 
-class Sweep(_Record):
+class Sweep(Document):
     """The content of sweep.json."""
+
+    called = "a sweep"
 
     schema_version: Literal[1] = 1
     checkpoint: str

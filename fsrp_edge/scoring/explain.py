@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fsrp_edge import compute
@@ -10,6 +9,7 @@ from fsrp_edge.attacks import attackable, pgd
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.records import Record
 from fsrp_edge.scoring.capture import MapReader, as_maps, scored_layers
 from fsrp_edge.scoring.fourier import has_bands
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
@@ -19,10 +19,8 @@ PARTS = 8
 """Disjoint parts of the images that are scored apart, each with random starts of its own."""
 
 
-class LayerStability(BaseModel):
+class LayerStability(Record):
     """How stable one layer's ranking is, and how much of it plain weight norms would have told."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: str
     filters: int
@@ -34,20 +32,16 @@ class LayerStability(BaseModel):
     """Share of the lower half by FSRP that is also in the lower half by the L1 norm; 0.5 is chance."""
 
 
-class ImagesNeeded(BaseModel):
+class ImagesNeeded(Record):
     """Agreement between two disjoint sets of so many images, averaged over layers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: int
     rank_correlation: float
     same_lower_half: float
 
 
-class Explanation(BaseModel):
+class Explanation(Record):
     """Stability of the scores of one network."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: tuple[LayerStability, ...]
     by_images: tuple[ImagesNeeded, ...]

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from fsrp_edge import compute, distributed
@@ -18,15 +18,14 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
+from fsrp_edge.records import Record
 from fsrp_edge.scoring.capture import MapReader, ReadAt, as_maps, scored_layers
 from fsrp_edge.scoring.fourier import BandEnergies, RegionShape, band_energies, has_bands, low_to_high_ratio
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 
-class FSRP(BaseModel):
+class FSRP(Record):
     """Options of the criterion; `benchmarks/criterion_ablation.py` chose the defaults (see ARCHITECTURE.md)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["fsrp"] = "fsrp"
     radius: float = Field(0.125, gt=0, le=1)

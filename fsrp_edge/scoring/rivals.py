@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from fsrp_edge import compute
@@ -18,6 +18,7 @@ from fsrp_edge.models.channel_graph import PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
+from fsrp_edge.records import Record
 from fsrp_edge.scoring.capture import MapReader, as_maps, scored_layers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
@@ -27,7 +28,7 @@ RivalName = Literal[
 LOOKS_AT_IMAGES = {"taylor", "hessian", "activation"}
 
 
-class Rival(BaseModel):
+class Rival(Record):
     """A criterion to compare FSRP with.
 
     - `random`: uniform numbers.
@@ -39,8 +40,6 @@ class Rival(BaseModel):
     - `hessian`: weight² · mean squared gradient of single images (LeCun et al. 1989, with the Fisher diagonal).
     - `activation`: mean absolute response after the activation.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: RivalName
     batch_size: int = Field(128, ge=1)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from fsrp_edge.errors import BadInputError, first_problem
 from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.files import read_json
+from fsrp_edge.records import Record
 from fsrp_edge.targets.load import load_target, own_folder
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.work import COSTS, CPU, Unit, Work, quantities
@@ -34,10 +35,8 @@ THREAD_EXPONENT, THREAD_SPREAD = 0.62, 0.34
 several numbers of threads; between 0.28 and 0.87 for eight of ten)."""
 
 
-class Group(BaseModel):
+class Group(Record):
     """Costs of one runtime on one device, fitted on published measurements, and their validation error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: str
     runtime: str
@@ -77,19 +76,15 @@ class Group(BaseModel):
         return costs
 
 
-class Pool(BaseModel):
+class Pool(Record):
     """What one runtime reaches over all devices: the start and the spread of a new group's log costs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
 
 
-class Coefficients(BaseModel):
+class Coefficients(Record):
     """All fitted costs, as shipped in coefficients.json, which benchmarks/latency_estimate.py writes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     groups: tuple[Group, ...]
     pools: dict[str, Pool]

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from fsrp_edge.bench.results import Latency, read_results
+from fsrp_edge.bench.results import BenchResults, Latency
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.files import sha256_file
@@ -75,7 +75,7 @@ def calibrate(
     latencies = [
         each.latency.model_copy(update={"runtime": PROGRAMS.get(each.latency.runtime, each.latency.runtime)})
         for path in results
-        for each in read_results(path).measurements
+        for each in BenchResults.load(path).measurements
     ]
     rows = list(_rows(target, latencies, [*folders, *(path.parent for path in results)], statistic))
     grouped: dict[tuple[str, int, Precision], list[_Row]] = defaultdict(list)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
@@ -20,6 +19,7 @@ from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.records import Record
 from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training.adversarial import training_images
 from fsrp_edge.training.augmentation import augment, cutmix
@@ -32,14 +32,12 @@ SAVE_SECONDS = 60.0
 """Of training between two checkpoints within an epoch."""
 
 
-class EpochRecord(BaseModel):
+class EpochRecord(Record):
     """What one epoch did.
 
     `clean` and `robust` are accuracies on `held_out` images that were not trained on, `robust` under PGD of 5
     steps at the recipe's eps (an early warning, not an evaluation).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epoch: int
     """From 1."""

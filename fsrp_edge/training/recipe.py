@@ -2,12 +2,13 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fsrp_edge.attacks import DEFAULT_EPS
+from fsrp_edge.records import Record
 
 
-class Recipe(BaseModel):
+class Recipe(Record):
     """How a network is trained or, after pruning, recovered.
 
     Args:
@@ -41,8 +42,6 @@ class Recipe(BaseModel):
             arXiv 1905.04899).
         patience: stop after so many epochs without a better one on held-out images; None trains all epochs.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["natural", "n-fgsm", "pgd", "trades"] = "n-fgsm"
     eps: float = Field(DEFAULT_EPS, ge=0, le=1)

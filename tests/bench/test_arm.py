@@ -9,7 +9,7 @@ import pytest
 
 from fsrp_edge.bench.describe import describe
 from fsrp_edge.bench.measure import Method, Setup, measure_on
-from fsrp_edge.bench.results import read_results
+from fsrp_edge.bench.results import BenchResults
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
@@ -127,7 +127,7 @@ def test_a_fleet_of_three_and_the_comparison(server, files, tmp_path, capfd, mon
         assert run(cli, command) == 0
     table = capfd.readouterr().out
     assert "ARMv8" in table
-    results = read_results(tmp_path / "after.json")
+    results = BenchResults.load(tmp_path / "after.json")
     assert len({measurement.address for measurement in results.measurements}) == 3
     assert run(cli, ["bench", "compare", str(tmp_path / "before.json"), str(tmp_path / "after.json")]) == 0
     assert sum("→" in line for line in capfd.readouterr().out.splitlines()) == 3

@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 
 from fsrp_edge.bench.measure import Method, Setup, measure_fleet
-from fsrp_edge.bench.results import BenchResults, bench_json_schema, read_results
+from fsrp_edge.bench.results import BenchResults
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import write_json
@@ -21,18 +21,18 @@ def measured(onnx_file) -> BenchResults:
 
 
 def test_published_schema_is_current():
-    assert json.loads(PUBLISHED.read_text()) == bench_json_schema(), (
+    assert json.loads(PUBLISHED.read_text()) == BenchResults.published_schema(), (
         "the schema changed; write it again with: "
-        "python -c 'import json; from fsrp_edge.bench.results import bench_json_schema as schema; "
-        "print(json.dumps(schema(), indent=1))' > docs/bench.schema.json"
+        "python -c 'import json; from fsrp_edge.bench.results import BenchResults; "
+        "print(json.dumps(BenchResults.published_schema(), indent=1))' > docs/bench.schema.json"
     )
 
 
 def test_results_fulfil_the_published_schema_and_can_be_read_again(measured, tmp_path):
     path = tmp_path / "results.json"
-    write_json(path, measured.model_dump(mode="json"))
+    measured.save(path)
     jsonschema.Draft202012Validator(json.loads(PUBLISHED.read_text())).validate(json.loads(path.read_text()))
-    assert read_results(path) == measured
+    assert BenchResults.load(path) == measured
     assert len(measured.measurements[0].times_ms) == measured.measurements[0].latency.runs == 4
 
 
@@ -48,5 +48,5 @@ def test_csv_has_one_line_a_measurement(measured):
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "other.json"
     write_json(path, content)
-    with pytest.raises(BadInputError, match=r"other.json holds no results of `fsrp-edge bench --out`"):
-        read_results(path)
+    with pytest.raises(BadInputError, match=r"other.json is not a result of `fsrp-edge bench --out`"):
+        BenchResults.load(path)

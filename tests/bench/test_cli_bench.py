@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fsrp_edge.bench.results import read_results
+from fsrp_edge.bench.results import BenchResults
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
 from fsrp_edge.files import write_json
@@ -34,7 +34,7 @@ def slower(path, factor: float, *, reason: str | None = None):
 def test_bench_is_short_for_bench_measure(measured, onnx_file, tmp_path):
     out = tmp_path / "again.json"
     assert run(cli, ["bench", "measure", str(onnx_file), "--quick", "--out", str(out)]) == 0
-    first, second = read_results(measured), read_results(out)
+    first, second = BenchResults.load(measured), BenchResults.load(out)
     assert first.measurements[0].latency.sha256 == second.measurements[0].latency.sha256
     assert second.measurements[0].agreement_note == "measured on this machine"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fsrp_edge.bench.measure import Method, measure
-from fsrp_edge.bench.results import read_results
+from fsrp_edge.bench.results import BenchResults
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
 from fsrp_edge.errors import BadInputError, ToolFailedError
@@ -45,7 +45,7 @@ def test_images_are_recognized_there(classifier, images, tmp_path, capfd):
     out = tmp_path / "results.json"
     command = ["bench", str(classifier), "--sustained", "0.2s", "--evaluate", str(images), "--out", str(out)]
     assert run(cli, command) == 0
-    (measurement,) = read_results(out).measurements
+    (measurement,) = BenchResults.load(out).measurements
     assert measurement.recognition.model_dump() == {
         "data": "images/test", "images": 12, "correct": 11, "same_as_here": 12,
     }  # fmt: skip

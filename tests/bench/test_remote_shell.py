@@ -19,7 +19,7 @@ from fsrp_edge.bench import agent_process, remote_shell
 from fsrp_edge.bench.describe import describe, require_ready
 from fsrp_edge.bench.measure import Method, Setup, measure, measure_on
 from fsrp_edge.bench.remote_shell import connect
-from fsrp_edge.bench.results import read_results
+from fsrp_edge.bench.results import BenchResults
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
@@ -207,7 +207,7 @@ class TestRefusals:
                 run(cli, ["bench", str(onnx_file), *devices, "--sustained", "0.2s", "--out", str(out)]) == 3
             )
             assert "No space left on device" in capfd.readouterr().err
-            assert [one.address for one in read_results(out).measurements] == ["local"]
+            assert [one.address for one in BenchResults.load(out).measurements] == ["local"]
             server.wait_idle()
             assert list(full.iterdir()) == []
         finally:
@@ -327,7 +327,7 @@ class TestCommand:
         assert code == 3
         assert "error: tiny.onnx on ssh://" in said.err
         assert "'python9' is not there" in said.err
-        results = read_results(out)
+        results = BenchResults.load(out)
         address = f"ssh://127.0.0.1:{server.port}"
         assert [measurement.address for measurement in results.measurements] == ["local", address]
         assert [failure.address for failure in results.failures] == [address]

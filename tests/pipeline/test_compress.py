@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from fsrp_edge.attacks import PGD
 from fsrp_edge.bench.measure import Method
-from fsrp_edge.bench.results import read_results
+from fsrp_edge.bench.results import BenchResults
 from fsrp_edge.errors import BadInputError, GateFailedError
 from fsrp_edge.exporting import verified
 from fsrp_edge.files import read_json, sha256_file
@@ -152,7 +152,9 @@ def test_the_evidence_agrees_with_the_ledger(finished: CompressResult) -> None:
             <= each.scores[-1]
             == max(scores[each.layer].scores)
         )
-    measured = {each.latency.sha256 for each in read_results(finished.directory / "bench.json").measurements}
+    measured = {
+        each.latency.sha256 for each in BenchResults.load(finished.directory / "bench.json").measurements
+    }
     assert {artifact.sha256 for artifact in finished.report.artifacts} < measured
     html = (finished.directory / "report.html").read_text()
     assert html.count('<svg role="img"') == 5 + len(evidence.spectra)
