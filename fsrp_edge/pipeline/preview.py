@@ -22,10 +22,10 @@ from fsrp_edge.report.gates import parse_gate
 from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import score
+from fsrp_edge.targets.work import BYTES
 
 SECONDS_TO_EXPORT = 15.0
 """Of one file with its checks; between 3 and 30 on the machines it was tried on."""
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "int8-dynamic": 1}
 AUTOATTACK_STEPS = 1500
 """Gradient steps of an image, on average, where about half of the images fall."""
 
@@ -97,7 +97,7 @@ def preview(options: CompressOptions) -> Preview:
         (f"{request.format} {request.precision}", after.parameters * BYTES[request.precision])
         for request in inputs.requests
     )
-    references = before.parameters * 4 * len({request.format for request in inputs.requests})
+    references = before.parameters * BYTES["fp32"] * len({request.format for request in inputs.requests})
     training = 0 if options.recovery is None else 16 * after.parameters  # weights, momentum, best and average
     directory = inputs.out
     return Preview(

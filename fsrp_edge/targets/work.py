@@ -36,7 +36,7 @@ TILE = 16
 """A convolution of this depth or width runs at half its rate: SIMD tiles are filled badly, packing weighs more.
 Without it, families left out were estimated 2 points worse. Chosen on those same families."""
 
-BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1, "int8-dynamic": 1}
 
 
 @dataclass(frozen=True)

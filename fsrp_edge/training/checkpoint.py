@@ -1,16 +1,15 @@
 """The state of an unfinished training run on disk."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training.recipe import Recipe
 
 
@@ -29,8 +28,8 @@ def run_identity(
         "seed": seed,
         "training images": train.digest,
         "held-out images": held_out.digest,
-        "initial weights": _digest(classifier),
-        "teacher": None if teacher is None else _digest(teacher),
+        "initial weights": weights_sha256(classifier),
+        "teacher": None if teacher is None else weights_sha256(teacher),
     }
 
 
@@ -64,11 +63,3 @@ def load(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         raise BadInputError(f"{path} belongs to another run: {'; '.join(differing)}; delete it to start over")
     assert isinstance(state, dict)
     return state
-
-
-def _digest(module: nn.Module) -> str:
-    parts = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        parts.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        parts.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return parts.hexdigest()
