@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from fsrp_edge import distributed
 from fsrp_edge.evaluation.results import EvaluationFile
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
-from fsrp_edge.models.registry import build
 from fsrp_edge.models.saved import save_classifier
+from tests.nets import built
 
 
 @given(st.integers(0, 50), st.integers(1, 8))
@@ -62,17 +61,7 @@ def run(launcher: list[str], folder: Path, *arguments: str) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds net.safetensors: random weights that take digits."""
     path = tmp_path_factory.mktemp("net")
-    torch.manual_seed(0)
-    spec = ModelSpec(
-        architecture="cifar:vgg16_bn-w0.125",
-        input_shape=(3, 32, 32),
-        classes=10,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        preprocessing=Preprocessing(resize=32),
-        data="digits",
-    )
-    save_classifier(Classifier(build(spec.architecture, classes=10), spec), path / "net.safetensors")
+    save_classifier(built("cifar:vgg16_bn-w0.125", std=0.5, data="digits"), path / "net.safetensors")
     return path
 
 

@@ -1,21 +1,14 @@
 import torch
 from torch import nn
 
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.registry import build
 from fsrp_edge.models.size import macs_by_layer, measure_size
+from tests.nets import as_classifier
 
 
 def classifier(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Classifier:
-    spec = ModelSpec(
-        architecture="tests:net",
-        input_shape=shape,
-        classes=classes,
-        mean=(0.5,) * shape[0],
-        std=(0.25,) * shape[0],
-        preprocessing=Preprocessing(resize=max(shape[1:])),
-    )
-    return Classifier(network, spec)
+    return as_classifier(network, shape=shape, classes=classes)
 
 
 def test_sizes_are_those_that_paper_and_pencil_give() -> None:

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from fsrp_edge.attacks import attackable
 from fsrp_edge.models.channel_graph import ChannelGroup
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
-from fsrp_edge.models.registry import build
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
@@ -16,20 +15,7 @@ from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import removed_channels
 from fsrp_edge.scoring.capture import scored_layers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
-
-
-def as_classifier(
-    network: nn.Module, architecture: str = "tests.pruning:network", size: int = 32
-) -> Classifier:
-    spec = ModelSpec(
-        architecture=architecture,
-        input_shape=(3, size, size),
-        classes=10,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        preprocessing=Preprocessing(resize=size),
-    )
-    return Classifier(network, spec).eval()
+from tests.nets import built
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +23,7 @@ def carried() -> Callable[..., Classifier]:
     """A network that the package builds, with norms as training leaves them: their shifts show what was mixed up."""
 
     def make(architecture: str, size: int = 32) -> Classifier:
-        torch.manual_seed(0)
-        classifier = as_classifier(build(architecture, classes=10), architecture, size)
+        classifier = built(architecture, shape=(3, size, size))
         for module in classifier.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.bias, -0.5, 0.5)

@@ -9,10 +9,10 @@ from torch import nn
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.channel_graph import IS_OUTPUT, PruningGraph
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.counting import SizeCounter
 from fsrp_edge.pruning.surgery import remove_channels
+from tests.nets import as_classifier
 
 CUSTOM = Path(__file__).parents[2] / "benchmarks" / "custom_network.py"
 
@@ -25,15 +25,7 @@ def custom_module():
 
 
 def classifier_of(network, architecture="own:network"):
-    spec = ModelSpec(
-        architecture=architecture,
-        input_shape=(3, 32, 32),
-        classes=10,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        preprocessing=Preprocessing(resize=32),
-    )
-    return Classifier(network, spec).eval()
+    return as_classifier(network, architecture, std=0.5)
 
 
 def groups_of(network):

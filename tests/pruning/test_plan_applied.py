@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fsrp_edge.models.checkpoint import load_classifier
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.registry import build
 from fsrp_edge.models.saved import save_classifier, weights_sha256
 from fsrp_edge.pruning.options import PlanOptions
@@ -16,6 +16,7 @@ from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.capture import scored_layers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
+from tests.nets import as_classifier
 
 
 def random_classifier(architecture: str) -> Classifier:
@@ -27,15 +28,7 @@ def random_classifier(architecture: str) -> Classifier:
             if isinstance(module, nn.BatchNorm2d):
                 for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                     nn.init.uniform_(tensor, 0.2, 1)
-    spec = ModelSpec(
-        architecture=architecture,
-        input_shape=(3, 32, 32),
-        classes=10,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        preprocessing=Preprocessing(resize=32),
-    )
-    return Classifier(network, spec).eval()
+    return as_classifier(network, architecture)
 
 
 def random_plan(classifier: Classifier, ratio: float = 0.4) -> PruningPlan:

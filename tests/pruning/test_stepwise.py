@@ -7,8 +7,6 @@ import torch
 
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.open import open_dataset
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
-from fsrp_edge.models.registry import build
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
@@ -16,22 +14,14 @@ from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.stepwise import plan_by_strategy, prune_gradually
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
+from tests.nets import built
 
 CLEAN = FSRP(attack=PGD(eps=0))
 
 
 @pytest.fixture(scope="module", params=["cifar:vgg16_bn-w0.125", "cifar:resnet20-a"])
 def classifier(request):
-    torch.manual_seed(0)
-    spec = ModelSpec(
-        architecture=request.param,
-        input_shape=(3, 32, 32),
-        classes=10,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        preprocessing=Preprocessing(resize=32),
-    )
-    return Classifier(build(spec.architecture, classes=10), spec).eval()
+    return built(request.param, std=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,11 @@ from hypothesis import strategies as st
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
-from fsrp_edge.models.registry import build
 from fsrp_edge.scoring.explain import PARTS, explain, mean_spectra, rank_correlation, same_lower_half
 from fsrp_edge.scoring.fourier import band_energies
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 from fsrp_edge.scoring.pictures import explain_into
+from tests.nets import built
 
 CLEAN = FSRP(read_at="activation", attack=PGD(eps=0))
 distinct = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30, unique=True)
@@ -21,17 +20,8 @@ distinct = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30, unique=True)
 @pytest.fixture(scope="module")
 def subject():
     """A network with weights of its own draw, and real digits."""
-    torch.manual_seed(0)
-    spec = ModelSpec(
-        architecture="cifar:vgg16_bn-w0.125",
-        input_shape=(3, 32, 32),
-        classes=10,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        preprocessing=Preprocessing(resize=32),
-    )
-    classifier = Classifier(build(spec.architecture, classes=10), spec).eval()
-    return classifier, open_dataset("digits", spec, seed=0).train.first(4 * PARTS)
+    classifier = built("cifar:vgg16_bn-w0.125", std=0.5)
+    return classifier, open_dataset("digits", classifier.spec, seed=0).train.first(4 * PARTS)
 
 
 @given(distinct)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.scoring.capture import scored_layers
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 from fsrp_edge.scoring.scores import FilterScores
+from tests.nets import as_classifier
 
 CLEAN = FSRP(read_at="activation", radius=0.25, attack=PGD(eps=0))
 
@@ -37,15 +38,7 @@ def network(*layers: nn.Module) -> Classifier:
             nn.Flatten(),
             nn.Linear(8, 4),
         )
-    spec = ModelSpec(
-        architecture="tests:small",
-        input_shape=(3, 16, 12),
-        classes=4,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        preprocessing=Preprocessing(resize=16),
-    )
-    return Classifier(body, spec).eval()
+    return as_classifier(body, shape=(3, 16, 12), classes=4)
 
 
 def images(count: int = 23) -> ImageSet:

@@ -6,13 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from fsrp_edge.data.open import open_dataset
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
-from fsrp_edge.models.registry import build
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.rivals import Rival, RivalName, score_rival
 from fsrp_edge.scoring.score import score
+from tests.nets import built
 
 INNER = "features.0"
 """A convolution of the plain VGG: alone in its group, but for the batch norm and the next layer's inputs."""
@@ -20,20 +19,11 @@ INNER = "features.0"
 
 @pytest.fixture(scope="module")
 def classifier():
-    torch.manual_seed(0)
-    spec = ModelSpec(
-        architecture="cifar:vgg16_bn-w0.125",
-        input_shape=(3, 32, 32),
-        classes=10,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        preprocessing=Preprocessing(resize=32),
-    )
-    network = build(spec.architecture, classes=10)
-    for module in network.modules():
+    classifier = built("cifar:vgg16_bn-w0.125", std=0.5)
+    for module in classifier.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    return Classifier(network, spec).eval()
+    return classifier
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.targets.elastic import ElasticGraph
 from fsrp_edge.targets.work import Work, quantities
-from tests.pruning.conftest import as_classifier, random_scores
+from tests.nets import as_classifier
+from tests.pruning.conftest import random_scores
 from tests.targets.nets import NETWORKS
 
 
