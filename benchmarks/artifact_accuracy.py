@@ -3,13 +3,12 @@
 python -m benchmarks.artifact_accuracy resnet20 --data cifar-10-batches-bin dense=net.th pruned=recovered.safetensors
 """
 
-import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, save
+from benchmarks.common import RESULTS, parser_of, save
 from fsrp_edge.bench.measure import QUICK, Setup, measure_on
 from fsrp_edge.bench.results import Latency
 from fsrp_edge.bench.transport import parse_address
@@ -89,9 +88,7 @@ def _accuracy(predict: Any, dataset: Dataset) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("name", help="of the result: results/artifact_accuracy_NAME.json")
     parser.add_argument("networks", nargs="+", metavar="LABEL=CHECKPOINT")
     parser.add_argument("--data", required=True)

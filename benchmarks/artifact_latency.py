@@ -9,7 +9,6 @@ not depend on them.
 python -m benchmarks.artifact_latency resnet18:0.5 mobilenet_v2:0.5
 """
 
-import argparse
 import copy
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import torch_pruning as tp
 
-from benchmarks.common import RESULTS, save
+from benchmarks.common import RESULTS, parser_of, random_network, save
 from fsrp_edge.bench.measure import QUICK, Setup, measure_on
 from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.cli.console import show_progress
@@ -30,8 +29,7 @@ from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
 from fsrp_edge.exporting.saved_model import export_saved_model
 from fsrp_edge.files import atomic_path, read_json, write_json
-from fsrp_edge.models import registry
-from fsrp_edge.models.classifier import Classifier, ModelSpec
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
@@ -56,19 +54,7 @@ ADDRESS = parse_address("local")
 
 def network(name: str) -> Classifier:
     """With random weights, as its architecture builds it."""
-    torch.manual_seed(0)
-    architecture = NETWORKS[name]
-    shape, mean, std, preprocessing = registry.published_input(architecture)
-    classes = 10 if architecture.startswith("cifar:") else 1000
-    spec = ModelSpec(
-        architecture=architecture,
-        input_shape=shape,
-        classes=classes,
-        mean=mean,
-        std=std,
-        preprocessing=preprocessing,
-    )
-    return Classifier(registry.build(architecture, classes=classes), spec).eval()
+    return random_network(NETWORKS[name])
 
 
 def prepare(name: str, ratio: float, dense: Classifier, scratch: Path) -> tuple[dict[str, Classifier], Files]:
@@ -180,9 +166,7 @@ def measure_cell(networks: dict[str, Classifier], files: Files, threads: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     every = [f"{name}:{ratio}" for name in NETWORKS for ratio in RATIOS]
     parser.add_argument("cells", nargs="*", metavar="NETWORK:RATIO", help="default: all of them")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])

@@ -3,16 +3,14 @@
 python -m benchmarks.attack_speed --checkpoint robust.safetensors --data cifar-10-batches-bin
 """
 
-import argparse
 import copy
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from pyautoattack import AutoAttack
 
-from benchmarks.common import save
+from benchmarks.common import checkpoint_parser, save
 from fsrp_edge.attacks import DEFAULT_EPS
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.data.open import open_dataset
@@ -38,11 +36,7 @@ def ours(classifier: Classifier, images: ImageSet) -> torch.Tensor:
 
 def main() -> None:
     """Attack disjoint parts of the test set both ways, whoever is first taking turns."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", required=True)
+    parser = checkpoint_parser(__doc__)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--parts", type=int, default=2)
     arguments = parser.parse_args()

@@ -6,20 +6,16 @@ resume.
 python -m benchmarks.budget_allocation --checkpoint resnet20-cifar10.th --data cifar-10-batches-bin --latency 75%
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, save
+from benchmarks.common import RESULTS, checkpoint_parser, load_both, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import Dataset
-from fsrp_edge.data.open import open_dataset
 from fsrp_edge.files import read_json, write_json
-from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pipeline.budgeting import costing, named_graph
 from fsrp_edge.pruning.budgets import Budgets, Limit
@@ -84,18 +80,12 @@ def cell(dense: Classifier, dataset: Dataset, plan: PruningPlan, images: int, se
 
 def main() -> None:
     """Fill in the missing cells, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", required=True)
+    parser = checkpoint_parser(__doc__)
     parser.add_argument("--latency", default="75%", help="share of the dense network's")
     parser.add_argument("--images", type=int, default=4000, help="training images of the recovery")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    dense = load_classifier(arguments.checkpoint)
-    compute.to_fast_layout(dense, torch.device("cpu"))
-    dataset = open_dataset(arguments.data, dense.spec, seed=0)
+    dense, dataset = load_both(arguments)
     name = f"{arguments.checkpoint.stem}-{arguments.latency.rstrip('%')}-{arguments.images}"
     for seed in range(arguments.seeds):
         missing = [

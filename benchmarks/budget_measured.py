@@ -6,14 +6,13 @@ anew, in turns. Nothing is trained. Finished cells are kept: run again to resume
 python -m benchmarks.budget_measured --checkpoint resnet20-cifar10.th vgg16-cifar10-nfgsm.safetensors
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, save
+from benchmarks.common import RESULTS, parser_of, save
 from fsrp_edge import compute
 from fsrp_edge.bench.measure import Method, Setup, measure_on
 from fsrp_edge.bench.transport import parse_address
@@ -79,9 +78,7 @@ def cell(dense: Classifier, share: str) -> dict[str, Any]:
 
 def main() -> None:
     """Fill in the missing cells, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True)
     rows, cells = [], []
     for checkpoint in parser.parse_args().checkpoint:

@@ -5,7 +5,6 @@ Some networks are measured to calibrate on; others, and pruned ones, are measure
 python -m benchmarks.calibrate_this_machine
 """
 
-import argparse
 import os
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 import fsrp_edge
-from benchmarks.common import RESULTS, save
+from benchmarks.common import RESULTS, parser_of, save
 from fsrp_edge.bench.measure import Method, Setup, measure_on
 from fsrp_edge.bench.results import BenchResults, Measurement
 from fsrp_edge.bench.transport import parse_address
@@ -86,9 +85,7 @@ def measured(name: str, files: list[Path], threads: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--models", type=Path, default=Path("runs/calibrate"), help="where files are put")
     folder = parser.parse_args().models
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
-"""What benchmarks do alike: describe the machine, repeat in turns, write JSON with a Markdown table beside it."""
+"""What benchmarks do alike: arguments, networks, repeating in turns, JSON with a Markdown table beside it."""
 
+import argparse
 import datetime
 import statistics
 import time
@@ -7,10 +8,56 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fsrp_edge import compute
+from fsrp_edge.data.images import Dataset
+from fsrp_edge.data.open import open_dataset
 from fsrp_edge.files import write_json, write_text
+from fsrp_edge.models import registry
+from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.report.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a benchmark's docstring as it stands."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:
+    """The same for benchmarks of a trained network: with `--checkpoint` and `--data`."""
+    parser = parser_of(description)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--data", required=True)
+    return parser
+
+
+def load_both(arguments: argparse.Namespace) -> tuple[Classifier, Dataset]:
+    """The network and the images that `checkpoint_parser` was given."""
+    classifier = load_classifier(arguments.checkpoint)
+    compute.to_fast_layout(classifier, torch.device("cpu"))
+    return classifier, open_dataset(arguments.data, classifier.spec, seed=0)
+
+
+def random_network(architecture: str) -> Classifier:
+    """A network with random weights, of 10 classes or ImageNet's: its cost is that of a trained one."""
+    torch.manual_seed(0)
+    shape, mean, std, preprocessing = registry.published_input(architecture)
+    classes = 10 if architecture.startswith("cifar:") else 1000
+    spec = ModelSpec(
+        architecture=architecture,
+        input_shape=shape,
+        classes=classes,
+        mean=mean,
+        std=std,
+        preprocessing=preprocessing,
+    )
+    return Classifier(registry.build(architecture, classes=classes), spec).eval()
 
 
 def alternate(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

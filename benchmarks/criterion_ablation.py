@@ -6,22 +6,18 @@ adversarial examples and judged on the same images and random starts. Finished c
 python -m benchmarks.criterion_ablation --checkpoint vgg16-cifar10-nfgsm.safetensors --data cifar-10-batches-bin
 """
 
-import argparse
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, save
+from benchmarks.common import RESULTS, checkpoint_parser, load_both, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ArraySource, Dataset, ImageSet
-from fsrp_edge.data.open import open_dataset
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
-from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
@@ -96,16 +92,10 @@ def cell(
 
 def main() -> None:
     """Fill in the missing cells, then write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", required=True)
+    parser = checkpoint_parser(__doc__)
     parser.add_argument("--ratio", type=float, default=0.2)
     arguments = parser.parse_args()
-    dense = load_classifier(arguments.checkpoint)
-    compute.to_fast_layout(dense, torch.device("cpu"))
-    dataset = open_dataset(arguments.data, dense.spec, seed=0)
+    dense, dataset = load_both(arguments)
     chosen = dataset.train.sample(SCORE_IMAGES, 0)
     examples = {"clean": chosen, "adversarial": adversarial(dense, chosen, 0)}
     cells = []

@@ -7,7 +7,6 @@ export takes 256.
 python -m benchmarks.export_stages resnet50
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.artifact_latency import network
-from benchmarks.common import save
+from benchmarks.common import parser_of, save
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.exporting import ncnn, onnx, saved_model, tflite
@@ -39,9 +38,7 @@ def forget_peak() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("network", nargs="?", default="resnet50")
     given = parser.parse_args()
     classifier = network(given.network)

@@ -3,11 +3,10 @@
 python -m benchmarks.resnet20_cifar10 --checkpoint resnet20-cifar10.th --data cifar-10-batches-bin --out runs/resnet20
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, checkpoint_parser
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.pipeline.compress import compress
 from fsrp_edge.pipeline.options import CompressOptions
@@ -15,11 +14,7 @@ from fsrp_edge.pipeline.options import CompressOptions
 
 def main() -> None:
     """Run `compress` with its defaults and keep the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", required=True)
+    parser = checkpoint_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/resnet20"))
     arguments = parser.parse_args()
     options = CompressOptions(

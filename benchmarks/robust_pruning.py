@@ -9,7 +9,6 @@ python -m benchmarks.robust_pruning --data cifar-10-batches-bin --only 'vgg16-w0
 python -m benchmarks.robust_pruning --data cifar-10-batches-bin --dense vgg16=vgg16-cifar10-nfgsm.safetensors
 """
 
-import argparse
 import fnmatch
 import itertools
 import statistics
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, save
+from benchmarks.common import RESULTS, parser_of, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.cli.console import show_progress
@@ -383,9 +382,7 @@ def figure(chosen: Sequence[Cell], epochs: int) -> None:
 
 def main() -> None:
     """Print the plan, work on what is missing, write the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--networks", default=",".join(SMALL), help=f"of {', '.join(NETWORKS)}")
     parser.add_argument(

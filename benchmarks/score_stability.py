@@ -5,20 +5,15 @@ Each variant is scored once and compared, layer by layer, with the reference (fl
 python -m benchmarks.score_stability --checkpoint vgg16-cifar10-nfgsm.safetensors --data cifar-10-batches-bin
 """
 
-import argparse
 import time
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import torch
 
-from benchmarks.common import save
+from benchmarks.common import checkpoint_parser, load_both, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.data.open import open_dataset
-from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.scoring.explain import rank_correlation, same_lower_half
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
@@ -53,16 +48,11 @@ def scored(
 
 def main() -> None:
     """Score every variant and write results/score_stability.json and .md."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", required=True)
+    parser = checkpoint_parser(__doc__)
     parser.add_argument("--images", type=int, default=256)
     arguments = parser.parse_args()
-    classifier = load_classifier(arguments.checkpoint)
-    compute.to_fast_layout(classifier, torch.device("cpu"))
-    train = open_dataset(arguments.data, classifier.spec, seed=0).train
+    classifier, dataset = load_both(arguments)
+    train = dataset.train
     both = train.sample(2 * arguments.images, 0)
     half = np.arange(arguments.images)
     found = {}

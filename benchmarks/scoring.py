@@ -3,7 +3,6 @@
 python -m benchmarks.scoring [--rounds 7]
 """
 
-import argparse
 import functools
 import resource
 import statistics
@@ -15,32 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import alternate, median_ratio, save
+from benchmarks.common import alternate, median_ratio, parser_of, random_network, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD, attackable
 from fsrp_edge.data.images import ArraySource, ImageSet
-from fsrp_edge.models.classifier import Classifier, ModelSpec
-from fsrp_edge.models.registry import build, published_input
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 from fsrp_edge.scoring.rivals import Rival, score_rival
 
-NETWORKS = {"cifar:vgg16_bn": (128, 10), "torchvision:resnet18": (16, 1000)}
+NETWORKS = {"cifar:vgg16_bn": 128, "torchvision:resnet18": 16}
 RADIUS = FSRP().radius
 
 
-def make_classifier(architecture: str, classes: int) -> Classifier:
-    """A network with random weights: its cost is that of a trained one."""
-    torch.manual_seed(0)
-    shape, mean, std, preprocessing = published_input(architecture)
-    spec = ModelSpec(
-        architecture=architecture,
-        input_shape=shape,
-        classes=classes,
-        mean=mean,
-        std=std,
-        preprocessing=preprocessing,
-    )
-    classifier = Classifier(build(architecture, classes=classes), spec).eval()
+def make_classifier(architecture: str) -> Classifier:
+    """A network with random weights in the layout that scoring uses."""
+    classifier = random_network(architecture)
     compute.to_fast_layout(classifier, torch.device("cpu"))
     return classifier
 
@@ -99,8 +87,8 @@ def score_clean(classifier: Classifier, images: ImageSet, batch_size: int) -> No
 
 def reading_cost(architecture: str, rounds: int) -> dict[str, Any]:
     """Seconds of forward, scoring and the naive way, taken in turns."""
-    batch_size, classes = NETWORKS[architecture]
-    classifier = make_classifier(architecture, classes)
+    batch_size = NETWORKS[architecture]
+    classifier = make_classifier(architecture)
     images = make_images(classifier, 2 * batch_size)
     work: dict[str, Callable[[], object]] = {
         "forward": lambda: forward(classifier, images, batch_size),
@@ -127,7 +115,7 @@ def reading_cost(architecture: str, rounds: int) -> dict[str, Any]:
 
 def whole_cost(rounds: int) -> dict[str, Any]:
     """Whole scoring with PGD-10 beside torch-pruning's Taylor and Hessian on the same images."""
-    classifier = make_classifier("cifar:vgg16_bn", 10)
+    classifier = make_classifier("cifar:vgg16_bn")
     images = make_images(classifier, 32)
     work: dict[str, Callable[[], object]] = {
         "fsrp, PGD-10": lambda: score_fsrp(classifier, images, FSRP(batch_size=32), seed=0),
@@ -146,7 +134,7 @@ def peak_memory(count: int) -> float:
 
 def score_many(count: int) -> None:
     """Score `count` images and print the peak memory beyond the images themselves, in MiB."""
-    classifier = make_classifier("cifar:vgg16_bn", 10)
+    classifier = make_classifier("cifar:vgg16_bn")
     images = make_images(classifier, count)
     score_clean(classifier, images, 64)
     own = count * 3 * 32 * 32 / 2**20
@@ -155,9 +143,7 @@ def score_many(count: int) -> None:
 
 def main() -> None:
     """Run everything and write results/scoring.json and .md."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     reading = [reading_cost(architecture, rounds) for architecture in NETWORKS]

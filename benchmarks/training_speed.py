@@ -6,7 +6,6 @@ attack's gradient by `loss.backward()` with everything trainable. Random images,
 python -m benchmarks.training_speed
 """
 
-import argparse
 import copy
 import statistics
 import time
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import save
+from benchmarks.common import parser_of, save
 from fsrp_edge import compute, torchvision_compat  # noqa: F401 (before torchvision)
 from fsrp_edge.attacks import attackable, input_gradient
 from fsrp_edge.data.images import ArraySource, ImageSet
@@ -100,9 +99,7 @@ def plain(classifier: Classifier, images: ImageSet, _: ImageSet) -> float:
 
 def main() -> None:
     """Run all of them in turns."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--arch", default="cifar:vgg16_bn-w0.25")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
