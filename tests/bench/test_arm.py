@@ -100,7 +100,7 @@ def test_compress_measures_on_arm_and_holds_the_outputs_against_the_network(
     command += ["--score-images", "16", "--score-steps", "1", "--robust-images", "16", "--file-images", "0"]
     command += ["--quick-bench", "--bench-on", server.arm_address(), "--out", str(out), "--quiet"]
     assert run(cli, command) == 0
-    measured = read_results(out / "bench.json").measurements
+    measured = BenchResults.load(out / "bench.json").measurements
     assert len(measured) == 2
     for one in measured:
         assert one.latency.device.startswith(f"ssh://127.0.0.1:{server.arm_port}: ARMv8")
