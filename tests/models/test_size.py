@@ -8,7 +8,7 @@ from tests.nets import as_classifier
 
 
 def classifier(network: nn.Module, shape: tuple[int, int, int], classes: int) -> Classifier:
-    return as_classifier(network, shape=shape, classes=classes)
+    return as_classifier(network, shape=shape, classes=classes).train()
 
 
 def test_sizes_are_those_that_paper_and_pencil_give() -> None:
