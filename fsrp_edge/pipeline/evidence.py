@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fsrp_edge import compute, progress
-from fsrp_edge.attacks import PGD, attackable, pgd
+from fsrp_edge.attacks import PGD, attackable
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import clean_accuracy, predictions
+from fsrp_edge.evaluation.files import transfer_examples
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.models.classifier import Classifier
@@ -43,7 +43,8 @@ RADII = (0.5, 1.0, 2.0)
 SPECTRA_IMAGES = 64
 FILTERS = 3
 """Drawn of the worst, and as many of the best, of each layer."""
-EXAMPLES = 4
+EXAMPLES, EXAMPLES_SOUGHT = 4, 32
+"""Shown, and images they are taken from."""
 OPERATORS = 12
 
 
@@ -154,11 +155,8 @@ def _spectra(
         for name, layer in scores.layers.items()
         if layer.map_size and has_bands(layer.map_size) and len(layer.scores) >= 2 * FILTERS
     ]
-    layers = dict.fromkeys(having[place] for place in (0, len(having) // 2, -1)) if having else {}
-    chosen = {}
-    for name in layers:
-        order = np.argsort(scores.layers[name].scores, kind="stable").tolist()
-        chosen[name] = [*order[:FILTERS], *order[-FILTERS:]]
+    drawn = [having[place] for place in (0, len(having) // 2, -1)] if having else []
+    chosen = {name: scores.layers[name].worst_and_best(FILTERS) for name in drawn}
     for name, power in mean_spectra(dense, images, criterion, chosen, seed=seed).items() if chosen else ():
         arrays[f"spectra/{name}"] = power.astype(np.float32)
         yield Spectra(
@@ -174,19 +172,12 @@ def _examples(
     network: Classifier, images: ImageSet, eps: float, seed: int, arrays: dict[str, np.ndarray]
 ) -> tuple[Example, ...]:
     """Images that the attack fools, filled up with others; fills `arrays`."""
-    pixels, labels = next(images.batches(min(len(images), 32)))
+    images = images.first(EXAMPLES_SOUGHT)
+    adversarial = transfer_examples(network, images, eps=eps, seed=seed)
+    pixels, labels = next(images.batches(len(images)))
     device = compute.device_of(network)
-    with attackable(network):
-        adversarial = pgd(
-            network, pixels.to(device), labels.to(device), PGD(eps=eps, steps=20), compute.generator(seed)
-        ).cpu()
-
-        def classes(batch: Tensor) -> Tensor:
-            with torch.no_grad():
-                logits: Tensor = network(batch.to(device))
-            return logits.argmax(1).cpu()
-
-        before, after = classes(pixels), classes(adversarial)
+    with attackable(network), torch.no_grad():
+        before, after = (network(batch.to(device)).argmax(1).cpu() for batch in (pixels, adversarial))
     fooled = (before == labels) & (after != labels)
     order = torch.argsort(~fooled, stable=True)[:EXAMPLES]
     arrays["examples/clean"] = pixels[order].numpy().astype(np.float16)

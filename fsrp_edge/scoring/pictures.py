@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from fsrp_edge import plots
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.files import write_json
@@ -12,9 +10,12 @@ from fsrp_edge.scoring.explain import Explanation, explain, mean_spectra
 from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.scores import FilterScores
 
+FILTERS = 3
+"""Drawn of the worst, and as many of the best, of each layer."""
+
 
 def explain_into(
-    folder: Path, classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int, filters: int = 3
+    folder: Path, classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int
 ) -> tuple[FilterScores, Explanation]:
     """Score and explain a classifier; write explanation.json, scores.png and spectra-LAYER.png into `folder`.
 
@@ -24,14 +25,10 @@ def explain_into(
         images: examples with labels.
         options: of the criterion.
         seed: of the random starts.
-        filters: how many of the worst, and as many of the best, are drawn for each layer.
     """
     plots.pyplot()  # a missing library is to be known before the work
     scores, explanation = explain(classifier, images, options, seed=seed)
-    chosen = {}
-    for name, layer in scores.layers.items():
-        order = np.argsort(layer.scores, kind="stable").tolist()
-        chosen[name] = list(dict.fromkeys([*order[:filters], *order[-filters:]]))
+    chosen = {name: layer.worst_and_best(FILTERS) for name, layer in scores.layers.items()}
     spectra = mean_spectra(classifier, images.first(options.batch_size), options, chosen, seed=seed)
     write_json(folder / "explanation.json", explanation.model_dump(mode="json"))
     by_layer = {name: layer.scores for name, layer in scores.layers.items()}

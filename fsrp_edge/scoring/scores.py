@@ -12,6 +12,11 @@ class LayerScores(Record):
     map_size: tuple[int, int] | None = None
     """(height, width) of the feature map, for criteria that read one."""
 
+    def worst_and_best(self, count: int) -> list[int]:
+        """So many filters with the lowest scores, then as many with the highest; each once."""
+        order = sorted(range(len(self.scores)), key=self.scores.__getitem__)
+        return list(dict.fromkeys([*order[:count], *order[-count:]]))
+
 
 class FilterScores(Document):
     """Scores of every scored layer of one network, and what they were made from."""
