@@ -128,7 +128,8 @@ def main() -> None:
                             latency = found[row["file"]]
                             row |= {"p50_ms": latency.p50_ms, "latency_valid": latency.valid}
                     write_json(cell, rows)
-            results[label] = rows
+            order = ["network in torch", *map(" ".join, FILES)]
+            results[label] = sorted(rows, key=lambda row: order.index(row["file"]))
     table = [
         (
             label,
