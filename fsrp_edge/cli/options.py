@@ -310,7 +310,11 @@ recovery_options = stack(
         "auto: n-fgsm, but clean images where compress finds that the dense network has no robustness to keep.",
     ),
     click.option(
-        "--recover-learning-rate", type=click.FloatRange(0, min_open=True), default=0.02, show_default=True
+        "--recover-learning-rate",
+        type=click.FloatRange(0, min_open=True),
+        default=0.1,
+        show_default=True,
+        help="Peak of one cycle; lowered with the batches where images are few.",
     ),
     click.option(
         "--int8-epochs",

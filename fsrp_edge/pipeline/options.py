@@ -56,7 +56,7 @@ class CompressOptions(CheckpointOptions, ExportOptions):
     """Training images to score on; None: 512, or 128 for inputs with a side above 64 pixels."""
     formats: tuple[Format, ...] | None = None
     precisions: tuple[Precision, ...] | None = None
-    recovery: Recipe | None = Recipe(epochs=5, learning_rate=0.02, flip=True, crop_padding=4)
+    recovery: Recipe | None = Recipe(epochs=5, flip=True, crop_padding=4)
     """None recalibrates batch norm only."""
     natural_if_undefended: bool = True
     """Recover on clean images where the dense network withstands an attack less often than guessing would: there is

@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 
 from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.data.check import chance_threshold
 from fsrp_edge.exporting.verified import Exported
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
@@ -42,7 +43,7 @@ def write_records(
         ledger=tuple(rows),
         artifacts=exports["artifacts"].artifacts,
         stages=tuple(run.directory.history),
-        warnings=tuple(_warnings(run, plan, recovery)),
+        warnings=tuple(_warnings(run, plan, recovery, rows)),
         provenance=provenance(started_at),
     )
     report = report.model_copy(update={"gates": _judged(run, report, plan, recovered)})
@@ -65,7 +66,15 @@ def _judged(
     return gates + judge_regressions(report, baseline, run.options.max_regression)
 
 
-def _warnings(run: Run, plan: PruningPlan, recovery: schema.Recovery | None) -> Iterator[str]:
+def _warnings(
+    run: Run, plan: PruningPlan, recovery: schema.Recovery | None, rows: Sequence[schema.LedgerRow]
+) -> Iterator[str]:
+    recovered = next(row.accuracies[0] for row in rows if row.name == "recovered")
+    if recovered.accuracy <= chance_threshold(run.dense.spec.classes):
+        yield (
+            f"the recovered network is right on {recovered.accuracy:.1%} of the images, no better than guessing: "
+            "remove less (--ratio), or recover longer (--recover-epochs) or at another --recover-learning-rate"
+        )
     asked = run.options.recovery
     if recovery is not None and asked is not None and recovery.recipe["method"] != asked.method:
         yield (

@@ -27,14 +27,17 @@ def split_held_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
 def fit_recipe(recipe: Recipe, dataset: Dataset, *, has_teacher: bool) -> Recipe:
     """The recipe as the data allows it.
 
-    Images that mean something else when mirrored are not flipped, batches are no larger than the set, and labels that
-    are only the dense network's predictions give way to its soft labels where it is there to ask.
+    Images that mean something else when mirrored are not flipped, batches are at most an eighth of the set with the
+    learning rate scaled along (Goyal et al., arXiv 1706.02677), and labels that are only the dense network's
+    predictions give way to its soft labels where it is there to ask.
     """
     predicted = dataset.train.label_kind != "ground truth"
+    batch_size = min(recipe.batch_size, max(2, len(dataset.train) // 8))
     return recipe.model_copy(
         update={
             "flip": recipe.flip and dataset.mirrorable,
-            "batch_size": min(recipe.batch_size, max(2, len(dataset.train) // 8)),
+            "batch_size": batch_size,
+            "learning_rate": recipe.learning_rate * batch_size / recipe.batch_size,
             "distillation": 1.0 if predicted and has_teacher else recipe.distillation,
         }
     )

@@ -72,6 +72,7 @@ def test_the_recipe_bends_to_the_data(digit_sets, mirrorable: bool, predicted: b
     fitted = fit_recipe(Recipe(flip=True, batch_size=128), dataset, has_teacher=teacher)
     assert fitted.flip == mirrorable
     assert fitted.batch_size == 75  # an eighth of 600: a few steps an epoch at least
+    assert fitted.learning_rate == pytest.approx(Recipe().learning_rate * 75 / 128)
     assert fitted.distillation == (1.0 if predicted and teacher else 0.0)
     assert fit_recipe(Recipe(flip=False, batch_size=4), dataset, has_teacher=teacher).batch_size == 4
 
