@@ -102,10 +102,25 @@ def _low_energy(maps: Tensor, radius: float, shape: RegionShape) -> Tensor:
     return energy.sum(dim=3).sum(dim=2)
 
 
+_SCRATCH: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+
+def _scratch(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(size,) of a buffer that is used again: fresh memory for every map costs twice what squaring it does."""
+    buffer = _SCRATCH.get((device, dtype))
+    if buffer is None or buffer.numel() < size:
+        buffer = _SCRATCH[device, dtype] = torch.empty(size, device=device, dtype=dtype)
+    return buffer[:size]
+
+
 def _total_energy(maps: Tensor) -> Tensor:
     """(N, C) energy of all bins; summed in two steps, as one long float32 sum over 224×224 would lose two digits."""
     if _is_channels_last(maps):
-        return maps.permute(0, 2, 3, 1).square().sum(dim=2).sum(dim=1)
+        pixels = maps.detach().permute(0, 2, 3, 1)
+        squares = torch.square(
+            pixels, out=_scratch(pixels.numel(), maps.device, maps.dtype).view(pixels.shape)
+        )
+        return squares.sum(dim=2).sum(dim=1)
     norms: Tensor = torch.linalg.vector_norm(maps, dim=3)
     return norms.square_().sum(dim=2)
 
