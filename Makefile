@@ -30,7 +30,7 @@ $(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
 
 demo: $(VENV)/demo.stamp ## Train resnet18.pt adversarially on handwritten digits, then compress it for a Jetson Nano
 	@mkdir -p demo
-	cd demo && ../$(BIN)/fsrp-edge train --arch resnet18 --data digits --input-size 40 --eps 0.1 --epochs 4 \
+	cd demo && ../$(BIN)/fsrp-edge train --arch resnet18 --data digits --input-size 40 --eps 0.1 --epochs 3 \
 	  --batch-size 32 --learning-rate 0.02 --crop-padding 0 --out resnet18.pt
 	cd demo && ../$(BIN)/fsrp-edge compress resnet18.pt --target jetson-nano
 

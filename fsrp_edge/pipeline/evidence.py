@@ -50,7 +50,7 @@ OPERATORS = 12
 
 def picture(run: Run, scores: FilterScores, recovered: Classifier, artifacts: Sequence[Artifact]) -> None:
     """evidence.json and evidence.npz: what the report's pictures are drawn from."""
-    images = run.attacked_images().first(by_input_size(run.dense.spec, 200, 32))
+    images = run.attacked_images().first(by_input_size(run.dense.spec, 100, 32))
     eps = run.options.eps if run.options.attacks else 0.0
     onnx = next((artifact for artifact in artifacts if artifact.format == "onnx"), None)
 
