@@ -98,7 +98,7 @@ def train(
 
     Raises:
         BadInputError: too few images, teacher and recipe that disagree, or a checkpoint of another run.
-        ToolFailedError: the loss became infinite or NaN.
+        ToolFailedError: the loss, or a value of the network, became infinite or NaN.
     """
     _check(train, held_out, recipe, teacher)
     # The identity is that of the initial weights, so it is taken before anything is trained.
@@ -126,7 +126,12 @@ def train(
         for epoch in range(len(run.history) + 1, recipe.epochs + 1):
             if run.is_stale:
                 break
-            _train_epoch(run, train, teacher, epoch, seed, save)
+            try:
+                _train_epoch(run, train, teacher, epoch, seed, save)
+            except ToolFailedError:
+                if checkpoint:
+                    checkpoint.unlink(missing_ok=True)  # where it leads is known now
+                raise
             clean, robust = _held_out_accuracy(run.judged, judges, recipe, seed)
             images = run.steps_per_epoch * min(recipe.batch_size, len(train))
             record = EpochRecord(
@@ -319,15 +324,24 @@ def _train_epoch(
             now = time.perf_counter()
             run.seconds = before + now - started
             if not math.isfinite(run.loss):
-                raise ToolFailedError(
-                    f"training diverged in epoch {epoch} of {recipe.epochs}: the loss became {loss.item()}; lower "
-                    f"the learning rate (it was {recipe.learning_rate:g}) or eps (it was {recipe.eps:g})"
-                )
+                raise _diverged(recipe, epoch, f"the loss became {loss.item()}")
             if now - saved >= SAVE_SECONDS and run.step_in_epoch < run.steps_per_epoch:
                 save()
                 saved = time.perf_counter()
     for network in {classifier, run.judged}:
         distributed.average_buffers(network)
+    # The loss may stay finite where weights or running variances do not, and such a network is of no use to anyone.
+    for name, value in run.judged.state_dict().items():
+        if not value.isfinite().all():
+            raise _diverged(recipe, epoch, f"{name.removeprefix('network.')} became infinite or NaN")
+
+
+def _diverged(recipe: Recipe, epoch: int, what: str) -> ToolFailedError:
+    attack = "" if recipe.method == "natural" else f" or eps (it was {recipe.eps:g})"
+    return ToolFailedError(
+        f"training diverged in epoch {epoch} of {recipe.epochs}: {what}; lower the learning rate (it was "
+        f"{recipe.learning_rate:g}){attack}"
+    )
 
 
 def _loss(

@@ -168,11 +168,19 @@ def test_a_teacher_alone_teaches(digit_sets, small_cnn) -> None:
     assert all(parameter.requires_grad for parameter in teacher.parameters())
 
 
-def test_divergence_says_when_and_what_to_change(digit_sets, small_cnn) -> None:
-    with pytest.raises(
-        ToolFailedError, match=r"diverged in epoch 1 of 2.*lower the learning rate \(it was 1e\+30\)"
-    ):
-        train(small_cnn(), *digit_sets, SHORT.model_copy(update={"learning_rate": 1e30}), seed=0)
+@pytest.mark.parametrize(
+    ("learning_rate", "what"), [(1e30, "the loss became nan"), (1e3, "running_var became infinite or NaN")]
+)
+def test_divergence_says_when_and_what_to_change(
+    learning_rate: float, what: str, tmp_path: Path, digit_sets, small_cnn
+) -> None:
+    """With 1e3 every loss is finite, and only a running variance is not."""
+    diverging = SHORT.model_copy(update={"learning_rate": learning_rate, "method": "natural"})
+    path = tmp_path / "training.pt"
+    with pytest.raises(ToolFailedError, match=rf"diverged in epoch \d of 2: .*{what}; lower") as error:
+        train(small_cnn(), *digit_sets, diverging, seed=0, checkpoint=path)
+    assert str(error.value).endswith(f"the learning rate (it was {learning_rate:g})")
+    assert not path.exists()  # it would stand in the way of a run with another learning rate
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path, digit_sets, small_cnn) -> None:
