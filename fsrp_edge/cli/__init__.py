@@ -25,8 +25,10 @@ from fsrp_edge.cli.targets import targets
 from fsrp_edge.cli.train import train
 from fsrp_edge.cli.verify import verify
 
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.group(context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="fsrp-edge")
 def cli() -> None:
     """Turn a trained image classifier into small, fast, attack-resistant models for edge devices.

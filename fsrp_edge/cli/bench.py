@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 from fsrp_edge.errors import BadInputError, GateFailedError, ToolFailedError
+from fsrp_edge.units import SHARE, parse_amount
 
 if TYPE_CHECKING:
     from fsrp_edge.bench.agreement import Origin
-    from fsrp_edge.bench.compare import Comparison
     from fsrp_edge.bench.measure import Method
     from fsrp_edge.bench.results import BenchResults, Latency
     from fsrp_edge.data.images import ImageSet
@@ -31,30 +30,24 @@ class _MeasureByDefault(click.Group):
         return super().parse_args(context, args)
 
 
-def _seconds(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
-    if found is None or float(found[1]) == 0:
-        raise click.BadParameter(f"{text!r} is not a time such as 90s, 30m or 1h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+@options.from_text
+def _seconds(text: str) -> float:
+    seconds = parse_amount(text, {"s": 1, "m": 60, "h": 3600})
+    if not seconds:
+        raise ValueError(f"{text!r} is no time to measure in; 30m is usual")
+    return seconds
 
 
-def _shape(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
+@options.from_text
+def _shape(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9]\d*,[1-9]\d*,[1-9]\d*", text):
-        raise click.BadParameter(f"{text!r} is not a shape such as 3,224,224")
+        raise ValueError(f"{text!r} is not a shape such as 3,224,224")
     return tuple(map(int, text.split(",")))
 
 
-def _share(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
-    if found is None:
-        raise click.BadParameter(f"{text!r} is not a percentage such as 5%")
-    return float(found[1]) / 100
+@options.from_text
+def _share(text: str) -> float:
+    return parse_amount(text, SHARE)
 
 
 @click.group(cls=_MeasureByDefault)
@@ -87,9 +80,9 @@ def bench() -> None:
     "needs no Python there) for .tflite, ncnn or benchncnn (ncnn's own program, no Python either) for .ncnn folders.  "
     "[default: the first of its format]",
 )
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--threads", type=options.COUNT, default=1)
 @click.option("--affinity", metavar="CORES", help="Stay on these cores, such as 0,4-7 for the fast ones.")
-@click.option("--input-shape", callback=_shape, metavar="C,H,W", help="Of an image, for ncnn.")
+@click.option("--input-shape", type=_shape, metavar="C,H,W", help="Of an image, for ncnn.")
 @click.option(
     "--evaluate",
     metavar="SOURCE",
@@ -99,7 +92,7 @@ def bench() -> None:
 @click.option("--official", is_flag=True, help="At least 1,024 runs and 60 seconds a file.")
 @click.option(
     "--sustained",
-    callback=_seconds,
+    type=_seconds,
     metavar="TIME",
     help="One long round, such as 30m, for what heat does to the latency.",
 )
@@ -113,7 +106,6 @@ def bench() -> None:
 )
 @click.option("--csv", "csv_file", type=options.NewFile, help="Write the table as CSV to this file.")
 @options.output_options
-@traceback_option
 def measure(
     models: tuple[Path, ...],
     devices: tuple[str, ...],
@@ -126,8 +118,6 @@ def measure(
     out: Path | None,
     picture: Path | None,
     csv_file: Path | None,
-    as_json: bool,
-    quiet: bool,
     **lengths: Any,
 ) -> None:
     """Measure the latency of .onnx and .tflite files and .ncnn folders, in turns, batch 1.
@@ -142,7 +132,7 @@ def measure(
     from fsrp_edge.bench.measure import Setup, measure_fleet
     from fsrp_edge.bench.transport import parse_address
     from fsrp_edge.cli.bench_table import course, print_results
-    from fsrp_edge.cli.console import print_json, show_progress
+    from fsrp_edge.cli.console import show_progress, shown_as_json
     from fsrp_edge.files import write_text
 
     if picture is not None:
@@ -151,7 +141,7 @@ def measure(
     addresses = [parse_address(device) for device in dict.fromkeys(devices)]
     images = None if evaluate is None else _images(evaluate, models[0])
     setup = Setup(runtime, threads, affinity, input_shape, images, _origins(models))
-    with show_progress(quiet=quiet):
+    with show_progress():
         results = measure_fleet(addresses, models, setup, method=method)
     if out is not None:
         results.save(out)
@@ -159,9 +149,7 @@ def measure(
         write_text(csv_file, results.to_csv())
     if picture is not None and results.measurements:
         plots.save_png(plots.over_time(dict(map(course, results.measurements))), picture)
-    if as_json:
-        print_json(results)
-    else:
+    if not shown_as_json(results):
         print_results(results, threads, sustained=lengths["sustained"] is not None)
     _fail(results, require_valid)
 
@@ -235,16 +223,13 @@ def _require_valid(latencies: Sequence["Latency"]) -> None:
 @click.argument("after", type=options.ExistingFile)
 @click.option(
     "--fail-slower",
-    callback=_share,
+    type=_share,
     metavar="PERCENT",
     help="Exit with 1 where a median is slower by more than this, such as 5%, and the difference is significant.",
 )
 @click.option("--require-valid", is_flag=True, help="Exit with 1 where anything disturbed a measurement.")
 @options.output_options
-@traceback_option
-def compare(
-    before: Path, after: Path, fail_slower: float | None, require_valid: bool, as_json: bool, quiet: bool
-) -> None:
+def compare(before: Path, after: Path, fail_slower: float | None, require_valid: bool) -> None:
     """Compare two files of `fsrp-edge bench --out`: difference of medians with its bootstrap interval.
 
     \b
@@ -252,15 +237,11 @@ def compare(
     """
     from fsrp_edge.bench.compare import compare_results
     from fsrp_edge.bench.results import BenchResults
-    from fsrp_edge.cli.bench_table import print_comparisons
-    from fsrp_edge.cli.console import print_json
+    from fsrp_edge.cli.bench_table import show_comparisons
 
     results = [BenchResults.load(path) for path in (before, after)]
     comparisons = compare_results(*results)
-    if as_json:
-        print_json([_record(comparison) for comparison in comparisons])
-    else:
-        print_comparisons(comparisons)
+    show_comparisons(comparisons)
     if require_valid:
         _require_valid([latency for one in comparisons for latency in (one.before, one.after)])
     wrong = [
@@ -270,8 +251,3 @@ def compare(
     ]
     if wrong:
         raise GateFailedError("\n".join(wrong))
-
-
-def _record(comparison: "Comparison") -> dict[str, Any]:
-    names = ("before", "after", "change", "interval", "significant")
-    return {name: getattr(comparison, name) for name in names}

@@ -6,7 +6,7 @@ import numpy as np
 
 from fsrp_edge.bench.compare import Comparison
 from fsrp_edge.bench.results import BenchResults, Latency, Measurement
-from fsrp_edge.cli.console import print_rows
+from fsrp_edge.cli.console import print_rows, show_result
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARK_COUNT = 24
@@ -59,9 +59,11 @@ def print_results(results: BenchResults, threads: int, *, sustained: bool) -> No
     )
 
 
-def print_comparisons(comparisons: Sequence[Comparison]) -> None:
-    """Write the table of a comparison to stdout."""
-    print_rows(
+def show_comparisons(comparisons: Sequence[Comparison]) -> None:
+    """Write a comparison to stdout."""
+    names = ("before", "after", "change", "interval", "significant")
+    show_result(
+        [{name: getattr(one, name) for name in names} for one in comparisons],
         ("file", "device", "before ms", "after ms", "change", "95 % interval", "significant"),
         [
             (

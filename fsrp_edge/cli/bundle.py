@@ -5,15 +5,13 @@ from pathlib import Path
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 
 @click.command()
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=options.NewFile, help="Archive to write.  [default: DIRECTORY.zip]")
 @options.output_options
-@traceback_option
-def bundle(directory: Path, out: Path | None, as_json: bool, quiet: bool) -> None:
+def bundle(directory: Path, out: Path | None) -> None:
     """Pack the files of a run or an export with labels, preprocessing, an example for each runtime and the evidence.
 
     \b
@@ -21,16 +19,14 @@ def bundle(directory: Path, out: Path | None, as_json: bool, quiet: bool) -> Non
     unzip resnet18-jetson-nano.zip -d model
     python model/examples/run_onnxruntime.py model/artifacts/model-fp32.onnx cat.jpg
     """
-    from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.cli.console import show_result
     from fsrp_edge.files import sha256_file
     from fsrp_edge.report.bundle import bundle as run
 
     archive = out or directory.resolve().with_name(f"{directory.resolve().name}.zip")
     manifest = run(directory, archive)
-    if as_json:
-        print_json({"archive": str(archive), "sha256": sha256_file(archive), "files": sorted(manifest.files)})
-        return
-    print_rows(
+    show_result(
+        {"archive": archive, "sha256": sha256_file(archive), "files": sorted(manifest.files)},
         ("in the archive", "bytes"),
         [(name, f"{entry.bytes:,}") for name, entry in sorted(manifest.files.items())],
         footer=f"{archive}\nNext: unzip {archive} -d model && fsrp-edge verify model",

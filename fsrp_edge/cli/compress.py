@@ -7,7 +7,6 @@ import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.config import config_options, save_config
-from fsrp_edge.cli.errors import traceback_option
 from fsrp_edge.cli.gates import finish
 
 if TYPE_CHECKING:
@@ -23,9 +22,8 @@ run_options = options.stack(
     options.strategy_options,
     click.option(
         "--round-epochs",
-        type=click.IntRange(0),
+        type=options.NUMBER,
         default=0,
-        show_default=True,
         help="Of recovery after each round of the gradual strategy but the last.",
     ),
     options.criterion_options,
@@ -36,20 +34,18 @@ run_options = options.stack(
         "attacks",
         multiple=True,
         default=("pgd-20",),
-        show_default=True,
         help="Judge by fgsm, pgd-STEPS, pgd-STEPSxRESTARTS or autoattack. Repeatable.",
     ),
     options.eps_option,
     click.option(
         "--robust-images",
-        type=click.IntRange(1),
+        type=options.COUNT,
         help="Evaluation images to attack.  [default: 1000, or 128 for large inputs]",
     ),
     click.option(
         "--file-images",
-        type=click.IntRange(0),
+        type=options.NUMBER,
         default=32,
-        show_default=True,
         help="Evaluation images to attack each file on, in its runtime; 0: none. About half a second each.",
     ),
     click.option(
@@ -73,16 +69,7 @@ run_options = options.stack(
 )
 @config_options
 @options.output_options
-@traceback_option
-def compress(
-    formats: tuple[str, ...],
-    precisions: tuple[str, ...],
-    quick_bench: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    **given: Any,
-) -> None:
+def compress(dry_run: bool, **given: Any) -> None:
     """Compress a trained classifier for a device, and report what it kept.
 
     Scores every filter, removes the channels with the lowest scores, recovers, exports, verifies every file, measures
@@ -95,65 +82,51 @@ def compress(
     fsrp-edge compress resnet18.pt --target jetson-nano --require "robust_accuracy>=40%" --dry-run
     fsrp-edge compress --config run.yaml --ratio 0.7
     """
-    from fsrp_edge.cli.console import print_json, show_progress
+    from fsrp_edge.cli.console import show_progress, shown_as_json
     from fsrp_edge.cli.preview_table import show_preview
     from fsrp_edge.cli.report_table import print_report
     from fsrp_edge.pipeline.compress import compress as run
 
-    wanted = options_from(formats, precisions, quick_bench, given)
+    wanted = options_from(given)
     save_config()
     if dry_run:
-        show_preview(wanted, as_json=as_json, quiet=quiet)
+        show_preview(wanted)
         return
-    with show_progress(quiet=quiet):
+    with show_progress():
         result = run(wanted)
-    if as_json:
-        print_json(result.report.model_dump(mode="json"))
-    else:
-        print_report(
-            result.report, result.directory, _next_commands(result, wanted.data, wanted.architecture)
-        )
+    if not shown_as_json(result.report):
+        print_report(result.report, result.directory, _next_commands(result, wanted))
     finish(result.report, result.report.gates)
 
 
-def _next_commands(result: "CompressResult", data: str | None, given: str | None) -> list[str]:
+def _next_commands(result: "CompressResult", wanted: "CompressOptions") -> list[str]:
     from fsrp_edge.models.registry import is_user_code
 
     commands = [f"xdg-open {shlex.quote(str(result.directory / 'report.html'))}"]
     if result.report.data.label_kind == "ground truth":
-        chosen = f" --data {shlex.quote(data)}" if data else ""
+        chosen = f" --data {shlex.quote(wanted.data)}" if wanted.data else ""
         architecture = result.report.source.model.architecture
         if is_user_code(architecture):  # the report keeps no folders, the command line had them
-            chosen = f" --arch {shlex.quote(given or architecture)}{chosen}"
+            chosen = f" --arch {shlex.quote(wanted.architecture or architecture)}{chosen}"
         commands.append(f"fsrp-edge evaluate {shlex.quote(str(result.model))}{chosen} --attack autoattack")
     return commands
 
 
-def options_from(
-    formats: tuple[str, ...], precisions: tuple[str, ...], quick_bench: bool, given: dict[str, Any]
-) -> "CompressOptions":
-    """The options of a run that the command line names."""
+def options_from(given: dict[str, Any]) -> "CompressOptions":
+    """The options of a run that the command line names; `given` are its parameters."""
     from fsrp_edge.bench.measure import QUICK, Method
     from fsrp_edge.pipeline.options import CompressOptions
 
-    eps = given["eps"]
+    given = dict(given)
     wanted: CompressOptions = options.checked(
         CompressOptions,
         criterion=options.criterion_from(given),
         budgets=options.budgets_from(given),
         natural_if_undefended=given["recover_method"] == "auto",
-        recovery=options.recipe_from(
-            given.pop("recover_epochs"),
-            given.pop("recover_method"),
-            given.pop("recover_learning_rate"),
-            given.pop("int8_epochs"),
-            given.pop("batch_size"),
-            eps,
-            given.pop("recipe"),
-        ),
-        formats=options.optional(formats),
-        precisions=options.optional(precisions),
-        method=QUICK if quick_bench else Method(),
+        recovery=options.recipe_from(given),
+        formats=given.pop("formats") or None,
+        precisions=given.pop("precisions") or None,
+        method=QUICK if given.pop("quick_bench") else Method(),
         **given,
     )
     return wanted

@@ -1,41 +1,16 @@
 """`--config` and `--save-config`: a YAML file that says what a command's options say."""
 
 import difflib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from fsrp_edge.cli import options
 from fsrp_edge.errors import BadInputError
 
-Command = TypeVar("Command", bound=Callable[..., object])
-NOT_SAVED = {"dry_run", "as_json", "quiet", "verbose"}
-"""Options that are about this one call."""
-
-
-def config_options(command: Command) -> Command:
-    """Give a command `--config` and `--save-config`; options on the command line win over the file."""
-    existing = click.Path(exists=True, dir_okay=False, path_type=Path)
-    for option in (
-        click.option(
-            "--save-config",
-            type=click.Path(dir_okay=False, path_type=Path),
-            callback=_noted,
-            expose_value=False,
-            help="Write all options of this run to a YAML file that --config takes.",
-        ),
-        click.option(
-            "--config",
-            type=existing,
-            callback=_read,
-            is_eager=True,
-            expose_value=False,
-            help="Take options from a YAML file, such as `recover-epochs: 20`; those given here too win.",
-        ),
-    ):
-        command = option(command)
-    return command
+NOT_SAVED = {"dry_run"}
+"""Options that are about this one call, beside those that are not exposed."""
 
 
 def save_config() -> None:
@@ -44,19 +19,14 @@ def save_config() -> None:
 
     from fsrp_edge.files import write_text
 
-    context = click.get_current_context()
-    path = context.meta.get(__name__)
+    path = options.remembered("save_config")
     if path is not None:
         values = {
             name: _plain(value)
-            for name, value in context.params.items()
+            for name, value in click.get_current_context().params.items()
             if name not in NOT_SAVED and value not in (None, ())
         }
         write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-
-
-def _noted(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
-    context.meta[__name__] = path
 
 
 def _read(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
@@ -70,7 +40,7 @@ def _read(context: click.Context, _parameter: click.Parameter, path: Path | None
         raise BadInputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadInputError(f"{path} holds no options; it should look like `target: jetson-nano`")
-    options = {
+    known = {
         name.lstrip("-").replace("-", "_"): parameter
         for parameter in context.command.params
         if parameter.expose_value and parameter.name not in NOT_SAVED
@@ -78,9 +48,9 @@ def _read(context: click.Context, _parameter: click.Parameter, path: Path | None
     }
     context.default_map = {}
     for key, value in content.items():
-        parameter = options.get(str(key).replace("-", "_"))
+        parameter = known.get(str(key).replace("-", "_"))
         if parameter is None:
-            near = difflib.get_close_matches(str(key).replace("-", "_"), options, n=1, cutoff=0)
+            near = difflib.get_close_matches(str(key).replace("-", "_"), known, n=1, cutoff=0)
             raise BadInputError(f"{path}: unknown key {key!r}; the nearest known one is {near[0]!r}")
         if parameter.name in context.default_map:
             raise BadInputError(f"{path}: {key!r} says again what another key says; give one of the two")
@@ -106,3 +76,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
     return str(value) if isinstance(value, Path) else value
+
+
+config_options = options.stack(
+    click.option(
+        "--config",
+        type=options.ExistingFile,
+        callback=_read,
+        is_eager=True,
+        expose_value=False,
+        help="Take options from a YAML file, such as `recover-epochs: 20`; those given here too win.",
+    ),
+    click.option(
+        "--save-config",
+        type=options.NewFile,
+        callback=options.remember,
+        expose_value=False,
+        help="Write all options of this run to a YAML file that --config takes.",
+    ),
+)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fsrp_edge import progress, wording
-from fsrp_edge.cli.options import VERBOSE
+from fsrp_edge.cli.options import remembered
 
 Item = TypeVar("Item")
 
@@ -94,14 +94,13 @@ def _length(items: Iterable[object], total: int | None) -> int | None:
 
 
 @contextmanager
-def show_progress(*, quiet: bool = False) -> Iterator[None]:
+def show_progress() -> Iterator[None]:
     """Show the progress of the work inside the block on stderr, and keep stdout free for the result.
 
-    Bars with the time left on a terminal, occasional plain lines elsewhere, nothing if `quiet`; where the command was
-    given --verbose, a line for every step and what libraries print.
+    Bars with the time left on a terminal, occasional plain lines elsewhere; with --quiet nothing, with --verbose a line
+    for every step and what libraries print.
     """
-    context = click.get_current_context(silent=True)
-    verbose = context is not None and context.meta.get(VERBOSE, False)
+    quiet, verbose = remembered("quiet"), remembered("verbose")
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other")
     with _stdout_sent_to_stderr(), _own_stderr() as stderr:
@@ -155,11 +154,25 @@ def _stdout_sent_to_stderr() -> Iterator[None]:
         os.close(stdout)
 
 
-def print_json(value: Any) -> None:
-    """Write a value, which may hold pydantic models, to stdout as JSON; NaN and infinity become null."""
+def shown_as_json(value: Any) -> bool:
+    """Write the result of a command to stdout as JSON where --json asks for it; tells whether it does.
+
+    The value may hold models and dataclasses; NaN and infinity become null.
+    """
     from pydantic_core import to_json
 
-    print(to_json(value, indent=1, inf_nan_mode="null").decode())
+    wanted = bool(remembered("json"))
+    if wanted:
+        print(to_json(value, indent=1, inf_nan_mode="null").decode())
+    return wanted
+
+
+def show_result(
+    value: Any, header: Sequence[str], rows: Iterable[Sequence[object]], *, footer: str = ""
+) -> None:
+    """Write the result of a command to stdout: `value` as JSON under --json, else the table."""
+    if not shown_as_json(value):
+        print_rows(header, rows, footer=footer)
 
 
 def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]], *, footer: str = "") -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 if TYPE_CHECKING:
     from fsrp_edge.bench.describe import DeviceDescription
@@ -20,8 +19,7 @@ def devices() -> None:
 @devices.command()
 @click.argument("address", metavar="ADDRESS")
 @options.output_options
-@traceback_option
-def check(address: str, as_json: bool, quiet: bool) -> None:
+def check(address: str) -> None:
     """Tell what is on a device and what to install there; exit code 3 where it can't be reached.
 
     ADDRESS is local, ssh://[user@]host[:port] or adb:[serial], with '?python=PATH' for another interpreter.
@@ -31,17 +29,15 @@ def check(address: str, as_json: bool, quiet: bool) -> None:
     """
     from fsrp_edge.bench.describe import describe
     from fsrp_edge.bench.transport import parse_address
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.cli.console import show_progress, show_result
 
     where = parse_address(address)
-    with show_progress(quiet=quiet):
+    with show_progress():
         device = describe(where)
-    if as_json:
-        print_json(device)
-        return
     missing = device.missing()
     advice = f"To measure every format there: {where.python} -m pip install {' '.join(missing)}"
-    print_rows(
+    show_result(
+        device,
         (where.name, ""),
         [(name, "not told" if value is None else value) for name, value in _rows(device)],
         footer=advice if missing else f"Ready: fsrp-edge bench MODEL --device '{address}'",

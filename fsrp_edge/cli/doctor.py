@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 EXTRAS = {
     "onnx": ("onnx", "onnxruntime", "onnxsim", "onnxscript", "onnxconverter-common"),
@@ -41,8 +40,7 @@ class Finding:
 
 @click.command()
 @options.output_options
-@traceback_option
-def doctor(as_json: bool, quiet: bool) -> None:
+def doctor() -> None:
     """Look at this machine: versions, missing extras, CPU features, GPU, disk, and what to do about each.
 
     Exit code 3 where something that every run needs does not work; a missing extra is no error.
@@ -50,20 +48,17 @@ def doctor(as_json: bool, quiet: bool) -> None:
     \b
     fsrp-edge doctor
     """
-    from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.cli.console import show_result
     from fsrp_edge.errors import ToolFailedError
 
     found = [*_core(), *_extras(), *_machine(), _disk(Path.cwd())]
-    if as_json:
-        print_json([vars(each) for each in found])
-    else:
-        marks = {"ok": "✓", "missing": "–", "wrong": "✗"}
-        fixes = [f"{each.what}: {each.fix}" for each in found if each.fix]
-        print_rows(
-            ("what", "", "seen"),
-            [(each.what, marks[each.state], each.seen) for each in found],
-            footer="\n".join(fixes),
-        )
+    marks = {"ok": "✓", "missing": "–", "wrong": "✗"}
+    show_result(
+        found,
+        ("what", "", "seen"),
+        [(each.what, marks[each.state], each.seen) for each in found],
+        footer="\n".join(f"{each.what}: {each.fix}" for each in found if each.fix),
+    )
     wrong = [each.what for each in found if each.state == "wrong"]
     if wrong:
         raise ToolFailedError(f"does not work: {', '.join(wrong)}")

@@ -3,8 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import click
 
@@ -17,25 +16,20 @@ BROKEN_PIPE = 141
 
 _TRACEBACK = "FSRP_EDGE_TRACEBACK"
 
-Command = TypeVar("Command", bound=Callable[..., object])
-
 
 def _ask_for_traceback(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         os.environ[_TRACEBACK] = "1"
 
 
-def traceback_option(command: Command) -> Command:
-    """Give a command `--traceback`, which shows where an error came from."""
-    option = click.option(
-        "--traceback",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_ask_for_traceback,
-        help=f"Show the traceback of an error, as {_TRACEBACK}=1 does.",
-    )
-    return option(command)
+traceback_option = click.option(
+    "--traceback",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_ask_for_traceback,
+    help=f"Show the traceback of an error, as {_TRACEBACK}=1 does.",
+)
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:

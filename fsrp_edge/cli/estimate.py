@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 
 @click.command()
@@ -14,12 +13,11 @@ from fsrp_edge.cli.errors import traceback_option
 @click.option(
     "--runtime", metavar="NAME", help="One of the target's.  [default: the first with published figures]"
 )
-@click.option("--threads", type=click.IntRange(1), help="[default: the target's]")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32", show_default=True,
+@click.option("--threads", type=options.COUNT, help="[default: the target's]")
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32",
               help="Arithmetic of the device; a file with quantized operators counts as int8.")  # fmt: skip
-@click.option("--top", type=click.IntRange(1), default=12, show_default=True, help="Operators to list.")
+@click.option("--top", type=options.COUNT, default=12, help="Operators to list.")
 @options.output_options
-@traceback_option
 def estimate(
     model: Path,
     target: str,
@@ -27,8 +25,6 @@ def estimate(
     threads: int | None,
     precision: str,
     top: int,
-    as_json: bool,
-    quiet: bool,
 ) -> None:
     """Estimate the latency and memory of an ONNX file on a device, operator by operator. Nothing is measured.
 
@@ -37,7 +33,7 @@ def estimate(
     """
     from typing import cast
 
-    from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.cli.console import show_result
     from fsrp_edge.exporting.artifact import Precision
     from fsrp_edge.targets.estimate import estimate as estimate_latency
     from fsrp_edge.targets.graph_cost import read_graph
@@ -47,14 +43,12 @@ def estimate(
     found = estimate_latency(
         graph, profile, runtime=runtime, threads=threads, precision=cast(Precision, precision)
     )
-    if as_json:
-        print_json({"estimated": True, "target": profile.name, "macs": graph.macs} | vars(found))
-        return
     ranked = sorted(found.operators, key=lambda each: -each.milliseconds)[:top]
     low, high = found.interval
     prunable = sum(each.prunable for each in found.operators)
     fits = {None: "memory size unknown", True: "fits", False: "DOES NOT FIT"}[found.fits]
-    print_rows(
+    show_result(
+        {"estimated": True, "target": profile.name, "macs": graph.macs} | vars(found),
         ("operator", "class", "M MACs", "estimated ms", "share", "mostly", "prunable ms"),
         [
             (each.operator.name, each.operator.kind, f"{each.operator.macs / 1e6:.1f}", f"{each.milliseconds:.3f}",

@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 
 @click.command()
@@ -17,7 +16,6 @@ from fsrp_edge.cli.errors import traceback_option
     "attacks",
     multiple=True,
     default=("pgd-20",),
-    show_default=True,
     help="fgsm, pgd-STEPS (cross-entropy), cw-STEPS (margin), either with xRESTARTS, or autoattack. Repeatable; with "
     "several, the worst case over them is told too.",
 )
@@ -34,7 +32,6 @@ from fsrp_edge.cli.errors import traceback_option
     "--norm",
     type=click.Choice(["Linf", "L2"]),
     default="Linf",
-    show_default=True,
     is_eager=True,
     help="Of the attacks' ball.",
 )
@@ -44,7 +41,7 @@ from fsrp_edge.cli.errors import traceback_option
     is_flag=True,
     help="Also under 14 families of common corruptions (noise, blur, weather, compression), made here.",
 )
-@click.option("--images", type=click.IntRange(1), help="Only the first so many evaluation images.")
+@click.option("--images", type=options.COUNT, help="Only the first so many evaluation images.")
 @options.seed_option
 @click.option(
     "--out",
@@ -53,7 +50,6 @@ from fsrp_edge.cli.errors import traceback_option
     "stopped.",
 )
 @options.output_options
-@traceback_option
 def evaluate(
     checkpoint: Path,
     data: str | None,
@@ -66,8 +62,6 @@ def evaluate(
     images: int | None,
     seed: int,
     out: Path | None,
-    as_json: bool,
-    quiet: bool,
     **given: Any,
 ) -> None:
     """Measure clean and robust accuracy, each with its 95 % interval.
@@ -81,7 +75,7 @@ def evaluate(
     torchrun --nproc-per-node 4 -m fsrp_edge evaluate recovered.safetensors --attack autoattack
     """
     from fsrp_edge import wording
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.cli.console import show_progress, show_result
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.evaluation.corruptions import FAMILIES
     from fsrp_edge.evaluation.evaluate import EvaluationPlan
@@ -103,7 +97,7 @@ def evaluate(
         corruptions=corruptions,
     )
     unfinished = out and out.with_suffix(".unfinished.json")
-    with show_progress(quiet=quiet):
+    with show_progress():
         classifier = load(CheckpointOptions(checkpoint=checkpoint, **given))
         evaluated = load_data(classifier, data, seed).evaluation
         if classifier.spec.layer_shapes and evaluated.label_kind != "ground truth":
@@ -127,10 +121,8 @@ def evaluate(
     if out is not None:
         saved.save(out)
         footer.append(f"{out}\nNext: fsrp-edge compare OTHER.json {out}")
-    if as_json:
-        print_json(saved.model_dump(mode="json"))
-        return
-    print_rows(
+    show_result(
+        saved,
         ("of", "attack", "measure", "95 % interval", "images"),
         [(name or "network", wording.attack(r), f"{wording.percent(r.accuracy)} {wording.measure(r)}",
           wording.interval(r), r.images) for name, r in results],
@@ -142,8 +134,7 @@ def evaluate(
 @click.argument("first", type=options.ExistingFile)
 @click.argument("second", type=options.ExistingFile)
 @options.output_options
-@traceback_option
-def compare(first: Path, second: Path, as_json: bool, quiet: bool) -> None:
+def compare(first: Path, second: Path) -> None:
     """Compare two networks image by image, from the files that `evaluate --out` wrote for the same images.
 
     The difference is that of the second network from the first, with its paired 95 % interval and the exact McNemar
@@ -155,15 +146,13 @@ def compare(first: Path, second: Path, as_json: bool, quiet: bool) -> None:
     fsrp-edge compare dense.json pruned.json
     """
     from fsrp_edge import wording
-    from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.cli.console import show_result
     from fsrp_edge.evaluation.paired import compare_files
     from fsrp_edge.evaluation.results import EvaluationFile
 
     rows = compare_files(EvaluationFile.load(first), EvaluationFile.load(second))
-    if as_json:
-        print_json([{"attack": wording.attack(result), **paired.model_dump()} for result, paired in rows])
-        return
-    print_rows(
+    show_result(
+        [{"attack": wording.attack(result), **paired.model_dump()} for result, paired in rows],
         ("attack", "difference, points", "95 % interval", "only first right", "only second right", "p"),
         [(wording.attack(result), f"{100 * paired.difference:+.1f}",
           "{:+.1f} to {:+.1f}".format(*(100 * end for end in paired.interval)),

@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 
 @click.command()
@@ -20,11 +19,8 @@ from fsrp_edge.cli.errors import traceback_option
     help="Tell for int8 files what quantizing each layer alone does to the logits.",
 )
 @options.seed_option
-@click.option(
-    "--out", type=options.NewFolder, default=Path("artifacts"), show_default=True, help="Folder of the files."
-)
+@click.option("--out", type=options.NewFolder, default=Path("artifacts"), help="Folder of the files.")
 @options.output_options
-@traceback_option
 def export(
     checkpoint: Path,
     target: str,
@@ -34,8 +30,6 @@ def export(
     layer_errors: bool,
     seed: int,
     out: Path,
-    as_json: bool,
-    quiet: bool,
     **given: Any,
 ) -> None:
     """Export a network for a device and check that each file computes what the network computes.
@@ -51,7 +45,7 @@ def export(
     """
     from datetime import UTC, datetime
 
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.cli.console import print_rows, show_progress, shown_as_json
     from fsrp_edge.exporting.options import ExportOptions
     from fsrp_edge.exporting.verified import export_verified
     from fsrp_edge.files import without_folders
@@ -63,9 +57,9 @@ def export(
     from fsrp_edge.targets.load import load_target
 
     wanted = ExportOptions(**{name: given.pop(name) for name in ExportOptions.model_fields})
-    with show_progress(quiet=quiet):
+    with show_progress():
         profile = load_target(target)
-        requests = choose_artifacts(profile, options.optional(formats), options.optional(precisions))
+        requests = choose_artifacts(profile, formats or None, precisions or None)
         classifier = load(CheckpointOptions(checkpoint=checkpoint, **given)).cpu()
         dataset = load_data(classifier, data, seed)
         exported = export_verified(
@@ -96,8 +90,7 @@ def export(
             out,
             [str(script) for script in exported.scripts],
         )
-    if as_json:
-        print_json(exported.model_dump(mode="json"))
+    if shown_as_json(exported):
         return
     for name, errors in exported.layer_errors.items():
         print_rows(

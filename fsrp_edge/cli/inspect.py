@@ -5,15 +5,13 @@ from typing import Any
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 
 @click.command()
 @options.checkpoint_options
 @click.option("--target", metavar="NAME|FILE", help="Device profile whose channel multiple is kept.")
 @options.output_options
-@traceback_option
-def inspect(target: str | None, as_json: bool, quiet: bool, **checkpoint: Any) -> None:
+def inspect(target: str | None, **checkpoint: Any) -> None:
     """Show architecture, size and channel groups: which layers lose channels together, and which lose none and why.
 
     The last line tells the least that pruning can leave, which bounds --ratio.
@@ -21,29 +19,25 @@ def inspect(target: str | None, as_json: bool, quiet: bool, **checkpoint: Any) -
     \b
     fsrp-edge inspect resnet18.pt --target jetson-nano
     """
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.cli.console import show_progress, show_result
     from fsrp_edge.pipeline.inputs import load
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.pruning.overview import inspect_network
     from fsrp_edge.targets.load import load_target
 
-    with show_progress(quiet=quiet):
+    with show_progress():
         classifier = load(CheckpointOptions(**checkpoint))
         multiple = load_target(target).channel_multiple if target else 1
         overview = inspect_network(classifier, multiple)
     spec, dense, least = classifier.spec, overview.dense, overview.minimum
-    if as_json:
-        print_json(
-            {
-                "spec": spec.model_dump(mode="json"),
-                "channel_multiple": multiple,
-                "size": dense.model_dump(),
-                "minimum": least.model_dump(),
-                "groups": [group.model_dump() for group in overview.groups],
-            }
-        )
-        return
-    print_rows(
+    show_result(
+        {
+            "spec": spec,
+            "channel_multiple": multiple,
+            "size": dense,
+            "minimum": least,
+            "groups": overview.groups,
+        },
         ("layers", "channels", "step", "MACs", "parameters", "prunable"),
         [
             (

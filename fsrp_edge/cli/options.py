@@ -7,12 +7,17 @@ from typing import Any, TypeVar
 
 import click
 
+from fsrp_edge.cli.errors import traceback_option
+
 Command = TypeVar("Command", bound=Callable[..., object])
+Value = TypeVar("Value")
 ExistingFile = click.Path(exists=True, dir_okay=False, path_type=Path)
 NewFile = click.Path(dir_okay=False, path_type=Path)
 NewFolder = click.Path(file_okay=False, path_type=Path)
-VERBOSE = "fsrp_edge.verbose"
-"""Key of the context's `meta`."""
+CRITERIA = (
+    "fsrp", "random", "l1", "l2", "fpgm", "batch-norm-scale", "lamp", "taylor", "hessian", "activation",
+)  # fmt: skip
+COUNT, NUMBER, POSITIVE = click.IntRange(1), click.IntRange(0), click.FloatRange(0, min_open=True)
 
 
 def stack(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -26,56 +31,73 @@ def stack(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-def _floats(
-    _context: click.Context, _parameter: click.Parameter, text: str | None
-) -> tuple[float, ...] | None:
-    if text is None:
-        return None
+def remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Callback of an option that no command takes as an argument: `remembered` tells its value."""
+    context.meta[f"{__name__}.{parameter.name}"] = value
+
+
+def remembered(name: str) -> Any:
+    """The value of such an option in the running command; None outside of commands."""
+    context = click.get_current_context(silent=True)
+    return context and context.meta.get(f"{__name__}.{name}")
+
+
+def _remembered(*names: str, **more: Any) -> Callable[[Command], Command]:
+    return click.option(*names, expose_value=False, callback=remember, **more)
+
+
+def from_text(read: Callable[[str], Value]) -> Callable[[object], Value]:
+    """A type of option: what `read` makes of a text, whose ValueError says in one line what is wrong with it."""
+
+    def text(value: object) -> Value:  # the name is what the help calls the type
+        try:
+            return read(str(value))  # a configuration file may give a number
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return text
+
+
+@from_text
+def _floats(text: str) -> tuple[float, ...]:
     try:
-        values = tuple(float(part) for part in text.split(","))
+        values = tuple(map(float, text.split(",")))
     except ValueError:
         values = (math.nan,)
     if not all(map(math.isfinite, values)):
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406")
+        raise ValueError(f"{text!r} is not a list of numbers such as 0.485,0.456,0.406")
     return values
 
 
-def _eps(context: click.Context, _parameter: click.Parameter, text: str) -> float:
+@from_text
+def _eps(text: str) -> float:
+    over, _, under = text.partition("/")
     try:
-        over, _, under = text.partition("/")
         eps = float(over) / float(under or 1)
     except (ValueError, ZeroDivisionError):
-        raise click.BadParameter(f"{text!r} is not a number or a fraction such as 8/255") from None
-    if not 0 <= eps <= 1 and not (eps > 1 and context.params.get("norm") == "L2"):
-        raise click.BadParameter(f"{eps:g} is outside 0 to 1 (pixels are in [0, 1]); 8/255 is usual")
+        raise ValueError(f"{text!r} is not a number or a fraction such as 8/255") from None
+    if not 0 <= eps <= 1 and not (eps > 1 and click.get_current_context().params.get("norm") == "L2"):
+        raise ValueError(f"{eps:g} is outside 0 to 1 (pixels are in [0, 1]); 8/255 is usual")
     return eps
 
 
-def _layer_ratios(
-    _context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]
-) -> tuple[tuple[str, float], ...]:
-    ratios = []
-    for text in texts:
-        pattern, _, number = text.rpartition("=")
-        try:
-            ratio = float(number)
-        except ValueError:
-            ratio = math.nan
-        if not pattern or not 0 <= ratio < 1:
-            raise click.BadParameter(
-                f"{text!r} is not PATTERN=RATIO with a ratio from 0 to below 1: layer4.*=0.7"
-            )
-        ratios.append((pattern, ratio))
-    return tuple(ratios)
-
-
-def _ask_for_details(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    context.meta[VERBOSE] = wanted
+@from_text
+def _layer_ratio(text: str) -> tuple[str, float]:
+    pattern, _, number = text.rpartition("=")
+    try:
+        ratio = float(number)
+    except ValueError:
+        ratio = math.nan
+    if not pattern or not 0 <= ratio < 1:
+        raise ValueError(f"{text!r} is not PATTERN=RATIO with a ratio from 0 to below 1: layer4.*=0.7")
+    return pattern, ratio
 
 
 normalization_options = stack(
-    click.option("--mean", callback=_floats, help="Mean of each channel, for pixels in [0, 1]."),
-    click.option("--std", callback=_floats, help="Standard deviation of each channel."),
+    click.option(
+        "--mean", type=_floats, metavar="NUMBERS", help="Mean of each channel, for pixels in [0, 1]."
+    ),
+    click.option("--std", type=_floats, metavar="NUMBERS", help="Standard deviation of each channel."),
 )
 checkpoint_options = stack(
     click.argument("checkpoint", type=ExistingFile),
@@ -86,7 +108,7 @@ checkpoint_options = stack(
         help="Architecture, where the file does not tell: a torchvision or timm name, cifar:NAME, "
         "package.module:factory or file.py:factory.",
     ),
-    click.option("--input-size", type=click.IntRange(1), help="Height and width of the input in pixels."),
+    click.option("--input-size", type=COUNT, help="Height and width of the input in pixels."),
     normalization_options,
     click.option(
         "--trust-pickle",
@@ -102,9 +124,7 @@ data_option = click.option(
     help="A folder with train/ and val/ or of class folders, a CIFAR-10/100 folder, an .npz file, `digits` or "
     "`photographs`. Default: what the checkpoint names, else photographs, labelled by the network itself.",
 )
-seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every random draw."
-)
+seed_option = click.option("--seed", type=NUMBER, default=0, help="Of every random draw.")
 target_option = click.option(
     "--target",
     required=True,
@@ -128,16 +148,14 @@ format_options = stack(
     ),
     click.option(
         "--calibration-images",
-        type=click.IntRange(1),
+        type=COUNT,
         default=256,
-        show_default=True,
         help="Training images that the ranges of int8 activations come from.",
     ),
     click.option(
         "--calibration-method",
         type=click.Choice(["min-max", "entropy", "percentile", "mse"]),
         default="min-max",
-        show_default=True,
         help="How a range is chosen.",
     ),
     click.option(
@@ -151,68 +169,49 @@ format_options = stack(
 )
 """Which files; the last five are those of `exporting.options.ExportOptions`."""
 eps_option = click.option(
-    "--eps", callback=_eps, default="8/255", show_default=True, help="L-infinity radius of attacks."
+    "--eps", type=_eps, metavar="RADIUS", default="8/255", help="Radius of attacks, in L-infinity."
 )
 output_options = stack(
-    click.option(
-        "--json", "as_json", is_flag=True, help="Write the result to stdout as JSON instead of a table."
-    ),
-    click.option("--quiet", is_flag=True, help="No progress on stderr."),
-    click.option(
+    _remembered("--json", is_flag=True, help="Write the result to stdout as JSON instead of a table."),
+    _remembered("--quiet", is_flag=True, help="No progress on stderr."),
+    _remembered(
         "-v",
         "--verbose",
         is_flag=True,
-        expose_value=False,
-        callback=_ask_for_details,
         help="Every step with its time, and what the libraries print. A run keeps both in its run.log in any case.",
     ),
+    traceback_option,
 )
+"""Of every command that works; `console` does what they say."""
 criterion_options = stack(
     click.option(
         "--criterion",
-        type=click.Choice(
-            [
-                "fsrp",
-                "random",
-                "l1",
-                "l2",
-                "fpgm",
-                "batch-norm-scale",
-                "lamp",
-                "taylor",
-                "hessian",
-                "activation",
-            ]
-        ),
+        type=click.Choice(CRITERIA),
         default="fsrp",
-        show_default=True,
         help="What a filter is scored by; the others are there to compare with. The options below are fsrp's.",
     ),
     click.option(
         "--score-images",
-        type=click.IntRange(1),
+        type=COUNT,
         help="Training images to score on.  [default: 512, or 128 for large inputs]",
     ),
     click.option(
         "--radius",
         type=click.FloatRange(0, 1, min_open=True),
         default=0.125,
-        show_default=True,
         help="Of the low-frequency region, as a fraction of the band.",
     ),
-    click.option("--region", type=click.Choice(["disk", "square"]), default="disk", show_default=True),
+    click.option("--region", type=click.Choice(["disk", "square"]), default="disk"),
     click.option(
         "--read-at",
         type=click.Choice(["convolution", "batch-norm", "activation"]),
         default="convolution",
-        show_default=True,
         help="Where a filter's feature map is read.",
     ),
     click.option(
         "--score-steps",
-        type=click.IntRange(1),
+        type=COUNT,
         default=10,
-        show_default=True,
         help="PGD steps of the examples.",
     ),
     click.option(
@@ -226,14 +225,12 @@ plan_options = stack(
         "--ratio",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         default=0.5,
-        show_default=True,
         help="Share to remove. Of channels, it removes more of parameters and MACs: about 1 - (1 - ratio)^2.",
     ),
     click.option(
         "--ratio-of",
         type=click.Choice(["channels", "parameters", "macs"]),
         default="channels",
-        show_default=True,
         help="Share of each layer's channels, or of the whole network's parameters or MACs.",
     ),
     click.option(
@@ -268,8 +265,8 @@ plan_options = stack(
         "--layer-ratio",
         "layer_ratios",
         multiple=True,
+        type=_layer_ratio,
         metavar="PATTERN=RATIO",
-        callback=_layer_ratios,
         help="Share of channels to remove from these layers instead; 0 keeps all. Repeatable.",
     ),
 )
@@ -280,12 +277,9 @@ strategy_options = stack(
         "--strategy",
         type=click.Choice(["one-shot", "sequential", "gradual"]),
         default="one-shot",
-        show_default=True,
         help="Score once; again before each layer, on the network that the earlier ones left; or again in rounds.",
     ),
-    click.option(
-        "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of the gradual strategy."
-    ),
+    click.option("--rounds", type=COUNT, default=3, help="Of the gradual strategy."),
 )
 recipe_option = click.option(
     "--recipe",
@@ -296,37 +290,31 @@ recipe_option = click.option(
 recovery_options = stack(
     click.option(
         "--recover-epochs",
-        type=click.IntRange(0),
+        type=NUMBER,
         default=5,
-        show_default=True,
         help="0 recalibrates batch norm only; with --int8-epochs, keeps an already recovered network.",
     ),
     click.option(
         "--recover-method",
         type=click.Choice(["auto", "n-fgsm", "pgd", "trades", "natural"]),
         default="auto",
-        show_default=True,
         help="What is trained on: fast (n-fgsm) or multi-step (pgd, trades) adversarial examples, or clean images. "
         "auto: n-fgsm, but clean images where compress finds that the dense network has no robustness to keep.",
     ),
     click.option(
         "--recover-learning-rate",
-        type=click.FloatRange(0, min_open=True),
+        type=POSITIVE,
         default=0.1,
-        show_default=True,
         help="Peak of one cycle; lowered with the batches where images are few.",
     ),
     click.option(
         "--int8-epochs",
-        type=click.IntRange(0),
+        type=NUMBER,
         default=0,
-        show_default=True,
         help="Then so many epochs more with weights and activations rounded as in int8 files, where calibration "
         "alone loses too much.",
     ),
-    click.option(
-        "--batch-size", type=click.IntRange(2), default=128, show_default=True, help="Of the recovery."
-    ),
+    click.option("--batch-size", type=click.IntRange(2), default=128, help="Of the recovery."),
     recipe_option,
 )
 
@@ -353,11 +341,6 @@ gate_options = stack(
         "robust_accuracy=1 (points), latency_p50=5%. Repeatable.",
     ),
 )
-
-
-def optional(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """What a repeatable option gave; None where it was not used."""
-    return values or None
 
 
 def refuse_beside(given: str, overruled: set[str]) -> None:
@@ -405,29 +388,15 @@ def criterion_from(given: dict[str, Any]) -> Any:
     return FSRP(**fsrp, attack=PGD(eps=given["eps"], steps=steps, early_stop=early))
 
 
-def recipe_from(
-    epochs: int,
-    method: str,
-    learning_rate: float,
-    int8_epochs: int,
-    batch_size: int,
-    eps: float,
-    recipe: Path | None,
-) -> Any:
-    """The recovery recipe that the command line names; None where nothing is trained."""
-    if epochs + int8_epochs == 0:
+def recipe_from(given: dict[str, Any]) -> Any:
+    """The recovery that the command line names, taken out of `given`; None where nothing is trained."""
+    recipe, method = given.pop("recipe"), given.pop("recover_method")
+    values = {name: given.pop(name) for name in ("int8_epochs", "batch_size")}
+    values |= {name: given.pop(f"recover_{name}") for name in ("epochs", "learning_rate")}
+    if values["epochs"] + values["int8_epochs"] == 0:
         return None
-    return checked_recipe(
-        recipe,
-        epochs=epochs,
-        method="n-fgsm" if method == "auto" else method,
-        learning_rate=learning_rate,
-        int8_epochs=int8_epochs,
-        batch_size=batch_size,
-        eps=eps,
-        flip=True,
-        crop_padding=4,
-    )
+    values |= {"method": "n-fgsm" if method == "auto" else method, "eps": given["eps"]}
+    return checked_recipe(recipe, **values, flip=True, crop_padding=4)
 
 
 def checked_recipe(file: Path | None, **values: Any) -> Any:

@@ -1,28 +1,26 @@
 """`compress --dry-run`: what a run would do, as a table."""
 
 from fsrp_edge import wording
-from fsrp_edge.cli.console import print_json, print_rows, show_progress
+from fsrp_edge.cli.console import show_progress, show_result
 from fsrp_edge.errors import GateFailedError
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pipeline.preview import Preview, preview
 
 
-def show_preview(options: CompressOptions, *, as_json: bool, quiet: bool) -> None:
+def show_preview(options: CompressOptions) -> None:
     """Print what a run with these options would do.
 
     Raises:
         GateFailedError: a gate can't be met, or the disk is too small.
     """
-    with show_progress(quiet=quiet):
+    with show_progress():
         found = preview(options)
-    if as_json:
-        print_json(vars(found) | {"seconds": found.seconds})
-    else:
-        print_rows(
-            ("step", "about", "what"),
-            [(step.name, wording.seconds(step.seconds), step.detail) for step in found.steps],
-            footer="\n".join(_below(found)),
-        )
+    show_result(
+        vars(found) | {"seconds": found.seconds},
+        ("step", "about", "what"),
+        [(step.name, wording.seconds(step.seconds), step.detail) for step in found.steps],
+        footer="\n".join(_below(found)),
+    )
     missed = [text for text, reached, _ in found.gates if reached is False]
     if missed:
         raise GateFailedError(

@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 PROBE_IMAGES = 256
 
@@ -26,17 +25,14 @@ PROBE_IMAGES = 256
     metavar="SOURCE",
     help="Images to measure on what each layer is worth, for the knapsack: as for fsrp-edge score.",
 )
-@click.option("--out", type=options.NewFile, default=Path("pruned.safetensors"), show_default=True)
+@click.option("--out", type=options.NewFile, default=Path("pruned.safetensors"))
 @options.output_options
-@traceback_option
 def prune(
     scores: Path | None,
     plan: Path | None,
     target: str | None,
     data: str | None,
     out: Path,
-    as_json: bool,
-    quiet: bool,
     **given: Any,
 ) -> None:
     """Remove the filters with the lowest scores, physically; writes the network and the plan beside it.
@@ -49,7 +45,7 @@ def prune(
     """
     if (scores is None) == (plan is None):
         raise click.UsageError("give either --scores or --plan")
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.cli.console import show_progress, show_result
     from fsrp_edge.data.open import open_dataset
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.models.size import measure_size
@@ -67,7 +63,7 @@ def prune(
 
     if plan is not None:
         options.refuse_beside("--plan", {*PlanOptions.model_fields, *Budgets.model_fields, "target"})
-    with show_progress(quiet=quiet):
+    with show_progress():
         budgets = options.budgets_from(given)
         asked = {name: given.pop(name) for name in PlanOptions.model_fields if name in given}
         dense = load(CheckpointOptions(**given))
@@ -95,16 +91,8 @@ def prune(
         save_classifier(pruned, out)
         chosen.save(out.with_suffix(".plan.json"))
     before, after = measure_size(dense), measure_size(pruned)
-    if as_json:
-        print_json(
-            {
-                "before": before.model_dump(),
-                "after": after.model_dump(),
-                "plan": chosen.model_dump(mode="json"),
-            }
-        )
-        return
-    print_rows(
+    show_result(
+        {"before": before, "after": after, "plan": chosen},
         ("", "before", "after", "removed"),
         [
             (name, f"{old:,}", f"{new:,}", f"{1 - new / old:.1%}")

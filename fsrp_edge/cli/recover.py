@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 
 @click.command()
@@ -20,24 +19,14 @@ from fsrp_edge.cli.errors import traceback_option
 @options.recovery_options
 @options.eps_option
 @options.seed_option
-@click.option("--out", type=options.NewFile, default=Path("recovered.safetensors"), show_default=True)
+@click.option("--out", type=options.NewFile, default=Path("recovered.safetensors"))
 @options.output_options
-@traceback_option
 def recover(
     data: str | None,
     teacher: Path | None,
-    recover_epochs: int,
-    recover_method: str,
-    recover_learning_rate: float,
-    int8_epochs: int,
-    batch_size: int,
-    recipe: Path | None,
-    eps: float,
     seed: int,
     out: Path,
-    as_json: bool,
-    quiet: bool,
-    **checkpoint: Any,
+    **given: Any,
 ) -> None:
     """Recover a pruned network; an interrupted run goes on where it stopped.
 
@@ -46,7 +35,7 @@ def recover(
     fsrp-edge recover pruned.safetensors --teacher resnet18.pt
     fsrp-edge recover recovered.safetensors --recover-epochs 0 --int8-epochs 2 --out for-int8.safetensors
     """
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.cli.console import show_progress, show_result
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.pipeline.inputs import load, load_data
@@ -54,13 +43,12 @@ def recover(
     from fsrp_edge.training.recovery import fit_recipe
     from fsrp_edge.training.recovery import recover as run
 
-    chosen = options.recipe_from(
-        recover_epochs, recover_method, recover_learning_rate, int8_epochs, batch_size, eps, recipe
-    )
+    chosen = options.recipe_from(given)
+    del given["eps"]
     unfinished = out.with_suffix(".unfinished.pt")
-    with show_progress(quiet=quiet):
-        pruned = load(CheckpointOptions(**checkpoint))
-        dense = load(CheckpointOptions(**checkpoint | {"checkpoint": teacher})) if teacher else None
+    with show_progress():
+        pruned = load(CheckpointOptions(**given))
+        dense = load(CheckpointOptions(**given | {"checkpoint": teacher})) if teacher else None
         dataset = load_data(dense or pruned, data, seed)
         if chosen is not None:
             if dense is None and dataset.train.label_kind != "ground truth":
@@ -74,11 +62,8 @@ def recover(
         result = run(pruned, dataset.train, chosen, seed=seed, teacher=dense, checkpoint=unfinished)
         save_classifier(result.classifier, out)
         unfinished.unlink(missing_ok=True)
-    history = [record.model_dump() for record in result.history]
-    if as_json:
-        print_json({"best_epoch": result.best_epoch, "history": history})
-        return
-    print_rows(
+    show_result(
+        {"best_epoch": result.best_epoch, "history": result.history},
         ("epoch", "loss", "clean %", "robust %", "kept"),
         [
             (

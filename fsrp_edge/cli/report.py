@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 from fsrp_edge.cli.gates import finish
 
 
@@ -22,15 +21,12 @@ from fsrp_edge.cli.gates import finish
 )
 @options.gate_options
 @options.output_options
-@traceback_option
 def report(
     runs: tuple[Path, ...],
     page: Path | None,
     gates: tuple[str, ...],
     baseline: Path | None,
     max_regression: tuple[str, ...],
-    as_json: bool,
-    quiet: bool,
 ) -> None:
     """Show a run's table, and render its report.md again, without running anything.
 
@@ -46,12 +42,12 @@ def report(
     if len(runs) > 1:
         if gates or baseline:
             raise click.UsageError("gates judge one run; give one RUN with --require and --baseline")
-        _side_by_side(runs, page, as_json=as_json)
+        _side_by_side(runs, page)
         return
     if page is not None:
         raise click.UsageError("--page compares several runs; a single one has its report.html")
     (run,) = runs
-    from fsrp_edge.cli.console import print_json
+    from fsrp_edge.cli.console import shown_as_json
     from fsrp_edge.cli.report_table import print_report
     from fsrp_edge.report.gates import judge, judge_regressions
     from fsrp_edge.report.store import load_report, write_renderings
@@ -67,15 +63,13 @@ def report(
     if judged:
         found = found.model_copy(update={"gates": judged})
     write_renderings(found, directory)
-    if as_json:
-        print_json(found.model_dump(mode="json"))
-    else:
+    if not shown_as_json(found):
         print_report(found, directory)
     finish(found, found.gates)
 
 
-def _side_by_side(runs: tuple[Path, ...], page: Path | None, *, as_json: bool) -> None:
-    from fsrp_edge.cli.console import print_json, print_rows
+def _side_by_side(runs: tuple[Path, ...], page: Path | None) -> None:
+    from fsrp_edge.cli.console import show_result
     from fsrp_edge.files import write_text
     from fsrp_edge.report import summary
     from fsrp_edge.report.html import render_runs
@@ -104,9 +98,6 @@ def _side_by_side(runs: tuple[Path, ...], page: Path | None, *, as_json: bool) -
                 title, judged, knee, ", ".join(dict.fromkeys(map(attack_of, reports))), by_name, links
             ),
         )
-    if as_json:
-        print_json([report.model_dump(mode="json") for report in reports])
-        return
     titles = [f"{run}\n{summary.title(report)}" for run, report in zip(runs, reports, strict=True)]
     footer = "" if page is None else f"Next: xdg-open {shlex.quote(str(page))}"
-    print_rows(("", *titles), summary.side_by_side(reports), footer=footer)
+    show_result(reports, ("", *titles), summary.side_by_side(reports), footer=footer)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 if TYPE_CHECKING:
     from fsrp_edge.scoring.explain import Explanation
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 @options.criterion_options
 @options.eps_option
 @options.seed_option
-@click.option("--out", type=options.NewFile, default=Path("scores.json"), show_default=True)
+@click.option("--out", type=options.NewFile, default=Path("scores.json"))
 @click.option(
     "--explain",
     "explain_to",
@@ -27,15 +26,12 @@ if TYPE_CHECKING:
     help="Also tell how stable the ranking is, and draw scores and spectra into this folder (fsrp only).",
 )
 @options.output_options
-@traceback_option
 def score(
     data: str | None,
     score_images: int | None,
     seed: int,
     out: Path,
     explain_to: Path | None,
-    as_json: bool,
-    quiet: bool,
     **given: Any,
 ) -> None:
     """Score every filter by the low- to high-frequency ratio of its response to adversarial examples.
@@ -48,7 +44,7 @@ def score(
         raise click.UsageError(
             f"--explain speaks of fsrp's spectra; it does not go with --criterion {given['criterion']}"
         )
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.cli.console import print_rows, show_progress, shown_as_json
     from fsrp_edge.pipeline.inputs import default_score_images, load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.scoring.pictures import explain_into
@@ -56,7 +52,7 @@ def score(
 
     chosen = options.criterion_from(given)
     del given["eps"]
-    with show_progress(quiet=quiet):
+    with show_progress():
         classifier = load(CheckpointOptions(**given))
         images = load_data(classifier, data, seed).train
         sample = images.sample(score_images or default_score_images(classifier.spec), seed)
@@ -65,8 +61,7 @@ def score(
         else:
             scores, explanation = explain_into(explain_to, classifier, sample, chosen, seed=seed)
         scores.save(out)
-    if as_json:
-        print_json(scores.model_dump(mode="json"))
+    if shown_as_json(scores):
         return
     if explanation is not None:
         _print_explanation(explanation)

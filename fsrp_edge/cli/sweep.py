@@ -8,7 +8,6 @@ import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.compress import options_from, run_options
-from fsrp_edge.cli.errors import traceback_option
 from fsrp_edge.errors import GateFailedError
 
 if TYPE_CHECKING:
@@ -53,15 +52,9 @@ def _variants(
 @options.seed_option
 @click.option("--out", type=options.NewFolder, help="Folder of the runs.  [default: CHECKPOINT-TARGET-sweep]")
 @options.output_options
-@traceback_option
 def sweep(
-    formats: tuple[str, ...],
-    precisions: tuple[str, ...],
-    quick_bench: bool,
     over: list[tuple[str, str]],
     out: Path | None,
-    as_json: bool,
-    quiet: bool,
     **given: Any,
 ) -> None:
     """Compress at several ratios or budgets, and show what each costs: a table, a picture, the knee.
@@ -73,25 +66,23 @@ def sweep(
     fsrp-edge sweep resnet20.th --target raspberry-pi-4 --data cifar-10-batches-bin --over ratio=0.3,0.5,0.7
     fsrp-edge sweep net.pt --target my-board.yaml --over latency=75%,50%,25%
     """
-    from fsrp_edge.cli.console import print_json, show_progress
+    from fsrp_edge.cli.console import show_progress, shown_as_json
     from fsrp_edge.pipeline.sweep import Variant
     from fsrp_edge.pipeline.sweep import sweep as run
 
     variants = [
         Variant(
             f"{option}={value}",
-            options_from(formats, precisions, quick_bench, given | {VARIED[option]: _value(option, value)}),
+            options_from(given | {VARIED[option]: _value(option, value)}),
         )
         for option, value in over
     ]
     first = variants[0].options
     folder = out or Path(f"{first.checkpoint.stem}-{Path(first.target).stem}-sweep")
     varied = ", ".join(dict.fromkeys(option for option, _ in over))
-    with show_progress(quiet=quiet):
+    with show_progress():
         found = run(variants, varied, folder)
-    if as_json:
-        print_json(found)
-    else:
+    if not shown_as_json(found):
         _print(found, folder)
     missed = [point.name for point in found.points if point.gates_passed is False or point.problem]
     if missed:

@@ -20,10 +20,9 @@ def targets() -> None:
 
 @targets.command("list")
 @options.output_options
-@traceback_option
-def list_(as_json: bool, quiet: bool) -> None:
+def list_() -> None:
     """List the packaged profiles, your own, and their variants."""
-    from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.cli.console import show_result
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.targets.load import load_variants, own_folder, own_target_names, target_names
 
@@ -36,25 +35,13 @@ def list_(as_json: bool, quiet: bool) -> None:
             found += [(target, place) for target in load_variants(name)]
         except BadInputError as error:
             broken.append(str(error))
-    if as_json:
-        rows = [{"name": t.name, "description": t.description, "from": place} for t, place in found]
-        print_json(rows)
-    else:
-        print_rows(
-            ("name", "device", "from", "files made by default"),
-            [
-                (
-                    target.name,
-                    target.description,
-                    place,
-                    ", ".join(
-                        f"{offer.format} {offer.precision}" for offer in target.offers if offer.default
-                    ),
-                )
-                for target, place in found
-            ],
-            footer=f"Your own are read from {own_folder()}\nNext: fsrp-edge targets show NAME",
-        )
+    files = {t.name: [f"{o.format} {o.precision}" for o in t.offers if o.default] for t, _ in found}
+    show_result(
+        [{"name": t.name, "description": t.description, "from": place} for t, place in found],
+        ("name", "device", "from", "files made by default"),
+        [(t.name, t.description, place, ", ".join(files[t.name])) for t, place in found],
+        footer=f"Your own are read from {own_folder()}\nNext: fsrp-edge targets show NAME",
+    )
     for problem in broken:
         click.echo(f"not listed: {problem}", err=True)
 
@@ -62,21 +49,19 @@ def list_(as_json: bool, quiet: bool) -> None:
 @targets.command()
 @click.argument("target", metavar="NAME|FILE")
 @options.output_options
-@traceback_option
-def show(target: str, as_json: bool, quiet: bool) -> None:
+def show(target: str) -> None:
     """Show a profile: the device, what is decided for it, and why.
 
     \b
     fsrp-edge targets show jetson-nano
     fsrp-edge targets show jetson-nano@5W
     """
-    from fsrp_edge.cli.console import print_json, print_rows
+    from fsrp_edge.cli.console import print_rows, shown_as_json
     from fsrp_edge.targets.load import load_target
     from fsrp_edge.targets.page import choice_rows, file_rows, value_rows
 
     profile = load_target(target)
-    if as_json:
-        print_json(profile.model_dump(mode="json", exclude_none=True))
+    if shown_as_json(profile.model_dump(mode="json", exclude_none=True)):
         return
     print_rows(("value", "", "source"), value_rows(profile), footer=f"{profile.name}: {profile.description}")
     print_rows(("choice", "value", "reason"), choice_rows(profile))
@@ -165,18 +150,14 @@ def new(name: str, out: Path | None) -> None:
     "--statistic",
     type=click.Choice(["p50", "min"]),
     default="p50",
-    show_default=True,
     help="What to estimate from now on. With min, disturbed measurements count too.",
 )
 @options.output_options
-@traceback_option
 def calibrate(
     target: str,
     results: tuple[Path, ...],
     models: tuple[Path, ...],
     statistic: str,
-    as_json: bool,
-    quiet: bool,
 ) -> None:
     """Fit the latency estimate of a device to your own measurements; `estimate` and budgets use it from then on.
 
@@ -186,7 +167,7 @@ def calibrate(
     """
     from typing import cast
 
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.cli.console import show_progress, show_result
     from fsrp_edge.files import write_json
     from fsrp_edge.targets.costs import calibrated_groups, calibration_file
     from fsrp_edge.targets.load import load_target
@@ -194,17 +175,15 @@ def calibrate(
     from fsrp_edge.targets.own_costs import calibrate as fit
 
     profile = load_target(target)
-    with show_progress(quiet=quiet):
+    with show_progress():
         found = fit(profile, results, models, cast(Statistic, statistic))
     new = {each.group.setting: each.group for each in found}
     kept = [group for group in calibrated_groups(profile.name) if group.setting not in new]
     path = calibration_file(profile.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, [group.model_dump(mode="json") for group in (*kept, *new.values())])
-    if as_json:
-        print_json([vars(each) for each in found])
-        return
-    print_rows(
+    show_result(
+        found,
         ("runtime", "threads", "precision", "networks", "error before", "after", "on networks left out"),
         [
             (

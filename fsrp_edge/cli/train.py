@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 
 @click.command()
@@ -14,28 +13,23 @@ from fsrp_edge.cli.errors import traceback_option
 @click.option(
     "--data", required=True, metavar="SOURCE", help="As for compress; `digits` comes with the package."
 )
-@click.option("--classes", type=click.IntRange(2), default=10, show_default=True)
+@click.option("--classes", type=click.IntRange(2), default=10)
 @click.option(
     "--input-size",
-    type=click.IntRange(1),
+    type=options.COUNT,
     help="Height and width in pixels.  [default: the architecture's own]",
 )
 @options.normalization_options
-@click.option(
-    "--method", type=click.Choice(["n-fgsm", "pgd", "trades", "natural"]), default="n-fgsm", show_default=True
-)
+@click.option("--method", type=click.Choice(["n-fgsm", "pgd", "trades", "natural"]), default="n-fgsm")
 @options.eps_option
-@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True)
-@click.option(
-    "--crop-padding", type=click.IntRange(0), default=4, show_default=True, help="Of random crops, in pixels."
-)
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=0.1, show_default=True)
+@click.option("--epochs", type=options.COUNT, default=10)
+@click.option("--batch-size", type=click.IntRange(2), default=128)
+@click.option("--crop-padding", type=options.NUMBER, default=4, help="Of random crops, in pixels.")
+@click.option("--learning-rate", type=options.POSITIVE, default=0.1)
 @options.recipe_option
 @options.seed_option
 @click.option("--out", type=options.NewFile, required=True, help="A .pt or .safetensors file.")
 @options.output_options
-@traceback_option
 def train(
     architecture: str,
     data: str,
@@ -52,8 +46,6 @@ def train(
     recipe: Path | None,
     seed: int,
     out: Path,
-    as_json: bool,
-    quiet: bool,
 ) -> None:
     """Train a network against adversarial examples; goes on where it stopped when interrupted.
 
@@ -63,7 +55,7 @@ def train(
     """
     if out.suffix not in {".pt", ".safetensors"}:
         raise click.UsageError(f"--out {out.name}: give a name that ends in .pt or .safetensors")
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.cli.console import show_progress, show_result
     from fsrp_edge.data.open import EMBEDDED
     from fsrp_edge.models.registry import is_user_code, normalize_name
     from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier
@@ -74,7 +66,7 @@ def train(
         flip=True, crop_padding=crop_padding,
     )  # fmt: skip
     unfinished = out.with_suffix(".unfinished.pt")
-    with show_progress(quiet=quiet):
+    with show_progress():
         result = train_dense(
             architecture,
             data,
@@ -88,17 +80,14 @@ def train(
         )
         (save_checkpoint_pt if out.suffix == ".pt" else save_classifier)(result.classifier, out)
         unfinished.unlink(missing_ok=True)
-    history = [record.model_dump() for record in result.history]
-    if as_json:
-        print_json({"best_epoch": result.best_epoch, "history": history})
-        return
     best = result.history[result.best_epoch - 1]
     next_command = ["fsrp-edge", "compress", shlex.quote(str(out))]
     if is_user_code(normalize_name(architecture)):  # the file names it, but is not trusted with running it
         next_command += ["--arch", shlex.quote(architecture)]
     if data not in EMBEDDED:
         next_command += ["--data", shlex.quote(data)]
-    print_rows(
+    show_result(
+        {"best_epoch": result.best_epoch, "history": result.history},
         ("epoch kept", "held-out clean %", "held-out robust %", "images/s"),
         [
             (

@@ -1,19 +1,16 @@
 """`fsrp-edge verify`: recheck a folder of files against its manifest."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from fsrp_edge.cli import options
-from fsrp_edge.cli.errors import traceback_option
 
 
 @click.command()
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @options.output_options
-@traceback_option
-def verify(directory: Path, as_json: bool, quiet: bool) -> None:
+def verify(directory: Path) -> None:
     """Recheck the files of a run, an export or an unpacked bundle.
 
     Digests are those of manifest.json. Each file is loaded into every runtime that is installed and compared with what
@@ -22,19 +19,17 @@ def verify(directory: Path, as_json: bool, quiet: bool) -> None:
     \b
     fsrp-edge verify resnet18-jetson-nano
     """
-    from fsrp_edge.cli.console import print_json, print_rows, show_progress
+    from fsrp_edge.cli.console import show_progress, show_result
     from fsrp_edge.errors import GateFailedError
     from fsrp_edge.report.verify import verify as run
 
-    with show_progress(quiet=quiet):
+    with show_progress():
         findings = run(directory)
-    if as_json:
-        print_json([asdict(finding) for finding in findings])
-    else:
-        print_rows(
-            ("file", "check", "passed", "found"),
-            [(found.path, found.check, "yes" if found.passed else "NO", found.detail) for found in findings],
-        )
+    show_result(
+        findings,
+        ("file", "check", "passed", "found"),
+        [(found.path, found.check, "yes" if found.passed else "NO", found.detail) for found in findings],
+    )
     failed = [finding for finding in findings if not finding.passed]
     if failed:
         first = failed[0]

@@ -111,7 +111,7 @@ def test_a_dry_run_tells_and_leaves_nothing(
     out = capfd.readouterr().out
     assert "✓ size<=1MB" in out and "? robust_accuracy>=1%: only the run will tell" in out
     assert [path.name for path in tmp_path.iterdir()] == ["saved.yaml"]
-    assert parsed("--config", saved) | {"dry_run": True, "quiet": True} == parsed(*arguments[1:])
+    assert parsed("--config", saved) | {"dry_run": True} == parsed(*arguments[1:])
 
     assert run(cli, ["compress", "--config", str(saved), "--dry-run", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)

@@ -9,38 +9,49 @@ from pathlib import Path
 import pytest
 
 from fsrp_edge import progress
-from fsrp_edge.cli.console import LineListener, print_json, print_rows
+from fsrp_edge.cli.console import LineListener, print_rows
 
 WORK = """
-import os, subprocess, sys, time
-from fsrp_edge import progress
-from fsrp_edge.cli.console import print_json, show_progress
+import os, subprocess, time
+from pathlib import Path
 
-with show_progress(quiet="quiet" in sys.argv):
-    for epoch in progress.track(range(2), "[bold]epochs"):
-        for batch in progress.track(iter(range(3)), "batches", total=3):
-            time.sleep(0.3 if epoch == batch == 1 else 0)
-        progress.log(f"epoch {epoch} [done]")
-    print("noise from Python")
-    os.write(1, b"noise from C\\n")
-    subprocess.run(["echo", "noise from a child"])
-    for item in progress.track(iter(()), "nothing"):
-        pass
-print_json({"answer": 42})
+import click
+from fsrp_edge import progress
+from fsrp_edge.cli import options
+from fsrp_edge.cli.console import show_progress, show_result
+
+@click.command()
+@options.output_options
+def work():
+    with show_progress():
+        for epoch in progress.track(range(2), "[bold]epochs"):
+            for batch in progress.track(iter(range(3)), "batches", total=3):
+                time.sleep(0.3 if epoch == batch == 1 else 0)
+            progress.log(f"epoch {epoch} [done]")
+        print("noise from Python")
+        os.write(1, b"noise from C\\n")
+        subprocess.run(["echo", "noise from a child"])
+        for item in progress.track(iter(()), "nothing"):
+            pass
+    show_result({"answer": 42, "loss": float("nan"), "path": Path("a/b")}, ("answer",), [(42,)])
+
+work()
 """
 
 
 def test_stdout_carries_the_result_alone() -> None:
-    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == {"answer": 42}
+    done = subprocess.run([sys.executable, "-c", WORK, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout, parse_constant=pytest.fail) == {"answer": 42, "loss": None, "path": "a/b"}
     assert "  epoch 0 [done]" in done.stderr.splitlines()
     assert all(f"noise from {source}" in done.stderr for source in ("Python", "C", "a child"))
     assert "\x1b" not in done.stderr and "batches" not in done.stderr  # too short for a line
 
 
 def test_quiet_says_nothing_of_its_own() -> None:
-    done = subprocess.run([sys.executable, "-c", WORK, "quiet"], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == {"answer": 42}
+    done = subprocess.run(
+        [sys.executable, "-c", WORK, "--json", "--quiet"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["answer"] == 42
     assert "epoch" not in done.stderr
 
 
@@ -99,11 +110,6 @@ def test_short_work_writes_nothing() -> None:
     assert stream.getvalue() == ""
 
 
-def test_json_stays_json_whatever_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json({"loss": float("nan"), "path": Path("a/b")})
-    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"loss": None, "path": "a/b"}
-
-
 def test_rows_show_every_cell_and_the_footer_stays_whole(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,8 +143,8 @@ from fsrp_edge.tool_output import captured_output
 
 @click.command()
 @options.output_options
-def work(as_json, quiet):
-    with progress.log_to(Path("run.log")), show_progress(quiet=quiet):
+def work():
+    with progress.log_to(Path("run.log")), show_progress():
         for _ in progress.track(range(2), "a quick step"):
             with captured_output("exporting"):
                 print("chatter")
