@@ -145,6 +145,8 @@ class OnnxRuntime(Runtime):
         options.intra_op_num_threads = self.options.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # x86 without VNNI adds products of 8-bit numbers in 16 bits, where they overflow; other processors don't.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         providers = ["CPUExecutionProvider"]
         self.session = self.module.InferenceSession(self.options.model, options, providers=providers)
         types = {"tensor(float)": "float32", "tensor(float16)": "float16"}

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fsrp_edge.bench import agent
 from fsrp_edge.bench.agent_process import AGENT
 from fsrp_edge.bench.results import State
+from fsrp_edge.runtimes import open_session
 
 SHORT = ["--warmup-runs", "2", "--warmup-seconds", "0", "--runs", "5", "--seconds", "0"]
 
@@ -93,6 +95,39 @@ def test_number_types_of_the_input(write_onnx, tmp_path, kind, code):
 
     path = write_onnx(tmp_path / "typed.onnx", kind=getattr(onnx.TensorProto, kind))
     assert run("--model", path, "--runtime", "onnxruntime", *SHORT)[0] == code
+
+
+def test_int8_sums_do_not_overflow(tmp_path):
+    """As they did by default on x86 without VNNI, where two products of bytes are added in 16 bits."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    channels = 64
+    constants = {"step": np.float32(1 / 255), "one": np.float32(1), "zero": np.uint8(0), "none": np.int8(0)}
+    constants["weight"] = np.full((1, channels, 1, 1), 127, np.int8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["pixels", "step", "zero"], ["bytes"]),
+        helper.make_node("DequantizeLinear", ["bytes", "step", "zero"], ["values"]),
+        helper.make_node("DequantizeLinear", ["weight", "one", "none"], ["factors"]),
+        helper.make_node("Conv", ["values", "factors"], ["sums"]),
+        helper.make_node("QuantizeLinear", ["sums", "coarse", "zero"], ["coarsely"]),
+        helper.make_node("DequantizeLinear", ["coarsely", "coarse", "zero"], ["logits"]),
+    ]
+    constants["coarse"] = np.float32(channels * 127 / 200)
+    ports = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, count, 1, 1])
+        for name, count in (("pixels", channels), ("logits", 1))
+    ]
+    initial = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "sums", ports[:1], ports[1:], initial)
+    path, white = tmp_path / "sums.onnx", np.ones((1, channels, 1, 1), np.float32)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    np.savez(tmp_path / "white.npz", pixels=white)
+    _, events, _ = run(
+        "--model", path, "--runtime", "onnxruntime", *SHORT, "--outputs", tmp_path / "white.npz"
+    )
+    assert events[-1]["outputs"] == [[pytest.approx(channels * 127)]]
+    assert open_session(path).run(white).ravel() == pytest.approx(channels * 127)
 
 
 def test_inputs_are_pixels_and_repeat_for_a_seed():

@@ -172,7 +172,8 @@ class TestRefusals:
 
     def test_old_runtime_is_named_with_its_version(self, server, onnx_file, interpreter):
         python = interpreter(
-            "__version__ = '1.4.0'\nclass SessionOptions: pass\ndef InferenceSession(*a, **k):\n"
+            "__version__ = '1.4.0'\nclass SessionOptions:\n    def add_session_config_entry(self, *a): pass\n"
+            "def InferenceSession(*a, **k):\n"
             "    raise RuntimeError('Unsupported model IR version: 8, max supported IR version: 7')"
         )
         with pytest.raises(

@@ -6,7 +6,9 @@ import numpy as np
 import onnxruntime
 from preprocess import load, tell
 
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.x64quantprecision", "1")  # int8 sums must not overflow on older x86
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 given = session.get_inputs()[0]
 pixels = load(sys.argv[2])[None]
 if given.type == "tensor(float)":
