@@ -11,6 +11,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from fsrp_edge.report.schema import RunReport
 
+pytest_plugins = ["tests.sshd"]
+
 # A shell that starts the tests in the background ignores SIGINT for them and all their children; the tests of Ctrl-C
 # are about what a user at a terminal gets.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
