@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Iterable
 
+from fsrp_edge.bench.address import Address
 from fsrp_edge.bench.agent_process import run_agent
 from fsrp_edge.bench.results import State
-from fsrp_edge.bench.transport import Address, open_transport
+from fsrp_edge.bench.transport import open_transport
 from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.records import Record
 

@@ -14,12 +14,13 @@ from pydantic import Field
 import fsrp_edge
 from fsrp_edge import progress
 from fsrp_edge.bench import agent, tools
+from fsrp_edge.bench.address import Address, parse_address
 from fsrp_edge.bench.agent_process import run_agent
 from fsrp_edge.bench.agreement import Expected, Origin
 from fsrp_edge.bench.recognition import judge, pack, recognize_here, save_pixels
 from fsrp_edge.bench.results import BenchResults, Failure, Latency, Measurement, Round
 from fsrp_edge.bench.statistics import summarize
-from fsrp_edge.bench.transport import Address, Transport, open_transport, parse_address
+from fsrp_edge.bench.transport import Transport, open_transport
 from fsrp_edge.bench.validity import disturbances
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, FsrpEdgeError, GateFailedError, ToolFailedError

@@ -11,12 +11,12 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from fsrp_edge.bench.transport import Address, Transport
+from fsrp_edge.bench.address import Address
 from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.files import sha256_file
 
@@ -143,17 +143,13 @@ class RemoteShell:
         return done.stdout.decode(errors="replace")
 
 
-def connect(address: Address) -> AbstractContextManager[Transport]:
-    """Open the one connection to a device; closing removes the scratch folder there.
+@contextmanager
+def connect(address: Address) -> Iterator[RemoteShell]:
+    """The one connection to a device; closing removes the scratch folder there.
 
     Raises:
         ToolFailedError: on entering: the client is missing, or the device refused or did not answer.
     """
-    return _connected(address)
-
-
-@contextmanager
-def _connected(address: Address) -> Iterator[Transport]:
     with tempfile.TemporaryDirectory(prefix="fsrp-edge-") as private, tempfile.TemporaryFile() as errors:
         client = _ssh(address, f"{private}/c") if address.kind == "ssh" else _adb(address)
         if shutil.which(client.first[0]) is None:

@@ -1,100 +1,16 @@
-"""Where a measurement runs: addresses of devices, and what every way to reach one can do."""
+"""Ways to a device: what every one can do, and the one to this machine."""
 
 import os
-import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol
-from urllib.parse import parse_qsl
+from typing import IO, Protocol
 
+from fsrp_edge.bench.address import Address
+from fsrp_edge.bench.remote_shell import connect
 from fsrp_edge.errors import BadInputError
-
-FORMS = (
-    "local, ssh://[user@]host[:port] or adb:[serial], each with ?python=PATH, ?cache=FOLDER and ?tool=PATH where "
-    "needed"
-)
-
-# No name may begin with a hyphen, which a client would read as an option.
-_SSH = re.compile(
-    r"ssh://(?:(?P<user>[A-Za-z0-9_][\w.@+-]*)@)?"
-    r"(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>\d{1,5}))?/?",
-    re.ASCII,
-)
-_SETTINGS = ("python", "cache", "tool")
-_ADB = re.compile(r"adb:(?P<serial>(?:[A-Za-z0-9][\w.:-]*)?)", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Address:
-    """A device, as the user names it.
-
-    Args:
-        kind: how it is reached.
-        host: host name, alias of the user's ssh configuration, or adb's serial number.
-        user: name on the device; None leaves it to the ssh configuration.
-        port: likewise.
-        python: interpreter on the device; a relative path starts at the home folder.
-        cache: folder on the device that keeps files between runs; None keeps nothing there.
-        tool: path of `benchmark_model` on the device; None takes the usual place.
-    """
-
-    kind: Literal["local", "ssh", "adb"]
-    host: str = ""
-    user: str | None = None
-    port: int | None = None
-    python: str = "python3"
-    cache: str | None = None
-    tool: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Short name for tables and reports, without the user's name."""
-        if self.kind == "ssh":
-            host = f"[{self.host}]" if ":" in self.host else self.host
-            return f"ssh://{host}" + (f":{self.port}" if self.port else "")
-        return f"adb:{self.host}" if self.kind == "adb" else "local"
-
-
-def parse_address(text: str) -> Address:
-    """Read a device's address.
-
-    Args:
-        text: `local`, `ssh://pi@pi4:22`, `adb:emulator-5554`; settings follow as in a web address:
-            `ssh://pi4?python=venv/bin/python&cache=.cache/fsrp-edge`.
-
-    Raises:
-        BadInputError: any other form.
-    """
-    where, _, query = text.partition("?")
-    settings = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = ", ".join(sorted(settings.keys() - set(_SETTINGS)))
-    if unknown or len(settings) != (query.count("&") + 1 if query else 0):
-        raise BadInputError(f"device {text!r}: unknown setting {unknown or query!r}; allowed: {FORMS}")
-    python, cache, tool = (_far_path(text, name, settings.get(name)) for name in _SETTINGS)
-    if where == "local" and cache is None:
-        return Address("local", python=python or sys.executable, tool=tool)
-    if found := _SSH.fullmatch(where):
-        port = int(found["port"]) if found["port"] else None
-        if port is None or 0 < port < 1 << 16:
-            host = found["host"].strip("[]")
-            return Address("ssh", host, found["user"], port, python or "python3", cache, tool)
-    if found := _ADB.fullmatch(where):
-        return Address("adb", found["serial"], python=python or "python3", cache=cache, tool=tool)
-    raise BadInputError(f"device {text!r} is not an address; allowed: {FORMS}")
-
-
-def _far_path(address: str, name: str, value: str | None) -> str | None:
-    if value is None:
-        return None
-    path = value.removeprefix("~/")  # every command starts in the home folder
-    if not path or path.startswith(("-", "~")) or not path.isprintable():
-        raise BadInputError(f"device {address!r}: {name} {value!r} is not a path on the device")
-    return path
 
 
 class Transport(Protocol):
@@ -171,6 +87,4 @@ def open_transport(address: Address) -> AbstractContextManager[Transport]:
     """
     if address.kind == "local":
         return _local(address)
-    from fsrp_edge.bench.remote_shell import connect
-
     return connect(address)

@@ -129,8 +129,8 @@ def measure(
       --device 'ssh://pi@raspberrypi.local?python=venv/bin/python' --out results.json
     """
     from fsrp_edge import plots
+    from fsrp_edge.bench.address import parse_address
     from fsrp_edge.bench.measure import Setup, measure_fleet
-    from fsrp_edge.bench.transport import parse_address
     from fsrp_edge.cli.bench_table import course, print_results
     from fsrp_edge.cli.console import show_progress, shown_as_json
     from fsrp_edge.files import write_text

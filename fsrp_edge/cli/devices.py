@@ -27,8 +27,8 @@ def check(address: str) -> None:
     \b
     fsrp-edge devices check ssh://pi@raspberrypi.local
     """
+    from fsrp_edge.bench.address import parse_address
     from fsrp_edge.bench.describe import describe
-    from fsrp_edge.bench.transport import parse_address
     from fsrp_edge.cli.console import show_progress, show_result
 
     where = parse_address(address)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fsrp_edge import progress
+from fsrp_edge.bench.address import Address
 from fsrp_edge.bench.measure import DEFAULTS, Method, Setup, measure_on
-from fsrp_edge.bench.transport import Address
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision

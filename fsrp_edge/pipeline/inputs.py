@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsrp_edge import compute
+from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.describe import require_ready
 from fsrp_edge.bench.measure import DEFAULTS
-from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.data.check import pseudo_labelled
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset

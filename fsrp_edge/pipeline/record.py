@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
 
-from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.bench.address import parse_address
 from fsrp_edge.data.check import chance_threshold
 from fsrp_edge.exporting.verified import Exported
 from fsrp_edge.models.classifier import Classifier

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from fsrp_edge import progress
 from fsrp_edge.bench import agent_process
 from fsrp_edge.bench import measure as measuring
+from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.measure import DEFAULT, OFFICIAL, QUICK, Method, Setup, measure, measure_on
-from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.files import sha256_file
 

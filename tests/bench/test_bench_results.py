@@ -5,9 +5,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.measure import Method, Setup, measure_fleet
 from fsrp_edge.bench.results import BenchResults
-from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import write_json
 

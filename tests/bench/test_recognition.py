@@ -54,8 +54,8 @@ def test_images_are_recognized_there(classifier, images, tmp_path, capfd):
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no process on a core")
 def test_stays_on_one_core(classifier):
+    from fsrp_edge.bench.address import parse_address
     from fsrp_edge.bench.measure import Setup, measure_on
-    from fsrp_edge.bench.transport import parse_address
 
     core = str(min(os.sched_getaffinity(0)))
     (measurement,) = measure_on(parse_address("local"), [classifier], Setup(affinity=core), method=SHORT)

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from fsrp_edge.bench.transport import Address, parse_address
+from fsrp_edge.bench.address import Address, parse_address
 from fsrp_edge.errors import BadInputError
 
 
