@@ -10,8 +10,9 @@ from typing import Any
 
 from benchmarks.common import RESULTS, parser_of, save
 from fsrp_edge.bench.address import parse_address
-from fsrp_edge.bench.measure import QUICK, Setup, measure_on
+from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.results import Latency
+from fsrp_edge.bench.setup import QUICK, Setup
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.evaluation.accuracy import clean_accuracy

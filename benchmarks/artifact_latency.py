@@ -21,7 +21,8 @@ import torch_pruning as tp
 
 from benchmarks.common import RESULTS, parser_of, random_network, save
 from fsrp_edge.bench.address import parse_address
-from fsrp_edge.bench.measure import QUICK, Setup, measure_on
+from fsrp_edge.bench.measure import measure_on
+from fsrp_edge.bench.setup import QUICK, Setup
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import ToolFailedError

@@ -15,7 +15,8 @@ import torch
 from benchmarks.common import RESULTS, parser_of, save
 from fsrp_edge import compute
 from fsrp_edge.bench.address import parse_address
-from fsrp_edge.bench.measure import Method, Setup, measure_on
+from fsrp_edge.bench.measure import measure_on
+from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.export import ArtifactRequest

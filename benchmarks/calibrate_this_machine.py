@@ -16,8 +16,9 @@ import torch
 import fsrp_edge
 from benchmarks.common import RESULTS, parser_of, save
 from fsrp_edge.bench.address import parse_address
-from fsrp_edge.bench.measure import Method, Setup, measure_on
+from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.results import BenchResults, Measurement
+from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.exporting.onnx import export_onnx
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing

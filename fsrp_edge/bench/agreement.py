@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fsrp_edge.bench.results import Agreement
-from fsrp_edge.errors import FsrpEdgeError
+from fsrp_edge.bench.results import Agreement, Measurement
+from fsrp_edge.errors import FsrpEdgeError, GateFailedError
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.parity import Probe
 from fsrp_edge.runtimes import Session, open_session
@@ -80,6 +80,27 @@ class Expected:
             network_error=network,
             passed=all(passed),
         )
+
+
+def require_agreement(measurements: Sequence[Measurement]) -> None:
+    """Make sure that devices compute what this machine and the network compute; what was not compared passes.
+
+    Raises:
+        GateFailedError: one does not.
+    """
+    wrong = "\n".join(
+        f"{measurement.latency.model} computes something else on {measurement.address}: relative to the largest, its "
+        f"outputs differ by {_share(agreement.relative_error)} from those here (allowed: {agreement.tolerance:g}) and "
+        f"by {_share(agreement.network_error)} from the float network's"
+        for measurement in measurements
+        if (agreement := measurement.agreement) and not agreement.passed
+    )
+    if wrong:
+        raise GateFailedError(wrong)
+
+
+def _share(error: float | None) -> str:
+    return "an unknown amount" if error is None else f"{error:.1e}"
 
 
 def _random_pixels(session: Session, input_shape: Sequence[int] | None) -> np.ndarray:

@@ -1,120 +1,43 @@
-"""Measure files on devices: a fresh process for each round, files in turns, devices side by side."""
+"""Measure files on one device: a fresh process for each round, files in turns."""
 
-import contextvars
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-import fsrp_edge
 from fsrp_edge import progress
-from fsrp_edge.bench import agent, tools
+from fsrp_edge.bench import tools
 from fsrp_edge.bench.address import Address, parse_address
-from fsrp_edge.bench.agent_process import run_agent
-from fsrp_edge.bench.agreement import Expected, Origin
-from fsrp_edge.bench.recognition import judge, pack, recognize_here, save_pixels
-from fsrp_edge.bench.results import BenchResults, Failure, Latency, Measurement, Round
+from fsrp_edge.bench.agent_process import Events, run_agent
+from fsrp_edge.bench.agreement import Expected
+from fsrp_edge.bench.recognition import judge, recognize_here, save_images, save_pixels
+from fsrp_edge.bench.results import Latency, Measurement, Recognition, Round
+from fsrp_edge.bench.setup import DEFAULT, Method, Setup
 from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.bench.transport import Transport, open_transport
 from fsrp_edge.bench.validity import disturbances
-from fsrp_edge.data.images import ImageSet
-from fsrp_edge.errors import BadInputError, FsrpEdgeError, GateFailedError, ToolFailedError
-from fsrp_edge.exporting.artifact import Format
+from fsrp_edge.errors import FsrpEdgeError
 from fsrp_edge.files import sha256_file
-from fsrp_edge.records import Record
 from fsrp_edge.runtimes import require
 
-SUFFIXES = {
-    "onnxruntime": ".onnx",
-    "litert": ".tflite",
-    "tflite-benchmark": ".tflite",
-    "tensorrt": ".onnx",
-    "ncnn": ".ncnn",
-    "benchncnn": ".ncnn",
-}
-"""What each runtime runs, ncnn folders of two files; the first for a suffix is its default."""
-DEFAULTS: dict[Format, str] = {"onnx": "onnxruntime", "tflite": "litert", "ncnn": "ncnn"}
-
-
-class Method(Record):
-    """How long to warm up and to measure; runs and seconds are both minimums, spread over the rounds."""
-
-    warmup_runs: int = Field(10, ge=0)
-    """Before each round."""
-    warmup_seconds: float = Field(0.5, ge=0)
-    runs: int = Field(100, ge=1)
-    seconds: float = Field(10.0, ge=0)
-    rounds: int = Field(3, ge=1)
-    cool_down_seconds: float = Field(0.0, ge=0)
-    """Rest before every process but a device's first."""
-
-
-DEFAULT = Method()
-QUICK = Method(runs=50, seconds=2.0, rounds=2)
-OFFICIAL = Method(runs=1024, seconds=60.0, rounds=4)
-"""The counts of MLPerf's single stream on mobile devices."""
-
 
 @dataclass(frozen=True)
-class Setup:
-    """How files are run, the same for all.
+class _Job:
+    """A file on a device.
 
     Args:
-        runtime: one of SUFFIXES; None takes each suffix's default.
-        threads: of an inference, at least 1; ncnn, onnxruntime and TFLite.
-        affinity: cores to stay on, such as `0,4-7`; None leaves that to the system.
-        input_shape: (C, H, W) of an image, for ncnn, whose files do not tell.
-        images: what to recognize on the device after measuring; None for nothing.
-        origins: what manifests say of files, by SHA-256; a device's outputs are compared with the network's then.
+        path: of the file.
+        model: its name in the results.
+        runtime: what runs it.
+        expected: what it should compute, or why that is not looked at.
     """
 
-    runtime: str | None = None
-    threads: int = 1
-    affinity: str | None = None
-    input_shape: tuple[int, ...] | None = None
-    images: ImageSet | None = None
-    origins: Mapping[str, Origin] = field(default_factory=dict)
-
-    def runtime_of(self, path: Path) -> str:
-        """The runtime for a file.
-
-        Raises:
-            BadInputError: no such file, one that the runtime does not run, or a setting that makes no sense.
-        """
-        if self.threads < 1:
-            raise BadInputError(f"saw {self.threads} threads; allowed: 1 or more")
-        try:
-            agent.core_numbers(self.affinity or "0")
-        except ValueError:
-            raise BadInputError(f"saw cores {self.affinity!r}; write them as 0,2,4-7") from None
-        if not path.exists():
-            raise BadInputError(f"no such file: {path}")
-        fitting = [name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower()]
-        if not fitting:
-            allowed = ", ".join(dict.fromkeys(SUFFIXES.values()))
-            raise BadInputError(f"{path.name}: unknown suffix '{path.suffix}'; allowed: {allowed}")
-        if self.runtime is not None and self.runtime not in fitting:
-            raise BadInputError(f"{self.runtime} does not run {path.name}; allowed: {', '.join(fitting)}")
-        if path.suffix == ".ncnn" and self.input_shape is None:
-            raise BadInputError(f"{path.name} does not tell its input's shape; name it, such as 3,224,224")
-        return self.runtime or fitting[0]
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What one round told: the agent's events, or what takes their place."""
-
-    hello: dict[str, Any]
-    result: dict[str, Any]
-
-    @property
-    def round(self) -> Round:
-        return Round(**{name: self.result[name] for name in Round.model_fields})
+    path: Path
+    model: str
+    runtime: str
+    expected: Expected | str
 
 
 def measure(
@@ -163,96 +86,30 @@ def measure_on(
     stop = stop or threading.Event()
     if not tools.PROGRAMS.keys().isdisjoint(runtimes):
         method = method.model_copy(update={"rounds": max(method.rounds, tools.ROUNDS)})
-    said: list[list[_Said]] = [[] for _ in files]
-    schedule = [index for _ in range(method.rounds) for index in range(len(files))]
     with tempfile.TemporaryDirectory() as folder, open_transport(address) as transport:
-        packed = Path(folder, "images.npz") if setup.images is not None else None
-        if setup.images is not None and packed is not None:
-            pack(setup.images, packed)
-        expected = [_expect(address, path, setup, name) for path, name in zip(files, runtimes, strict=True)]
+        images = None if setup.images is None else save_images(setup.images, Path(folder))
+        jobs = [
+            _Job(path, model, runtime, _expect(address, path, setup, runtime))
+            for path, model, runtime in zip(files, _names(files), runtimes, strict=True)
+        ]
+        said: list[list[Events]] = [[] for _ in jobs]
+        schedule = list(range(len(jobs))) * method.rounds
         turns = progress.track(schedule, f"measure latency, {address.name}", len(schedule))
         for turn, index in enumerate(turns):
+            job, settings = jobs[index], _settings(jobs[index].runtime, setup, method)
             if turn:
                 stop.wait(method.cool_down_seconds)
-            arguments = _arguments(runtimes[index], setup, method)
-            if turn < len(files):  # the first round
-                wanted = expected[index]
-                if isinstance(wanted, Expected):
-                    arguments["--outputs"] = transport.put(save_pixels(wanted.pixels, Path(folder)))
-                if packed is not None:
-                    arguments["--evaluate"] = transport.put(packed)
-            said[index].append(_measure_round(transport, files[index], arguments, stop))
-        return [
-            _join(address, path, name, setup, parts, packed, wanted)
-            for path, name, parts, wanted in zip(files, _names(files), said, expected, strict=True)
-        ]
+            if turn < len(jobs):  # the first round
+                if isinstance(job.expected, Expected):
+                    pixels = save_pixels(job.expected.pixels, Path(folder))
+                    settings["--outputs"] = transport.put(pixels)
+                if images is not None:
+                    settings["--evaluate"] = transport.put(images)
+            said[index].append(_measure_round(transport, job, settings, stop))
+        return [_join(address, job, setup, parts, images) for job, parts in zip(jobs, said, strict=True)]
 
 
-def measure_fleet(
-    addresses: Sequence[Address], files: Sequence[Path], setup: Setup, *, method: Method = DEFAULT
-) -> BenchResults:
-    """Measure files on several devices at the same time; a device that fails does not take the others along.
-
-    Arguments and BadInputError as for `measure_on`; a ToolFailedError becomes one of the result's failures.
-    """
-    for path in files:
-        setup.runtime_of(path)
-    stop = threading.Event()
-
-    def work(address: Address) -> list[Measurement]:
-        return measure_on(address, files, setup, method=method, stop=stop)
-
-    with ThreadPoolExecutor(max_workers=len(addresses)) as pool:
-        futures = [pool.submit(contextvars.copy_context().run, work, address) for address in addresses]
-        try:
-            _wait(futures)
-        finally:
-            stop.set()  # after an interrupt, the threads give up and clean up before the pool is left
-    measurements: list[Measurement] = []
-    failures = []
-    for address, future in zip(addresses, futures, strict=True):
-        try:
-            measurements += future.result()
-        except ToolFailedError as error:
-            failures.append(Failure(address=address.name, message=str(error)))
-    return BenchResults(
-        fsrp_edge=fsrp_edge.__version__, measurements=tuple(measurements), failures=tuple(failures)
-    )
-
-
-def _wait(futures: Sequence[Future[list[Measurement]]]) -> None:
-    """Until all are done; an error that is not one device's own ends the others too."""
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_EXCEPTION)
-        for future in done:
-            error = future.exception()
-            if error is not None and not isinstance(error, ToolFailedError):
-                return
-
-
-def require_agreement(measurements: Sequence[Measurement]) -> None:
-    """Make sure that devices compute what this machine and the network compute; what was not compared passes.
-
-    Raises:
-        GateFailedError: one does not.
-    """
-    wrong = "\n".join(
-        f"{measurement.latency.model} computes something else on {measurement.address}: relative to the largest, its "
-        f"outputs differ by {_share(agreement.relative_error)} from those here (allowed: {agreement.tolerance:g}) and "
-        f"by {_share(agreement.network_error)} from the float network's"
-        for measurement in measurements
-        if (agreement := measurement.agreement) and not agreement.passed
-    )
-    if wrong:
-        raise GateFailedError(wrong)
-
-
-def _share(error: float | None) -> str:
-    return "an unknown amount" if error is None else f"{error:.1e}"
-
-
-def _arguments(runtime: str, setup: Setup, method: Method) -> dict[str, Any]:
+def _settings(runtime: str, setup: Setup, method: Method) -> dict[str, Any]:
     """The agent's command line, but for the file."""
     settings: dict[str, Any] = {
         "--runtime": runtime,
@@ -270,23 +127,22 @@ def _arguments(runtime: str, setup: Setup, method: Method) -> dict[str, Any]:
 
 
 def _measure_round(
-    transport: Transport, path: Path, arguments: dict[str, Any], stop: threading.Event
-) -> _Said:
-    work = path.name if transport.address.kind == "local" else f"{path.name} on {transport.address.name}"
-    runtime = arguments["--runtime"]
+    transport: Transport, job: _Job, settings: dict[str, Any], stop: threading.Event
+) -> Events:
+    path, address = job.path, transport.address
+    work = path.name if address.kind == "local" else f"{path.name} on {address.name}"
     if path.suffix == ".ncnn":
-        arguments = arguments | {"--weights": transport.put(path / "model.bin")}
-        there = transport.put(path / "model.param")
-    else:
-        there = transport.put(path)
-    if runtime in tools.PROGRAMS:
-        return _Said(*tools.measure_round(transport, there, arguments, work, stop))
-    if runtime == "tensorrt":
-        arguments = arguments | {"--precision": _precision_of(path)}
-    words = [str(word) for pair in arguments.items() for word in pair]
-    threads = arguments["--threads"]
-    events = run_agent(transport, ["--model", there, *words], work=work, threads=threads, stop=stop)
-    return _Said(events["hello"], events["result"])
+        settings["--weights"] = transport.put(path / "model.bin")
+        path = path / "model.param"
+    there = transport.put(path)
+    if job.runtime in tools.PROGRAMS:
+        return tools.measure_round(transport, there, settings, work, stop)
+    if job.runtime == "tensorrt":
+        settings["--precision"] = _precision_of(path)
+    words = [str(word) for pair in settings.items() for word in pair]
+    return run_agent(
+        transport, ["--model", there, *words], work=work, threads=settings["--threads"], stop=stop
+    )
 
 
 def _precision_of(path: Path) -> str:
@@ -309,55 +165,58 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def _join(
-    address: Address,
-    path: Path,
-    model: str,
-    setup: Setup,
-    said: Sequence[_Said],
-    packed: Path | None,
-    expected: Expected | str,
+    address: Address, job: _Job, setup: Setup, said: Sequence[Events], images: Path | None
 ) -> Measurement:
-    """One latency of all rounds; loading and the first inference are those of the first."""
-    hello, first = said[0].hello, said[0].result
-    rounds = tuple(part.round for part in said)
-    times = [time for part in rounds for time in part.times_ms]
-    averaged = [part.result.get("averaged", 1) for part in said]
-    runs = sum(count * len(part.times_ms) for count, part in zip(averaged, rounds, strict=True))
-    reasons = tuple(dict.fromkeys(reason for part in rounds for reason in disturbances(part, hello["cores"])))
-    summary = summarize(times)
+    """One measurement of all rounds; outputs and classes were asked for in the first."""
+    rounds = tuple(Round(**{name: events["result"][name] for name in Round.model_fields}) for events in said)
+    first = said[0]["result"]
+    return Measurement(
+        address=address.name,
+        latency=_latency(address, job, setup, said, rounds),
+        rounds=rounds,
+        agreement=job.expected.compare(first["outputs"]) if isinstance(job.expected, Expected) else None,
+        agreement_note=job.expected if isinstance(job.expected, str) else None,
+        recognition=_recognition(job, setup, first.get("classes"), images),
+    )
+
+
+def _latency(
+    address: Address, job: _Job, setup: Setup, said: Sequence[Events], rounds: Sequence[Round]
+) -> Latency:
+    """Of all rounds; loading and the first inference are those of the first."""
+    hello, first = said[0]["hello"], said[0]["result"]
+    averaged = [events["result"].get("averaged", 1) for events in said]
+    reasons = dict.fromkeys(reason for part in rounds for reason in disturbances(part, hello["cores"]))
+    summary = summarize([time for part in rounds for time in part.times_ms])
     powers = [part.power_w for part in rounds if part.power_w is not None]
     power = sum(powers) / len(powers) if powers else None
-    latency = Latency(
-        model=model,
-        sha256=sha256_file(path),
+    return Latency(
+        model=job.model,
+        sha256=sha256_file(job.path),
         device=f"{address.name}: {hello['cpu']}, {hello['cores']} cores",
         runtime=hello["runtime"],
         runtime_version=hello["runtime_version"],
         threads=setup.threads,
         affinity=setup.affinity,
         warmup_runs=sum(len(part.warmup_ms) for part in rounds),
-        runs=runs,
+        runs=sum(count * len(part.times_ms) for count, part in zip(averaged, rounds, strict=True)),
         runs_averaged=min(averaged),
         init_ms=first["init_ms"],
         first_ms=first["first_ms"],
         power_w=power,
         energy_mj=None if power is None else power * summary.mean_ms,
         valid=not reasons,
-        invalid_because=reasons,
+        invalid_because=tuple(reasons),
         **summary.model_dump(),
     )
-    classes = first.get("classes")
-    recognition = None
-    if setup.images is not None and packed is not None and classes is not None:
-        recognition = judge(classes, recognize_here(path, packed), setup.images)
-    return Measurement(
-        address=address.name,
-        latency=latency,
-        rounds=rounds,
-        agreement=expected.compare(first["outputs"]) if isinstance(expected, Expected) else None,
-        agreement_note=expected if isinstance(expected, str) else None,
-        recognition=recognition,
-    )
+
+
+def _recognition(
+    job: _Job, setup: Setup, classes: Sequence[int] | None, images: Path | None
+) -> Recognition | None:
+    if setup.images is None or images is None or classes is None:
+        return None
+    return judge(classes, recognize_here(job.path, images), setup.images)
 
 
 def _expect(address: Address, path: Path, setup: Setup, runtime: str) -> Expected | str:

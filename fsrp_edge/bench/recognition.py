@@ -13,18 +13,16 @@ from fsrp_edge.runtimes import open_session
 _BATCH = 256
 
 
-def pack(images: ImageSet, path: Path) -> None:
+def save_images(images: ImageSet, folder: Path) -> Path:
     """Write images as uint8 (N, C, H, W); the same images give the same bytes, so that they are sent once."""
     pixels = [(batch * 255).round().byte().numpy() for batch, _ in images.batches(_BATCH)]
-    with path.open("wb") as stream:
-        np.savez(stream, pixels=np.concatenate(pixels))
+    return save_pixels(np.concatenate(pixels), folder, "images.npz")
 
 
-def save_pixels(pixels: np.ndarray, folder: Path) -> Path:
-    """Write images float32 (N, C, H, W) in [0, 1] below a folder."""
-    path = folder / "inputs.npz"
-    with path.open("wb") as stream:
-        np.savez(stream, pixels=pixels)
+def save_pixels(pixels: np.ndarray, folder: Path, name: str = "inputs.npz") -> Path:
+    """Write images float32 (N, C, H, W) in [0, 1], or uint8, below a folder."""
+    path = folder / name
+    np.savez(path, pixels=pixels)
     return path
 
 

@@ -155,6 +155,14 @@ class Failure(Record):
     message: str
 
 
+_APART = ("p50_interval_ms", "invalid_because")
+_FIGURES = sorted(  # what was measured comes first
+    (name for name in Latency.model_fields if name not in _APART),
+    key=lambda name: name in Summary.model_fields,
+)
+_DERIVED = ("p50_low_ms", "p50_high_ms", "peak_memory_mb", "output_error", "network_error", "invalid_because")
+
+
 class BenchResults(Document):
     """All that one run of `bench` found; the content of its JSON file."""
 
@@ -168,32 +176,18 @@ class BenchResults(Document):
 
     def to_csv(self) -> str:
         """One line a measurement: the summary, without raw times."""
-        left_out = ("p50_interval_ms", "invalid_because")
-        fields = [name for name in Latency.model_fields if name not in left_out]
-        fields.sort(key=lambda name: name in Summary.model_fields)  # what was measured comes first
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        more = (
-            "p50_low_ms",
-            "p50_high_ms",
-            "peak_memory_mb",
-            "output_error",
-            "network_error",
-            "invalid_because",
-        )
-        writer.writerow(["address", *fields, *more])
-        for measurement in self.measurements:
-            latency = measurement.latency
-            agreement = measurement.agreement
+        writer.writerow(["address", *_FIGURES, *_DERIVED])
+        for one in self.measurements:
+            latency, agreement = one.latency, one.agreement
             errors = (agreement.relative_error, agreement.network_error) if agreement else (None, None)
-            writer.writerow(
-                [
-                    measurement.address,
-                    *(getattr(latency, name) for name in fields),
-                    *latency.p50_interval_ms,
-                    measurement.peak_memory_mb,
-                    *errors,
-                    "; ".join(latency.invalid_because),
-                ]
+            figures = (getattr(latency, name) for name in _FIGURES)
+            derived = (
+                *latency.p50_interval_ms,
+                one.peak_memory_mb,
+                *errors,
+                "; ".join(latency.invalid_because),
             )
+            writer.writerow([one.address, *figures, *derived])
         return stream.getvalue()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsrp_edge.bench import agent
-from fsrp_edge.bench.agent_process import run_tool
+from fsrp_edge.bench.agent_process import Events, run_tool
 from fsrp_edge.bench.transport import Transport
 from fsrp_edge.errors import ToolFailedError
 
@@ -27,7 +27,7 @@ _NUMBER = r"([\d.e+]+)"
 
 def measure_round(
     transport: Transport, there: str, arguments: dict[str, Any], work: str, stop: threading.Event
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> Events:
     """Run a benchmark program once.
 
     Args:
@@ -62,7 +62,7 @@ def measure_round(
         ("init_ms", "first_ms", "power_w", "foreign_cores", "peak_memory_mb")
     )
     untold |= {"warmup_ms": (), "during": (), "outputs": []}
-    return hello, {**untold, **timed, "before": before, "after": after}
+    return {"hello": hello, "result": {**untold, **timed, "before": before, "after": after}}
 
 
 def _benchmark_model(ask: Any, there: str, arguments: dict[str, Any], work: str) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from fsrp_edge.units import SHARE, parse_amount
 
 if TYPE_CHECKING:
     from fsrp_edge.bench.agreement import Origin
-    from fsrp_edge.bench.measure import Method
     from fsrp_edge.bench.results import BenchResults, Latency
+    from fsrp_edge.bench.setup import Method
     from fsrp_edge.data.images import ImageSet
 
 EVALUATED = 1000
@@ -130,7 +130,8 @@ def measure(
     """
     from fsrp_edge import plots
     from fsrp_edge.bench.address import parse_address
-    from fsrp_edge.bench.measure import Setup, measure_fleet
+    from fsrp_edge.bench.fleet import measure_fleet
+    from fsrp_edge.bench.setup import Setup
     from fsrp_edge.cli.bench_table import course, print_results
     from fsrp_edge.cli.console import show_progress, shown_as_json
     from fsrp_edge.files import write_text
@@ -155,7 +156,7 @@ def measure(
 
 
 def _method(quick: bool, official: bool, sustained: float | None, cool_down: float) -> "Method":
-    from fsrp_edge.bench.measure import OFFICIAL, QUICK, Method
+    from fsrp_edge.bench.setup import OFFICIAL, QUICK, Method
 
     if quick + official + (sustained is not None) > 1:
         raise click.UsageError("--quick, --official and --sustained exclude each other")
@@ -199,7 +200,7 @@ def _origins(models: Sequence[Path]) -> "dict[str, Origin]":
 
 def _fail(results: "BenchResults", require_valid: bool) -> None:
     """One error for what went wrong; the results are written and shown before."""
-    from fsrp_edge.bench.measure import require_agreement
+    from fsrp_edge.bench.agreement import require_agreement
 
     if results.failures:
         raise ToolFailedError("\n".join(failure.message for failure in results.failures))

@@ -114,7 +114,7 @@ def _next_commands(result: "CompressResult", wanted: "CompressOptions") -> list[
 
 def options_from(given: dict[str, Any]) -> "CompressOptions":
     """The options of a run that the command line names; `given` are its parameters."""
-    from fsrp_edge.bench.measure import QUICK, Method
+    from fsrp_edge.bench.setup import QUICK, Method
     from fsrp_edge.pipeline.options import CompressOptions
 
     given = dict(given)

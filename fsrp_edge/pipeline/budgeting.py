@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fsrp_edge import progress
 from fsrp_edge.bench.address import Address
-from fsrp_edge.bench.measure import DEFAULTS, Method, Setup, measure_on
+from fsrp_edge.bench.measure import measure_on
+from fsrp_edge.bench.setup import DEFAULT_RUNTIMES, Method, Setup
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
@@ -67,7 +68,7 @@ class Workplace:
     @property
     def measured(self) -> bool:
         """Whether what is measured is the target: a device was named, or the target is this machine."""
-        return any(request.format in DEFAULTS for request in self.requests) and (
+        return any(request.format in DEFAULT_RUNTIMES for request in self.requests) and (
             self.device.kind != "local" or is_this_machine(self.target)
         )
 
@@ -89,7 +90,7 @@ class Workplace:
         """
         formats = dict.fromkeys(request.format for request in self.requests)
         graph = named_graph(classifier)
-        runtimes = [DEFAULTS[each] for each in formats if each in DEFAULTS]
+        runtimes = [DEFAULT_RUNTIMES[each] for each in formats if each in DEFAULT_RUNTIMES]
         return costing(graph, self.target, self.precision, runtimes, absolute=absolute)
 
     def try_files(self, classifier: Classifier, kinds: Sequence[BudgetKind]) -> Trial:
@@ -109,7 +110,7 @@ class Workplace:
             )
             figures: dict[BudgetKind, float] = {"size": max(artifact.bytes for artifact in artifacts)}
             if "latency" in kinds:
-                files = [Path(folder) / each.path for each in artifacts if each.format in DEFAULTS]
+                files = [Path(folder) / each.path for each in artifacts if each.format in DEFAULT_RUNTIMES]
                 setup = Setup(threads=self.threads, input_shape=classifier.spec.input_shape)
                 found = measure_on(self.device, files, setup, method=TRIAL_METHOD)
                 figures["latency"] = max(each.latency.p50_ms for each in found)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import fsrp_edge
-from fsrp_edge.bench.agreement import Origin
-from fsrp_edge.bench.measure import DEFAULTS, Setup, measure_on, require_agreement
+from fsrp_edge.bench.agreement import Origin, require_agreement
+from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.results import BenchResults, Latency
+from fsrp_edge.bench.setup import DEFAULT_RUNTIMES, Setup
 from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy
 from fsrp_edge.evaluation.files import file_robust_accuracy, transfer_examples
 from fsrp_edge.evaluation.results import Accuracy
@@ -72,7 +73,7 @@ def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
         artifact: exported.probe
         for exported in exports
         for artifact in exported.artifacts
-        if artifact.format in DEFAULTS
+        if artifact.format in DEFAULT_RUNTIMES
     }
     timed = list(known)
     device, threads = run.place.device, run.place.threads

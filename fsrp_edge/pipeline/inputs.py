@@ -8,7 +8,7 @@ from pathlib import Path
 from fsrp_edge import compute
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.describe import require_ready
-from fsrp_edge.bench.measure import DEFAULTS
+from fsrp_edge.bench.setup import DEFAULT_RUNTIMES
 from fsrp_edge.data.check import pseudo_labelled
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset
@@ -75,7 +75,9 @@ def prepare(options: CompressOptions) -> "Inputs":
     requests = choose_artifacts(target, options.formats, options.precisions)
     device = parse_address(options.bench_on)
     if device.kind != "local":
-        require_ready(device, {DEFAULTS[one.format] for one in requests if one.format in DEFAULTS})
+        require_ready(
+            device, {DEFAULT_RUNTIMES[one.format] for one in requests if one.format in DEFAULT_RUNTIMES}
+        )
     classifier = load(options)
     dataset = load_data(classifier, options.data, options.seed)
     if options.baseline is not None:

@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from fsrp_edge.attacks import DEFAULT_EPS
-from fsrp_edge.bench.measure import Method
+from fsrp_edge.bench.setup import Method
 from fsrp_edge.evaluation.evaluate import AttackName
 from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.options import ExportOptions

@@ -9,8 +9,9 @@ import pytest
 
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.describe import describe
-from fsrp_edge.bench.measure import Method, Setup, measure_on
+from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.results import BenchResults
+from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
 from fsrp_edge.exporting.artifact import Format, Precision

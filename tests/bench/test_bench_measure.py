@@ -12,7 +12,8 @@ from fsrp_edge import progress
 from fsrp_edge.bench import agent_process
 from fsrp_edge.bench import measure as measuring
 from fsrp_edge.bench.address import parse_address
-from fsrp_edge.bench.measure import DEFAULT, OFFICIAL, QUICK, Method, Setup, measure, measure_on
+from fsrp_edge.bench.measure import measure, measure_on
+from fsrp_edge.bench.setup import DEFAULT, OFFICIAL, QUICK, Method, Setup
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.files import sha256_file
 
@@ -51,9 +52,9 @@ def test_rounds_alternate_between_the_files(onnx_file, tflite_file, monkeypatch)
     order = []
     real = measuring._measure_round
 
-    def recorded(transport, path, *rest):
-        order.append(path.name)
-        return real(transport, path, *rest)
+    def recorded(transport, job, *rest):
+        order.append(job.path.name)
+        return real(transport, job, *rest)
 
     monkeypatch.setattr(measuring, "_measure_round", recorded)
     measured = measure_on(parse_address("local"), [onnx_file, tflite_file], Setup(), method=SHORT)

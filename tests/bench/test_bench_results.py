@@ -6,8 +6,9 @@ import jsonschema
 import pytest
 
 from fsrp_edge.bench.address import parse_address
-from fsrp_edge.bench.measure import Method, Setup, measure_fleet
+from fsrp_edge.bench.fleet import measure_fleet
 from fsrp_edge.bench.results import BenchResults
+from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import write_json
 

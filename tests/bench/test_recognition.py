@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from fsrp_edge.bench.measure import Method, measure
+from fsrp_edge.bench.measure import measure
 from fsrp_edge.bench.results import BenchResults
+from fsrp_edge.bench.setup import Method
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
 from fsrp_edge.errors import BadInputError, ToolFailedError
@@ -55,7 +56,8 @@ def test_images_are_recognized_there(classifier, images, tmp_path, capfd):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no process on a core")
 def test_stays_on_one_core(classifier):
     from fsrp_edge.bench.address import parse_address
-    from fsrp_edge.bench.measure import Setup, measure_on
+    from fsrp_edge.bench.measure import measure_on
+    from fsrp_edge.bench.setup import Setup
 
     core = str(min(os.sched_getaffinity(0)))
     (measurement,) = measure_on(parse_address("local"), [classifier], Setup(affinity=core), method=SHORT)

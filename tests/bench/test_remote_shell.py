@@ -18,9 +18,10 @@ import pytest
 from fsrp_edge.bench import agent_process, remote_shell
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.describe import describe, require_ready
-from fsrp_edge.bench.measure import Method, Setup, measure, measure_on
+from fsrp_edge.bench.measure import measure, measure_on
 from fsrp_edge.bench.remote_shell import connect
 from fsrp_edge.bench.results import BenchResults
+from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
 from fsrp_edge.errors import ToolFailedError

@@ -12,7 +12,8 @@ import pytest
 from fsrp_edge.bench import agent, tools
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.agent_process import AGENT
-from fsrp_edge.bench.measure import Method, Setup, measure, measure_on
+from fsrp_edge.bench.measure import measure, measure_on
+from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.errors import BadInputError, ToolFailedError
 
 SHORT = Method(warmup_runs=2, warmup_seconds=0.25, runs=6, seconds=2, rounds=2)

@@ -16,8 +16,8 @@ import torch
 from pydantic import ValidationError
 
 from fsrp_edge.attacks import PGD
-from fsrp_edge.bench.measure import Method
 from fsrp_edge.bench.results import BenchResults
+from fsrp_edge.bench.setup import Method
 from fsrp_edge.errors import BadInputError, GateFailedError
 from fsrp_edge.exporting import verified
 from fsrp_edge.files import read_json, sha256_file
