@@ -38,10 +38,6 @@ Arrays = Dict[str, Any]
 
 AGENT_VERSION = 1
 PROGRESS_SECONDS = 0.5
-DISTRIBUTIONS = {
-    "ai_edge_litert.interpreter": "ai-edge-litert",
-    "tflite_runtime.interpreter": "tflite-runtime",
-}
 
 # Python 3.6 has no perf_counter_ns; its float seconds still resolve well below a microsecond.
 now_ns = getattr(time, "perf_counter_ns", lambda: int(time.perf_counter() * 1e9))
@@ -81,9 +77,8 @@ def version_of(name: str) -> str:
     version = getattr(sys.modules[package], "__version__", None)
     if version is None:
         # Python before 3.8 has no importlib.metadata; the folder beside the package tells as much.
-        stem = DISTRIBUTIONS.get(name, package).replace("-", "_")
-        infos = [info for entry in sys.path for info in Path(entry or ".").glob(stem + "-*.dist-info")]
-        version = infos[0].name[len(stem) + 1 : -len(".dist-info")] if infos else "unknown"
+        infos = [info for entry in sys.path for info in Path(entry or ".").glob(package + "-*.dist-info")]
+        version = infos[0].name[len(package) + 1 : -len(".dist-info")] if infos else "unknown"
     return str(version)
 
 
@@ -212,10 +207,8 @@ class Ncnn(Runtime):
             raise AgentError("usage", "ncnn needs --weights and --input-shape: its files name no shape")
         self.net = self.module.Net()
         self.net.opt.num_threads = self.options.threads
-        for load, path in (
-            (self.net.load_param, self.options.model),
-            (self.net.load_model, self.options.weights),
-        ):
+        model, weights = self.options.model, self.options.weights
+        for load, path in ((self.net.load_param, model), (self.net.load_model, weights)):
             if load(path) != 0:
                 raise AgentError("runtime-failed", "ncnn cannot read " + Path(path).name)
         shape = [1] + [int(size) for size in self.options.input_shape.split(",")]
@@ -247,6 +240,7 @@ class TensorRT(Runtime):
 
     PLACES = ("trtexec", "/usr/src/tensorrt/bin/trtexec")
     FLAGS = ("--useCudaGraph", "--useSpinWait", "--dataTransfers")
+    ONCE = ("--iterations=1", "--duration=0", "--warmUp=0")
     PRECISIONS = (("fp32", ()), ("fp16", ("--fp16",)), ("int8", ("--int8", "--fp16")))
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -279,9 +273,9 @@ class TensorRT(Runtime):
 
     def load(self) -> List[Specification]:
         """Build the engine, and run it once."""
-        once = ["--iterations=1", "--duration=0", "--warmUp=0", self.export("first")]
         flags = dict(self.PRECISIONS)[self.options.precision]
-        said = self.call(["--onnx=" + self.options.model, self.engine("save"), *flags, *once, *self.flags])
+        build = ["--onnx=" + self.options.model, self.path("--saveEngine", "engine"), *flags]
+        said = self.call([*build, *self.ONCE, self.path("--exportTimes", "first"), *self.flags])
         found = re.search(r"[Ii]nput binding for (\S+) with dimensions (\S+)", said)
         if found is None:
             raise AgentError("runtime-failed", "trtexec does not tell the input's shape")
@@ -300,32 +294,30 @@ class TensorRT(Runtime):
         warm_up = int(1000 * max(options.warmup_seconds, 0.0))
         lengths = [f"--iterations={options.runs}", f"--duration={-(-options.seconds // 1):.0f}"]
         lengths.append(f"--warmUp={warm_up}")
-        self.call([self.engine("load"), self.export("times"), *lengths, *self.flags], tick)
+        files = [self.path("--loadEngine", "engine"), self.path("--exportTimes", "times")]
+        self.call([*files, *lengths, *self.flags], tick)
         return self.latencies("times", warm_up)
 
     def output(self) -> Any:
-        pixels, made = self.folder / "input", self.folder / "output.json"
+        pixels = self.folder / "input"
         self.inputs[self.name].tofile(str(pixels))
-        once = ["--iterations=1", "--duration=0", "--warmUp=0"]
-        feed = f"--loadInputs={self.name}:{pixels}"
-        self.call([self.engine("load"), feed, f"--exportOutput={made}", *once, *self.flags])
-        first = json.loads(made.read_text())[0]
-        return import_numpy().array(first["values"], "float32")
+        files = [self.path("--loadEngine", "engine"), f"--loadInputs={self.name}:{pixels}"]
+        self.call([*files, self.path("--exportOutput", "output"), *self.ONCE, *self.flags])
+        return import_numpy().array(self.exported("output")[0]["values"], "float32")
 
-    def engine(self, verb: str) -> str:
-        """The option that saves or loads the engine."""
-        return "--{}Engine={}".format(verb, self.folder / "engine")
+    def path(self, option: str, name: str) -> str:
+        """An option that names a file of the scratch folder."""
+        return f"{option}={self.folder / name}"
 
-    def export(self, name: str) -> str:
-        """The option that writes every time to a file."""
-        return "--exportTimes={}".format(self.folder / (name + ".json"))
+    def exported(self, name: str) -> Any:
+        """What trtexec wrote."""
+        return json.loads((self.folder / name).read_text())
 
     def latencies(self, name: str, warm_up: float) -> List[float]:
         """Times of the queries in an exported file that began after the warm-up, which older versions export too."""
-        queries = json.loads((self.folder / (name + ".json")).read_text())
-        return [query["latencyMs"] for query in queries if query["startComputeMs"] >= warm_up] or [
-            query["latencyMs"] for query in queries[-1:]
-        ]
+        queries = self.exported(name)
+        counted = [query for query in queries if query["startComputeMs"] >= warm_up] or queries[-1:]
+        return [query["latencyMs"] for query in counted]
 
     def call(self, arguments: List[str], tick: Optional[Tick] = None) -> str:
         """Run trtexec; what it says."""
@@ -343,9 +335,8 @@ class TensorRT(Runtime):
             said.seek(0)
             text = said.read().decode(errors="replace")
         if child.returncode:
-            errors = (
-                [line for line in text.splitlines() if "[E]" in line] or text.splitlines()[-1:] or ["no word"]
-            )
+            lines = text.splitlines()
+            errors = [line for line in lines if "[E]" in line] or lines[-1:] or ["no word"]
             raise AgentError("runtime-failed", "trtexec: " + errors[0].strip())
         return text
 
@@ -561,12 +552,8 @@ class Machine:
         if len(fields) < 8:
             return None
         ticks = [int(field) for field in fields]
-        machine = (sum(ticks) - ticks[3] - ticks[4]) / float(
-            os.sysconf("SC_CLK_TCK")
-        )  # without idle and iowait
-        used = os.times()
-        children = used.children_user + used.children_system
-        return machine, used.user + used.system + children
+        busy = sum(ticks) - ticks[3] - ticks[4]  # without idle and iowait
+        return busy / float(os.sysconf("SC_CLK_TCK")), sum(os.times()[:4])
 
     def rails(self) -> Dict[str, float]:
         """Watts by rail of the INA3221 sensors of a Jetson, as JetPack 5 and later, or 4, show them."""
@@ -810,9 +797,7 @@ def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32", help="tensorrt: fp32, fp16 or int8")
     parser.add_argument("--warmup-runs", type=int, default=10, help="at least so many runs, and")
     parser.add_argument("--warmup-seconds", type=float, default=0.5, help="at least so long (default 0.5)")
-    parser.add_argument(
-        "--runs", type=int, default=100, help="at least so many timed runs (default 100), and"
-    )
+    parser.add_argument("--runs", type=int, default=100, help="at least so many (default 100), and")
     parser.add_argument("--seconds", type=float, default=10.0, help="at least so long (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="of the input's pixels")
     images = "each image in this .npz file: `pixels` (N, C, H, W), float in [0, 1] or bytes"
