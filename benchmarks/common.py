@@ -78,10 +78,15 @@ def median_ratio(times: dict[str, list[float]], name: str, against: str) -> floa
     return statistics.median(a / b for a, b in zip(times[name], times[against], strict=True))
 
 
+def provenance_now() -> dict[str, Any]:
+    """Versions and machine, for a result that is made now."""
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    return provenance(now).model_dump(mode="json")
+
+
 def save(name: str, results: Any, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write results/NAME.json (with versions and machine) and results/NAME.md, and print the table."""
-    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    content = {"provenance": provenance(now).model_dump(mode="json"), "results": results}
+    content = {"provenance": provenance_now(), "results": results}
     write_json(RESULTS / f"{name}.json", content)
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
     write_text(RESULTS / f"{name}.md", "\n".join(lines) + "\n")

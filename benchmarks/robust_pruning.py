@@ -2,7 +2,9 @@
 
 Every cell (network, criterion, budget, seed, length of recovery) is a file in results/robust_pruning_cells and is
 worked on once; training, recovery and attacks resume within a cell too. The plan is printed first, with hours as far as
-cells of the same network were measured. The headline (90 % of the parameters) comes first.
+cells of the same network were measured. The headline (90 % of the parameters) comes first. Pruned networks of up to a
+megabyte are kept in results/robust_pruning_networks, so that anyone can attack them without training, and an attack
+that a cell lacks (`--autoattack-images 0` leaves AutoAttack for later) is run on what is kept.
 
 python -m benchmarks.robust_pruning --data cifar-10-batches-bin --plan
 python -m benchmarks.robust_pruning --data cifar-10-batches-bin --only 'vgg16-w0.25 * 0.9 parameters *'
@@ -11,6 +13,7 @@ python -m benchmarks.robust_pruning --data cifar-10-batches-bin --dense vgg16=vg
 
 import fnmatch
 import itertools
+import shutil
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,13 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, parser_of, save
+from benchmarks.common import RESULTS, parser_of, provenance_now, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.data.open import open_dataset
-from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.evaluation.accuracy import Evaluation, clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.paired import paired_difference
 from fsrp_edge.files import read_json, write_json
@@ -47,6 +50,7 @@ from fsrp_edge.training.recipe import Recipe
 from fsrp_edge.training.recovery import recover
 
 CELLS = RESULTS / "robust_pruning_cells"
+KEPT, KEPT_BYTES = RESULTS / "robust_pruning_networks", 1_000_000
 NETWORKS = {
     "vgg16-w0.25": "cifar:vgg16_bn-w0.25",
     "resnet20": "cifar:resnet20-a",
@@ -185,8 +189,9 @@ class Bench:
         wanted = PlanOptions(ratio=cell.ratio, ratio_of=cell.ratio_of, **options)  # type: ignore[arg-type]
         return apply_plan(dense, plan_by_strategy(dense, scores, wanted, scorer))
 
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Make the network of a cell, keep it, judge it."""
+    def run(self, cell: Cell) -> None:
+        """Make the network of a cell unless it is there, then judge it by the attacks that its result lacks."""
+        result = read_json(cell.path) if cell.path.exists() else {}
         started = time.perf_counter()
         if cell.criterion == "dense":
             network = self.train(cell)
@@ -195,25 +200,49 @@ class Bench:
             dense = self.dense(cell)
             dataset = open_dataset(self.data, dense.spec, seed=cell.seed)
             network = self.recovered(cell, dense, dataset)
-        made = time.perf_counter() - started
+        result = result or self.described(cell, network, seconds=time.perf_counter() - started)
+        for attack in self.missing(cell, result):
+            judged = time.perf_counter()
+            found = self.judged(cell, attack, network, dataset)
+            result["results"][attack] = found.result.model_dump(mode="json")
+            result["standing"][attack] = "".join("01"[stands] for stands in found.standing.tolist())
+            result["seconds"][attack] = time.perf_counter() - judged
+            result["provenance"][attack] = provenance_now()
+            write_json(cell.path, result)
+
+    def described(self, cell: Cell, network: Classifier, *, seconds: float) -> dict[str, Any]:
+        """A cell's result before it is judged."""
         trained_here = cell.recipe if cell.criterion != "dense" or cell.network not in self.given else None
+        dense = cell.criterion == "dense"
         return {
             "cell": asdict(cell),
             "recipe": trained_here and trained_here.model_dump(mode="json"),
-            "criterion": None
-            if cell.criterion == "dense"
-            else _criterion(cell.criterion)[0].model_dump(mode="json"),
+            "criterion": None if dense else _criterion(cell.criterion)[0].model_dump(mode="json"),
             "size": measure_size(network).model_dump(),
             "bytes": self.file(cell).stat().st_size,
-            **self.judged(cell, network, dataset),
-            "seconds": {"made": made, "judged": time.perf_counter() - started - made},
+            "results": {},
+            "standing": {},
+            "seconds": {"made": seconds},
+            "provenance": {"made": provenance_now()},
         }
+
+    def missing(self, cell: Cell, result: dict[str, Any]) -> list[str]:
+        """The attacks that are wanted of a cell and not in its result."""
+        return [attack for attack in self.attacks(cell) if attack not in result.get("results", {})]
+
+    def attacks(self, cell: Cell) -> dict[str, int | None]:
+        """Number of images each attack gets, the first of the test set; None for all of them."""
+        wanted: dict[str, int | None] = {"clean": None, "pgd-20": self.pgd_images}
+        if cell.attacked_by_autoattack and self.autoattack_images:
+            wanted["autoattack"] = self.autoattack_images
+        return wanted
 
     def file(self, cell: Cell) -> Path:
         """Checkpoint of a cell."""
         if cell.criterion == "dense":
             return self.given.get(cell.network) or self.work / f"{cell.network}-seed{cell.seed}.safetensors"
-        return self.work / f"{cell.path.stem}.safetensors"
+        kept = KEPT / f"{cell.path.stem}.safetensors"
+        return kept if kept.exists() else self.work / kept.name
 
     def recovered(self, cell: Cell, dense: Classifier, dataset: Dataset) -> Classifier:
         """Prune and recover, or take what an interrupted run left."""
@@ -228,26 +257,20 @@ class Bench:
             )  # fmt: skip
             save_classifier(result.classifier, path)
             path.with_suffix(".unfinished.pt").unlink(missing_ok=True)
-        return _ready(load_classifier(path))
+            if path.stat().st_size <= KEPT_BYTES:
+                KEPT.mkdir(exist_ok=True)
+                shutil.move(path, KEPT)
+        return _ready(load_classifier(self.file(cell)))
 
-    def judged(self, cell: Cell, network: Classifier, dataset: Dataset) -> dict[str, Any]:
-        """Clean on all test images, PGD-20 and AutoAttack on the first of them, image by image."""
-        unfinished = self.work / f"{cell.path.stem}-{{}}.unfinished.json"
-        clean = clean_accuracy(network, dataset.evaluation)
-        found = {"clean": clean}
-        wanted = {"pgd-20": self.pgd_images}
-        if cell.attacked_by_autoattack:
-            wanted["autoattack"] = self.autoattack_images
-        for attack, count in wanted.items():
-            plan = EvaluationPlan(attacks=(attack,), batch_size=128)
-            path = Path(str(unfinished).format(attack))
-            found[attack] = evaluate(network, dataset.evaluation.first(count), plan, unfinished=path)[1]
-        return {
-            "results": {name: one.result.model_dump(mode="json") for name, one in found.items()},
-            "standing": {
-                name: "".join("01"[stands] for stands in one.standing.tolist()) for name, one in found.items()
-            },
-        }
+    def judged(self, cell: Cell, attack: str, network: Classifier, dataset: Dataset) -> Evaluation:
+        """Clean or under one attack, image by image."""
+        images = self.attacks(cell)[attack]
+        chosen = dataset.evaluation if images is None else dataset.evaluation.first(images)
+        if attack == "clean":
+            return clean_accuracy(network, chosen)
+        unfinished = self.work / f"{cell.path.stem}-{attack}.unfinished.json"
+        plan = EvaluationPlan(attacks=(attack,), batch_size=128)
+        return evaluate(network, chosen, plan, unfinished=unfinished)[1]
 
 
 def _ready(classifier: Classifier) -> Classifier:
@@ -261,49 +284,50 @@ def _criterion(name: str) -> tuple[Criterion, dict[str, Any]]:
     return Rival.model_validate({"name": name}), {}
 
 
-def finished(chosen: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
-    """Results on disk."""
-    return {cell: read_json(cell.path) for cell in chosen if cell.path.exists()}
+def on_disk() -> dict[Cell, dict[str, Any]]:
+    """Every cell that was worked on, by whatever call."""
+    results = [read_json(path) for path in sorted(CELLS.glob("*.json"))]
+    return {Cell(**result["cell"]): result for result in results}
 
 
-def hours(cell: Cell, done: dict[Cell, dict[str, Any]]) -> float | None:
-    """What a cell will take, from finished cells of the same network; None where none was measured."""
+def hours(cell: Cell, attacks: Iterable[str], known: dict[Cell, dict[str, Any]]) -> float | None:
+    """What is left of a cell, from those of the same network; None where something was not measured."""
     alike = [
         (other, result["seconds"])
-        for other, result in done.items()
+        for other, result in known.items()
         if other.network == cell.network and (other.criterion == "dense") == (cell.criterion == "dense")
     ]
-    trained = [seconds["made"] / other.epochs for other, seconds in alike if other.epochs]
-    judged = [
-        s["judged"] for other, s in alike if other.attacked_by_autoattack == cell.attacked_by_autoattack
-    ]
-    if not trained or not (judged or alike):
-        return None
-    judging = statistics.mean(judged or [seconds["judged"] for _, seconds in alike])
-    return (statistics.mean(trained) * cell.epochs + judging) / 3600
+    left = [[seconds[attack] for _, seconds in alike if attack in seconds] for attack in attacks]
+    if cell not in known:
+        per_epoch = [seconds["made"] / other.epochs for other, seconds in alike if other.epochs]
+        left.append([cell.epochs * seconds for seconds in per_epoch])
+    return sum(map(statistics.mean, left)) / 3600 if all(left) else None
 
 
-def print_plan(chosen: Sequence[Cell]) -> None:
+def print_plan(chosen: Sequence[Cell], bench: "Bench") -> None:
     """What is done, what is left, and how long that takes."""
-    done = finished(chosen)
-    total, unknown = 0.0, 0
+    known = on_disk()
+    total, unknown, done = 0.0, 0, 0
     for cell in chosen:
-        if cell in done:
-            state = f"done in {sum(done[cell]['seconds'].values()) / 3600:.2f} h"
+        missing = bench.missing(cell, known.get(cell, {}))
+        if not missing:
+            done += 1
+            state = f"done in {sum(known[cell]['seconds'].values()) / 3600:.2f} h"
         else:
-            estimate = hours(cell, done)
+            estimate = hours(cell, missing, known)
             unknown += estimate is None
             total += estimate or 0
             state = "not measured yet" if estimate is None else f"about {estimate:.2f} h"
+            state += f" for {', '.join(missing)}" if cell in known else ""
         print(f"{cell.name:<70} {state}")
     print(
-        f"{len(done)} of {len(chosen)} cells done; {total:.1f} h left for those measured, {unknown} not measured"
+        f"{done} of {len(chosen)} cells done; {total:.1f} h left for those measured, {unknown} not measured"
     )
 
 
-def rows(chosen: Sequence[Cell]) -> Iterator[list[str]]:
+def rows() -> Iterator[list[str]]:
     """One row a network, budget, length and criterion: means over seeds, and FSRP's lead, paired image by image."""
-    done = finished(chosen)
+    done = on_disk()
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for cell, result in done.items():
         key = (cell.network, cell.ratio, cell.ratio_of, cell.epochs, cell.criterion)
@@ -350,16 +374,14 @@ def _lead(fsrp: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], att
     return f"{100 * paired.difference:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def figure(chosen: Sequence[Cell], epochs: int) -> None:
+def figure(epochs: int) -> None:
     """AutoAttack against MACs, one line a criterion, one panel a network."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    done = {
-        cell: r for cell, r in finished(chosen).items() if cell.seed == 0 and "autoattack" in r["results"]
-    }
+    done = {cell: r for cell, r in on_disk().items() if cell.seed == 0 and "autoattack" in r["results"]}
     networks = list(dict.fromkeys(cell.network for cell in done))
     if not networks:
         return
@@ -399,7 +421,7 @@ def main() -> None:
     parser.add_argument("--dense-epochs", type=int, default=DENSE.epochs)
     parser.add_argument("--epochs", type=int, default=RECOVERY.epochs, help="of recovery")
     parser.add_argument("--pgd-images", type=int, default=10_000)
-    parser.add_argument("--autoattack-images", type=int, default=1000)
+    parser.add_argument("--autoattack-images", type=int, default=1000, help="0: leave AutoAttack for later")
     arguments = parser.parse_args()
     networks = arguments.networks.split(",")
     if unknown := set(networks) - set(NETWORKS):
@@ -412,9 +434,6 @@ def main() -> None:
         cell for cell in everything
         if cell in wanted or (cell.criterion == "dense" and (cell.network, cell.seed) in needed)
     ]  # fmt: skip
-    print_plan(chosen)
-    if arguments.plan:
-        return
     bench = Bench(
         data=arguments.data,
         work=arguments.work,
@@ -422,22 +441,25 @@ def main() -> None:
         pgd_images=arguments.pgd_images,
         autoattack_images=arguments.autoattack_images,
     )
+    print_plan(chosen, bench)
+    if arguments.plan:
+        return
     for cell in [] if arguments.table else chosen:
-        if not cell.path.exists():
+        if bench.missing(cell, on_disk().get(cell, {})):
             print(f"== {cell.name}", flush=True)
             with show_progress():
-                write_json(cell.path, bench.run(cell))
-            print_plan(chosen)
-    write_tables(everything, arguments.epochs)
+                bench.run(cell)
+            print_plan(chosen, bench)
+    write_tables(arguments.epochs)
 
 
-def write_tables(everything: Sequence[Cell], epochs: int) -> None:
+def write_tables(epochs: int) -> None:
     """robust_pruning.md and .json, and the figure."""
     header = (
         "network", "removed", "epochs", "criterion", "seeds", "clean %", "PGD-20 %", "AutoAttack %",
         "FSRP's lead, PGD-20", "FSRP's lead, AutoAttack", "M MACs", "k parameters", "kB",
     )  # fmt: skip
-    lines = list(rows(everything))
+    lines = list(rows())
     names = [f"{network} {share} %" for network in ("ResNet18", "VGG16") for share in (50, 75, 90)]
     for method, values in PUBLISHED.items():
         for name, value in zip(names, values, strict=True):
@@ -446,7 +468,7 @@ def write_tables(everything: Sequence[Cell], epochs: int) -> None:
             lines.append([network, f"{share}% parameters", "–", f"{method} (published)", "–", clean, "–", attacked,
                           "–", "–", "–", "–", "–"])  # fmt: skip
     save("robust_pruning", {"rows": lines}, header, lines)
-    figure(everything, epochs)
+    figure(epochs)
 
 
 if __name__ == "__main__":

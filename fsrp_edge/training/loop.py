@@ -260,6 +260,7 @@ def _optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.SGD:
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         nesterov=True,
+        fused=True,
     )
 
 
