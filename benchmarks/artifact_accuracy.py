@@ -1,6 +1,7 @@
 """Accuracy, size and latency of every file of some networks, each in its own runtime. Resumable by file.
 
-python -m benchmarks.artifact_accuracy resnet20 --data cifar-10-batches-bin dense=net.th pruned=recovered.safetensors
+python -m benchmarks.artifact_accuracy resnet20 --data cifar-10-batches-bin --made files dense=net.th pruned=pruned.pt
+and then the same with --latency on a quiet machine.
 """
 
 import tempfile
@@ -11,13 +12,12 @@ from typing import Any
 from benchmarks.common import RESULTS, parser_of, save
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.measure import measure_on
-from fsrp_edge.bench.results import Latency
 from fsrp_edge.bench.setup import QUICK, Setup
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.exporting.artifact import Format, Precision
-from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
+from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.files import read_json, write_json
@@ -32,55 +32,50 @@ FILES: tuple[tuple[Format, Precision], ...] = (
     ("tflite", "fp32"), ("tflite", "fp16"), ("tflite", "int8"), ("tflite", "int8-dynamic"),
     ("ncnn", "fp32"), ("ncnn", "fp16"),
 )  # fmt: skip
-TARGET, THREADS = "generic-x86", 1
-
+TARGET, THREADS, ADDRESS = "generic-x86", 1, parse_address("local")
 
 Files = Sequence[tuple[Format, Precision]]
 
 
 def judge(
-    classifier: Classifier, dataset: Dataset, options: ExportOptions, files: Files
+    classifier: Classifier,
+    data: str,
+    options: ExportOptions,
+    files: Files,
+    folder: Path,
+    *,
+    with_network: bool,
 ) -> Iterator[dict[str, Any]]:
-    """One row for each file, of what does not depend on how busy the machine is."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "files"
-        exported = export_verified(
-            classifier,
-            [ArtifactRequest(*file) for file in files],
-            folder,
-            target=load_target(TARGET),
-            calibration=dataset.train.sample(options.calibration_images, 0),
-            images=dataset.evaluation,
-            options=options,
-        )
-        for artifact, parity in zip(exported.artifacts, exported.parities, strict=True):
-            yield {
-                "file": artifact.name,
-                **_accuracy(open_session(folder / artifact.path, threads=2).predict, dataset),
-                "bytes": artifact.bytes,
-                "parity": [check.model_dump(mode="json") for check in parity],
-            }
-
-
-def latencies(
-    classifier: Classifier, dataset: Dataset, options: ExportOptions, files: Files
-) -> dict[str, Latency]:
-    """Of each file, by its name, all measured in turns."""
-    target = load_target(TARGET)
-    plan = ExportPlan(
-        opset=target.onnx_opset,
-        ir_version=target.onnx_ir_version,
-        int8_activation=target.int8_activation,
-        options=options,
+    """Make files in a folder; one row for each, and for the network, of what a busy machine does not change."""
+    dataset = load_data(classifier, data, seed=0)
+    if with_network:
+        yield {"file": "network in torch", **_accuracy(classifier, dataset)}
+    exported = export_verified(
+        classifier,
+        [ArtifactRequest(*file) for file in files],
+        folder,
+        target=load_target(TARGET),
         calibration=dataset.train.sample(options.calibration_images, 0),
+        images=dataset.evaluation,
+        options=options,
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        made = export_artifacts(classifier, [ArtifactRequest(*file) for file in files], folder, plan)
-        setup = Setup(threads=THREADS, input_shape=classifier.spec.input_shape)
-        paths = [folder / artifact.path for artifact in made]
-        measured = measure_on(parse_address("local"), paths, setup, method=QUICK)
-    return {artifact.name: one.latency for artifact, one in zip(made, measured, strict=True)}
+    for artifact, parity in zip(exported.artifacts, exported.parities, strict=True):
+        yield {
+            "file": artifact.name,
+            **_accuracy(open_session(folder / artifact.path, threads=2).predict, dataset),
+            "bytes": artifact.bytes,
+            "parity": [check.model_dump(mode="json") for check in parity],
+        }
+
+
+def measure(rows: Sequence[dict[str, Any]], files: Files, folder: Path, shape: tuple[int, ...]) -> None:
+    """Write the files' latencies into their rows, all measured in turns."""
+    paths = [folder / ArtifactRequest(*file).file for file in files]
+    measured = measure_on(ADDRESS, paths, Setup(threads=THREADS, input_shape=shape), method=QUICK)
+    found = {" ".join(file): one.latency for file, one in zip(files, measured, strict=True)}
+    for row in rows:
+        if latency := found.get(row["file"]):
+            row |= {"p50_ms": latency.p50_ms, "latency_valid": latency.valid}
 
 
 def _accuracy(predict: Any, dataset: Dataset) -> dict[str, Any]:
@@ -99,35 +94,35 @@ def main() -> None:
     )
     parser.add_argument("--calibration-images", type=int, default=256)
     parser.add_argument(
-        "--latency", action="store_true", help="measure it, again where it was: on a quiet machine"
+        "--made", type=Path, metavar="FOLDER", help="where the files are kept; needed to measure"
+    )
+    parser.add_argument(
+        "--latency",
+        action="store_true",
+        help="measure files that were made and judged before, in place of judging: on a quiet machine",
     )
     given = parser.parse_args()
+    if given.latency and not given.made:
+        parser.error("--latency measures what an earlier call left in --made FOLDER")
     files = [tuple(file.split(":")) for file in given.files] if given.files else FILES
     options = ExportOptions(calibration_images=given.calibration_images)
-    cells = RESULTS / f"artifact_accuracy_{given.name}_cells"
     results = {}
-    with show_progress():
+    with show_progress(), tempfile.TemporaryDirectory() as scratch:
         for network in given.networks:
             label, _, checkpoint = network.partition("=")
-            cell = cells / f"{label}.json"
+            cell = RESULTS / f"artifact_accuracy_{given.name}_cells" / f"{label}.json"
+            made = (given.made or Path(scratch)) / label
             rows = read_json(cell) if cell.is_file() else []
             known = {row["file"] for row in rows}
             missing = [file for file in files if " ".join(file) not in known]
-            if missing or not rows or given.latency:
-                classifier = load(CheckpointOptions(checkpoint=Path(checkpoint), architecture=given.arch))
-                dataset = load_data(classifier, given.data, seed=0)
-                if not rows:
-                    rows.append({"file": "network in torch", **_accuracy(classifier, dataset)})
-                    write_json(cell, rows)
-                for row in judge(classifier, dataset, options, missing) if missing else ():
+            classifier = load(CheckpointOptions(checkpoint=Path(checkpoint), architecture=given.arch))
+            if given.latency:
+                measured = [file for file in files if file not in missing]
+                measure(rows, measured, made, classifier.spec.input_shape)
+                write_json(cell, rows)
+            elif missing:
+                for row in judge(classifier, given.data, options, missing, made, with_network=not rows):
                     rows.append(row)
-                    write_json(cell, rows)
-                if given.latency:
-                    found = latencies(classifier, dataset, options, files)
-                    for row in rows:
-                        if row["file"] in found:
-                            latency = found[row["file"]]
-                            row |= {"p50_ms": latency.p50_ms, "latency_valid": latency.valid}
                     write_json(cell, rows)
             order = ["network in torch", *map(" ".join, FILES)]
             results[label] = sorted(rows, key=lambda row: order.index(row["file"]))

@@ -13,6 +13,7 @@ import copy
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch_pruning as tp
 from benchmarks.common import RESULTS, parser_of, random_network, save
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.measure import measure_on
-from fsrp_edge.bench.setup import QUICK, Setup
+from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import ToolFailedError
@@ -51,6 +52,8 @@ FILES: tuple[tuple[Format, Precision], ...] = (
 )  # fmt: skip
 Files = dict[str, Path]
 ADDRESS = parse_address("local")
+SHORT = Method(warmup_runs=3, warmup_seconds=0.2, runs=21, seconds=0.9, rounds=3)
+"""On an idle machine medians of this repeat within 2 %."""
 
 
 def network(name: str) -> Classifier:
@@ -58,8 +61,12 @@ def network(name: str) -> Classifier:
     return random_network(NETWORKS[name])
 
 
-def prepare(name: str, ratio: float, dense: Classifier, scratch: Path) -> tuple[dict[str, Classifier], Files]:
-    """The networks of a cell by label, and their files by `label format precision`."""
+def prepare(name: str, ratio: float, scratch: Path) -> Path:
+    """Make what is missing of a cell; its record tells MACs by network and paths by `label format precision`."""
+    record = scratch / f"{name}-{ratio}.json"
+    if record.is_file():
+        return record
+    dense = network(name)
     target, images = load_target("generic-x86"), noise(dense)
     plan = make_plan(
         dense,
@@ -72,7 +79,27 @@ def prepare(name: str, ratio: float, dense: Classifier, scratch: Path) -> tuple[
         **our_files("pruned", pruned, images, scratch / f"{name}-{ratio}"),
         **files_by_hand(by_hand, images, scratch / f"{name}-{ratio}-by-hand"),
     }
-    return {"dense": dense, "pruned": pruned, "by hand": by_hand}, files
+    networks = {"dense": dense, "pruned": pruned, "by hand": by_hand}
+    write_json(
+        record,
+        {
+            "macs": {label: measure_size(one).macs for label, one in networks.items()},
+            "files": {key: str(path.relative_to(scratch)) for key, path in files.items()},
+            "refused": refusals({k: p for k, p in files.items() if k.startswith("by hand")}, by_hand),
+        },
+    )
+    return record
+
+
+def refusals(files: Files, network: Classifier) -> dict[str, str]:
+    """Files that their runtime does not run, with what it says."""
+    refused = {}
+    for key, path in files.items():
+        try:
+            open_session(path).run(network.example_pixels().numpy())
+        except ToolFailedError as error:
+            refused[key] = str(error).splitlines()[0]
+    return refused
 
 
 def noise(network: Classifier) -> ImageSet:
@@ -97,7 +124,7 @@ def pruned_by_hand(dense: Classifier, ratio: float) -> Classifier:
 def our_files(label: str, network: Classifier, images: ImageSet, folder: Path) -> Files:
     requests = [ArtifactRequest(format_, precision) for format_, precision in FILES]
     files = {f"{label} {r.format} {r.precision}": folder / r.file for r in requests}
-    plan = ExportPlan(opset=17, ir_version=8, calibration=images)
+    plan = ExportPlan(load_target("generic-x86"), calibration=images)
     if not folder.exists():
         with atomic_path(folder) as temporary:
             export_artifacts(network, requests, temporary, plan)
@@ -129,12 +156,8 @@ def make_by_hand(network: Classifier, images: ImageSet, folder: Path) -> None:
     )
     pixels = [pixels.numpy() for pixels, _ in images.batches(1)]
     feeds = iter([{"pixels": one} for one in pixels])
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(feeds, None)
-
-    quantization.quantize_static(folder / "fp32.onnx", folder / "int8.onnx", Reader())
+    reader = SimpleNamespace(get_next=lambda: next(feeds, None))
+    quantization.quantize_static(folder / "fp32.onnx", folder / "int8.onnx", reader)
     with tempfile.TemporaryDirectory() as scratch:
         saved = Path(scratch) / "model.saved_model"
         export_saved_model(network, saved)
@@ -144,24 +167,18 @@ def make_by_hand(network: Classifier, images: ImageSet, folder: Path) -> None:
         (folder / "int8.tflite").write_bytes(converter.convert())
 
 
-def measure_cell(networks: dict[str, Classifier], files: Files, threads: int) -> dict[str, Any]:
-    """MACs of the networks and latencies of their files."""
-    setup = Setup(threads=threads, input_shape=networks["dense"].spec.input_shape)
-    files, refused = dict(files), {}
-    for key in [key for key in files if key.startswith("by hand")]:
-        try:
-            open_session(files[key], threads=threads).run(networks["by hand"].example_pixels().numpy())
-        except ToolFailedError as error:
-            refused[key] = str(error).splitlines()[0]
-            del files[key]
-    measured = measure_on(ADDRESS, list(files.values()), setup, method=QUICK)
+def measure_cell(record: Path, threads: int) -> dict[str, Any]:
+    """Latencies of a cell's files, beside what its record says of them."""
+    cell = read_json(record)
+    files = {key: path for key, path in cell.pop("files").items() if key not in cell["refused"]}
+    paths = [record.parent / path for path in files.values()]
+    measured = measure_on(ADDRESS, paths, Setup(threads=threads), method=SHORT)
     latencies = {key: measurement.latency for key, measurement in zip(files, measured, strict=True)}
     return {
         "threads": threads,
-        "macs": {label: measure_size(one).macs for label, one in networks.items()},
+        **cell,
         "p50_ms": {key: latency.p50_ms for key, latency in latencies.items()},
         "interval_ms": {key: latency.p50_interval_ms for key, latency in latencies.items()},
-        "refused": refused,
         "invalid": {key: latency.invalid_because for key, latency in latencies.items() if not latency.valid},
     }
 
@@ -183,9 +200,9 @@ def main() -> None:
             name, _, ratio = wanted.partition(":")
             paths = {threads: folder / f"{name}-{ratio}-{threads}.json" for threads in given.threads}
             if missing := [threads for threads, path in paths.items() if not path.is_file()]:
-                networks, files = prepare(name, float(ratio), network(name), scratch)
+                record = prepare(name, float(ratio), scratch)
                 for threads in [] if given.prepare else missing:
-                    found = measure_cell(networks, files, threads)
+                    found = measure_cell(record, threads)
                     write_json(paths[threads], {"network": name, "ratio": float(ratio)} | found)
     if given.prepare:
         return

@@ -156,10 +156,12 @@ class Trial:
     def _export(self, classifier: Any, folder: Path) -> None:
         from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
         from fsrp_edge.exporting.parity import check_parity, require_parity
+        from fsrp_edge.targets.load import load_target
 
         requests = [ArtifactRequest("onnx", "fp32")]
         (artifact,) = self.step(
-            "onnx", lambda: export_artifacts(classifier, requests, folder, ExportPlan(opset=17, ir_version=9))
+            "onnx",
+            lambda: export_artifacts(classifier, requests, folder, ExportPlan(load_target("generic-x86"))),
         )
 
         def parity() -> None:

@@ -73,8 +73,11 @@ def main() -> None:
         quantizer = kept[f"onnx int8: calibrate on {CALIBRATION_IMAGES} images"]
         stage("onnx int8: quantize", lambda: quantizer.quantize(folder / "int8.onnx"))
         stage("tflite fp32", lambda: tflite.export_tflite(classifier, lite))
-        stage("tflite fp16", lambda: tflite.convert_to_fp16(lite, folder / "fp16.tflite"))
-        stage("tflite int8-dynamic", lambda: tflite.quantize_weights(lite, folder / "dynamic.tflite"))
+        stage("tflite fp16", lambda: tflite.convert_weights(lite, folder / "fp16.tflite", "fp16"))
+        stage(
+            "tflite int8-dynamic",
+            lambda: tflite.convert_weights(lite, folder / "dynamic.tflite", "int8-dynamic"),
+        )
         stage(
             f"tflite int8: calibrate on {CALIBRATION_IMAGES} images",
             lambda: tflite.Int8Quantizer(lite, calibration=images),

@@ -102,7 +102,6 @@ class Session:
         path: the file.
         runtime: what runs it.
         version: version of the runtime.
-        layout: axis order of the file's input.
         input: the file's input, of rank 4.
         output: the file's output (N, classes).
         invoke: one inference on an array of exactly the input's shape and number type; the output's numbers.
@@ -111,10 +110,14 @@ class Session:
     path: Path
     runtime: Runtime
     version: str
-    layout: Layout
     input: Port
     output: Port
     invoke: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def layout(self) -> Layout:
+        """Axis order of the file's input."""
+        return LAYOUTS[self.path.suffix]
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels float32 (N, C, H, W) in [0, 1] as `invoke` takes them: layout and number type of the file.
@@ -159,18 +162,13 @@ class Session:
         return "x".join("any" if size is None else str(size) for size in shape)
 
 
-def open_session(
-    path: Path, *, threads: int = 1, runtime: Runtime | None = None, layout: Layout | None = None
-) -> Session:
+def open_session(path: Path, *, threads: int = 1, runtime: Runtime | None = None) -> Session:
     """Load a file into a runtime on this machine's CPU.
 
     Args:
         path: an .onnx or .tflite file with one rank-4 input and one output, or an .ncnn or .saved_model folder.
         threads: threads of one inference.
-        runtime: onnxruntime for .onnx; litert or tensorflow, both with XNNPACK, for .tflite. None takes the
-            first.
-        layout: axis order of the input; None takes the format's own, NCHW for ONNX and NHWC for TFLite,
-            which is what this package writes.
+        runtime: one of RUNTIMES for the suffix (both of TFLite's with XNNPACK); None takes the first.
 
     Raises:
         BadInputError: no such file, an unknown suffix, or a runtime that can't run the format.
@@ -190,7 +188,7 @@ def open_session(
         raise BadInputError(
             f"{path.name} has an input of rank {len(given.shape)}; a batch of images has rank 4"
         )
-    return Session(path, runtime, version, layout or LAYOUTS[path.suffix], given, made, invoke)
+    return Session(path, runtime, version, given, made, invoke)
 
 
 Opened = tuple[str, Port, Port, Callable[[np.ndarray], np.ndarray]]

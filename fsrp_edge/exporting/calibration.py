@@ -19,8 +19,6 @@ from fsrp_edge.exporting.options import CalibrationMethod
 from fsrp_edge.runtimes import require
 
 PERCENTILE = 99.999
-BINS = {"entropy": 128}
-FINE_BINS = 2048
 LEVELS = 256
 SHRINKING = np.linspace(1.0, 0.22, 40)
 
@@ -36,11 +34,11 @@ class Histograms:
     """
 
     def __init__(self, method: CalibrationMethod) -> None:
-        self.method = method
+        self.method, entropy = method, method == "entropy"
         self.collector = require("onnxruntime.quantization.calibrate").HistogramCollector(
-            method="entropy" if method == "entropy" else "percentile",
+            method="entropy" if entropy else "percentile",
             symmetric=False,
-            num_bins=BINS.get(method, FINE_BINS),
+            num_bins=128 if entropy else 2048,
             num_quantized_bins=128,
             percentile=PERCENTILE,
             scenario="same",

@@ -13,9 +13,11 @@ from fsrp_edge.exporting.calibration import require_images
 from fsrp_edge.exporting.mixed import LayerError, Quantizer, layer_errors, quantize_within
 from fsrp_edge.exporting.options import DEFAULTS, ExportOptions
 from fsrp_edge.exporting.parity import check_parity, require_parity
+from fsrp_edge.exporting.tensorrt import takes_tensorrt
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 from fsrp_edge.runtimes import open_session
+from fsrp_edge.targets.profile import Target
 
 JUDGED_IMAGES = 1000
 """Images that the accuracy of int8 files is held to `int8_max_drop` on."""
@@ -39,10 +41,7 @@ class ExportPlan:
     """What files are made with.
 
     Args:
-        opset: the highest ONNX opset the device takes.
-        ir_version: the highest ONNX IR version the device takes.
-        int8_activation: number type of activations in int8 ONNX files.
-        for_tensorrt: write int8 ONNX files as TensorRT takes them.
+        target: the device, whose opset, IR version and int8 types ONNX files keep to.
         options: calibration, input and batch.
         calibration: images for int8; never those of the evaluation.
         judged: images that int8 files are held to `options.int8_max_drop` on.
@@ -50,10 +49,7 @@ class ExportPlan:
         metadata: facts written into ONNX and TFLite files.
     """
 
-    opset: int
-    ir_version: int
-    int8_activation: onnx.Int8Activation = "uint8"
-    for_tensorrt: bool = False
+    target: Target
     options: ExportOptions = DEFAULTS
     calibration: ImageSet | None = None
     judged: ImageSet | None = None
@@ -139,8 +135,8 @@ def _convert(classifier: Classifier, format_: Format, path: Path, plan: ExportPl
     return onnx.export_onnx(
         classifier,
         path,
-        opset=plan.opset,
-        ir_version=plan.ir_version,
+        opset=plan.target.onnx_opset,
+        ir_version=plan.target.onnx_ir_version,
         options=plan.options,
         metadata=plan.metadata,
     )
@@ -150,11 +146,10 @@ def _derive(
     request: ArtifactRequest, source: Path, path: Path, scratch: Path, plan: ExportPlan
 ) -> tuple[Artifact, tuple[LayerError, ...]]:
     """A file of lower precision from the fp32 file of its format, and its layers' errors where they are asked for."""
-    if request.precision == "fp16":
-        convert = onnx.convert_to_fp16 if request.format == "onnx" else tflite.convert_to_fp16
-        return convert(source, path, metadata=plan.metadata), ()
-    if request.precision == "int8-dynamic":
-        return tflite.quantize_weights(source, path, metadata=plan.metadata), ()
+    if request.precision in ("fp16", "int8-dynamic"):
+        if request.format == "onnx":
+            return onnx.convert_to_fp16(source, path, metadata=plan.metadata), ()
+        return tflite.convert_weights(source, path, request.precision, metadata=plan.metadata), ()
     quantizer = _quantizer(request.format, source, scratch, plan)
     drop = plan.options.int8_max_drop
     if drop is None and not plan.list_errors:
@@ -173,8 +168,9 @@ def _quantizer(format_: Format, source: Path, scratch: Path, plan: ExportPlan) -
     return onnx.Int8Quantizer(
         source,
         scratch,
-        activation=plan.int8_activation,
-        for_tensorrt=plan.for_tensorrt,
+        activation=plan.target.int8_activation,
+        weight_bits=plan.target.int8_weight_bits,
+        for_tensorrt=takes_tensorrt(plan.target),
         calibration=calibration,
         method=method,
         metadata=plan.metadata,
@@ -188,9 +184,7 @@ def _accuracy(path: Path, images: ImageSet) -> float:
     return right / len(images)
 
 
-def smoke_test(
-    classifier: Classifier, formats: Sequence[Format] = ("onnx",), *, opset: int, ir_version: int
-) -> None:
+def smoke_test(classifier: Classifier, target: Target, formats: Sequence[Format] = ("onnx",)) -> None:
     """Export a network as fp32, run the file once and compare: finds a network that can't be exported early.
 
     ONNX takes a second; TFLite 3 to 20.
@@ -202,6 +196,5 @@ def smoke_test(
     requests = [ArtifactRequest(format_, "fp32") for format_ in formats]
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        plan = ExportPlan(opset=opset, ir_version=ir_version)
-        for artifact in export_artifacts(classifier, requests, directory, plan):
+        for artifact in export_artifacts(classifier, requests, directory, ExportPlan(target)):
             require_parity(check_parity(classifier, directory / artifact.path, artifact))

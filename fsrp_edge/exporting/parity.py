@@ -18,6 +18,8 @@ from fsrp_edge.records import Record
 from fsrp_edge.runtimes import RUNTIMES, Runtime, open_session
 
 Inputs = Literal["random", "real"]
+RANDOM_IMAGES, PROBE_IMAGES = 8, 4
+"""That a file is compared on when it is made, and that go with it to check it again."""
 
 
 class Tolerance(Record):
@@ -85,10 +87,10 @@ class Probe(Record):
     """(images, classes)"""
 
     @classmethod
-    def of(cls, classifier: Classifier, *, images: int = 4, seed: int = 1) -> "Probe":
+    def of(cls, classifier: Classifier) -> "Probe":
         """Ask the float32 network."""
-        shape = classifier.spec.input_shape
-        logits = _reference(classifier, [probe_pixels(shape, images, seed)])
+        shape, seed = classifier.spec.input_shape, 1
+        logits = _reference(classifier, [probe_pixels(shape, PROBE_IMAGES, seed)])
         return cls(shape=shape, seed=seed, logits=tuple(tuple(map(float, row)) for row in logits))
 
     def pixels(self) -> np.ndarray:
@@ -121,19 +123,15 @@ class Reference:
     logits: dict[Inputs, np.ndarray]
 
     @classmethod
-    def of(
-        cls, classifier: Classifier, images: ImageSet | None = None, *, random_images: int = 8, seed: int = 0
-    ) -> "Reference":
+    def of(cls, classifier: Classifier, images: ImageSet | None = None) -> "Reference":
         """Ask the network.
 
         Args:
             classifier: the float32 network.
-            images: real images, of which all are used; without them only random ones are.
-            random_images: number of random images, see `probe_pixels`.
-            seed: of the random images.
+            images: real images, of which all are used; without them only random ones are, see `probe_pixels`.
         """
         batches: dict[Inputs, list[torch.Tensor]] = {
-            "random": [probe_pixels(classifier.spec.input_shape, random_images, seed)]
+            "random": [probe_pixels(classifier.spec.input_shape, RANDOM_IMAGES, seed=0)]
         }
         if images is not None and len(images):
             batches["real"] = [pixels for pixels, _ in images.batches(32)]
@@ -189,7 +187,7 @@ def installed_runtimes(path: Path) -> tuple[Runtime, ...]:
     return (first, *(other for other in others if importlib.util.find_spec(other)))
 
 
-def probe_pixels(shape: tuple[int, int, int], count: int, seed: int = 0) -> torch.Tensor:
+def probe_pixels(shape: tuple[int, int, int], count: int, seed: int) -> torch.Tensor:
     """Random images that look different along each axis, so that a file that mixes up axes can't agree.
 
     Every channel of every image is a ramp of its own slopes along height and width under noise, in steps of 1/255 like

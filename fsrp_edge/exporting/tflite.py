@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,13 @@ from fsrp_edge.tool_output import captured_output
 
 METADATA = "fsrp_edge.json"
 """Name of the archived file that holds the facts."""
+HALF = {
+    "regex": ".*",
+    "operation": "*",
+    "algorithm_key": "float_casting",
+    "op_config": {"weight_tensor_config": {"num_bits": 16, "dtype": "FLOAT"}},
+}
+"""Rule of ai-edge-quantizer for half-precision weights, for which it has no recipe."""
 
 
 def export_tflite(
@@ -68,51 +75,33 @@ def channels_last(
     return wrapped, example.permute(0, 2, 3, 1).contiguous()
 
 
-def convert_to_fp16(source: Path, path: Path, *, metadata: Mapping[str, str] | None = None) -> Artifact:
-    """Write an fp32 TFLite file with half-precision weights; input, output and arithmetic stay float32.
+def convert_weights(
+    source: Path,
+    path: Path,
+    precision: Literal["fp16", "int8-dynamic"],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> Artifact:
+    """Write an fp32 TFLite file with smaller weights; input and output stay float32, and nothing is calibrated.
 
-    Runtimes with half-precision arithmetic (XNNPACK on Armv8.2) may compute in it.
+    `fp16` computes in float32, or in half precision where the runtime can (XNNPACK on Armv8.2). For `int8-dynamic`,
+    whose weights are quantized per channel, the runtime quantizes each activation by its own range, computes in
+    integers where it has kernels for that, and in float32 otherwise.
 
     Args:
         source: a file that `export_tflite` wrote.
         path: file to write, by rename.
+        precision: of the weights.
         metadata: facts written into the file.
 
     Raises:
         ToolFailedError: the quantizer is missing or failed.
     """
-    with captured_output(f"converting {source.name} to fp16"):
-        quantizer, types = require("ai_edge_quantizer.quantizer"), require("ai_edge_quantizer.qtyping")
-        algorithms = require("ai_edge_quantizer.algorithm_manager").AlgorithmName
-        half = types.TensorQuantizationConfig(num_bits=16, dtype=types.TensorDataType.FLOAT)
-        converter = quantizer.Quantizer(source)
-        converter.update_quantization_recipe(
-            ".*",
-            types.TFLOperationName.ALL_SUPPORTED,
-            op_config=types.OpQuantizationConfig(weight_tensor_config=half),
-            algorithm_key=algorithms.FLOAT_CASTING,
-        )
-        return _write(converter.quantize().quantized_model, path, "fp16", metadata)
-
-
-def quantize_weights(source: Path, path: Path, *, metadata: Mapping[str, str] | None = None) -> Artifact:
-    """Write an fp32 TFLite file with int8 weights per channel; nothing is calibrated.
-
-    The runtime quantizes each activation by its own range, computes convolutions in integers where it has kernels for
-    that, and in float32 otherwise.
-
-    Args:
-        source: a file that `export_tflite` wrote.
-        path: file to write, by rename.
-        metadata: facts written into the file.
-
-    Raises:
-        ToolFailedError: the quantizer is missing or failed.
-    """
-    with captured_output(f"quantizing the weights of {source.name}"):
+    with captured_output(f"converting {source.name} to {precision}"):
         converter = require("ai_edge_quantizer.quantizer").Quantizer(source)
-        converter.load_quantization_recipe(require("ai_edge_quantizer.recipe").dynamic_wi8_afp32())
-        return _write(converter.quantize().quantized_model, path, "int8-dynamic", metadata)
+        dynamic = require("ai_edge_quantizer.recipe").dynamic_wi8_afp32()
+        converter.load_quantization_recipe([HALF] if precision == "fp16" else dynamic)
+        return _write(converter.quantize().quantized_model, path, precision, metadata)
 
 
 class Int8Quantizer:
@@ -144,7 +133,7 @@ class Int8Quantizer:
         with captured_output(f"calibrating {source.name}"):
             self.layers = _layers(source)
             """Scopes of the operators with weights, which can be kept in float."""
-            self._ranges = _activation_ranges(source, self._recipe().get_quantization_recipe(), calibration)
+            self._ranges = _activation_ranges(source, calibration)
             if method != "min-max":
                 self._ranges |= _histogram_ranges(source, calibration, method, self._ranges)
 
@@ -157,28 +146,19 @@ class Int8Quantizer:
             only: the single layer to quantize, everything else staying in float.
         """
         with captured_output(f"quantizing {self.source.name} to int8"):
-            converter = self._recipe(None if only is None else re.escape(only))
-            everything = require("ai_edge_quantizer.qtyping").TFLOperationName.ALL_SUPPORTED
-            algorithms = require("ai_edge_quantizer.algorithm_manager").AlgorithmName
-            for scope in keep:
-                converter.update_quantization_recipe(
-                    re.escape(scope), everything, algorithm_key=algorithms.NO_QUANTIZE
-                )
+            converter = require("ai_edge_quantizer.quantizer").Quantizer(self.source)
+            converter.load_quantization_recipe(_rules(keep, only))
             return _write(converter.quantize(self._ranges).quantized_model, path, "int8", self.metadata)
 
-    def _recipe(self, scope: str | None = None) -> Any:
-        """A quantizer for all layers, or for those whose scope matches; input and output stay as they are."""
-        quantizer, recipe = require("ai_edge_quantizer.quantizer"), require("ai_edge_quantizer.recipe")
-        operations = require("ai_edge_quantizer.qtyping").TFLOperationName
-        algorithms = require("ai_edge_quantizer.algorithm_manager").AlgorithmName
-        converter = quantizer.Quantizer(self.source)
-        rules = recipe.static_wi8_ai8()
-        converter.load_quantization_recipe(
-            rules if scope is None else [rule | {"regex": scope} for rule in rules]
-        )
-        for port in (operations.INPUT, operations.OUTPUT):
-            converter.update_quantization_recipe(".*", port, algorithm_key=algorithms.NO_QUANTIZE)
-        return converter
+
+def _rules(keep: Sequence[str] = (), only: str | None = None) -> list[dict[str, Any]]:
+    """What ai-edge-quantizer shall do: all layers or a single one; input, output and `keep` stay as they are."""
+    rules = require("ai_edge_quantizer.recipe").static_wi8_ai8()
+    untouched = [(".*", "INPUT"), (".*", "OUTPUT"), *((re.escape(scope), "*") for scope in keep)]
+    return [
+        *(rule if only is None else rule | {"regex": re.escape(only)} for rule in rules),
+        *({"regex": scope, "operation": kind, "algorithm_key": "no_quantize"} for scope, kind in untouched),
+    ]
 
 
 def _layers(source: Path) -> tuple[str, ...]:
@@ -194,7 +174,7 @@ def _layers(source: Path) -> tuple[str, ...]:
     )
 
 
-def _activation_ranges(source: Path, recipe: Any, calibration: ImageSet) -> Any:
+def _activation_ranges(source: Path, calibration: ImageSet) -> Any:
     """The smallest and largest value of every activation.
 
     The quantizer's own default, a moving average over images, cuts the largest activations off: cosine 0.975
@@ -206,7 +186,7 @@ def _activation_ranges(source: Path, recipe: Any, calibration: ImageSet) -> Any:
         qsv_update_func=require("ai_edge_quantizer.utils.qsv_utils").min_max_update,
     )
     manager = require("ai_edge_quantizer.recipe_manager").RecipeManager()
-    manager.load_quantization_recipe(recipe)
+    manager.load_quantization_recipe(_rules())
     interpreter = require("ai_edge_litert.interpreter").Interpreter(model_path=str(source))
     ((signature, ports),) = interpreter.get_signature_list().items()
     for image in _images(source, calibration, interpreter):

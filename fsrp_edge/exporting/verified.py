@@ -13,7 +13,7 @@ from fsrp_edge.exporting.frozen import frozen_copy
 from fsrp_edge.exporting.mixed import LayerError
 from fsrp_edge.exporting.options import DEFAULTS, ExportOptions
 from fsrp_edge.exporting.parity import Parity, Probe, Reference, require_parity
-from fsrp_edge.exporting.tensorrt import takes_tensorrt, write_engine_script
+from fsrp_edge.exporting.tensorrt import write_engine_script
 from fsrp_edge.files import without_folders
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
@@ -77,10 +77,7 @@ def export_verified(
     digest = weights_sha256(network)
     errors: dict[str, tuple[LayerError, ...]] = {}
     plan = ExportPlan(
-        opset=target.onnx_opset,
-        ir_version=target.onnx_ir_version,
-        int8_activation=target.int8_activation,
-        for_tensorrt=takes_tensorrt(target),
+        target,
         options=options,
         calibration=calibration,
         judged=images,

@@ -14,7 +14,6 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
 from fsrp_edge.exporting.onnx import named_model
-from fsrp_edge.exporting.tensorrt import takes_tensorrt
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Budgets, Limit, show
@@ -100,13 +99,7 @@ class Workplace:
                 classifier,
                 self.requests,
                 Path(folder),
-                ExportPlan(
-                    opset=self.target.onnx_opset,
-                    ir_version=self.target.onnx_ir_version,
-                    int8_activation=self.target.int8_activation,
-                    for_tensorrt=takes_tensorrt(self.target),
-                    calibration=self.images,
-                ),
+                ExportPlan(self.target, calibration=self.images),
             )
             figures: dict[BudgetKind, float] = {"size": max(artifact.bytes for artifact in artifacts)}
             if "latency" in kinds:

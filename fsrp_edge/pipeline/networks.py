@@ -162,9 +162,8 @@ def prune(run: Run, plan: PruningPlan) -> Classifier:
         progress.log("trial export of the pruned network")
         smoke_test(
             run.load(PRUNED).cpu(),
+            run.target,
             list(dict.fromkeys(request.format for request in run.requests)),
-            opset=run.target.onnx_opset,
-            ir_version=run.target.onnx_ir_version,
         )
 
     run.stage("prune", type(None), inputs, work, [PRUNED])

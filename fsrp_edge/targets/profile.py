@@ -126,6 +126,8 @@ class Choices(_Frozen):
     onnx_opset: Choice[Annotated[int, Field(ge=7, le=30)]]
     onnx_ir_version: Choice[Annotated[int, Field(ge=3, le=20)]]
     int8_activation: Choice[Literal["uint8", "int8"]]
+    int8_weight_bits: Choice[Literal[7, 8]] = Choice(value=8, reason="its sums of products do not overflow")
+    """7 where the processor adds two products in 16 bits, which those of 8-bit numbers overflow."""
 
 
 class ArtifactRow(_Frozen):
@@ -239,6 +241,11 @@ class Target(_Frozen):
     def int8_activation(self) -> Literal["uint8", "int8"]:
         """Type of quantized activations in ONNX files; weights are int8."""
         return self.choices.int8_activation.value
+
+    @property
+    def int8_weight_bits(self) -> Literal[7, 8]:
+        """Bits that quantized weights of ONNX files use."""
+        return self.choices.int8_weight_bits.value
 
     @property
     def offers(self) -> tuple[Offer, ...]:

@@ -76,6 +76,9 @@ def skeleton(name: str, *, root: Path = Path("/")) -> str:
         )
     clusters = list(_clusters(root))
     cores = sum(cluster["cores"]["value"] for cluster in clusters)
+    choices = {"threads": {"value": cores, "reason": "one for each core", "source": "topology"}}
+    if all("vnni" in cluster["simd"]["value"] for cluster in clusters):
+        choices["int8_weight_bits"] = {"value": 8, "reason": "VNNI adds in 32 bits", "source": "cpuinfo"}
     content: dict[str, Any] = {
         "name": name,
         "description": _description(root, clusters),
@@ -83,7 +86,7 @@ def skeleton(name: str, *, root: Path = Path("/")) -> str:
         "sources": {},
         "cpu": clusters,
         "memory": {"size_gib": {"value": _memory_gib(root), "source": "meminfo"}},
-        "choices": {"threads": {"value": cores, "reason": "one for each core", "source": "topology"}},
+        "choices": choices,
     }
     used = {key for _, key in source_keys(content, ())}
     content["sources"] = {

@@ -9,6 +9,7 @@ from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts, smoke_test
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.targets.load import load_target
 
 
 def test_files_asked_for_and_no_others_are_left(
@@ -20,9 +21,7 @@ def test_files_asked_for_and_no_others_are_left(
         requests,
         tmp_path / "files",
         ExportPlan(
-            opset=17,
-            ir_version=8,
-            int8_activation="int8",
+            load_target("generic-x86"),
             calibration=images.first(8),
             metadata={"seed": "3"},
         ),
@@ -46,21 +45,21 @@ def test_impossible_wishes_are_refused_before_the_work(classifier: Classifier, t
         ([fp32, ArtifactRequest("onnx", "int8-dynamic")], "slower than fp32"),
     ):
         with pytest.raises(BadInputError, match=reason):
-            export_artifacts(classifier, requests, tmp_path, ExportPlan(opset=13, ir_version=7))
+            export_artifacts(classifier, requests, tmp_path, ExportPlan(load_target("jetson-nano")))
     assert not list(tmp_path.iterdir())
 
 
 def test_smoke_test_passes_a_good_network_and_stops_one_that_cannot_be_exported(
     classifier: Classifier,
 ) -> None:
-    smoke_test(classifier, opset=13, ir_version=7)
+    smoke_test(classifier, load_target("jetson-nano"))
 
     class Sorted(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.linalg.svdvals(images).mean(1)
 
     with pytest.raises(ToolFailedError, match="exporting tests:odd to onnx fp32 failed"):
-        smoke_test(Classifier(Sorted(), classifier.spec), opset=13, ir_version=7)
+        smoke_test(Classifier(Sorted(), classifier.spec), load_target("jetson-nano"))
 
 
 def test_pooling_whose_bins_are_not_equal_is_exported(classifier: Classifier, tmp_path: Path) -> None:
@@ -70,5 +69,5 @@ def test_pooling_whose_bins_are_not_equal_is_exported(classifier: Classifier, tm
     )
     vgg = Classifier(shrunk, classifier.spec).eval()  # 48×64 pixels: maps of 3×4
     for format_ in ("onnx", "tflite"):
-        smoke_test(vgg, (format_,), opset=13, ir_version=7)
+        smoke_test(vgg, load_target("jetson-nano"), (format_,))
     assert isinstance(shrunk[1], nn.AdaptiveAvgPool2d), "the network itself stays as it is"

@@ -49,10 +49,10 @@ def test_a_saved_model_computes_what_the_network_computes(
 
 
 def test_what_a_format_does_not_have_is_refused(classifier: Classifier, tmp_path: Path) -> None:
-    plan = ExportPlan(opset=13, ir_version=7, options=ExportOptions(dynamic_batch=True))
+    plan = ExportPlan(load_target("jetson-nano"), options=ExportOptions(dynamic_batch=True))
     with pytest.raises(BadInputError, match="tflite has no dynamic batch here; allowed with: onnx"):
         export_artifacts(classifier, [ArtifactRequest("tflite", "fp32")], tmp_path, plan)
-    plan = ExportPlan(opset=13, ir_version=7, options=ExportOptions(uint8_input=True))
+    plan = ExportPlan(load_target("jetson-nano"), options=ExportOptions(uint8_input=True))
     with pytest.raises(BadInputError, match="ncnn has no uint8 input here; allowed with: onnx, tflite"):
         export_artifacts(classifier, [ArtifactRequest("ncnn", "fp32")], tmp_path, plan)
 

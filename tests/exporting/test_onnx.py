@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
-from fsrp_edge.data.images import ImageSet
+from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.onnx import Int8Quantizer, convert_to_fp16, export_onnx
@@ -208,3 +209,44 @@ def test_ranges_by_every_method_give_a_file_that_agrees(
     reference = open_session(tmp_path / "fp32.onnx").run(pixels.numpy())
     answer = open_session(tmp_path / f"{method}.onnx").run(pixels.numpy())
     assert (answer * reference).sum() / np.linalg.norm(answer) / np.linalg.norm(reference) > 0.99
+
+
+def test_sums_of_large_products_are_not_cut_off(classifier: Classifier, tmp_path: Path) -> None:
+    """x86 without VNNI adds products in pairs in 16 bits: weights of 8 bits overflow that, those of 7 don't."""
+    summing = torch.nn.Conv2d(3, 8, 3, bias=False)
+    torch.nn.init.ones_(summing.weight)
+    spec = classifier.spec.model_copy(update={"mean": (0.0,) * 3, "std": (1.0,) * 3, "classes": 8})
+    network = Classifier(
+        torch.nn.Sequential(summing, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), spec
+    )
+    white = ImageSet.of("white", ArraySource(np.full((2, 3, 48, 64), 255, np.uint8)), torch.zeros(2))
+    export_onnx(network.eval(), tmp_path / "fp32.onnx", opset=13, ir_version=7)
+    for bits in (7, 8):
+        quantize_to_int8(
+            tmp_path / "fp32.onnx",
+            tmp_path / f"{bits}.onnx",
+            activation="uint8",
+            weight_bits=bits,
+            calibration=white,
+        )
+    pixels = np.ones((1, 3, 48, 64), np.float32)
+    as_shipped = onnxruntime.InferenceSession(tmp_path / "7.onnx", providers=["CPUExecutionProvider"])
+    for logits in (
+        as_shipped.run(None, {"pixels": pixels})[0],
+        open_session(tmp_path / "7.onnx").run(pixels),
+        open_session(tmp_path / "8.onnx").run(pixels),
+    ):
+        np.testing.assert_allclose(logits, 27, rtol=0.02)
+
+
+def test_seven_bits_are_for_all_weights_but_those_of_depthwise_convolutions(
+    classifier: Classifier, images: ImageSet, tmp_path: Path
+) -> None:
+    export_onnx(classifier, tmp_path / "fp32.onnx", opset=13, ir_version=7)
+    given = {"activation": "uint8", "weight_bits": 7, "calibration": images.first(4)}
+    quantize_to_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", **given)
+    tensors = [onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "int8.onnx").graph.initializer]
+    largest = {
+        one.shape: np.abs(one.astype(int)).max() for one in tensors if one.dtype == np.int8 and one.ndim > 1
+    }
+    assert largest == {(13, 3, 3, 3): 64, (13, 1, 3, 3): 127, (37, 13, 3, 1): 64, (5, 74): 64}

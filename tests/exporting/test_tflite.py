@@ -13,9 +13,8 @@ from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.parity import check_parity, require_parity
 from fsrp_edge.exporting.tflite import (
     Int8Quantizer,
-    convert_to_fp16,
+    convert_weights,
     export_tflite,
-    quantize_weights,
     read_metadata,
 )
 from fsrp_edge.models.classifier import Classifier
@@ -46,9 +45,9 @@ def test_file_takes_channels_last(fp32: Artifact, folder: Path) -> None:
 def test_every_precision_agrees_in_litert_and_tensorflow(
     classifier: Classifier, images: ImageSet, fp32: Artifact, folder: Path
 ) -> None:
-    fp16 = convert_to_fp16(folder / "fp32.tflite", folder / "fp16.tflite")
+    fp16 = convert_weights(folder / "fp32.tflite", folder / "fp16.tflite", "fp16")
     int8 = Int8Quantizer(folder / "fp32.tflite", calibration=images).quantize(folder / "int8.tflite")
-    dynamic = quantize_weights(folder / "fp32.tflite", folder / "dynamic.tflite")
+    dynamic = convert_weights(folder / "fp32.tflite", folder / "dynamic.tflite", "int8-dynamic")
     for artifact in (fp32, fp16, int8, dynamic):
         parities = check_parity(classifier, folder / artifact.path, artifact, images)
         assert {parity.runtime for parity in parities} == {"litert", "tensorflow"}
@@ -102,7 +101,7 @@ def test_facts_are_in_the_file_in_every_precision(
 ) -> None:
     facts, source = {"seed": "0", "labels": '["a", "ü"]'}, folder / "facts.tflite"
     export_tflite(classifier, source, metadata=facts)
-    convert_to_fp16(source, folder / "facts16.tflite", metadata=facts)
+    convert_weights(source, folder / "facts16.tflite", "fp16", metadata=facts)
     Int8Quantizer(source, calibration=images.first(4), metadata=facts).quantize(folder / "facts8.tflite")
     for name in ("facts", "facts16", "facts8"):
         assert read_metadata(folder / f"{name}.tflite") == facts

@@ -127,6 +127,7 @@ def test_jetson_nano_is_held_to_tensorrt_8_2_and_spared_int8():
 def test_x86_multiplies_uint8_by_int8_and_arm_int8_by_int8():
     assert load_target("generic-x86").int8_activation == "uint8"
     assert load_target("raspberry-pi-4").int8_activation == "int8"
+    assert [load_target(name).int8_weight_bits for name in ("generic-x86", "raspberry-pi-4")] == [7, 8]
 
 
 def test_a_target_cannot_be_changed():

@@ -109,7 +109,9 @@ def test_two_hyper_threads_are_one_core(tmp_path, on):
     write(tmp_path / "proc/meminfo", "MemTotal:        8388608 kB")
     for n in range(4):
         write_cpu(tmp_path, n, core=n // 2, caches=((1, "Data", 48, f"{n // 2 * 2}-{n // 2 * 2 + 1}"),))
-    cluster = load(skeleton("my-server", root=tmp_path), tmp_path).cpu[0]
+    target = load(skeleton("my-server", root=tmp_path), tmp_path)
+    (cluster,) = target.cpu
+    assert target.int8_weight_bits == 8, "VNNI does not cut off"
     assert cluster.cores.value == 2
     assert cluster.caches[0].cores_sharing == 1
     assert cluster.simd.value == ("avx2", "avx512", "vnni", "amx")
