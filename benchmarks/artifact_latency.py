@@ -52,8 +52,8 @@ FILES: tuple[tuple[Format, Precision], ...] = (
 )  # fmt: skip
 Files = dict[str, Path]
 ADDRESS = parse_address("local")
-SHORT = Method(warmup_runs=3, warmup_seconds=0.2, runs=21, seconds=0.9, rounds=3)
-"""On an idle machine medians of this repeat within 2 %."""
+SHORT = Method(warmup_runs=3, warmup_seconds=0.1, runs=24, seconds=1.2, rounds=6)
+"""Many short rounds: a process's times repeat within 2 %, but two processes of one file may differ by 15 %."""
 
 
 def network(name: str) -> Classifier:

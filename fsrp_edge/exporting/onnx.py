@@ -145,7 +145,8 @@ class Int8Quantizer:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.source, self.activation, self.metadata = source, activation, dict(metadata or {})
-        self._weight_bits, self._extra = weight_bits, dict(TENSORRT if for_tensorrt else {})
+        self._weight_bits = weight_bits
+        self._extra: dict[str, Any] = dict(TENSORRT if for_tensorrt else {})
         model = require("onnx").load(source)
         self.opset = _opset_of(model)
         if self.opset < OLDEST_INT8_OPSET:

@@ -19,12 +19,14 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.pipeline.budgeting import Workplace
 from fsrp_edge.pipeline.options import CheckpointOptions, CompressOptions
+from fsrp_edge.progress import log
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.report.gates import require_same_images
 from fsrp_edge.report.store import load_report
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Offer, Target
+from fsrp_edge.targets.this_machine import note_on_int8
 
 BY_DEFAULT: tuple[Format, ...] = ("onnx", "tflite")
 """Other formats are made only where they are named."""
@@ -112,6 +114,8 @@ def choose_artifacts(
         )
         what = " and ".join(sorted(missing)) or "default"
         raise BadInputError(f"{target.name} offers no {what} file among those asked for ({table})")
+    if any(offer.precision == "int8" for offer in chosen) and (note := note_on_int8(target)):
+        log(note)
     return tuple(ArtifactRequest(format=offer.format, precision=offer.precision) for offer in chosen)
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.targets.load import load_target
-from fsrp_edge.targets.this_machine import skeleton
+from fsrp_edge.targets.this_machine import note_on_int8, skeleton
 
 ARM_CORE = """\
 processor\t: {number}
@@ -117,6 +117,15 @@ def test_two_hyper_threads_are_one_core(tmp_path, on):
     assert cluster.simd.value == ("avx2", "avx512", "vnni", "amx")
     assert cluster.clock_ghz.value == 2.793
     assert "present" in cluster.clock_ghz.note
+
+
+def test_int8_is_doubted_before_the_work_where_there_is_no_vnni(tmp_path, on):
+    on("x86_64")
+    generic, pi = load_target("generic-x86"), load_target("raspberry-pi-4")
+    for flags, doubted in (("avx2", True), ("avx2 avx_vnni", False)):
+        write(tmp_path / "proc/cpuinfo", f"processor\t: 0\nmodel name\t: Any\nflags\t: {flags}\n")
+        assert bool(note_on_int8(generic, root=tmp_path)) == doubted
+        assert note_on_int8(pi, root=tmp_path) is None
 
 
 def test_other_processors_and_systems_are_refused(tmp_path, on):
