@@ -15,6 +15,7 @@ from benchmarks.common import RESULTS, checkpoint_parser, load_both, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import Dataset
+from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pipeline.budgeting import costing, named_graph
@@ -54,8 +55,10 @@ def plans(dense: Classifier, dataset: Dataset, share: str, seed: int) -> dict[st
     return {"uniform": uniform, "knapsack": plan(reached, "knapsack")}
 
 
-def cell(dense: Classifier, dataset: Dataset, plan: PruningPlan, images: int, seed: int) -> dict[str, Any]:
-    """Prune, recover on so many training images for one epoch, judge."""
+def cell(
+    dense: Classifier, dataset: Dataset, plan: PruningPlan, images: int, seed: int, attacked: int
+) -> dict[str, Any]:
+    """Prune, recover on so many training images for one epoch, judge; the first `attacked` images under attack, too."""
     pruned = apply_plan(dense, plan)
     compute.to_fast_layout(pruned, torch.device("cpu"))
     recipe = Recipe(
@@ -65,6 +68,10 @@ def cell(dense: Classifier, dataset: Dataset, plan: PruningPlan, images: int, se
     judged = dataset.evaluation.first(JUDGED)
     with torch.no_grad():
         right = torch.cat([recovered(pixels).argmax(1) == labels for pixels, labels in judged.batches(128)])
+    robust = {}
+    if attacked:
+        standing = pgd_accuracy(recovered, judged.first(attacked), PGD(), seed=0).standing
+        robust = {"standing": _bits(standing)}
     (latency,) = plan.budgets
     return {
         "allocation": plan.allocation,
@@ -74,8 +81,13 @@ def cell(dense: Classifier, dataset: Dataset, plan: PruningPlan, images: int, se
         "dense_ms": latency.dense,
         "kept": [len(group.kept) for group in plan.groups],
         "accuracy": float(right.float().mean()),
-        "right": "".join("1" if each else "0" for each in right.tolist()),
+        "right": _bits(right),
+        **robust,
     }
+
+
+def _bits(judged: torch.Tensor) -> str:
+    return "".join("1" if each else "0" for each in judged.tolist())
 
 
 def main() -> None:
@@ -84,6 +96,7 @@ def main() -> None:
     parser.add_argument("--latency", default="75%", help="share of the dense network's")
     parser.add_argument("--images", type=int, default=4000, help="training images of the recovery")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--attacked", type=int, default=0, help="images that are judged under PGD-10, too")
     arguments = parser.parse_args()
     dense, dataset = load_both(arguments)
     name = f"{arguments.checkpoint.stem}-{arguments.latency.rstrip('%')}-{arguments.images}"
@@ -93,7 +106,7 @@ def main() -> None:
         ]
         chosen = plans(dense, dataset, arguments.latency, seed) if missing else {}
         for how in missing:
-            result = cell(dense, dataset, chosen[how], arguments.images, seed)
+            result = cell(dense, dataset, chosen[how], arguments.images, seed, arguments.attacked)
             write_json(CELLS / f"{name}-{how}-{seed}.json", result)
             print(name, how, seed, result["accuracy"], result["kept"], flush=True)
     write_table()
@@ -107,21 +120,31 @@ def write_table() -> None:
         allocated = cells.get(name.replace("-uniform-", "-knapsack-"))
         if "-uniform-" not in name or allocated is None:
             continue
-        first, second = (
-            np.array([each == "1" for each in one["right"]], float) for one in (uniform, allocated)
-        )
-        difference = second - first
-        error = 1.96 * difference.std() / len(difference) ** 0.5
         rows.append([
             name.partition("-uniform-")[0], uniform["seed"], f"{uniform['dense_ms']:.2f}",
             f"{uniform['estimated_ms']:.2f}", f"{allocated['estimated_ms']:.2f}",
-            f"{100 * uniform['accuracy']:.1f}", f"{100 * allocated['accuracy']:.1f}",
-            f"{100 * difference.mean():+.1f} ± {100 * error:.1f}",
+            *_compared(uniform["right"], allocated["right"]),
+            *(_compared(uniform["standing"], allocated["standing"]) if "standing" in uniform else [""] * 3),
         ])  # fmt: skip
-    header = ("network, share of latency, images", "seed", "dense ms", "uniform ms", "knapsack ms", "uniform %",
-              "knapsack %", "paired difference, 95 %")  # fmt: skip
+    header = (
+        "network, share of latency, images", "seed", "dense ms", "uniform ms", "knapsack ms",
+        "uniform %", "knapsack %", "paired difference, 95 %",
+        "uniform, PGD-10 %", "knapsack, PGD-10 %", "paired difference, 95 %",
+    )  # fmt: skip
     results = {"cells": cells, "target": TARGET, "runtime": RUNTIME, "judged": JUDGED}
     save("budget_allocation", results, header, rows)
+
+
+def _compared(uniform: str, allocated: str) -> list[str]:
+    """Percent of both, and their difference, paired by image."""
+    first, second = (np.array(list(one), float) for one in (uniform, allocated))
+    difference = second - first
+    error = 1.96 * difference.std() / len(difference) ** 0.5
+    return [
+        f"{100 * first.mean():.1f}",
+        f"{100 * second.mean():.1f}",
+        f"{100 * difference.mean():+.1f} ± {100 * error:.1f}",
+    ]
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ Some networks are measured to calibrate on; others, and pruned ones, are measure
 python -m benchmarks.calibrate_this_machine
 """
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.results import BenchResults, Measurement
 from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.exporting.onnx import export_onnx
-from fsrp_edge.files import read_json, write_json
+from fsrp_edge.files import write_json
 from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.models.registry import build
 from fsrp_edge.pruning.options import PlanOptions
@@ -28,12 +28,14 @@ from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import score
-from fsrp_edge.targets.costs import calibration_file
+from fsrp_edge.targets.costs import Group, calibration_file
 from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.graph_cost import read_graph
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.own_costs import calibrate
+from fsrp_edge.targets.profile import Target
 
+CELLS = RESULTS / "calibrate_this_machine_cells"
 TARGET = "generic-x86"
 CALIBRATION = (
     ("cifar:resnet32-b", 32), ("cifar:resnet18", 32), ("torchvision:resnet18", 96), ("torchvision:mobilenet_v2", 96),
@@ -48,6 +50,8 @@ PRUNED = (
     ("torchvision:mobilenet_v2", 96, 0.5),
 )  # fmt: skip
 METHOD = Method(runs=60, seconds=1.2, rounds=6, warmup_seconds=0.1, warmup_runs=3)
+Errors = list[tuple[float, float, float]]
+"""Measured milliseconds, estimated ones, relative error; of each network."""
 
 
 def classifier(architecture: str, size: int) -> Classifier:
@@ -76,7 +80,7 @@ def export(folder: Path, architecture: str, size: int, ratio: float = 0.0) -> Pa
 
 def measured(name: str, files: list[Path], threads: int) -> Path:
     """Raw results of these files, as `fsrp-edge bench --out` writes them; kept from an earlier run."""
-    path = RESULTS / f"calibrate_this_machine_{name}.json"
+    path = CELLS / f"{name}.json"
     if not path.exists():
         found = measure_on(parse_address("local"), files, Setup(threads=threads), method=METHOD)
         kept = tuple(Measurement(address=each.address, latency=each.latency, rounds=()) for each in found)
@@ -85,49 +89,54 @@ def measured(name: str, files: list[Path], threads: int) -> Path:
     return path
 
 
-def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--models", type=Path, default=Path("runs/calibrate"), help="where files are put")
-    folder = parser.parse_args().models
-    folder.mkdir(parents=True, exist_ok=True)
-
-    known, dense, small = (
-        [export(folder, *each) for each in networks] for networks in (CALIBRATION, CHECK, PRUNED)
-    )
-    target = load_target(TARGET)
-    bench = measured("known", known, target.threads)
-    check = measured("check", dense + small, target.threads)
+def calibrated(target: Target, bench: Path, check: Path, files: list[Path]) -> tuple[Group, Errors]:
+    """The costs fitted to one file of measurements, and what they say of the networks of another."""
     with tempfile.TemporaryDirectory() as own:
         os.environ["FSRP_EDGE_PROFILES"] = own
-        (fitted,) = calibrate(target, [bench], [folder])
+        (fitted,) = calibrate(target, [bench], [files[0].parent])
         write_json(calibration_file(TARGET), [fitted.group.model_dump(mode="json")])
-        rows: list[tuple[Any, ...]] = []
-        latencies = BenchResults.model_validate(read_json(check)).measurements
-        for file, each in zip(dense + small, latencies, strict=True):
-            found = estimate(read_graph(file), target, runtime="onnxruntime").milliseconds
-            seen = each.latency.p50_ms
-            rows.append((file.stem.removesuffix("-fp32"), f"{seen:.3f}", f"{found:.3f}", found / seen - 1))
-    errors = np.abs([row[3] for row in rows])
-    summary = {
-        "calibrated on": {
-            "networks": fitted.group.networks,
-            "in fit": fitted.after,
-            "left out": fitted.group.mape,
-        },
-        "other networks": float(errors[: len(dense)].mean()),
-        "pruned networks": float(errors[len(dense) :].mean()),
-        "all": float(errors.mean()),
-    }
-    shown = [(*row[:3], f"{row[3]:+.1%}") for row in rows]
-    shown += [(f"mean absolute error, {name}", "", "", f"{value:.1%}")
-              for name, value in summary.items() if isinstance(value, float)]  # fmt: skip
-    shown.append(("in the fit; each left out once", "", "", f"{fitted.after:.1%}; {fitted.group.mape:.1%}"))
-    save(
-        "calibrate_this_machine",
-        {"summary": summary, "rows": rows, "costs": fitted.group.costs, "statistic": "p50"},
-        ("network", "measured ms", "estimated ms", "error"),
-        shown,
+        estimates = [estimate(read_graph(file), target, runtime="onnxruntime").milliseconds for file in files]
+    seen = [each.latency.p50_ms for each in BenchResults.load(check).measurements]
+    return fitted.group, [(one, other, other / one - 1) for one, other in zip(seen, estimates, strict=True)]
+
+
+def main() -> None:
+    """Measure what is missing, calibrate, check."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--models", type=Path, default=Path("runs/calibrate"), help="where files are put")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only make the files; that needs no quiet machine"
     )
+    parser.add_argument("--runs", type=int, default=2, help="times that all is measured and calibrated anew")
+    given = parser.parse_args()
+    given.models.mkdir(parents=True, exist_ok=True)
+    known, dense, small = (
+        [export(given.models, *each) for each in networks] for networks in (CALIBRATION, CHECK, PRUNED)
+    )
+    if given.prepare:
+        return
+    target, files = load_target(TARGET), dense + small
+    header, summaries, groups, columns = ["network"], [], [], []
+    for run in range(1, given.runs + 1):
+        bench = measured(f"known-{run}", known, target.threads)
+        check = measured(f"check-{run}", files, target.threads)
+        group, found = calibrated(target, bench, check, files)
+        errors = np.abs([error for _, _, error in found])
+        summary = {
+            "other networks": float(errors[: len(dense)].mean()),
+            "pruned networks": float(errors[len(dense) :].mean()),
+            "all": float(errors.mean()),
+            "of the known, each left out once": group.mape,
+        }
+        header += [f"measured ms, run {run}", "estimated ms", "error"]
+        columns.append([(f"{seen:.3f}", f"{told:.3f}", f"{error:+.1%}") for seen, told, error in found]
+                       + [("", "", f"{value:.1%}") for value in summary.values()])  # fmt: skip
+        summaries.append(summary)
+        groups.append(group.model_dump(mode="json"))
+    names = [file.stem.removesuffix("-fp32") for file in files]
+    names += [f"mean absolute error, {name}" for name in summaries[0]]
+    rows = [(name, *itertools.chain(*cells)) for name, *cells in zip(names, *columns, strict=True)]
+    save("calibrate_this_machine", {"runs": summaries, "groups": groups, "statistic": "p50"}, header, rows)
 
 
 if __name__ == "__main__":

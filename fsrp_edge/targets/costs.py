@@ -57,6 +57,8 @@ class Group(Record):
     factor_90: float
     """Nine of ten of those measurements lie within estimate ÷ and × this factor."""
     origin: Literal["published", "your own"] = "published"
+    speed: float | None = Field(None, gt=0)
+    """`speed_of` the target that was calibrated: a user's profile may lie anywhere, packaged ones are looked up."""
 
     @property
     def setting(self) -> tuple[str, str, int, Precision]:
@@ -233,7 +235,8 @@ def _from_group(target: Target, precision: Precision, threads: int, chosen: _Can
         costs, factor = costs * fewer ** _exponents(group), factor * max(fewer, 1 / fewer) ** THREAD_SPREAD
         scaled.append(f"from {group.threads} threads to {threads}")
     if group.target != target.name:
-        slower = _speed(load_target(group.target), group.unit) / _speed(target, group.unit)
+        there = group.speed or speed_of(load_target(group.target), group.unit)
+        slower = there / speed_of(target, group.unit)
         # Memory does not slow down with the clock: the interval reaches to where nothing does.
         costs, factor = costs * slower, factor * max(slower, 1 / slower)
         scaled.append(f"from {group.target} by its speed, {slower:.2f} times the time")
@@ -262,7 +265,7 @@ def _exponents(group: Group) -> np.ndarray:
     return exponents
 
 
-def _speed(target: Target, unit: str) -> float:
+def speed_of(target: Target, unit: str) -> float:
     """What a unit's time is in inverse proportion to between power modes: its peak, else its clock."""
     if unit == "cpu":
         clocks = [cluster.clock_ghz.value for cluster in target.cpu if cluster.clock_ghz]

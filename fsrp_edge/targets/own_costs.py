@@ -14,7 +14,7 @@ from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.files import sha256_file
 from fsrp_edge.progress import log
 from fsrp_edge.targets.calibration import Measured, Normal, fit_group
-from fsrp_edge.targets.costs import Group, Pool, device_costs, pool, unit_of
+from fsrp_edge.targets.costs import Group, Pool, device_costs, pool, speed_of, unit_of
 from fsrp_edge.targets.graph_cost import read_graph
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.work import COSTS, Work, quantities
@@ -146,7 +146,8 @@ def _fit(target: Target, rows: Sequence[_Row], statistic: Statistic) -> Fitted:
     latency, precision = rows[0].latency, rows[0].precision
     seen = np.array([getattr(row.latency, f"{statistic}_ms") for row in rows])
     measured = Measured("", np.stack([row.work for row in rows]), seen * 1e6)
-    published = pool(latency.runtime, precision, unit_of(target, latency.runtime))
+    unit = unit_of(target, latency.runtime)
+    published = pool(latency.runtime, precision, unit)
     costs = _costs(measured, published)
     left_out = np.zeros(len(rows))
     networks = np.array([row.latency.sha256 for row in rows])
@@ -158,7 +159,7 @@ def _fit(target: Target, rows: Sequence[_Row], statistic: Statistic) -> Fitted:
         target=target.name,
         runtime=latency.runtime,
         version=latency.runtime_version,
-        backend=unit_of(target, latency.runtime).kind,
+        backend=unit.kind,
         threads=latency.threads,
         precision=precision,
         statistic=f"{statistic} of fsrp-edge bench",
@@ -169,6 +170,7 @@ def _fit(target: Target, rows: Sequence[_Row], statistic: Statistic) -> Fitted:
         mape=round(_error(left_out, seen), 4),
         factor_90=round(float(np.exp(np.quantile(np.abs(np.log(left_out / seen)), 0.9))), 4),
         origin="your own",
+        speed=speed_of(target, unit.kind),
     )
     return Fitted(group, _error_before(target, rows, seen), _error(measured.quantities @ costs * 1e-6, seen))
 

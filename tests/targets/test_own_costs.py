@@ -19,6 +19,18 @@ from fsrp_edge.targets.own_costs import calibrate
 from fsrp_edge.targets.work import Work, quantities
 
 X86 = load_target("generic-x86")
+BOARD = """\
+name: board
+description: a board at two clocks
+extends: generic-x86
+sources: {sheet: its data sheet}
+cpu:
+  - {name: Core, cores: {value: 1, source: sheet}, clock_ghz: {value: 2.0, source: sheet}}
+variants:
+  slow:
+    cpu:
+      - {name: Core, cores: {value: 1, source: sheet}, clock_ghz: {value: 1.0, source: sheet}}
+"""
 
 
 def network(width: int, depth: int, kernel: int, groups: int) -> nn.Module:
@@ -135,3 +147,18 @@ def test_too_few_networks_are_refused(models: list[Path], tmp_path: Path) -> Non
     bench = write(tmp_path / "bench.json", [measurement(path, 1.0) for path in models[:2]])
     with pytest.raises(BadInputError, match="nothing was measured on 3 networks or more"):
         calibrate(X86, [bench], [models[0].parent])
+
+
+def test_what_was_calibrated_under_a_variant_of_a_profile_by_path_is_scaled_for_the_others(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path, own_folder: Path
+) -> None:
+    profile = tmp_path / "anywhere" / "board.yaml"
+    profile.parent.mkdir()
+    profile.write_text(BOARD, encoding="utf-8")
+    bench = write(tmp_path / "bench.json", [measurement(path, truth[path]) for path in models])
+    arguments = ["calibrate", f"{profile}@slow", "--from", str(bench), "--models", str(models[0].parent)]
+    CliRunner().invoke(targets, arguments, catch_exceptions=False)
+    graph = read_graph(models[0])
+    slow, fast = (estimate(graph, load_target(f"{profile}{which}")) for which in ("@slow", ""))
+    assert slow.calibrated and not fast.calibrated
+    assert fast.milliseconds == pytest.approx(slow.milliseconds / 2) and "0.50 times" in fast.basis
