@@ -29,7 +29,7 @@ from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.pruning.planning import least_network, make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import score
@@ -51,10 +51,12 @@ def cell(dense: Classifier, share: str) -> dict[str, Any]:
         target, (ArtifactRequest("onnx", "fp32"),), parse_address("local"), target.threads, images
     )
     budgets = Budgets.model_validate({"latency": share})
-    trial = place.try_files(dense, ("latency",))
-    costs, budgets = settle(place, place.costing(dense, absolute=False), trial, budgets)
+    costs = place.costing(dense, absolute=False)
+    wanted = PlanOptions(channel_multiple=target.channel_multiple)
+    ends = (place.try_network(each, costs, ("latency",)) for each in (dense, least_network(dense, wanted)))
+    costs, budgets = settle(place, costs, *ends, budgets)
+    wanted = wanted.model_copy(update={"budgets": budgets})
     scores = score(dense, images, Rival(name="l1"), seed=0)
-    wanted = PlanOptions(budgets=budgets, channel_multiple=target.channel_multiple)
 
     def make(options: PlanOptions, costing: Costing) -> PruningPlan:
         return make_plan(dense, scores, options, costing)

@@ -9,6 +9,7 @@ import itertools
 import os
 import tempfile
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -28,11 +29,11 @@ from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import score
-from fsrp_edge.targets.costs import Group, calibration_file
+from fsrp_edge.targets.coefficients import Calibration, Group, calibration_file
 from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.graph_cost import read_graph
 from fsrp_edge.targets.load import load_target
-from fsrp_edge.targets.own_costs import calibrate
+from fsrp_edge.targets.own_costs import Statistic, calibrate
 from fsrp_edge.targets.profile import Target
 
 CELLS = RESULTS / "calibrate_this_machine_cells"
@@ -40,7 +41,10 @@ TARGET = "generic-x86"
 CALIBRATION = (
     ("cifar:resnet32-b", 32), ("cifar:resnet18", 32), ("torchvision:resnet18", 96), ("torchvision:mobilenet_v2", 96),
     ("torchvision:mobilenet_v3_large", 128), ("torchvision:squeezenet1_1", 128), ("torchvision:resnet50", 64),
+    ("torchvision:mnasnet0_5", 128), ("cifar:resnet32-b", 32, 0.5), ("cifar:resnet18", 32, 0.5),
+    ("torchvision:mobilenet_v3_large", 128, 0.5), ("torchvision:resnet50", 64, 0.4),
 )  # fmt: skip
+"""A dozen of the kind that is checked, pruned ones among them, as the documentation advises."""
 CHECK = (
     ("cifar:resnet20-b", 32), ("cifar:vgg16_bn", 32), ("torchvision:resnet34", 64),
     ("torchvision:mobilenet_v3_small", 128),
@@ -49,7 +53,7 @@ PRUNED = (
     ("cifar:resnet20-b", 32, 0.5), ("cifar:vgg16_bn", 32, 0.5), ("torchvision:resnet18", 96, 0.4),
     ("torchvision:mobilenet_v2", 96, 0.5),
 )  # fmt: skip
-METHOD = Method(runs=60, seconds=1.2, rounds=6, warmup_seconds=0.1, warmup_runs=3)
+METHOD = Method(runs=60, seconds=2.4, rounds=6, warmup_seconds=0.2, warmup_runs=3)
 Errors = list[tuple[float, float, float]]
 """Measured milliseconds, estimated ones, relative error; of each network."""
 
@@ -78,25 +82,31 @@ def export(folder: Path, architecture: str, size: int, ratio: float = 0.0) -> Pa
     return path
 
 
-def measured(name: str, files: list[Path], threads: int) -> Path:
-    """Raw results of these files, as `fsrp-edge bench --out` writes them; kept from an earlier run."""
-    path = CELLS / f"{name}.json"
-    if not path.exists():
-        found = measure_on(parse_address("local"), files, Setup(threads=threads), method=METHOD)
-        kept = tuple(Measurement(address=each.address, latency=each.latency, rounds=()) for each in found)
-        results = BenchResults(fsrp_edge=fsrp_edge.__version__, measurements=kept)
-        write_json(path, results.model_dump(mode="json"))
-    return path
+def measured(run: int, known: list[Path], others: list[Path], threads: int) -> list[Path]:
+    """Raw results of both kinds of files, as `fsrp-edge bench --out` writes them; kept from an earlier call.
+
+    All take turns, so that a machine that drifts is the same one for what is calibrated on and what is checked.
+    """
+    paths = [CELLS / f"{name}-{run}.json" for name in ("known", "check")]
+    if not all(path.exists() for path in paths):
+        found = measure_on(parse_address("local"), known + others, Setup(threads=threads), method=METHOD)
+        kept = [Measurement(address=each.address, latency=each.latency, rounds=()) for each in found]
+        for path, part in zip(paths, (kept[: len(known)], kept[len(known) :]), strict=True):
+            results = BenchResults(fsrp_edge=fsrp_edge.__version__, measurements=tuple(part))
+            write_json(path, results.model_dump(mode="json"))
+    return paths
 
 
-def calibrated(target: Target, bench: Path, check: Path, files: list[Path]) -> tuple[Group, Errors]:
+def calibrated(
+    target: Target, bench: Path, check: Path, files: list[Path], statistic: Statistic
+) -> tuple[Group, Errors]:
     """The costs fitted to one file of measurements, and what they say of the networks of another."""
     with tempfile.TemporaryDirectory() as own:
         os.environ["FSRP_EDGE_PROFILES"] = own
-        (fitted,) = calibrate(target, [bench], [files[0].parent])
-        write_json(calibration_file(TARGET), [fitted.group.model_dump(mode="json")])
+        (fitted,) = calibrate(target, [bench], [files[0].parent], statistic)
+        Calibration(groups=(fitted.group,)).save(calibration_file(TARGET))
         estimates = [estimate(read_graph(file), target, runtime="onnxruntime").milliseconds for file in files]
-    seen = [each.latency.p50_ms for each in BenchResults.load(check).measurements]
+    seen = [getattr(each.latency, f"{statistic}_ms") for each in BenchResults.load(check).measurements]
     return fitted.group, [(one, other, other / one - 1) for one, other in zip(seen, estimates, strict=True)]
 
 
@@ -116,27 +126,32 @@ def main() -> None:
     if given.prepare:
         return
     target, files = load_target(TARGET), dense + small
-    header, summaries, groups, columns = ["network"], [], [], []
-    for run in range(1, given.runs + 1):
-        bench = measured(f"known-{run}", known, target.threads)
-        check = measured(f"check-{run}", files, target.threads)
-        group, found = calibrated(target, bench, check, files)
+    header, groups, columns = ["network"], [], []
+    summaries: list[dict[str, Any]] = []
+    for run, statistic in itertools.product(range(1, given.runs + 1), get_args(Statistic)):
+        bench, check = measured(run, known, files, target.threads)
+        group, found = calibrated(target, bench, check, files, statistic)
         errors = np.abs([error for _, _, error in found])
         summary = {
+            "run": run,
+            "statistic": statistic,
             "other networks": float(errors[: len(dense)].mean()),
             "pruned networks": float(errors[len(dense) :].mean()),
             "all": float(errors.mean()),
             "of the known, each left out once": group.mape,
         }
-        header += [f"measured ms, run {run}", "estimated ms", "error"]
-        columns.append([(f"{seen:.3f}", f"{told:.3f}", f"{error:+.1%}") for seen, told, error in found]
-                       + [("", "", f"{value:.1%}") for value in summary.values()])  # fmt: skip
+        header += [f"{statistic} ms, run {run}", "estimated ms", "error"]
+        means = [("", "", f"{value:.1%}") for value in summary.values() if isinstance(value, float)]
+        rows = [(f"{seen:.3f}", f"{told:.3f}", f"{error:+.1%}") for seen, told, error in found]
+        columns.append(rows + means)
         summaries.append(summary)
         groups.append(group.model_dump(mode="json"))
     names = [file.stem.removesuffix("-fp32") for file in files]
-    names += [f"mean absolute error, {name}" for name in summaries[0]]
-    rows = [(name, *itertools.chain(*cells)) for name, *cells in zip(names, *columns, strict=True)]
-    save("calibrate_this_machine", {"runs": summaries, "groups": groups, "statistic": "p50"}, header, rows)
+    names += [
+        f"mean absolute error, {name}" for name, value in summaries[0].items() if isinstance(value, float)
+    ]
+    table = [(name, *itertools.chain(*cells)) for name, *cells in zip(names, *columns, strict=True)]
+    save("calibrate_this_machine", {"runs": summaries, "groups": groups}, header, table)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from benchmarks.latency_graphs import load_table
 from fsrp_edge.files import write_json, write_text
 from fsrp_edge.targets import calibration
 from fsrp_edge.targets.calibration import Measured, Normal
-from fsrp_edge.targets.costs import COEFFICIENTS, Coefficients, Group, Pool, unit_of
+from fsrp_edge.targets.coefficients import COEFFICIENTS, Coefficients, Group, Pool
+from fsrp_edge.targets.costs import unit_of
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.work import COSTS, Unit, Work, quantities
 

@@ -168,8 +168,7 @@ def calibrate(
     from typing import cast
 
     from fsrp_edge.cli.console import show_progress, show_result
-    from fsrp_edge.files import write_json
-    from fsrp_edge.targets.costs import calibrated_groups, calibration_file
+    from fsrp_edge.targets.coefficients import Calibration, calibrated_groups, calibration_file
     from fsrp_edge.targets.load import load_target
     from fsrp_edge.targets.own_costs import Statistic
     from fsrp_edge.targets.own_costs import calibrate as fit
@@ -180,8 +179,7 @@ def calibrate(
     new = {each.group.setting: each.group for each in found}
     kept = [group for group in calibrated_groups(profile.name) if group.setting not in new]
     path = calibration_file(profile.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, [group.model_dump(mode="json") for group in (*kept, *new.values())])
+    Calibration(groups=(*kept, *new.values())).save(path)
     show_result(
         found,
         ("runtime", "threads", "precision", "networks", "error before", "after", "on networks left out"),

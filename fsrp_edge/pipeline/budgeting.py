@@ -1,7 +1,7 @@
 """Budgets in a run: what they are reckoned with, trials of real files before the long work, the verdict after it."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +43,9 @@ _ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8-dynamic", "int8")
 class Trial(Record):
     """What the files of one network came to: the largest file, and the slowest where latency was measured."""
 
-    figures: dict[BudgetKind, float]
+    found: dict[BudgetKind, float]
+    reckoned: dict[BudgetKind, float]
+    """Before any trial."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,18 @@ class Workplace:
         runtimes = [DEFAULT_RUNTIMES[each] for each in formats if each in DEFAULT_RUNTIMES]
         return costing(graph, self.target, self.precision, runtimes, absolute=absolute)
 
-    def try_files(self, classifier: Classifier, kinds: Sequence[BudgetKind]) -> Trial:
+    def try_network(self, classifier: Classifier, costs: Costing, kinds: Sequence[BudgetKind]) -> Trial:
+        """Hold what is reckoned of a network against its files."""
+        graph = named_graph(classifier)
+        reckoned: dict[BudgetKind, float] = {
+            "latency": estimate_of(graph, costs.device),
+            "size": float(graph.parameters * BYTES[costs.precision]),
+        }
+        return Trial(
+            found=self.try_files(classifier, kinds), reckoned={kind: reckoned[kind] for kind in kinds}
+        )
+
+    def try_files(self, classifier: Classifier, kinds: Sequence[BudgetKind]) -> dict[BudgetKind, float]:
         """Export a network and measure what budgets limit."""
         with tempfile.TemporaryDirectory() as folder:
             artifacts = export_artifacts(
@@ -107,7 +120,7 @@ class Workplace:
                 setup = Setup(threads=self.threads, input_shape=classifier.spec.input_shape)
                 found = measure_on(self.device, files, setup, method=TRIAL_METHOD)
                 figures["latency"] = max(each.latency.p50_ms for each in found)
-        return Trial(figures={kind: figures[kind] for kind in kinds})
+        return {kind: figures[kind] for kind in kinds}
 
 
 def named_graph(classifier: Classifier) -> GraphCost:
@@ -168,39 +181,31 @@ def estimate_of(graph: GraphCost, device: DeviceCosts) -> float:
     return float(device.milliseconds(Work.of(graph.operators)).sum())
 
 
-def settle(place: Workplace, reckoned: Costing, trial: Trial, budgets: Budgets) -> tuple[Costing, Budgets]:
-    """Costing and budgets once the dense network's files were tried: shares become amounts.
+def settle(
+    place: Workplace, costs: Costing, dense: Trial, least: Trial, budgets: Budgets
+) -> tuple[Costing, Budgets]:
+    """Costing and budgets once files were tried: shares become amounts.
 
     Args:
         place: where they were tried.
-        reckoned: of `Workplace.costing`.
-        trial: of the dense network.
+        costs: of `Workplace.costing`.
+        dense: of the dense network.
+        least: of the least that a plan may leave.
         budgets: as they were asked for.
     """
-    graph, asked = reckoned.graph, budgets.asked
-    dense: dict[BudgetKind, float] = {
-        "latency": estimate_of(graph, reckoned.device),
-        "size": float(graph.parameters * BYTES[reckoned.precision]),
-    }
-    limits: dict[str, Limit] = {}
-    for kind, figure in trial.figures.items():
-        limits[kind] = Limit(amount=asked[kind].of(figure))
-    return _corrected(place, reckoned, trial, dense), budgets.model_copy(update=limits)
+    limits = {kind: Limit(amount=budgets.asked[kind].of(figure)) for kind, figure in dense.found.items()}
+    costs = _with_trial(place, _with_trial(place, costs, dense), least)
+    return costs, Budgets.model_validate(budgets.asked | limits)
 
 
-def _corrected(
-    place: Workplace, costs: Costing, trial: Trial, reckoned: Mapping[BudgetKind, float]
-) -> Costing:
-    """Costing by which the tried files come to what was found; `reckoned` is without any correction."""
-    margin = {"latency": 1 / MARGIN}
+def _with_trial(place: Workplace, costs: Costing, trial: Trial) -> Costing:
+    """Costing by which the tried files come to what was found."""
     words = {"latency": f"from trial files measured on {place.device.name}", "size": "from trial files"}
-    return replace(
-        costs,
-        corrections={
-            kind: value / reckoned[kind] * margin.get(kind, 1.0) for kind, value in trial.figures.items()
-        },
-        basis={kind: words[kind] for kind in trial.figures},
-    )
+    trials = dict(costs.trials)
+    for kind, reckoned in trial.reckoned.items():
+        found = trial.found[kind] / (MARGIN if kind == "latency" else 1.0)
+        trials[kind] = tuple(sorted((dict(trials.get(kind, ())) | {reckoned: found}).items()))
+    return replace(costs, trials=trials, basis={kind: words[kind] for kind in trials})
 
 
 def plan_with_trials(
@@ -210,7 +215,7 @@ def plan_with_trials(
     wanted: PlanOptions,
     make: Callable[[PlanOptions, Costing], PruningPlan],
 ) -> Costing:
-    """Plan, try the plan's files and correct the costing, until a trial is within and close to its limits.
+    """Plan, try the plan's files and learn from them, until a trial is within and close to its limits.
 
     Args:
         place: what is tried, and where.
@@ -227,11 +232,11 @@ def plan_with_trials(
     for number in range(TRIALS if kinds else 0):
         plan = make(wanted, costs)
         planned = {each.kind: each for each in plan.budgets}
-        trial = place.try_files(apply_plan(dense, plan), kinds)
-        used = {kind: figure / planned[kind].limit for kind, figure in trial.figures.items()}
+        trial = place.try_network(apply_plan(dense, plan), costs, kinds)
+        used = {kind: figure / planned[kind].limit for kind, figure in trial.found.items()}
         told = ", ".join(
             f"{kind} {show(kind, figure)} of {show(kind, planned[kind].limit)}"
-            for kind, figure in trial.figures.items()
+            for kind, figure in trial.found.items()
         )
         progress.log(f"budgets: trial {number + 1}: {told}")
         # Above a limit is worse than any distance below it.
@@ -241,8 +246,7 @@ def plan_with_trials(
             best = distance, costs
         if CLOSE <= max(used.values()) <= 1:
             break
-        uncorrected = {kind: planned[kind].planned / costs.corrections[kind] for kind in kinds}
-        costs = _corrected(place, costs, trial, uncorrected)
+        costs = _with_trial(place, costs, trial)
     return costs if best is None else best[1]
 
 

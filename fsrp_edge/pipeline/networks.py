@@ -19,10 +19,11 @@ from fsrp_edge.pipeline.budgeting import Trial, log_plan, plan_with_trials, sett
 from fsrp_edge.pipeline.inputs import by_input_size, on_device
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pruning.allocation import Sensitivity
+from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.pruning.planning import check_budgets, make_plan
+from fsrp_edge.pruning.planning import check_budgets, least_network, make_plan
 from fsrp_edge.pruning.sensitivity import measure_sensitivity
 from fsrp_edge.pruning.stepwise import plan_by_strategy, prune_gradually
 from fsrp_edge.pruning.surgery import apply_plan
@@ -69,9 +70,15 @@ def settle_budgets(run: Run) -> tuple[PlanOptions, Costing | None]:
         return wanted, None
     costs = run.costing()
     if costs is not None and (kinds := run.place.tried(wanted.budgets)):
-        inputs = {"tried": _tried(run)}
-        trial = run.stage("budgets", Trial, inputs, lambda: run.place.try_files(run.dense, kinds))
-        costs, budgets = settle(run.place, costs, trial, wanted.budgets)
+        anyhow = wanted.model_copy(update={"budgets": Budgets()})
+        inputs = {"costing": costs.digest, "tried": _tried(run), "options": anyhow}
+
+        def work(costs: Costing = costs) -> tuple[Trial, ...]:
+            ends = run.dense, least_network(run.dense, wanted)
+            return tuple(run.place.try_network(each, costs, kinds) for each in ends)
+
+        dense, least = run.stage("budgets", tuple[Trial, ...], inputs, work)
+        costs, budgets = settle(run.place, costs, dense, least, wanted.budgets)
         wanted = wanted.model_copy(update={"budgets": budgets})
     check_budgets(run.dense, wanted, costs)
     return wanted, costs

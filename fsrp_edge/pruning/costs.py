@@ -25,14 +25,15 @@ class Costing:
         graph: of the dense network, weights under their names in the network (`layer1.0.conv1`).
         device: what its operators cost.
         precision: of the file that is judged.
-        corrections: by kind, what a trial of a real file found, as a factor on what is reckoned here.
-        basis: by kind, how that was found, where there was a trial.
+        trials: by kind, ascending pairs of what was reckoned and what trials of real files found; what lies between
+            them is interpolated.
+        basis: by kind, how that was found, where there were trials.
     """
 
     graph: GraphCost
     device: DeviceCosts
     precision: Precision
-    corrections: dict[BudgetKind, float] = field(default_factory=dict)
+    trials: dict[BudgetKind, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     basis: dict[BudgetKind, str] = field(default_factory=dict)
 
     @property
@@ -43,7 +44,7 @@ class Costing:
                 "costs": self.device.nanoseconds.tolist(),
                 "computed in": self.device.computed_in,
                 "precision": self.precision,
-                "corrections": dict(self.corrections),
+                "trials": dict(self.trials),
                 "basis": self.device.basis,
             }
         )
@@ -78,8 +79,9 @@ class PlanCosts:
         found["latency"] = self._costing.device.milliseconds(work).sum(1)
         found["size"] = elements * width
         found["memory"] = (elements + peak) * width
-        for kind, factor in self._costing.corrections.items():
-            found[kind] = found[kind] * factor
+        for kind, trials in self._costing.trials.items():
+            reckoned, tried = np.array(trials).T
+            found[kind] = np.interp(found[kind], reckoned, np.maximum.accumulate(tried))
         return found
 
     def basis(self, kind: BudgetKind) -> str:

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from torch import nn
 
 from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import Size, macs_by_layer
 from fsrp_edge.pruning.counting import SizeCounter
-from fsrp_edge.pruning.planning import choose_channels, granularity, reason_to_keep
+from fsrp_edge.pruning.planning import granularity, reason_to_keep
 from fsrp_edge.records import Record
 
 
@@ -45,7 +44,7 @@ class Overview:
     minimum: Size
 
 
-def inspect_network(classifier: Classifier, channel_multiple: int = 1) -> Overview:
+def inspect_network(classifier: Classifier, channel_multiple: int) -> Overview:
     """Say what of a network can be pruned.
 
     Args:
@@ -60,20 +59,16 @@ def inspect_network(classifier: Classifier, channel_multiple: int = 1) -> Overvi
     counter = SizeCounter(classifier, groups)
     macs = macs_by_layer(classifier)
     summaries = [_summary(classifier.network, group, macs, channel_multiple) for group in groups]
+    least = {
+        group.root: range(granularity(group, channel_multiple))
+        for group in groups
+        if reason_to_keep(group, channel_multiple) is None
+    }
     return Overview(
         groups=(*summaries, *_unused(classifier.network, groups)),
         dense=counter.dense,
-        minimum=counter.size(smallest_kept(groups, channel_multiple)),
+        minimum=counter.size(least),
     )
-
-
-def smallest_kept(groups: Sequence[ChannelGroup], multiple: int) -> dict[str, tuple[int, ...]]:
-    """One step of channels in every group that can be pruned, by the group's root: the least that a plan leaves."""
-    return {
-        group.root: choose_channels(np.zeros(group.channels), granularity(group, multiple), group)
-        for group in groups
-        if reason_to_keep(group, multiple) is None
-    }
 
 
 def _summary(network: nn.Module, group: ChannelGroup, macs: dict[str, int], multiple: int) -> GroupSummary:

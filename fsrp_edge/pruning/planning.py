@@ -1,7 +1,8 @@
 """From scores to a plan: group by group, the filters with the lowest scores go first."""
 
+import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,10 +20,11 @@ from fsrp_edge.pruning.costs import Costing, PlanCosts
 from fsrp_edge.pruning.counting import SizeCounter
 from fsrp_edge.pruning.options import PlanOptions, RatioOf, matches, require_known
 from fsrp_edge.pruning.plan import GroupPlan, PruningPlan
+from fsrp_edge.pruning.surgery import smaller
 from fsrp_edge.scoring.scores import FilterScores
 
-_STEPS = 24
-"""Bisections of the ratio: 2^-24 is finer than one channel of any layer."""
+_FINEST = 2**-24
+"""Ratios are solved for to this: finer than one channel of any layer."""
 
 
 def granularity(group: ChannelGroup, multiple: int) -> int:
@@ -224,6 +226,17 @@ def check_budgets(
     return _budgets(candidates, PlanCosts(classifier, groups, costing), options)
 
 
+def least_network(classifier: Classifier, options: PlanOptions) -> Classifier:
+    """The network with as little left as a plan may leave; which channels stay is arbitrary."""
+    groups = PruningGraph(classifier).groups()
+    kept = {
+        each.group.root: choose_channels(np.zeros(each.group.channels), count, each.group)
+        for each in _candidates(classifier, groups, None, options)
+        if (count := each.least(options.channel_multiple)) < each.group.channels
+    }
+    return smaller(classifier, groups, kept)
+
+
 def _budgets(
     candidates: Sequence[_Candidate], costs: PlanCosts, options: PlanOptions
 ) -> tuple[Budgeted, ...]:
@@ -297,15 +310,18 @@ def _ratio_within(
         figures = costs.figures(np.array([removed]))
         return all(figures[kind][0] <= limit for kind, limit in limits.items())
 
-    low, high = 0.0, 1.0
-    if not within(high):
+    if not within(1.0):
         raise BadInputError(
             "no common ratio meets the budgets; leave the allocation to --allocation knapsack"
         )
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if within(middle) else (middle, high)
-    return high
+    return _smallest_ratio(within)
+
+
+def _smallest_ratio(enough: Callable[[float], bool]) -> float:
+    """The smallest ratio at which enough goes; 1 where no smaller one does."""
+    return (
+        bisect.bisect_left(range(round(1 / _FINEST)), True, key=lambda step: enough(step * _FINEST)) * _FINEST
+    )
 
 
 def _nothing_to_remove(plans: Sequence[GroupPlan], budgets: Sequence[Budgeted], options: PlanOptions) -> str:
@@ -396,16 +412,14 @@ def _solve(candidates: Sequence[_Candidate], counter: SizeCounter, options: Plan
         kept = {each.group.root: each.kept(ratio, options.channel_multiple) for each in candidates}
         return 1 - _total(counter.size(kept), options.ratio_of) / _total(counter.dense, options.ratio_of)
 
-    low, high = 0.0, 1.0
-    if (reachable := removed(high)) < options.ratio:
+    if (reachable := removed(1.0)) < options.ratio:
         raise BadInputError(
             f"{options.ratio:.1%} of the {options.ratio_of} cannot be removed: with one step of channels left in "
             f"every group that is not locked (channel multiple {options.channel_multiple}), {reachable:.1%} is "
             f"the most; ask for --ratio {math.floor(reachable * 1000) / 1000:g} or less"
         )
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if removed(middle) >= options.ratio else (middle, high)
+    high = _smallest_ratio(lambda ratio: removed(ratio) >= options.ratio)
+    low = high - _FINEST
     # Steps of whole channel multiples overshoot; the ratio just below may lie nearer.
     below, above = removed(low), removed(high)
     return low if below > 0 and options.ratio - below < above - options.ratio else high

@@ -37,8 +37,18 @@ def apply_plan(classifier: Classifier, plan: PruningPlan) -> Classifier:
             "make a plan for this checkpoint"
         )
     groups = PruningGraph(classifier).groups()
-    kept = {group.root: group.kept for group in plan.groups}
     _require_fits(plan, groups)
+    return smaller(classifier, groups, {group.root: group.kept for group in plan.groups})
+
+
+def smaller(
+    classifier: Classifier, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
+) -> Classifier:
+    """A copy of `classifier` without the channels of its `groups` that are not `kept`, by the group's root.
+
+    Raises:
+        ToolFailedError: the smaller network does not run or lost classes.
+    """
     pruned = copy.deepcopy(classifier)
     remove_channels(pruned.network, groups, kept)
     _require_runs(pruned)

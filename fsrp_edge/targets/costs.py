@@ -1,27 +1,16 @@
-"""What work costs a runtime on a device: fitted on published measurements or on a user's own, or guessed from its peak.
+"""What work costs a runtime on a device: as fitted, scaled from the nearest that was, or guessed from its peak."""
 
-`benchmarks/latency_estimate.py` fits the published ones and writes coefficients.json.
-"""
-
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from fsrp_edge.errors import BadInputError, first_problem
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
-from fsrp_edge.files import read_json
-from fsrp_edge.records import Record
-from fsrp_edge.targets.load import load_target, own_folder
+from fsrp_edge.targets.coefficients import Group, Pool, calibrated_groups, load_coefficients
+from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Target
-from fsrp_edge.targets.work import COSTS, CPU, Unit, Work, quantities
-
-COEFFICIENTS = Path(__file__).with_name("coefficients.json")
+from fsrp_edge.targets.work import COSTS, CPU, TILE, Unit, Work, quantities
 
 PEAK_FACTOR = 2.5
 """Half-width of the interval, as a factor, where only the device's peak is known."""
@@ -33,64 +22,6 @@ that differ in nothing else, nine of ten lie within it."""
 THREAD_EXPONENT, THREAD_SPREAD = 0.62, 0.34
 """n times the threads make a network n to the power of 0.62 faster (the median of ncnn's published networks at
 several numbers of threads; between 0.28 and 0.87 for eight of ten)."""
-
-
-class Group(Record):
-    """Costs of one runtime on one device, fitted on published measurements, and their validation error."""
-
-    target: str
-    runtime: str
-    version: str
-    backend: str
-    threads: int
-    """0 where threads don't matter: on a GPU."""
-    precision: Precision
-    statistic: str
-    costs: dict[str, Annotated[float, Field(ge=0)]]
-    """Nanoseconds by the names in COSTS."""
-    measurements: int
-    networks: int
-    validation: str
-    """How the error was found."""
-    mape: float
-    """Mean absolute error, as a fraction, on networks left out of the fit."""
-    factor_90: float
-    """Nine of ten of those measurements lie within estimate ÷ and × this factor."""
-    origin: Literal["published", "your own"] = "published"
-    speed: float | None = Field(None, gt=0)
-    """`speed_of` the target that was calibrated: a user's profile may lie anywhere, packaged ones are looked up."""
-
-    @property
-    def setting(self) -> tuple[str, str, int, Precision]:
-        """What a new calibration replaces."""
-        return self.target, self.runtime, self.threads, self.precision
-
-    @property
-    def unit(self) -> str:
-        """cpu, gpu or npu."""
-        return "npu" if self.backend == "edgetpu" else self.backend[:3]
-
-    @field_validator("costs")
-    @classmethod
-    def _all_of_them(cls, costs: dict[str, float]) -> dict[str, float]:
-        if set(costs) != set(COSTS):
-            raise ValueError(f"the costs are {', '.join(COSTS)}")
-        return costs
-
-
-class Pool(Record):
-    """What one runtime reaches over all devices: the start and the spread of a new group's log costs."""
-
-    mean: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
-
-
-class Coefficients(Record):
-    """All fitted costs, as shipped in coefficients.json, which benchmarks/latency_estimate.py writes."""
-
-    groups: tuple[Group, ...]
-    pools: dict[str, Pool]
-    """By `RUNTIME BACKEND PRECISION`."""
 
 
 @dataclass(frozen=True)
@@ -113,39 +44,17 @@ class DeviceCosts:
     runtime: str
     threads: int
     unit: Unit = CPU
+    tile: float = TILE
 
     def milliseconds(self, work: Work) -> np.ndarray:
         """Of each operator, (…, operators)."""
-        times: np.ndarray = quantities(work, self.computed_in, self.unit) @ self.nanoseconds * 1e-6
+        times: np.ndarray = self.by_cost(work).sum(-1)
         return times
 
-
-@cache
-def load_coefficients() -> Coefficients:
-    """The packaged coefficients."""
-    return Coefficients.model_validate(json.loads(COEFFICIENTS.read_text(encoding="utf-8")))
-
-
-def calibration_file(target: str) -> Path:
-    """Where the costs that a user calibrated for a target are kept, beside the user's own profiles."""
-    return own_folder() / f"{target.partition('@')[0]}.calibration.json"
-
-
-def calibrated_groups(target: str) -> tuple[Group, ...]:
-    """What a user calibrated for a target; none where there is no file.
-
-    Raises:
-        BadInputError: the file holds something else.
-    """
-    path = calibration_file(target)
-    if not path.exists():
-        return ()
-    try:
-        return TypeAdapter(tuple[Group, ...]).validate_python(read_json(path))
-    except ValidationError as error:
-        raise BadInputError(
-            f"{path} holds no calibration: {first_problem(error)}; remove it or calibrate again"
-        ) from None
+    def by_cost(self, work: Work) -> np.ndarray:
+        """The same by COSTS, (…, operators, costs)."""
+        times: np.ndarray = quantities(work, self.computed_in, self.unit, self.tile) * self.nanoseconds * 1e-6
+        return times
 
 
 def unit_of(target: Target, runtime: str) -> Unit:
@@ -180,7 +89,8 @@ def device_costs(
         for found in _candidates(target, name, threads, precision, order)
     ]
     if choices:
-        return _from_group(target, precision, threads, min(choices, key=lambda each: each.rank))
+        _, group, name = min(choices, key=lambda each: each[0])
+        return _from_group(target, precision, threads, group, name)
     name = runtime or names[0]
     return DeviceCosts(
         _peak_costs(target, name, threads, precision), precision, PEAK_FACTOR, False,
@@ -189,17 +99,10 @@ def device_costs(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    group: Group
-    runtime: str
-    rank: tuple[object, ...]
-
-
 def _candidates(
     target: Target, runtime: str, threads: int, precision: Precision, order: int
-) -> Iterable[_Candidate]:
-    """Groups of this device that could stand for a runtime; the best ranks least.
+) -> Iterable[tuple[tuple[object, ...], Group, str]]:
+    """Groups of this device that could stand for a runtime, each behind its rank; the best ranks least.
 
     Exact ones come first, the user's own before published ones, then the profile's order of runtimes, then the larger
     and newer; what has to be scaled comes after them.
@@ -216,11 +119,12 @@ def _candidates(
             not exact, not same, group.origin != "your own", order, group.precision != precision, away,
             group.target != target.name, -group.measurements, [-ord(letter) for letter in group.version],
         )  # fmt: skip
-        yield _Candidate(group, runtime, rank)
+        yield rank, group, runtime
 
 
-def _from_group(target: Target, precision: Precision, threads: int, chosen: _Candidate) -> DeviceCosts:
-    group, runtime = chosen.group, chosen.runtime
+def _from_group(
+    target: Target, precision: Precision, threads: int, group: Group, runtime: str
+) -> DeviceCosts:
     costs = np.array([group.costs[name] for name in COSTS])
     basis = (
         f"{group.measurements} {group.origin} measurements ({group.runtime}: {group.version}, {group.statistic}), "
@@ -245,7 +149,15 @@ def _from_group(target: Target, precision: Precision, threads: int, chosen: _Can
     if group.precision != precision:
         basis += f"; {group.runtime} computes {precision} files in {group.precision} here"
     return DeviceCosts(
-        costs, group.precision, factor, not scaled, basis, runtime, threads, unit_of(target, runtime)
+        costs,
+        group.precision,
+        factor,
+        not scaled,
+        basis,
+        runtime,
+        threads,
+        unit_of(target, runtime),
+        group.tile,
     )
 
 

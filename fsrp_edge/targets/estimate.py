@@ -11,7 +11,7 @@ from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.targets.costs import device_costs
 from fsrp_edge.targets.graph_cost import GraphCost, Operator
 from fsrp_edge.targets.profile import Target
-from fsrp_edge.targets.work import BYTES, COSTS, Work, quantities
+from fsrp_edge.targets.work import BYTES, COSTS, Work
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def estimate(
     """
     precision = "int8" if graph.quantized else precision
     device = device_costs(target, precision, runtime=runtime, threads=threads)
-    times = quantities(Work.of(graph.operators), device.computed_in, device.unit) * device.nanoseconds * 1e-6
+    times = device.by_cost(Work.of(graph.operators))
     total = float(times.sum())
     weights, arena = graph.parameters * BYTES[precision], graph.peak_elements * BYTES[precision]
     memory = target.memory.size_gib

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from fsrp_edge.errors import BadInputError
 
@@ -16,7 +16,6 @@ OperatorClass = Literal[
 `winograd` is a 3×3 convolution of stride 1, which runtimes can compute with fewer multiplications; `grouped`
 has more than one group, but not one a channel; `attention` is a matrix product over more than one row.
 """
-CLASSES: tuple[OperatorClass, ...] = get_args(OperatorClass)
 
 WINOGRAD_CHANNELS = 8
 """Below this many input channels (the first layer) runtimes don't use Winograd's algorithm."""

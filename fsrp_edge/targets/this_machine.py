@@ -13,12 +13,10 @@ import yaml
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.targets.profile import Target, source_keys
 
+ROOT = Path("/")
 GENERIC = {
-    "x86_64": "generic-x86",
-    "AMD64": "generic-x86",
-    "aarch64": "generic-arm64",
-    "arm64": "generic-arm64",
-}
+    "x86_64": "generic-x86", "AMD64": "generic-x86", "aarch64": "generic-arm64", "arm64": "generic-arm64",
+}  # fmt: skip
 
 SIMD_FLAGS = {
     "asimd": "neon", "asimdhp": "fp16", "asimddp": "dotprod", "i8mm": "i8mm",
@@ -50,7 +48,7 @@ class _Cpu:
     flags: frozenset[str]
 
 
-def skeleton(name: str, *, root: Path = Path("/")) -> str:
+def skeleton(name: str, *, root: Path = ROOT) -> str:
     """Text of a YAML profile of this machine.
 
     Args:
@@ -97,13 +95,13 @@ def skeleton(name: str, *, root: Path = Path("/")) -> str:
     )
 
 
-def is_this_machine(target: Target, *, root: Path = Path("/")) -> bool:
+def is_this_machine(target: Target) -> bool:
     """Whether a profile speaks of this machine: the generic one of its processor, or one with its cores."""
     if target.name.partition("@")[0] == GENERIC.get(platform.machine()):
         return True
-    if not target.cpu or not (root / "proc" / "cpuinfo").exists():
+    if not target.cpu or not (ROOT / "proc" / "cpuinfo").exists():
         return False
-    here = [(cluster["name"], cluster["cores"]["value"]) for cluster in _clusters(root)]
+    here = [(cluster["name"], cluster["cores"]["value"]) for cluster in _clusters(ROOT)]
     return [(cluster.name, cluster.cores.value) for cluster in target.cpu] == here
 
 

@@ -32,9 +32,10 @@ RATE: dict[OperatorClass, str] = {
     "pooling": "pooling",
 }
 
-TILE = 16
+TILE = 16.0
 """A convolution of this depth or width runs at half its rate: SIMD tiles are filled badly, packing weighs more.
-Without it, families left out were estimated 2 points worse. Chosen on those same families."""
+Without it, families left out were estimated 2 points worse. Chosen on those same families, most of them run by Arm
+cores; a calibration chooses its own."""
 
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1, "int8-dynamic": 1}
 
@@ -100,19 +101,20 @@ class Unit:
 CPU = Unit()
 
 
-def quantities(work: Work, precision: Precision, unit: Unit = CPU) -> np.ndarray:
+def quantities(work: Work, precision: Precision, unit: Unit = CPU, tile: float = TILE) -> np.ndarray:
     """What each operator asks for, (…, operators, costs); the sum over operators describes the network.
 
     Args:
         work: of one network, or of variants of it.
         precision: that the runtime computes in.
         unit: that runs it.
+        tile: as `TILE`.
     """
     rows = np.zeros((*work.macs.shape, len(COSTS)))
     kinds = np.array(work.kinds)
     if unit.kind == "npu":
         kinds = np.where(kinds == "winograd", "pointwise", kinds)
-    macs = work.macs * _overhang(work, np.array(work.kinds))
+    macs = work.macs * _overhang(work, np.array(work.kinds), tile)
     for kind, name in RATE.items():
         rows[..., kinds == kind, COSTS.index(name)] = macs[..., kinds == kind]
     traffic, weights = work.traffic * BYTES[precision], work.weights * BYTES[precision]
@@ -129,8 +131,8 @@ def quantities(work: Work, precision: Precision, unit: Unit = CPU) -> np.ndarray
     return rows
 
 
-def _overhang(work: Work, kinds: np.ndarray) -> np.ndarray:
+def _overhang(work: Work, kinds: np.ndarray, tile: float) -> np.ndarray:
     """How much work the edges of a matrix kernel's tiles add where a convolution has few channels."""
     tiled = np.isin(kinds, ("winograd", "pointwise", "convolution", "grouped"))
     depth = np.where(kinds == "winograd", work.inside, work.inside * work.kernels)
-    return np.where(tiled, (1 + TILE / depth) * (1 + TILE / work.outside), 1.0)
+    return np.where(tiled, (1 + tile / depth) * (1 + tile / work.outside), 1.0)

@@ -5,16 +5,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from fsrp_edge.bench.transport import parse_address
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.models.channel_graph import PruningGraph
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pipeline.budgeting import costing, named_graph
+from fsrp_edge.pipeline.budgeting import Workplace, costing, named_graph, plan_with_trials, settle
 from fsrp_edge.pruning.allocation import Levels, Sensitivity, allocate
 from fsrp_edge.pruning.budgets import Budgets, parse_limit
 from fsrp_edge.pruning.options import PlanOptions
-from fsrp_edge.pruning.planning import check_budgets, make_plan
+from fsrp_edge.pruning.planning import check_budgets, least_network, make_plan
 from fsrp_edge.pruning.sensitivity import measure_sensitivity
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.targets.estimate import estimate
@@ -178,3 +180,30 @@ def test_divergence_is_interpolated_and_grows_without_bound_beyond_what_was_trie
     assert losses[:4].tolist() == pytest.approx([0, 0.1, 1.0, 1.0])
     assert losses[4] == pytest.approx(1.5) and losses[5] > losses[4]
     assert curve.losses("b", 16, np.array([1])) is None
+
+
+@pytest.mark.parametrize("share", ["75%", "40%", "15%"])
+def test_trials_find_a_plan_close_to_a_budget_on_a_device_that_is_not_as_reckoned(resnet, monkeypatch, share):
+    place = Workplace(
+        load_target("generic-x86"), (ArtifactRequest("onnx", "fp32"),), parse_address("local"), 1, images=None
+    )
+
+    def measured(
+        _, network, kinds
+    ):  # it starts operators faster than any published device, and is slow at MACs
+        return {"latency": 0.02 + 1e-6 * measure_size(network).macs}
+
+    monkeypatch.setattr(Workplace, "try_files", measured)
+    wanted = PlanOptions(channel_multiple=8)
+    costs = place.costing(resnet, absolute=False)
+    ends = (place.try_network(each, costs, ("latency",)) for each in (resnet, least_network(resnet, wanted)))
+    costs, budgets = settle(place, costs, *ends, Budgets.model_validate({"latency": share}))
+    wanted = wanted.model_copy(update={"budgets": budgets})
+
+    def make(options, reckoned):
+        return make_plan(resnet, random_scores(resnet), options, reckoned)
+
+    found = make(wanted, plan_with_trials(place, costs, resnet, wanted, make))
+    limit = float(share.removesuffix("%")) / 100 * measured(None, resnet, ())["latency"]
+    assert found.budgets[0].limit == pytest.approx(limit)
+    assert 0.9 * limit <= measured(None, apply_plan(resnet, found), ())["latency"] <= limit

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.targets.costs import load_coefficients
+from fsrp_edge.targets.coefficients import load_coefficients
 from fsrp_edge.targets.estimate import Estimate, estimate
 from fsrp_edge.targets.graph_cost import GraphCost, Operator
 from fsrp_edge.targets.load import load_target
