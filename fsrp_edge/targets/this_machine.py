@@ -95,17 +95,17 @@ def skeleton(name: str, *, root: Path = ROOT) -> str:
     )
 
 
-def is_this_machine(target: Target) -> bool:
+def is_this_machine(target: Target, *, root: Path = ROOT) -> bool:
     """Whether a profile speaks of this machine: the generic one of its processor, or one with its cores."""
     if target.name.partition("@")[0] == GENERIC.get(platform.machine()):
         return True
-    if not target.cpu or not (ROOT / "proc" / "cpuinfo").exists():
+    if not target.cpu or not (root / "proc" / "cpuinfo").exists():
         return False
-    here = [(cluster["name"], cluster["cores"]["value"]) for cluster in _clusters(ROOT)]
+    here = [(cluster["name"], cluster["cores"]["value"]) for cluster in _clusters(root)]
     return [(cluster.name, cluster.cores.value) for cluster in target.cpu] == here
 
 
-def note_on_int8(target: Target, *, root: Path = Path("/")) -> str | None:
+def note_on_int8(target: Target, *, root: Path = ROOT) -> str | None:
     """What to know before int8 files are made for this machine; None where they pay, or it is not the target."""
     known = (root / "proc" / "cpuinfo").exists() and platform.machine() in ("x86_64", "AMD64")
     if not known or not is_this_machine(target, root=root):
