@@ -1,4 +1,5 @@
 import copy
+import functools
 import itertools
 
 import numpy as np
@@ -29,8 +30,8 @@ def images(classifier):
     return open_dataset("digits", classifier.spec, seed=0).train.first(16)
 
 
-@pytest.fixture
-def scorer(images):
+def scorer_on(images):
+    """Scores on images; `calls` are the sizes of the networks that were scored."""
     calls = []
 
     def score(network):
@@ -41,53 +42,64 @@ def scorer(images):
     return score
 
 
-def planned(classifier, scorer, **options):
-    return plan_by_strategy(
-        classifier, scorer(classifier), PlanOptions(channel_multiple=4, **options), scorer
-    )
+@pytest.fixture
+def scorer(images):
+    return scorer_on(images)
+
+
+@pytest.fixture(scope="module")
+def planned(classifier, images):
+    """The plan by some options, made once, and the sizes of the networks that were scored for it."""
+
+    @functools.cache
+    def make(**options):
+        score = scorer_on(images)
+        given = PlanOptions(channel_multiple=4, **options)
+        return plan_by_strategy(classifier, score(classifier), given, score), tuple(score.calls)
+
+    return make
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "gradual"])
-def test_every_strategy_leaves_as_many_channels_as_one_shot(classifier, scorer, strategy):
-    once = planned(classifier, scorer)
-    again = planned(classifier, scorer, strategy=strategy, rounds=2)
+def test_every_strategy_leaves_as_many_channels_as_one_shot(planned, strategy):
+    (once, _), (again, _) = planned(), planned(strategy=strategy)
     assert [len(group.kept) for group in again.groups] == [len(group.kept) for group in once.groups]
     assert again.strategy == strategy
     assert again.groups != once.groups  # some layer looks different once the ones before it are smaller
 
 
-def test_sequential_scores_the_network_that_is_left(classifier, scorer):
-    plan = planned(classifier, scorer, strategy="sequential")
+def test_sequential_scores_the_network_that_is_left(classifier, planned):
+    plan, scored = planned(strategy="sequential")
     shrinking = sum(len(group.kept) < group.channels for group in plan.groups)
-    assert len(scorer.calls) == 1 + shrinking
-    sizes = scorer.calls[1:]
+    assert len(scored) == 1 + shrinking
+    sizes = scored[1:]
     assert sizes[0] == measure_size(classifier).parameters
     assert all(after < before for before, after in itertools.pairwise(sizes))
 
 
-def test_the_first_layer_of_the_sequential_plan_is_that_of_one_shot(classifier, scorer):
-    once, again = planned(classifier, scorer), planned(classifier, scorer, strategy="sequential")
+def test_the_first_layer_of_the_sequential_plan_is_that_of_one_shot(classifier, planned):
+    (once, _), (again, _) = planned(), planned(strategy="sequential")
     order = [name for name, _ in classifier.network.named_modules()]
     first = min((group.root for group in once.groups if len(group.kept) < group.channels), key=order.index)
     kept = [{group.root: group.kept for group in plan.groups}[first] for plan in (once, again)]
     assert kept[0] == kept[1]
 
 
-def test_one_round_of_the_gradual_strategy_is_one_shot(classifier, scorer):
-    once, again = planned(classifier, scorer), planned(classifier, scorer, strategy="gradual", rounds=1)
+def test_one_round_of_the_gradual_strategy_is_one_shot(planned):
+    (once, _), (again, _) = planned(), planned(strategy="gradual", rounds=1)
     assert again.groups == once.groups
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "gradual"])
-def test_the_plan_is_one_for_the_original_checkpoint(classifier, scorer, strategy, tmp_path):
-    plan = planned(classifier, scorer, strategy=strategy)
+def test_the_plan_is_one_for_the_original_checkpoint(classifier, planned, strategy, tmp_path):
+    plan, _ = planned(strategy=strategy)
     plan.save(tmp_path / "plan.json")
     pruned = apply_plan(classifier, PruningPlan.load(tmp_path / "plan.json"))
     assert measure_size(pruned).parameters < measure_size(classifier).parameters
 
 
-def test_global_allocation_takes_more_from_layers_with_more_low_scores(classifier, scorer):
-    uniform, together = planned(classifier, scorer), planned(classifier, scorer, allocation="global")
+def test_global_allocation_takes_more_from_layers_with_more_low_scores(planned):
+    (uniform, _), (together, _) = planned(), planned(allocation="global")
     shares = [1 - len(group.kept) / group.channels for group in together.groups if group.note is None]
     assert len({round(share, 2) for share in shares}) > 1
     total = [sum(len(group.kept) for group in plan.groups) for plan in (uniform, together)]
