@@ -1,5 +1,6 @@
 """Pages that open offline, each one file: of a run, and of several side by side."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -75,10 +76,18 @@ def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("fsrp_edge.report"),
         autoescape=True,
-        finalize=lambda value: wording.printable(value) if type(value) is str else value,
+        finalize=lambda value: _written(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     return environment.get_template(name)
+
+
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMG]?B|[kMG]|ms|J|W)(?:\W|$))")
+
+
+def _written(text: str) -> str:
+    """Text for a page: no control characters, and a figure on one line with its unit."""
+    return _UNIT.sub("\N{NO-BREAK SPACE}", wording.printable(text))

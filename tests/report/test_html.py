@@ -20,6 +20,7 @@ from fsrp_edge.report.schema import RunReport
 from fsrp_edge.report.store import write_renderings
 from fsrp_edge.report.sweep import dense_point, point_of, with_verdicts
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
+from tests.conftest import make_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 IDLE = State(
@@ -27,9 +28,10 @@ IDLE = State(
 )
 
 
-@pytest.fixture
-def directory(run_report: RunReport, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with everything that pictures are drawn from."""
+    run_report, tmp_path = make_report(), tmp_path_factory.mktemp("run")
     generator = np.random.default_rng(0)
     accuracy = run_report.ledger[0].accuracies[1]
     spectra = evidence.Spectra(
@@ -190,7 +192,7 @@ document.getElementById("f").onload = function () {{
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize(("page", "headings"), [("report.html", 7), ("runs.html", 2)])
 def test_nothing_is_cut_off_in_a_browser(
-    directory: Path, run_report: RunReport, page: str, headings: int, width: int
+    directory: Path, run_report: RunReport, page: str, headings: int, width: int, tmp_path: Path
 ) -> None:
     name = "latency=50%, a run with a long name"
     points, knee = with_verdicts([dense_point(run_report), point_of(name, "a", run_report)])
@@ -203,7 +205,7 @@ def test_nothing_is_cut_off_in_a_browser(
         [
             str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
             "--enable-logging=stderr", "--window-size=1600,1000", "--virtual-time-budget=5000",
-            f"--user-data-dir={directory / 'profile'}", "--dump-dom", (directory / "measure.html").as_uri(),
+            f"--user-data-dir={tmp_path}", "--dump-dom", (directory / "measure.html").as_uri(),
         ],
         capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
