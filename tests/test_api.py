@@ -29,16 +29,13 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["compress", "score", "recover"])
-def test_training_needs_no_exporter(name: str) -> None:
+def test_training_needs_no_exporter() -> None:
     """Nothing of the extras is imported before it is used."""
     program = (
-        f"import sys, torch, fsrp_edge; getattr(fsrp_edge, {name!r}, None)\n"
+        "import sys, torch, fsrp_edge; print(fsrp_edge.compress, fsrp_edge.score, fsrp_edge.recover)\n"
         "extras = {'onnx', 'onnxruntime', 'onnxsim', 'litert_torch', 'ai_edge_litert', 'ai_edge_quantizer',"
         " 'tensorflow', 'sklearn', 'skimage', 'timm'}\n"
         "print(sorted(extras & set(sys.modules)))"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\n[]\n")
