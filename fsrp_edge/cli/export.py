@@ -32,10 +32,10 @@ def export(
     out: Path,
     **given: Any,
 ) -> None:
-    """Export a network for a device and check that each file computes what the network computes.
+    """Export a network for a device and check every file.
 
-    Without --format and --precision the profile's defaults are made. A file that does not match the network is not
-    written, and the exit code is 1.
+    Without --format and --precision the profile's defaults are made. A file that does not compute what the network
+    computes is not written, and the exit code is 1.
 
     \b
     fsrp-edge export recovered.safetensors --target raspberry-pi-4 --data cifar-10-batches-bin
@@ -51,9 +51,10 @@ def export(
     from fsrp_edge.files import without_folders
     from fsrp_edge.pipeline.inputs import choose_artifacts, load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
-    from fsrp_edge.report.manifest import Manifest, origin_of, write_manifest
+    from fsrp_edge.report.manifest import Manifest, Origin
     from fsrp_edge.report.provenance import provenance
     from fsrp_edge.report.schema import DataUsed, Source, TargetReference
+    from fsrp_edge.report.shipped import write_manifest
     from fsrp_edge.targets.load import load_target
 
     wanted = ExportOptions(**{name: given.pop(name) for name in ExportOptions.model_fields})
@@ -75,7 +76,7 @@ def export(
         write_manifest(
             Manifest(
                 artifacts=exported.artifacts,
-                origins={".": origin_of(exported)},
+                origins={".": Origin.of(exported)},
                 source=Source.of(checkpoint, classifier.spec),
                 target=TargetReference.of(profile),
                 options=without_folders(wanted.model_dump(mode="json") | {"data": data}),

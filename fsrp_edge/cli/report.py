@@ -3,11 +3,15 @@
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.gates import finish
+
+if TYPE_CHECKING:
+    from fsrp_edge.report.schema import RunReport
 
 
 @click.command()
@@ -28,7 +32,9 @@ def report(
     baseline: Path | None,
     max_regression: tuple[str, ...],
 ) -> None:
-    """Show a run's table, and render its report.md again, without running anything.
+    """Show finished runs, judge them by gates, compare them.
+
+    Nothing is run; the report's pages are rendered again.
 
     RUN is a run directory or its report.json, which stays as it is. Gates given here are judged
     instead of the run's own.
@@ -70,34 +76,31 @@ def report(
 
 def _side_by_side(runs: tuple[Path, ...], page: Path | None) -> None:
     from fsrp_edge.cli.console import show_result
-    from fsrp_edge.files import write_text
     from fsrp_edge.report import summary
-    from fsrp_edge.report.html import render_runs
-    from fsrp_edge.report.store import REPORT_HTML, load_report
-    from fsrp_edge.report.sweep import attack_of, dense_point, point_of, with_verdicts
+    from fsrp_edge.report.store import load_report
 
     reports = [load_report(run) for run in runs]
     if page is not None:
-        folders = [run if run.is_dir() else run.parent for run in runs]
-        names = [folder.resolve().name for folder in folders]
-        if len(set(names)) < len(names):
-            names = list(map(str, runs))
-        by_name = dict(zip(names, reports, strict=True))
-        points = [point_of(name, name, report) for name, report in by_name.items()]
-        if len({report.source.sha256 for report in reports}) == 1:
-            points.insert(0, dense_point(reports[0]))
-        links = {
-            name: os.path.relpath(folder / REPORT_HTML, page.parent)
-            for name, folder in zip(names, folders, strict=True)
-        }
-        title = f"{len(reports)} runs side by side"
-        judged, knee = with_verdicts(points)
-        write_text(
-            page,
-            render_runs(
-                title, judged, knee, ", ".join(dict.fromkeys(map(attack_of, reports))), by_name, links
-            ),
-        )
+        _write_page(page, [run if run.is_dir() else run.parent for run in runs], reports)
     titles = [f"{run}\n{summary.title(report)}" for run, report in zip(runs, reports, strict=True)]
     footer = "" if page is None else f"Next: xdg-open {shlex.quote(str(page))}"
     show_result(reports, ("", *titles), summary.side_by_side(reports), footer=footer)
+
+
+def _write_page(page: Path, folders: list[Path], reports: list["RunReport"]) -> None:
+    from fsrp_edge.files import write_text
+    from fsrp_edge.report.html import render_runs
+    from fsrp_edge.report.sweep import SideBySide, attack_of, dense_point, point_of
+
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = list(map(str, folders))
+    points = [
+        point_of(name, os.path.relpath(folder, page.parent), report)
+        for name, folder, report in zip(names, folders, reports, strict=True)
+    ]
+    if len({report.source.sha256 for report in reports}) == 1:
+        points.insert(0, dense_point(reports[0]))
+    judged = SideBySide.of(", ".join(dict.fromkeys(map(attack_of, reports))), points)
+    by_name = dict(zip(names, reports, strict=True))
+    write_text(page, render_runs(f"{len(reports)} runs side by side", judged, by_name))

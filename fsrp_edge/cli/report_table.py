@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +26,7 @@ def print_report(report: RunReport, directory: Path, next_commands: Sequence[str
         next_commands: commands ready to be pasted, quoted for a shell.
     """
     console = Console(file=sys.stdout)
-    console.print(render_report(report))
+    console.print(render_report(report, console.width))
     # Unwrapped, so that paths and commands can be copied whatever the width.
     for heading, lines in (
         ("Files", [str(directory / artifact.path) for artifact in report.artifacts]),
@@ -38,20 +38,10 @@ def print_report(report: RunReport, directory: Path, next_commands: Sequence[str
                 console.print(Text(f"  {line}"), soft_wrap=True)
 
 
-def render_report(report: RunReport) -> RenderableType:
+def render_report(report: RunReport, width: int) -> Group:
     """The table of a run with its legend, totals and warnings, for any width from 80 columns on."""
-    return _ReportView(report)
-
-
-class _ReportView:
-    """Chooses between the narrow and the wide table when the width is known."""
-
-    def __init__(self, report: RunReport) -> None:
-        self.report = report
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = options.max_width >= WIDE
-        yield Group(_table(self.report, wide=wide), *_below(self.report, wide=wide))
+    wide = width >= WIDE
+    return Group(_table(report, wide=wide), *_below(report, wide=wide))
 
 
 def _table(report: RunReport, *, wide: bool) -> Table:
@@ -71,18 +61,16 @@ def _table(report: RunReport, *, wide: bool) -> Table:
         table.add_column(Text("\n".join(words)), justify="right")
     table.add_column("latency\np50 (ms)", justify="right")
     table.add_column("speed-up", justify="right")
-    speed_ups = {
-        (found.name, found.runtime, found.threads): found.latency_ratio for found in report.speed_ups
-    }
     for row in report.ledger:
         first = row.latency[0] if row.latency else None
+        speed_up = first and report.speed_up(row, first)
         table.add_row(
             Text(wording.printable(row.name)),
             _status(row),
             wording.size(row.bytes),
             *(_share(row, column, wide=wide) for column in columns),
             wording.digits(first.p50_ms) if first else wording.NONE,
-            wording.ratio(speed_ups.get((row.name, first.runtime, first.threads))) if first else wording.NONE,
+            wording.ratio(speed_up.latency_ratio) if speed_up else wording.NONE,
         )
     return table
 

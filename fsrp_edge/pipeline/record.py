@@ -13,8 +13,8 @@ from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.report import schema
 from fsrp_edge.report.gates import judge, judge_regressions
-from fsrp_edge.report.manifest import manifest_of_run, results_of_run, write_manifest
 from fsrp_edge.report.provenance import provenance
+from fsrp_edge.report.shipped import manifest_of_run, results_of_run, write_manifest
 from fsrp_edge.report.store import REPORT_JSON, load_report, write_report
 
 

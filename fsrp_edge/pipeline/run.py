@@ -16,7 +16,7 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import save_classifier, weights_sha256
 from fsrp_edge.pipeline.inputs import Inputs, on_device
 from fsrp_edge.pipeline.rundir import RunDirectory
-from fsrp_edge.report.manifest import WRITTEN
+from fsrp_edge.report.shipped import WRITTEN
 from fsrp_edge.report.store import RENDERED
 
 Result = TypeVar("Result")

@@ -12,7 +12,6 @@ from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pipeline.rundir import RunDirectory
 from fsrp_edge.report.html import render_runs
 from fsrp_edge.report.schema import RunReport
-from fsrp_edge.report.store import REPORT_HTML
 from fsrp_edge.report.sweep import (
     SWEEP_JSON,
     SWEEP_PAGE,
@@ -23,7 +22,6 @@ from fsrp_edge.report.sweep import (
     dense_point,
     draw_front,
     point_of,
-    with_verdicts,
 )
 
 SHARED = ("baseline", "score", "sensitivity", "budgets", "evaluate-dense*", "export-dense")
@@ -77,15 +75,11 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         points.append(point_of(variant.name, directory.name, report))
     if dense is None:
         raise BadInputError(f"nothing of the sweep can be run: {points[0].problem}")
-    judged, knee = with_verdicts((dense, *points))
     options = variants[0].options
-    result = Sweep(
-        checkpoint=options.checkpoint.name, target=Path(options.target).stem, over=over, accuracy=accuracy,
-        points=judged, knee=knee,
-    )  # fmt: skip
+    checkpoint, target = options.checkpoint.name, Path(options.target).stem
+    result = Sweep.of(accuracy, (dense, *points), checkpoint=checkpoint, target=target, over=over)
     result.save(out / SWEEP_JSON)
-    plots.save_png(draw_front(judged, knee, accuracy), out / SWEEP_PICTURE)
-    links = {point.name: f"{point.directory}/{REPORT_HTML}" for point in judged if point.directory}
-    title = f"{result.checkpoint} → {result.target}: sweep over {over}"
-    write_text(out / SWEEP_PAGE, render_runs(title, judged, knee, accuracy, reports, links))
+    plots.save_png(draw_front(result), out / SWEEP_PICTURE)
+    title = f"{checkpoint} → {target}: sweep over {over}"
+    write_text(out / SWEEP_PAGE, render_runs(title, result, reports))
     return result

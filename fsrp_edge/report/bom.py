@@ -4,13 +4,13 @@ import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from fsrp_edge.report.manifest import Manifest
+
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
 
-    from fsrp_edge.report.manifest import Manifest
 
-
-def render(manifest: "Manifest") -> str:
+def render(manifest: Manifest) -> str:
     """The checkpoint, the data, the files and the software that made them; the same manifest gives the same text."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import ComponentType

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import atomic_path, files_of, write_json, write_text
-from fsrp_edge.report.manifest import Manifest, load_manifest, write_manifest
+from fsrp_edge.report.manifest import Manifest, load_manifest
+from fsrp_edge.report.shipped import write_manifest
 
 EXAMPLES = Path(__file__).parent / "examples"
 RUNS = {

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.plots import FIRST, INK, MUTED, SECOND, shortened
 from fsrp_edge.report.evidence import Evidence, Pictured
 from fsrp_edge.report.schema import RunReport
-from fsrp_edge.report.sweep import Point, draw_front, judged_by
+from fsrp_edge.report.sweep import SideBySide, draw_front, judged_by
 from fsrp_edge.scoring.scores import FilterScores
 
 MOST_CLASSES = 20
@@ -209,19 +209,18 @@ def operators(pictured: Pictured, target: str) -> Figure:
     return _figure("Where the time goes", text, figure)
 
 
-def front_figure(points: Sequence[Point], knee: str | None, accuracy: str) -> Figure:
+def front_figure(runs: SideBySide) -> Figure:
     """What several runs cost and keep."""
-    having = [point for point in points if point.latency_ms is not None]
     seen = "; ".join(
         f"{point.name} {wording.percent(judged_by(point))} in {wording.digits(point.latency_ms or 0)} ms"
-        for point in having
+        for point in runs.measured
     )
-    marked = f", {knee} (circled) is the knee" if knee else ""
+    marked = f", {runs.knee} (circled) is the knee" if runs.knee else ""
     text = (
-        f"Accuracy ({accuracy}) against the median latency of the fastest file; areas are sizes, the line is the front "
-        f"of the runs worth having{marked}. {seen}."
+        f"Accuracy ({runs.accuracy}) against the median latency of the fastest file; areas are sizes, the line is the "
+        f"front of the runs worth having{marked}. {seen}."
     )
-    return _figure("Accuracy against latency", text, draw_front(points, knee, accuracy))
+    return _figure("Accuracy against latency", text, draw_front(runs))
 
 
 def score_distribution(scores: FilterScores) -> Figure:

@@ -1,16 +1,17 @@
 """Pages that open offline, each one file: of a run, and of several side by side."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from fsrp_edge import wording
 from fsrp_edge.report import summary
 from fsrp_edge.report.figures import Sources, examples, figures, front_figure
+from fsrp_edge.report.rendering import template
 from fsrp_edge.report.schema import RunReport
-from fsrp_edge.report.sweep import Point
+from fsrp_edge.report.sweep import SideBySide
 
 
 def render_html(report: RunReport, directory: Path | None = None) -> str:
@@ -28,7 +29,6 @@ def render_html(report: RunReport, directory: Path | None = None) -> str:
     return _template("report.html.j2").render(
         report=report,
         columns=summary.columns(report.ledger),
-        speed_ups={(s.name, s.runtime, s.threads): s for s in report.speed_ups},
         figures=list(figures(report, sources)),
         examples=pictures,
         magnified=magnified,
@@ -38,34 +38,20 @@ def render_html(report: RunReport, directory: Path | None = None) -> str:
     )
 
 
-def render_runs(
-    title: str,
-    points: Sequence[Point],
-    knee: str | None,
-    accuracy: str,
-    reports: Mapping[str, RunReport],
-    links: Mapping[str, str],
-) -> str:
+def render_runs(title: str, runs: SideBySide, reports: Mapping[str, RunReport]) -> str:
     """Several runs side by side as a page: the front, a row a run, every figure.
 
     Args:
         title: heading.
-        points: of `with_verdicts`, a dense network among them if wanted.
-        knee: likewise.
-        accuracy: what points are judged by.
+        runs: the directory of each is relative to where the page lies.
         reports: of the points that are runs with a result, by their names.
-        links: where each run's own page is, by its name.
     """
-    drawn = sum(point.latency_ms is not None for point in points) > 1
     return _template("runs.html.j2").render(
         title=title,
-        points=points,
-        knee=knee,
-        accuracy=accuracy,
-        front=[point.name for point in points if point.pareto],
-        missed=[point for point in points if point.problem or point.gates_passed is False],
-        links=dict.fromkeys((point.name for point in points), None) | dict(links),
-        figure=front_figure(points, knee, accuracy) if drawn else None,
+        runs=runs,
+        front=[point.name for point in runs.points if point.pareto],
+        missed=[point for point in runs.points if point.problem or point.gates_passed is False],
+        figure=front_figure(runs) if len(runs.measured) > 1 else None,
         names=list(reports),
         figures=summary.side_by_side(list(reports.values())),
         wording=wording,
@@ -73,16 +59,7 @@ def render_runs(
 
 
 def _template(name: str) -> Template:
-    environment = Environment(
-        loader=PackageLoader("fsrp_edge.report"),
-        autoescape=True,
-        finalize=lambda value: _written(value) if type(value) is str else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(name)
+    return template(name, lambda value: _written(value) if type(value) is str else value, html=True)
 
 
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMG]?B|[kMG]|ms|J|W)(?:\W|$))")

@@ -1,12 +1,8 @@
-"""manifest.json: which files a folder holds, by digest, what they were made from, and how to check them again.
-
-Beside it stand a model card (Hugging Face's form) and a bill of materials (CycloneDX), both made of it alone.
-"""
+"""manifest.json: which files a folder holds, by digest, what they were made from, and how to check them again."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import JsonValue
 
@@ -15,20 +11,10 @@ from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.parity import Parity, Probe
 from fsrp_edge.exporting.verified import Exported
-from fsrp_edge.files import files_of, sha256_file, write_text
 from fsrp_edge.records import Document, Record
-from fsrp_edge.report import bom, model_card
-from fsrp_edge.report.schema import DataUsed, Provenance, RunReport, Source, TargetReference
+from fsrp_edge.report.schema import DataUsed, Provenance, Source, TargetReference
 
 MANIFEST = "manifest.json"
-MODEL_CARD = "MODEL_CARD.md"
-BOM = "bom.json"
-WRITTEN = (MANIFEST, MODEL_CARD, BOM)
-"""All that `write_manifest` writes."""
-_RESULTS = (
-    "scores.json", "plan.json", "pruned.safetensors", "recovered.safetensors", "evidence.json", "evidence.npz",
-    "bench.json",
-)  # fmt: skip
 
 
 class FileEntry(Record):
@@ -44,6 +30,11 @@ class Origin(Record):
     weights_sha256: str
     calibration_sha256: str
     probe: Probe
+
+    @classmethod
+    def of(cls, exported: Exported) -> Self:
+        """What is said of an export."""
+        return cls.model_validate(exported.model_dump(include=set(cls.model_fields)))
 
 
 class Manifest(Document):
@@ -73,73 +64,6 @@ class Manifest(Document):
     def origin(self, artifact: Artifact) -> Origin:
         """What an artifact was made from."""
         return self.origins[artifact.path.parent.as_posix()]
-
-
-def manifest_of_run(report: RunReport, exports: Mapping[str, Exported]) -> Manifest:
-    """The manifest of a run, still without digests of its files.
-
-    Args:
-        report: what the run found.
-        exports: what was exported, by folder, with paths relative to the run directory.
-    """
-    artifacts = {
-        f"{'dense ' if folder == 'dense' else ''}{artifact.name}": artifact
-        for folder, exported in exports.items()
-        for artifact in exported.artifacts
-    }
-    rows = {
-        artifacts[row.name].path.as_posix() if row.name in artifacts else row.name: row
-        for row in report.ledger
-    }
-    return Manifest(
-        artifacts=tuple(artifacts.values()),
-        origins={folder: origin_of(exported) for folder, exported in exports.items()},
-        source=report.source,
-        target=report.request.target,
-        options=report.model_dump(mode="json")["request"]["options"],
-        seed=report.request.seed,
-        data=report.data,
-        plan_sha256=report.pruning.plan_sha256,
-        parity={name: row.parity for name, row in rows.items() if row.parity},
-        accuracies={name: row.accuracies for name, row in rows.items() if row.accuracies},
-        provenance=report.provenance,
-    )
-
-
-def origin_of(exported: Exported) -> Origin:
-    """What the files of an export were made from."""
-    return Origin.model_validate(exported.model_dump(include=set(Origin.model_fields)))
-
-
-def write_manifest(manifest: Manifest, directory: Path, others: Sequence[str] = ()) -> Manifest:
-    """Write the model card, the bill of materials and the manifest, with the digest of every file, into a folder.
-
-    Args:
-        manifest: still without files.
-        directory: holds the artifacts.
-        others: files and folders of it that belong to the result, beside the artifacts; absent ones are left out.
-
-    Returns:
-        The manifest as it was written.
-    """
-    write_text(directory / MODEL_CARD, model_card.render(manifest))
-    write_text(directory / BOM, bom.render(manifest))
-    names = [*others, *(artifact.path.as_posix() for artifact in manifest.artifacts), MODEL_CARD, BOM]
-    files = {
-        file.relative_to(directory).as_posix(): FileEntry(bytes=file.stat().st_size, sha256=sha256_file(file))
-        for name in names
-        for file in files_of(directory / name)
-        if file.is_file()
-    }
-    written = manifest.model_copy(update={"files": files})
-    written.save(directory / MANIFEST)
-    return written
-
-
-def results_of_run(directory: Path) -> list[str]:
-    """The files of a run directory that belong to the result, beside artifacts and reports."""
-    scripts = [path.relative_to(directory).as_posix() for path in directory.glob("*/*.sh")]
-    return [*_RESULTS, *scripts]
 
 
 def load_manifest(directory: Path) -> Manifest:

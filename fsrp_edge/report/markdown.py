@@ -1,12 +1,12 @@
 """report.md: for pull requests and terminals, rendered from a RunReport alone."""
 
 import re
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Template
 
 from fsrp_edge import wording
 from fsrp_edge.report import summary
+from fsrp_edge.report.rendering import template
 from fsrp_edge.report.schema import RunReport
 
 # What Markdown and GitHub's extensions of it (tables, strikethrough, math) take for markup inside a line.
@@ -20,18 +20,9 @@ def escape(value: object) -> str:
     return re.sub(r"[&<>]", lambda found: _HTML[found[0]], _MARKUP.sub(r"\\\g<0>", text))
 
 
-def markdown_environment() -> Environment:
-    """Of templates that write Markdown: every value that enters one is escaped."""
-    # Autoescape is for HTML; `finalize` does the same for Markdown, on every expression of the template.
-    return Environment(
-        loader=PackageLoader("fsrp_edge.report"),
-        autoescape=False,
-        finalize=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+def markdown_template(name: str) -> Template:
+    """A template that writes Markdown: every value that enters it is escaped."""
+    return template(name, escape, html=False)
 
 
 def render_markdown(report: RunReport) -> str:
@@ -39,14 +30,6 @@ def render_markdown(report: RunReport) -> str:
 
     Every value that enters the template is escaped: names of classes, files and layers come from the user.
     """
-    return markdown_environment().get_template("report.md.j2").render(_context(report))
-
-
-def _context(report: RunReport) -> dict[str, Any]:
-    return {
-        "report": report,
-        "columns": summary.columns(report.ledger),
-        "speed_ups": {(s.name, s.runtime, s.threads): s for s in report.speed_ups},
-        "summary": summary,
-        "wording": wording,
-    }
+    columns = summary.columns(report.ledger)
+    context = {"report": report, "columns": columns, "summary": summary, "wording": wording}
+    return markdown_template("report.md.j2").render(context)

@@ -1,29 +1,26 @@
 """MODEL_CARD.md: what a model hub and its readers ask of a model, in Hugging Face's form."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
 from fsrp_edge import wording
-from fsrp_edge.report.markdown import markdown_environment
+from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.report.manifest import Manifest
+from fsrp_edge.report.markdown import markdown_template
 from fsrp_edge.report.summary import parity_figures
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from fsrp_edge.evaluation.results import Accuracy
-    from fsrp_edge.report.manifest import Manifest
-
-
-def render(manifest: "Manifest") -> str:
+def render(manifest: Manifest) -> str:
     """Markdown with a YAML header of the fields that hubs index."""
     header = yaml.safe_dump(_header(manifest), sort_keys=False, allow_unicode=True)
-    template = markdown_environment().get_template("model_card.md.j2")
+    template = markdown_template("model_card.md.j2")
     body = template.render(manifest=manifest, wording=wording, parity_figures=parity_figures)
     return f"---\n{header}---\n\n{body}"
 
 
-def _header(manifest: "Manifest") -> dict[str, Any]:
+def _header(manifest: Manifest) -> dict[str, Any]:
     found: dict[str, Any] = {
         "pipeline_tag": "image-classification",
         "library_name": "fsrp-edge",
@@ -41,7 +38,7 @@ def _header(manifest: "Manifest") -> dict[str, Any]:
     return found | {"model-index": [_results(path, accuracies) for path, accuracies in judged]}
 
 
-def _results(path: str, accuracies: "Sequence[Accuracy]") -> dict[str, Any]:
+def _results(path: str, accuracies: Sequence[Accuracy]) -> dict[str, Any]:
     metrics = [
         {
             "type": "accuracy",

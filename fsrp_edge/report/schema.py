@@ -303,3 +303,8 @@ class RunReport(Document):
     warnings: tuple[str, ...] = ()
     """Plain sentences."""
     provenance: Provenance
+
+    def speed_up(self, row: LedgerRow, latency: Latency) -> SpeedUp | None:
+        """That of a row's file, as it was measured there; None where it has no dense file beside it."""
+        wanted = (row.name, latency.runtime, latency.threads)
+        return next((s for s in self.speed_ups if (s.name, s.runtime, s.threads) == wanted), None)

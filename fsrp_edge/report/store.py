@@ -42,6 +42,10 @@ def load_report(path: Path) -> RunReport:
         BadInputError: no such file, not a report, or a report of another schema version.
     """
     if path.is_dir():
+        if not (path / REPORT_JSON).is_file():
+            raise BadInputError(
+                f"{path} has no {REPORT_JSON}; give the directory of a finished run of compress"
+            )
         path = path / REPORT_JSON
     content = read_json(path)
     if not isinstance(content, dict) or "schema_version" not in content:

@@ -1,7 +1,7 @@
 """Sweep: several runs of one network side by side, which of them are worth having, and the knee."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -38,7 +38,41 @@ class Point(Record):
     """Whether no other run is at least as good in accuracy, latency and size, and better in one."""
 
 
-class Sweep(Document):
+class SideBySide(Record):
+    """Several runs, and what they say together."""
+
+    accuracy: Annotated[str, Field(min_length=1)]
+    """What points are judged by: the attack, or `clean`."""
+    points: tuple[Point, ...]
+    """The dense network first, where all of them started from one."""
+    knee: str | None
+    """Name of the suggested point; None where fewer than two runs came out."""
+
+    @classmethod
+    def of(cls, accuracy: str, points: Sequence[Point], **more: Any) -> Self:
+        """The points, those marked that are worth having, and the knee.
+
+        The knee is the run farthest above the straight line from the worst to the best accuracy on the front, latency
+        and accuracy each on a scale from 0 to 1 (after Satopää et al., "Kneedle", 2011).
+        """
+        having = [point for point in points if point.latency_ms is not None and point.directory is not None]
+        front = [point for point in having if not any(_beats(other, point) for other in having)]
+        front.sort(key=lambda point: point.latency_ms or 0)
+        names = {point.name for point in front}
+        marked = tuple(point.model_copy(update={"pareto": point.name in names}) for point in points)
+        if len(having) < 2:
+            return cls(accuracy=accuracy, points=marked, knee=None, **more)
+        times = np.log([point.latency_ms or 1 for point in front])
+        above = _scaled(np.array([judged_by(point) for point in front])) - _scaled(times)
+        return cls(accuracy=accuracy, points=marked, knee=front[int(above.argmax())].name, **more)
+
+    @property
+    def measured(self) -> list[Point]:
+        """Points with a latency, which can be drawn."""
+        return [point for point in self.points if point.latency_ms is not None]
+
+
+class Sweep(SideBySide, Document):
     """The content of sweep.json."""
 
     called = "a sweep"
@@ -48,12 +82,6 @@ class Sweep(Document):
     target: str
     over: str
     """The option that was varied."""
-    accuracy: Annotated[str, Field(min_length=1)]
-    """What points are judged by: the attack, or `clean`."""
-    points: tuple[Point, ...]
-    """The dense network first."""
-    knee: str | None
-    """Name of the suggested point; None where fewer than two runs came out."""
 
 
 def point_of(name: str, directory: str, report: RunReport) -> Point:
@@ -99,24 +127,6 @@ def judged_by(point: Point) -> float:
     return 0.0 if found is None else found
 
 
-def with_verdicts(points: Sequence[Point]) -> tuple[tuple[Point, ...], str | None]:
-    """The points, those marked that are worth having, and the name of the knee.
-
-    The knee is the run farthest above the straight line from the worst to the best accuracy on the front, latency and
-    accuracy each on a scale from 0 to 1 (after Satopää et al., "Kneedle", 2011).
-    """
-    having = [point for point in points if point.latency_ms is not None and point.directory is not None]
-    front = {point.name for point in having if not any(_beats(other, point) for other in having)}
-    marked = tuple(point.model_copy(update={"pareto": point.name in front}) for point in points)
-    ends = sorted((point for point in having if point.name in front), key=lambda point: point.latency_ms or 0)
-    if len(having) < 2:
-        return marked, None
-    times = np.log([point.latency_ms or 1 for point in ends])
-    accuracies = np.array([judged_by(point) for point in ends])
-    above = _scaled(accuracies) - _scaled(times)
-    return marked, ends[int(above.argmax())].name
-
-
 def _beats(first: Point, second: Point) -> bool:
     def costs(point: Point) -> tuple[float, ...]:
         return -judged_by(point), point.latency_ms or 0, point.bytes or 0
@@ -131,10 +141,10 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def draw_front(points: Sequence[Point], knee: str | None, accuracy: str) -> Any:
+def draw_front(runs: SideBySide) -> Any:
     """Accuracy against latency, the size as the area of each dot, the front as a line; a matplotlib figure."""
     figure, axes = plots.new(3.4)
-    having = [point for point in points if point.latency_ms is not None]
+    having = runs.measured
     front = sorted((point for point in having if point.pareto), key=lambda point: point.latency_ms or 0)
     largest = max((point.bytes or 1 for point in having), default=1)
     axes.plot([p.latency_ms for p in front], [100 * judged_by(p) for p in front], color=plots.MUTED, zorder=1)
@@ -143,7 +153,7 @@ def draw_front(points: Sequence[Point], knee: str | None, accuracy: str) -> Any:
         place = point.latency_ms or 0, 100 * judged_by(point)
         area = 20 + 180 * (point.bytes or 0) / largest
         colour = plots.FIRST if point.directory is None else plots.SECOND
-        edge = plots.INK if point.name == knee else colour
+        edge = plots.INK if point.name == runs.knee else colour
         axes.scatter(*place, s=area, color=colour, edgecolors=edge, linewidths=1.6, zorder=2)
         left = (
             np.log(place[0]) > middle
@@ -152,7 +162,7 @@ def draw_front(points: Sequence[Point], knee: str | None, accuracy: str) -> Any:
             plots.shortened(point.name), place, xytext=(-9, 6) if left else (9, -11), textcoords="offset points",
             ha="right" if left else "left", fontsize=8,
         )  # fmt: skip
-    axes.set(xlabel="latency of the fastest file, ms", ylabel=f"{accuracy} accuracy, %", xscale="log")
+    axes.set(xlabel="latency of the fastest file, ms", ylabel=f"{runs.accuracy} accuracy, %", xscale="log")
     axes.margins(0.12, 0.18)
     axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
     axes.set_ylim(max(axes.get_ylim()[0], -4), min(axes.get_ylim()[1], 104))

@@ -13,7 +13,7 @@ from fsrp_edge.report.schema import RunReport
 
 def rendered(report: RunReport, width: int) -> str:
     stream = StringIO()
-    Console(file=stream, width=width).print(render_report(report))
+    Console(file=stream, width=width).print(render_report(report, width))
     return stream.getvalue()
 
 

@@ -25,9 +25,10 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pipeline.inputs import load_data
 from fsrp_edge.report.bundle import EXAMPLES, RUNS, bundle
-from fsrp_edge.report.manifest import Manifest, load_manifest, origin_of, write_manifest
+from fsrp_edge.report.manifest import Manifest, Origin, load_manifest
 from fsrp_edge.report.provenance import provenance
 from fsrp_edge.report.schema import DataUsed, Source, TargetReference
+from fsrp_edge.report.shipped import write_manifest
 from fsrp_edge.report.verify import verify
 from fsrp_edge.targets.load import load_target
 
@@ -54,7 +55,7 @@ def exported(classifier: Classifier, digits_npz: Path, tmp_path_factory: pytest.
     )
     manifest = Manifest(
         artifacts=made.artifacts,
-        origins={".": origin_of(made)},
+        origins={".": Origin.of(made)},
         source=Source(checkpoint="vgg.pt", sha256="a" * 64, model=classifier.spec),
         target=TargetReference.of(target),
         options={"out": "/home/ada/<b>"},

@@ -18,7 +18,7 @@ from fsrp_edge.report.gates import judge
 from fsrp_edge.report.html import render_html, render_runs
 from fsrp_edge.report.schema import RunReport
 from fsrp_edge.report.store import write_renderings
-from fsrp_edge.report.sweep import dense_point, point_of, with_verdicts
+from fsrp_edge.report.sweep import SideBySide, dense_point, point_of
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 from tests.conftest import make_report
 
@@ -195,10 +195,8 @@ def test_nothing_is_cut_off_in_a_browser(
     directory: Path, run_report: RunReport, page: str, headings: int, width: int, tmp_path: Path
 ) -> None:
     name = "latency=50%, a run with a long name"
-    points, knee = with_verdicts([dense_point(run_report), point_of(name, "a", run_report)])
-    runs = render_runs(
-        "net → board: sweep", points, knee, "pgd-20", dict.fromkeys("abcdef", run_report), {name: "a"}
-    )
+    both = SideBySide.of("pgd-20", [dense_point(run_report), point_of(name, "a", run_report)])
+    runs = render_runs("net → board: sweep", both, dict.fromkeys("abcdef", run_report))
     (directory / "runs.html").write_text(runs)
     (directory / "measure.html").write_text(MEASURE.format(page=page, width=width))
     done = subprocess.run(

@@ -2,7 +2,7 @@ import pytest
 
 from fsrp_edge import plots
 from fsrp_edge.report.html import render_runs
-from fsrp_edge.report.sweep import Point, Sweep, draw_front, with_verdicts
+from fsrp_edge.report.sweep import Point, SideBySide, Sweep, draw_front
 
 
 def run(name: str, accuracy: float, milliseconds: float, size: int) -> Point:
@@ -21,14 +21,14 @@ POINTS = (
 
 
 def test_what_another_run_beats_in_everything_is_not_worth_having_and_the_knee_is_before_the_fall():
-    points, knee = with_verdicts(POINTS)
-    assert [point.name for point in points if point.pareto] == ["a", "b", "c"]
-    assert knee == "b"
+    runs = SideBySide.of("pgd-20", POINTS)
+    assert [point.name for point in runs.points if point.pareto] == ["a", "b", "c"]
+    assert runs.knee == "b"
 
 
 def test_a_smaller_file_is_worth_having_though_it_is_slower():
-    points, _ = with_verdicts((*POINTS, run("small", 0.3, 9.0, 100)))
-    assert points[-1].pareto
+    runs = SideBySide.of("pgd-20", (*POINTS, run("small", 0.3, 9.0, 100)))
+    assert runs.points[-1].pareto
 
 
 def test_without_attacks_clean_accuracy_decides_and_one_run_has_no_knee():
@@ -36,23 +36,19 @@ def test_without_attacks_clean_accuracy_decides_and_one_run_has_no_knee():
         Point(name=name, directory=name, clean_accuracy=accuracy, latency_ms=time, bytes=1)
         for name, accuracy, time in (("a", 0.9, 3.0), ("b", 0.8, 4.0))
     ]
-    points, _ = with_verdicts(clean)
-    assert [point.pareto for point in points] == [True, False]
-    assert with_verdicts((DENSE, POINTS[1]))[1] is None
+    assert [point.pareto for point in SideBySide.of("clean", clean).points] == [True, False]
+    assert SideBySide.of("pgd-20", (DENSE, POINTS[1])).knee is None
 
 
 def test_the_picture_is_a_png_and_the_record_reads_back(tmp_path):
-    points, knee = with_verdicts(POINTS)
-    sweep = Sweep(checkpoint="net.pt", target="t", over="ratio", accuracy="pgd-20", points=points, knee=knee)
-    plots.save_png(draw_front(points, knee, "pgd-20"), tmp_path / "sweep.png")
+    sweep = Sweep.of("pgd-20", POINTS, checkpoint="net.pt", target="t", over="ratio")
+    plots.save_png(draw_front(sweep), tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert Sweep.model_validate_json(sweep.model_dump_json()) == sweep
 
 
 def test_the_page_has_the_front_and_a_link_to_each_run(run_report):
-    points, knee = with_verdicts(POINTS)
-    links = {name: f"{name}/report.html" for name in "abcd"}
-    page = render_runs("net <b>", points, knee, "pgd-20", {"a": run_report, "b": run_report}, links)
+    page = render_runs("net <b>", SideBySide.of("pgd-20", POINTS), {"a": run_report, "b": run_report})
     assert "<h1>net &lt;b&gt;</h1>" in page and "b is the knee" in page
     assert [f'<a href="{name}/report.html">{name}</a>' in page for name in "abcde"] == [True] * 4 + [False]
     assert 'aria-label="Accuracy (pgd-20) against the median latency' in page
