@@ -57,7 +57,7 @@ def sweep(
     out: Path | None,
     **given: Any,
 ) -> None:
-    """Compress at several ratios or budgets, and show what each costs: a table, a picture, the knee.
+    """Compress at several ratios or budgets, side by side. What each costs: a table, a picture, the knee.
 
     Each is a run of `fsrp-edge compress` in a folder of its own; scores and all that concerns the dense network are
     made once. The same command resumes after an interruption.
@@ -73,7 +73,7 @@ def sweep(
     variants = [
         Variant(
             f"{option}={value}",
-            options_from(given | {VARIED[option]: _value(option, value)}),
+            options_from(given | {VARIED[option]: value}),
         )
         for option, value in over
     ]
@@ -89,15 +89,6 @@ def sweep(
         raise GateFailedError(
             f"{len(missed)} of {len(variants)} runs missed a budget or a gate: {', '.join(missed)}"
         )
-
-
-def _value(option: str, text: str) -> Any:
-    if option != "ratio":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise click.UsageError(f"--over ratio: {text!r} is not a number such as 0.5") from None
 
 
 def _print(found: "Sweep", folder: Path) -> None:

@@ -10,6 +10,7 @@ from fsrp_edge.bench.address import Address
 from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.setup import DEFAULT_RUNTIMES, Method, Setup
 from fsrp_edge.data.images import ImageSet
+from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
@@ -18,17 +19,23 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Budgets, Limit, show
 from fsrp_edge.pruning.costs import Costing
-from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.pruning.sensitivity import measure_sensitivity
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.records import Record
 from fsrp_edge.report import schema
+from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.costs import DeviceCosts, device_costs, pool_costs
 from fsrp_edge.targets.graph_cost import GraphCost, graph_cost
+from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.this_machine import is_this_machine
 from fsrp_edge.targets.work import BYTES, Work
 
+PROBE_IMAGES = 256
+"""That layers are measured on, outside of runs."""
 TRIALS = 4
 """Plans that are tried as real files at most."""
 CLOSE = 0.92
@@ -248,6 +255,33 @@ def plan_with_trials(
             break
         costs = _with_trial(place, costs, trial)
     return costs if best is None else best[1]
+
+
+def plan_outside_of_runs(
+    dense: Classifier, scores: FilterScores, wanted: ChannelOptions, target: str | None, data: str | None
+) -> PruningPlan:
+    """The plan of `fsrp-edge prune`: no files are tried, so what can't be counted is estimated.
+
+    Args:
+        dense: the network.
+        scores: of its filters.
+        wanted: how channels are to be chosen.
+        target: name or path of a device profile, for its channel multiple and what budgets are reckoned with.
+        data: what the knapsack measures layers on; None for what the checkpoint names, or photographs.
+    """
+    profile = None if target is None else load_target(target)
+    multiple = profile.channel_multiple if profile else 1
+    costs = worth = None
+    if profile is not None and wanted.budgets.asked.keys() - {"macs", "parameters"}:
+        runtimes, absolute = [each.name for each in profile.runtimes], wanted.budgets.latency is not None
+        costs = costing(named_graph(dense), profile, "fp32", runtimes, absolute=absolute)
+    if wanted.chosen_allocation == "knapsack":
+        images = open_dataset(data or dense.spec.data or "photographs", dense.spec, seed=0).train
+        worth = measure_sensitivity(dense, scores, images.sample(PROBE_IMAGES, 0), multiple)
+    asked = PlanOptions(**dict(wanted), channel_multiple=multiple)
+    plan = make_plan(dense, scores, asked, costs, worth)
+    log_plan(plan)
+    return plan
 
 
 def log_plan(plan: PruningPlan) -> None:

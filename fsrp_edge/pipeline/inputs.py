@@ -21,7 +21,7 @@ from fsrp_edge.pipeline.budgeting import Workplace
 from fsrp_edge.pipeline.options import CheckpointOptions, CompressOptions
 from fsrp_edge.progress import log
 from fsrp_edge.pruning.costs import Costing
-from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
 from fsrp_edge.report.gates import require_same_images
 from fsrp_edge.report.store import load_report
 from fsrp_edge.targets.load import load_target
@@ -156,8 +156,7 @@ class Inputs:
 
     def plan_options(self) -> PlanOptions:
         """What the plan is asked for, with what the target demands."""
-        shared = PlanOptions.model_fields.keys() & CompressOptions.model_fields.keys()
-        asked = {name: getattr(self.options, name) for name in shared}
+        asked = {name: getattr(self.options, name) for name in ChannelOptions.model_fields}
         return PlanOptions(**asked, channel_multiple=self.target.channel_multiple)
 
     @property

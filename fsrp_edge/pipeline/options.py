@@ -10,9 +10,7 @@ from fsrp_edge.bench.setup import Method
 from fsrp_edge.evaluation.evaluate import AttackName
 from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.options import ExportOptions
-from fsrp_edge.pruning.budgets import Budgets
-from fsrp_edge.pruning.options import LayerRatio, Ratio, RatioOf
-from fsrp_edge.pruning.plan import Allocation, Strategy
+from fsrp_edge.pruning.options import ChannelOptions
 from fsrp_edge.records import Record
 from fsrp_edge.report.gates import GateText, RegressionText
 from fsrp_edge.scoring.fsrp import FSRP
@@ -33,22 +31,11 @@ class CheckpointOptions(Record):
     """A data set's name or path; None uses the set the checkpoint names, else embedded photographs."""
 
 
-class CompressOptions(CheckpointOptions, ExportOptions):
+class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
     """Everything that a run of `compress` depends on."""
 
     target: str
     """Name of a packaged profile, or path of a YAML file."""
-    ratio: Ratio = 0.5
-    """Share to remove; this and the next nine are explained in `pruning.options.PlanOptions`."""
-    ratio_of: RatioOf = "channels"
-    budgets: Budgets = Budgets()
-    keep: tuple[str, ...] = ()
-    keep_inputs: tuple[str, ...] = ()
-    keep_first: bool = False
-    allocation: Allocation | None = None
-    strategy: Strategy = "one-shot"
-    rounds: int = Field(3, ge=1)
-    layer_ratios: tuple[tuple[str, LayerRatio], ...] = ()
     round_epochs: int = Field(0, ge=0)
     """Epochs of recovery after each round of the gradual strategy but the last, which the recovery proper follows."""
     criterion: Criterion = FSRP()

@@ -17,8 +17,8 @@ Ratio = Annotated[float, Field(gt=0, lt=1)]
 LayerRatio = Annotated[float, Field(ge=0, lt=1)]
 
 
-class PlanOptions(Record):
-    """How channels are chosen once they are scored.
+class ChannelOptions(Record):
+    """How a user wants channels to be chosen once they are scored.
 
     Patterns are names of layers, with `*`, `?` and `[…]` as in file names: `layer1.*.conv2`.
     """
@@ -34,8 +34,6 @@ class PlanOptions(Record):
     strategy: Strategy = "one-shot"
     rounds: int = Field(3, ge=1)
     """Of the gradual strategy."""
-    channel_multiple: int = Field(1, ge=1)
-    """Kept channels come in multiples of this, wherever the network allows it."""
     keep: tuple[str, ...] = ()
     """Layers whose outputs stay."""
     keep_inputs: tuple[str, ...] = ()
@@ -49,6 +47,13 @@ class PlanOptions(Record):
     def chosen_allocation(self) -> Allocation:
         """The allocation, or what it is by default."""
         return self.allocation or ("knapsack" if self.budgets.asked else "uniform")
+
+
+class PlanOptions(ChannelOptions):
+    """What a plan is asked for: the user's wishes, and what the target demands."""
+
+    channel_multiple: int = Field(1, ge=1)
+    """Kept channels come in multiples of this, wherever the network allows it."""
 
 
 def matches(name: str, patterns: Iterable[str]) -> str | None:
