@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,14 @@ class Layout:
     folder: str
     title: str
     classes: int
-    train: tuple[str, ...]
+    label_key: str
+    """Key of the labels in the Python layout."""
+    train: Sequence[str]
     test: str
     names: str
     """File with the class names."""
-    label_key: str
-    """Key of the labels in the Python layout."""
-    label_bytes: int
-    """Bytes of label before an image in the binary layout; the last of them is the (fine) label."""
-    binary: bool
+    label_bytes: int = 0
+    """Of the binary layout, before an image; the last of them is the (fine) label. 0: the Python layout."""
 
     def is_in(self, folder: Path) -> bool:
         """Whether `folder` holds this layout."""
@@ -46,12 +45,14 @@ class Layout:
 
     def read(self, path: Path) -> Batch:
         """One file of images and labels."""
-        return _read_binary(path, self.label_bytes) if self.binary else _read_python(path, self.label_key)
+        return (
+            _read_binary(path, self.label_bytes) if self.label_bytes else _read_python(path, self.label_key)
+        )
 
     def class_names(self, folder: Path) -> list[str]:
         """The class names, in the order of the labels."""
         path = folder / self.names
-        if self.binary:
+        if self.label_bytes:
             names = path.read_text(encoding="utf-8").split() if path.is_file() else []
         else:
             entries = _unpickle(path) if path.is_file() else {}
@@ -59,51 +60,14 @@ class Layout:
         return names if len(names) == self.classes else [f"class {index}" for index in range(self.classes)]
 
 
+_10, _100 = ("CIFAR-10", 10, "labels"), ("CIFAR-100", 100, "fine_labels")
+_FIVE = [f"data_batch_{number}" for number in range(1, 6)]
+_FIVE_BINARY = [f"{name}.bin" for name in _FIVE]
 LAYOUTS = (
-    Layout(
-        folder="cifar-10-batches-bin",
-        title="CIFAR-10",
-        classes=10,
-        train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-        test="test_batch.bin",
-        names="batches.meta.txt",
-        label_key="labels",
-        label_bytes=1,
-        binary=True,
-    ),
-    Layout(
-        folder="cifar-10-batches-py",
-        title="CIFAR-10",
-        classes=10,
-        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
-        test="test_batch",
-        names="batches.meta",
-        label_key="labels",
-        label_bytes=0,
-        binary=False,
-    ),
-    Layout(
-        folder="cifar-100-binary",
-        title="CIFAR-100",
-        classes=100,
-        train=("train.bin",),
-        test="test.bin",
-        names="fine_label_names.txt",
-        label_key="fine_labels",
-        label_bytes=2,
-        binary=True,
-    ),
-    Layout(
-        folder="cifar-100-python",
-        title="CIFAR-100",
-        classes=100,
-        train=("train",),
-        test="test",
-        names="meta",
-        label_key="fine_labels",
-        label_bytes=0,
-        binary=False,
-    ),
+    Layout("cifar-10-batches-bin", *_10, _FIVE_BINARY, "test_batch.bin", "batches.meta.txt", label_bytes=1),
+    Layout("cifar-10-batches-py", *_10, _FIVE, "test_batch", "batches.meta"),
+    Layout("cifar-100-binary", *_100, ["train.bin"], "test.bin", "fine_label_names.txt", label_bytes=2),
+    Layout("cifar-100-python", *_100, ["train"], "test", "meta"),
 )
 
 
@@ -127,12 +91,12 @@ def open_cifar(folder: Path, layout: Layout, spec: ModelSpec) -> Dataset:
     """
     match = match_classes(layout.class_names(folder), spec)
     train, note = _image_set(folder, layout, "train", layout.train, spec)
-    test, _ = _image_set(folder, layout, "test", (layout.test,), spec)
+    test, _ = _image_set(folder, layout, "test", [layout.test], spec)
     index = torch.tensor(match.indices)
     train, test = (
         ImageSet.of(images.name, images.source, index[images.labels], match.names) for images in (train, test)
     )
-    kind = "binary" if layout.binary else "Python"
+    kind = "binary" if layout.label_bytes else "Python"
     return Dataset(
         train,
         test,
@@ -142,7 +106,7 @@ def open_cifar(folder: Path, layout: Layout, spec: ModelSpec) -> Dataset:
 
 
 def _image_set(
-    folder: Path, layout: Layout, split: str, files: tuple[str, ...], spec: ModelSpec
+    folder: Path, layout: Layout, split: str, files: Sequence[str], spec: ModelSpec
 ) -> tuple[ImageSet, str]:
     """A split with the data's own labels."""
     missing = [name for name in files if not (folder / name).is_file()]

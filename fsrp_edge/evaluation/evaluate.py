@@ -12,13 +12,12 @@ from pydantic import AfterValidator, Field, model_validator
 from fsrp_edge import distributed
 from fsrp_edge.attacks import DEFAULT_EPS, PGD, Norm, check_radius
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.evaluation.accuracy import clean_accuracy, default_batch_size
+from fsrp_edge.evaluation.accuracy import clean_accuracy, default_batch_size, evaluation_of
 from fsrp_edge.evaluation.autoattack import autoattack_accuracy
 from fsrp_edge.evaluation.corruptions import corruption_accuracies
-from fsrp_edge.evaluation.results import Accuracy, Evaluation
+from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.robust import fgsm_accuracy, pgd_accuracy
 from fsrp_edge.evaluation.standing import Verdicts
-from fsrp_edge.evaluation.statistics import wilson_interval
 from fsrp_edge.evaluation.suspicions import suspicions
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
@@ -71,7 +70,7 @@ def evaluate(
     """Clean accuracy, then that under each attack of the plan, the worst case over several, and corruptions.
 
     Every attack is run on all images that are right when clean, so that each number means what tables call by
-    its name; `worst_case` joins them. Under `torchrun` the processes share the work, and all return the whole.
+    its name; the worst case joins them. Under `torchrun` the processes share the work, and all return the whole.
 
     Args:
         classifier: the network, on the device to compute on.
@@ -96,7 +95,7 @@ def evaluate(
     if attacked and plan.eps > 0:
         found = suspicions(classifier, images, plan.norm, seed=plan.seed)
         attacked = [_with_warnings(evaluation, found) for evaluation in attacked]
-    worst = (worst_case([clean, *attacked]),) if len(attacked) > 1 else ()
+    worst = (_worst_case([clean, *attacked], images, plan),) if len(attacked) > 1 else ()
     corrupted = (
         corruption_accuracies(classifier, images, seed=plan.seed, batch_size=plan.batch_size)
         if plan.corruptions
@@ -106,35 +105,13 @@ def evaluate(
     return (clean, *attacked, *worst, *corrupted)
 
 
-def worst_case(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Accuracy where an image stands only if it stands in every evaluation.
-
-    Args:
-        evaluations: at least one; of one network on one set of images, its attacks in one norm with one eps.
-
-    Raises:
-        ValueError: they are not comparable.
-    """
-    results = [evaluation.result for evaluation in evaluations]
-    balls = {(result.norm, result.eps) for result in results if result.norm is not None}
-    if len({(result.data, result.images) for result in results}) != 1 or len(balls) > 1:
-        raise ValueError("a worst case needs evaluations on the same images with the same norm and eps")
-    norm, eps = next(iter(balls), (None, None))
+def _worst_case(evaluations: Sequence[Evaluation], images: ImageSet, plan: EvaluationPlan) -> Evaluation:
+    """Accuracy where an image stands only if it stands in every evaluation."""
     standing = torch.stack([evaluation.standing for evaluation in evaluations]).all(dim=0)
-    correct = int(standing.sum())
-    result = Accuracy(
-        attack="worst case",
-        norm=norm,
-        eps=eps,
-        images=len(standing),
-        correct=correct,
-        accuracy=correct / len(standing),
-        interval=wilson_interval(correct, len(standing)),
-        data=results[0].data,
-        label_kind=results[0].label_kind,
-        warnings=tuple(dict.fromkeys(warning for result in results for warning in result.warnings)),
+    found = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.result.warnings)
+    return evaluation_of(
+        standing, images, attack="worst case", norm=plan.norm, eps=plan.eps, warnings=tuple(found)
     )
-    return Evaluation(result, standing)
 
 
 def _attacked(

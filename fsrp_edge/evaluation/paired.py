@@ -39,7 +39,7 @@ def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
         only_first=only_first,
         only_second=only_second,
         difference=(only_second - only_first) / images,
-        interval=(centre - half, centre + half),
+        interval=(max(-1.0, centre - half), min(1.0, centre + half)),
         p_value=_mcnemar(only_first, only_second),
     )
 

@@ -3,7 +3,7 @@ import torch
 from pydantic import ValidationError
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate, worst_case
+from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 
 
 def test_clean_comes_first_and_the_worst_case_is_what_stands_everywhere(trained) -> None:
@@ -23,21 +23,6 @@ def test_clean_comes_first_and_the_worst_case_is_what_stands_everywhere(trained)
     assert torch.equal(worst.standing, expected)
     assert (worst.result.attack, worst.result.norm, worst.result.eps) == ("worst case", "Linf", 0.2)
     assert worst.result.correct == int(expected.sum())
-
-
-def test_evaluations_that_do_not_belong_together_have_no_worst_case(trained) -> None:
-    few, many = (
-        evaluate(trained.robust, trained.images.first(n), EvaluationPlan(attacks=())) for n in (5, 6)
-    )
-    with pytest.raises(ValueError, match="same images"):
-        worst_case([*few, *many])
-    weak, strong = (
-        evaluate(trained.robust, trained.images, EvaluationPlan(attacks=("fgsm",), eps=eps))
-        for eps in (0.1, 0.2)
-    )
-    with pytest.raises(ValueError, match="same norm and eps"):
-        worst_case([*weak, *strong])
-    assert worst_case(few).result.norm is None
 
 
 @pytest.mark.parametrize("name", ["cw", "pgd", "pgd-0", "pgd-20x0", "PGD-20", "pgd-20 "])

@@ -38,6 +38,7 @@ def test_swapping_the_networks_swaps_the_sign(pairs) -> None:
     first, second = (torch.tensor(column) for column in zip(*pairs, strict=True))
     one, other = paired_difference(first, second), paired_difference(second, first)
     assert one.difference == -other.difference
+    assert -1 <= one.interval[0] <= one.interval[1] <= 1
     assert one.interval == pytest.approx((-other.interval[1], -other.interval[0]))
     assert one.p_value == other.p_value and 0 <= one.p_value <= 1
 
