@@ -30,9 +30,9 @@ class ToolFailedError(FsrpEdgeError):
     exit_code: ClassVar[int] = 3
 
 
-def first_problem(error: "ValidationError") -> str:
+def first_problem(error: "ValidationError", *, place: bool = True) -> str:
     """What pydantic says in one line: where the first problem is, what it is, and how many more there are."""
     first, *others = error.errors(include_url=False)
-    place = ".".join(map(str, first["loc"]))
+    where = ".".join(map(str, first["loc"])) if place else ""
     more = f" (and {len(others)} more)" if others else ""
-    return f"{place}: {first['msg']}{more}".removeprefix(": ").replace("Value error, ", "", 1)
+    return f"{where}: {first['msg']}{more}".removeprefix(": ").replace("Value error, ", "", 1)

@@ -28,7 +28,14 @@ from fsrp_edge.cli.verify import verify
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
 
-@click.group(context_settings=_SETTINGS)
+class _InOrder(click.Group):
+    """Lists its commands as they were added, not by the alphabet."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="fsrp-edge")
 def cli() -> None:
     """Turn a trained image classifier into small, fast, attack-resistant models for edge devices.
@@ -41,8 +48,8 @@ def cli() -> None:
 
 
 for _command in (
-    compress, sweep, inspect, score, prune, recover, export, verify, bundle, bench, devices, evaluate, compare,
-    report, targets, train, estimate, doctor,
+    compress, sweep, train, inspect, score, prune, recover, export, verify, bundle, evaluate, compare, bench, devices,
+    estimate, targets, report, doctor,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -52,7 +52,7 @@ def _share(text: str) -> float:
 
 @click.group(cls=_MeasureByDefault)
 def bench() -> None:
-    """Measure latency here and on devices; `bench MODEL…` is short for `bench measure MODEL…`.
+    """Measure latency here and on devices. `bench MODEL…` is short for `bench measure MODEL…`.
 
     \b
     fsrp-edge bench model-fp32.onnx --device ssh://pi@raspberrypi.local
@@ -120,7 +120,7 @@ def measure(
     csv_file: Path | None,
     **lengths: Any,
 ) -> None:
-    """Measure the latency of .onnx and .tflite files and .ncnn folders, in turns, batch 1.
+    """Measure .onnx and .tflite files and .ncnn folders. They take turns, at batch 1.
 
     A device's outputs are compared with this machine's. Nothing stays on a device unless a cache folder is named.
 
@@ -231,7 +231,7 @@ def _require_valid(latencies: Sequence["Latency"]) -> None:
 @click.option("--require-valid", is_flag=True, help="Exit with 1 where anything disturbed a measurement.")
 @options.output_options
 def compare(before: Path, after: Path, fail_slower: float | None, require_valid: bool) -> None:
-    """Compare two files of `fsrp-edge bench --out`: difference of medians with its bootstrap interval.
+    """Compare two files of `bench --out`. Told is the difference of medians with its bootstrap interval.
 
     \b
     fsrp-edge bench compare before.json after.json --fail-slower 5%

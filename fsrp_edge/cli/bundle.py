@@ -1,5 +1,6 @@
 """`fsrp-edge bundle`: one archive to ship."""
 
+import os
 from pathlib import Path
 
 import click
@@ -12,7 +13,9 @@ from fsrp_edge.cli import options
 @click.option("--out", type=options.NewFile, help="Archive to write.  [default: DIRECTORY.zip]")
 @options.output_options
 def bundle(directory: Path, out: Path | None) -> None:
-    """Pack the files of a run or an export with labels, preprocessing, an example for each runtime and the evidence.
+    """Pack the files of a run or an export into one archive to ship.
+
+    Labels, preprocessing, an example for each runtime and the evidence come along.
 
     \b
     fsrp-edge bundle resnet18-jetson-nano
@@ -23,7 +26,8 @@ def bundle(directory: Path, out: Path | None) -> None:
     from fsrp_edge.files import sha256_file
     from fsrp_edge.report.bundle import bundle as run
 
-    archive = out or directory.resolve().with_name(f"{directory.resolve().name}.zip")
+    folder = directory.resolve()  # `.` has no name
+    archive = out or Path(os.path.relpath(folder.with_name(f"{folder.name}.zip")))
     manifest = run(directory, archive)
     show_result(
         {"archive": archive, "sha256": sha256_file(archive), "files": sorted(manifest.files)},

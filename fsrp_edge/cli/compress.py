@@ -70,7 +70,7 @@ run_options = options.stack(
 @config_options
 @options.output_options
 def compress(dry_run: bool, **given: Any) -> None:
-    """Compress a trained classifier for a device, and report what it kept.
+    """Compress a classifier for a device and report what it kept.
 
     Scores every filter, removes the channels with the lowest scores, recovers, exports, verifies every file, measures
     latency and robust accuracy. The run directory keeps each stage: the same command resumes after an interruption.

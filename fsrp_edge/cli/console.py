@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -19,6 +20,10 @@ from fsrp_edge import progress, wording
 from fsrp_edge.cli.options import remembered
 
 Item = TypeVar("Item")
+NAME_LENGTH = 40
+"""Names of layers and files up to this length stay in one piece; the other columns make room."""
+_WORD = re.compile(r"[^\W\d_]{4}")
+"""More than a unit or a yes."""
 
 
 class TerminalListener:
@@ -176,7 +181,7 @@ def show_result(
 
 
 def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]], *, footer: str = "") -> None:
-    """Write a table to stdout, with the first column to the left and the others to the right.
+    """Write a table to stdout: figures to the right, the first column and whatever has words to the left.
 
     Args:
         header: one title a column.
@@ -184,10 +189,15 @@ def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]], *, foote
         footer: lines below the table, unwrapped, so that paths and commands can be copied.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    cells = [[wording.printable(str(cell)) for cell in row] for row in rows]
     for number, title in enumerate(header):
-        table.add_column(Text(title), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(wording.printable(str(cell))) for cell in row))
+        is_text = number == 0 or any(_WORD.search(row[number]) for row in cells)
+        is_name = number == 0 and all(len(row[0]) <= NAME_LENGTH for row in cells)
+        table.add_column(
+            Text(title), justify="left" if is_text else "right", overflow="fold", no_wrap=is_name
+        )
+    for row in cells:
+        table.add_row(*map(Text, row))
     console = Console(file=sys.stdout)
     console.print(table)
     for line in footer.splitlines():

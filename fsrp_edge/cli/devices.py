@@ -20,7 +20,7 @@ def devices() -> None:
 @click.argument("address", metavar="ADDRESS")
 @options.output_options
 def check(address: str) -> None:
-    """Tell what is on a device and what to install there; exit code 3 where it can't be reached.
+    """Tell what is on a device and what to install there. Exit code 3 where it can't be reached.
 
     ADDRESS is local, ssh://[user@]host[:port] or adb:[serial], with '?python=PATH' for another interpreter.
 

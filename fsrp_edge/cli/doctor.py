@@ -41,7 +41,9 @@ class Finding:
 @click.command()
 @options.output_options
 def doctor() -> None:
-    """Look at this machine: versions, missing extras, CPU features, GPU, disk, and what to do about each.
+    """Look at this machine and tell what is missing.
+
+    Versions, extras, CPU features, GPU, disk, and what to do about each.
 
     Exit code 3 where something that every run needs does not work; a missing extra is no error.
 

@@ -26,7 +26,7 @@ def estimate(
     precision: str,
     top: int,
 ) -> None:
-    """Estimate the latency and memory of an ONNX file on a device, operator by operator. Nothing is measured.
+    """Estimate latency and memory of an ONNX file on a device. Operator by operator; nothing is measured.
 
     \b
     fsrp-edge estimate resnet18.onnx --target raspberry-pi-4
@@ -51,7 +51,8 @@ def estimate(
         {"estimated": True, "target": profile.name, "macs": graph.macs} | vars(found),
         ("operator", "class", "M MACs", "estimated ms", "share", "mostly", "prunable ms"),
         [
-            (each.operator.name, each.operator.kind, f"{each.operator.macs / 1e6:.1f}", f"{each.milliseconds:.3f}",
+            ("/".join(each.operator.name.split("/")[-2:]), each.operator.kind,
+             f"{each.operator.macs / 1e6:.1f}", f"{each.milliseconds:.3f}",
              f"{each.share:.1%}", each.mostly, f"{each.prunable:.3f}")
             for each in ranked
         ],

@@ -135,7 +135,7 @@ def evaluate(
 @click.argument("second", type=options.ExistingFile)
 @options.output_options
 def compare(first: Path, second: Path) -> None:
-    """Compare two networks image by image, from the files that `evaluate --out` wrote for the same images.
+    """Compare two networks image by image. Give the files that `evaluate --out` wrote for the same images.
 
     The difference is that of the second network from the first, with its paired 95 % interval and the exact McNemar
     test.

@@ -1,5 +1,6 @@
 """`fsrp-edge inspect`: what a checkpoint is, and what of it can be pruned."""
 
+import shlex
 from typing import Any
 
 import click
@@ -12,7 +13,9 @@ from fsrp_edge.cli import options
 @click.option("--target", metavar="NAME|FILE", help="Device profile whose channel multiple is kept.")
 @options.output_options
 def inspect(target: str | None, **checkpoint: Any) -> None:
-    """Show architecture, size and channel groups: which layers lose channels together, and which lose none and why.
+    """Show what a network is and what of it can be pruned.
+
+    Architecture, size and channel groups: which layers lose channels together, and which lose none and why.
 
     The last line tells the least that pruning can leave, which bounds --ratio.
 
@@ -55,6 +58,7 @@ def inspect(target: str | None, **checkpoint: Any) -> None:
             f"{dense.parameters:,} parameters, {dense.macs:,} MACs\n"
             f"at channel multiple {multiple} pruning can leave as little as "
             f"{least.parameters:,} parameters (-{1 - least.parameters / dense.parameters:.1%}) and "
-            f"{least.macs:,} MACs (-{1 - least.macs / dense.macs:.1%})"
+            f"{least.macs:,} MACs (-{1 - least.macs / dense.macs:.1%})\n"
+            f"Next: fsrp-edge compress {shlex.quote(str(checkpoint['checkpoint']))} --target {target or 'NAME'}"
         ),
     )

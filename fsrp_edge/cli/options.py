@@ -361,7 +361,11 @@ def checked(model: Any, **values: Any) -> Any:
     try:
         return model(**values)
     except ValidationError as error:
-        raise click.UsageError(first_problem(error)) from None
+        field = str(next(iter(error.errors()[0]["loc"]), ""))
+        parameters = {each.name: each for each in click.get_current_context().command.params}
+        if field not in parameters:
+            raise click.UsageError(first_problem(error)) from None
+        raise click.BadParameter(first_problem(error, place=False), param=parameters[field]) from None
 
 
 def budgets_from(given: dict[str, Any]) -> Any:

@@ -28,7 +28,7 @@ def recover(
     out: Path,
     **given: Any,
 ) -> None:
-    """Recover a pruned network; an interrupted run goes on where it stopped.
+    """Fine-tune a pruned network. An interrupted run goes on where it stopped.
 
     \b
     fsrp-edge recover pruned.safetensors --data cifar-10-batches-bin --recover-epochs 10

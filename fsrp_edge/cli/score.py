@@ -1,6 +1,7 @@
 """`fsrp-edge score`: one number a filter."""
 
 from pathlib import Path
+from statistics import median_high
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,7 +35,9 @@ def score(
     explain_to: Path | None,
     **given: Any,
 ) -> None:
-    """Score every filter by the low- to high-frequency ratio of its response to adversarial examples.
+    """Score every filter by FSRP or another criterion.
+
+    FSRP is the low- to high-frequency ratio of the response to adversarial examples.
 
     \b
     fsrp-edge score resnet20.th --data cifar-10-batches-bin --out scores.json
@@ -72,7 +75,7 @@ def score(
                 name,
                 len(layer.scores),
                 "x".join(map(str, layer.map_size or ())),
-                *(f"{value:.3g}" for value in _spread(layer.scores)),
+                *(f"{of(layer.scores):.3g}" for of in (min, median_high, max)),
             )
             for name, layer in scores.layers.items()
         ],
@@ -105,8 +108,3 @@ def _print_explanation(explanation: "Explanation") -> None:
         ],
         footer="between two disjoint sets of so many images, mean over layers",
     )
-
-
-def _spread(values: tuple[float, ...]) -> tuple[float, float, float]:
-    ordered = sorted(values)
-    return ordered[0], ordered[len(ordered) // 2], ordered[-1]

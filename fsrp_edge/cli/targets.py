@@ -76,7 +76,7 @@ def show(target: str) -> None:
 @click.argument("file", type=options.ExistingFile)
 @traceback_option
 def validate(file: Path) -> None:
-    """Check a profile file of your own and its variants; errors name the line.
+    """Check a profile file of your own and its variants. Errors name the line.
 
     \b
     fsrp-edge targets validate my-board.yaml
@@ -100,7 +100,7 @@ def validate(file: Path) -> None:
 )
 @traceback_option
 def new(name: str, out: Path | None) -> None:
-    """Write a profile of this machine: its cores, clock, SIMD, caches and memory; the rest is inherited.
+    """Write a profile of this machine. Cores, clock, SIMD, caches and memory are its own; the rest is inherited.
 
     \b
     fsrp-edge targets new my-board
@@ -159,7 +159,7 @@ def calibrate(
     models: tuple[Path, ...],
     statistic: str,
 ) -> None:
-    """Fit the latency estimate of a device to your own measurements; `estimate` and budgets use it from then on.
+    """Fit the latency estimate to your measurements. `estimate` and budgets for the device use it from then on.
 
     \b
     fsrp-edge bench *.onnx --device ssh://pi@raspberrypi --threads 4 --out bench.json

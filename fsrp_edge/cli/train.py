@@ -47,7 +47,7 @@ def train(
     seed: int,
     out: Path,
 ) -> None:
-    """Train a network against adversarial examples; goes on where it stopped when interrupted.
+    """Train a network against adversarial examples. Goes on where it stopped when interrupted.
 
     \b
     fsrp-edge train --arch resnet18 --data digits --input-size 32 --out resnet18.pt

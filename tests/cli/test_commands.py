@@ -141,6 +141,14 @@ def test_the_options_that_examples_show_exist() -> None:
         assert used <= known, path
 
 
+def test_lists_of_commands_say_each_in_a_whole_sentence_at_80_columns() -> None:
+    for arguments in ([], ["targets"], ["bench"], ["devices"]):
+        done = process(*arguments, "--help", env={**os.environ, "COLUMNS": "80"})
+        _, _, listed = done.stdout.partition("Commands:\n")
+        assert listed and "..." not in listed, listed
+    assert next(iter(cli.commands)) == "compress"
+
+
 def test_the_version_is_told() -> None:
     import fsrp_edge as package
 
@@ -438,7 +446,7 @@ WRONG = {
     "compress {net} --target generic-x86 --data {here}/classes.npz --out {out}": "range from 5 to 14",
     "compress {net} --target generic-x86 --data {here}/labels.npz --out {out}": "guessing among 10 classes",
     "compress {net} --target generic-x86 --ratio 1.5": "1.5 is not in the range",
-    "compress {net} --target generic-x86 --attack pgd": "unknown attack 'pgd': give fgsm, autoattack, pgd-STEPS",
+    "compress {net} --target generic-x86 --attack pgd": "Invalid value for '--attack': unknown attack 'pgd': give fgsm",
     "compress {net} --target generic-x86 --eps 0": "method 'n-fgsm' with eps 0",
     "compress {net} --target generic-x86 --eps 8": "8 is outside 0 to 1 (pixels are in [0, 1]); 8/255 is usual",
     "compress {net} --target generic-x86 --eps nan": "is outside 0 to 1",
@@ -470,7 +478,7 @@ WRONG = {
     "recover {chain}/pruned.safetensors --eps 0 --out {out}": "method 'n-fgsm' with eps 0",
     "export {chain}/recovered.safetensors --target jetson-nano --format onnx --precision int8": "no int8 and onnx file",
     "bench {here}/text.pt": "unknown suffix '.pt'; allowed: .onnx, .tflite",
-    "report {here}/empty": "no such file: {here}/empty/report.json",
+    "report {here}/empty": "{here}/empty has no report.json; give the directory of a finished run",
     "report {chain}/scores.json": "not a valid report",
     "targets show jetson-nan": "unknown target 'jetson-nan'; did you mean jetson-nano",
     "train --arch cifar:vgg16_bn --data digits --out model.onnx": "give a name that ends in .pt or .safetensors",

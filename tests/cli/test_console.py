@@ -126,6 +126,21 @@ def test_rows_show_every_cell_and_the_footer_stays_whole(
     assert out.endswith(f"\na\n{command}\n") and "\x1b" not in out
 
 
+def test_words_stand_to_the_left_and_figures_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows(("layer", "ms", "prunable"), [("a", "12.5 ms", "yes"), ("b", "–", "these are the outputs")])
+    _, header, _, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.index("12.5 ms") + len("12.5 ms") == second.index("–") + 1 == header.index("ms") + 2
+    assert first.index("yes") == second.index("these") == header.index("prunable")
+
+
+def test_names_stay_in_one_piece(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "artifacts/model-for-a-board-fp32.onnx"
+    print_rows(("file", "check", "found"), [(name, "parity in onnxruntime", "a long story " * 9)])
+    out = capsys.readouterr().out
+    assert name in out and max(map(len, out.splitlines())) <= 80
+
+
 def test_progress_does_not_wait_for_torch() -> None:
     code = "import sys, fsrp_edge.cli.console; print({'torch', 'pydantic', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

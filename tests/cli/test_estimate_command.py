@@ -23,6 +23,7 @@ def test_the_table_says_estimated_with_an_interval_and_what_it_rests_on(model: P
     result = CliRunner().invoke(cli, ["estimate", str(model), "--target", "raspberry-pi-4"])
     assert result.exit_code == 0, result.output
     assert "estimated " in result.output
+    assert " 0/Conv " in result.output  # by the layer's name, short enough for a column
     assert "published measurements" in result.output
     assert "fits" in result.output
 
