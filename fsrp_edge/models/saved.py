@@ -57,9 +57,9 @@ def weights_sha256(module: nn.Module) -> str:
     """
     network = module.network if isinstance(module, Classifier) else module
     digest = hashlib.sha256()
-    for name, tensor in sorted(_weights(network).items()):
+    for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

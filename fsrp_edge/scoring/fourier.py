@@ -23,6 +23,10 @@ CANCELLATION_LIMIT = 0.06
 """Where the high band holds less than this part of the low one, its float32 difference is taken again in float64."""
 
 
+BLOCK = 2**19
+"""Values that are squared at a time: 2 MB."""
+
+
 @dataclass(frozen=True)
 class BandEnergies:
     """Energies of feature maps, Σ|F|²/(H·W) over the bins of each band.
@@ -102,27 +106,16 @@ def _low_energy(maps: Tensor, radius: float, shape: RegionShape) -> Tensor:
     return energy.sum(dim=3).sum(dim=2)
 
 
-_SCRATCH: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-
-def _scratch(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(size,) of a buffer that is used again: fresh memory for every map costs twice what squaring it does."""
-    buffer = _SCRATCH.get((device, dtype))
-    if buffer is None or buffer.numel() < size:
-        buffer = _SCRATCH[device, dtype] = torch.empty(size, device=device, dtype=dtype)
-    return buffer[:size]
-
-
 def _total_energy(maps: Tensor) -> Tensor:
     """(N, C) energy of all bins; summed in two steps, as one long float32 sum over 224×224 would lose two digits."""
-    if _is_channels_last(maps):
-        pixels = maps.detach().permute(0, 2, 3, 1)
-        squares = torch.square(
-            pixels, out=_scratch(pixels.numel(), maps.device, maps.dtype).view(pixels.shape)
-        )
-        return squares.sum(dim=2).sum(dim=1)
-    norms: Tensor = torch.linalg.vector_norm(maps, dim=3)
-    return norms.square_().sum(dim=2)
+    if not _is_channels_last(maps):
+        norms: Tensor = torch.linalg.vector_norm(maps, dim=3)
+        return norms.square_().sum(dim=2)
+    # A few images at a time: their squares stay in the cache; fresh memory for all would cost twice what squaring does.
+    images = max(1, BLOCK // maps[0].numel())
+    return torch.cat(
+        [pixels.square().sum(dim=2).sum(dim=1) for pixels in maps.permute(0, 2, 3, 1).split(images)]
+    )
 
 
 def _energies(maps: Tensor, radius: float, shape: RegionShape) -> tuple[Tensor, Tensor]:
@@ -151,9 +144,9 @@ def band_energies(maps: Tensor, radius: float, shape: RegionShape = "disk") -> B
     if maps.dtype == torch.float32:
         doubtful = (high < CANCELLATION_LIMIT * low) & (low > 0)
         if doubtful.any():
-            exact_low, exact_high = _energies(maps[doubtful].double().unsqueeze(1), radius, shape)
-            low[doubtful] = exact_low.squeeze(1).float()
-            high[doubtful] = exact_high.squeeze(1).float()
+            exact_low, exact_high = _energies(maps[doubtful].double()[None], radius, shape)
+            low[doubtful] = exact_low[0].float()
+            high[doubtful] = exact_high[0].float()
     return BandEnergies(low, high)
 
 
