@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.exporting.artifact import Artifact, Precision
 from fsrp_edge.exporting.calibration import Histograms, require_images
 from fsrp_edge.exporting.frozen import as_exported
@@ -55,15 +56,31 @@ def export_tflite(
         What was written; `path` of it is the file's name.
 
     Raises:
-        ToolFailedError: the converter is missing or failed.
+        ToolFailedError: the converter is missing or failed; an operator that it lacks is named.
     """
     with captured_output(f"exporting {classifier.spec.architecture} to tflite fp32"):
         litert_torch = require("litert_torch")
         network, example = channels_last(classifier, uint8_input=options.uint8_input)
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             converted = Path(folder) / path.name
-            litert_torch.convert(network, (example,)).export(str(converted))
+            try:
+                litert_torch.convert(network, (example,)).export(str(converted))
+            except RuntimeError as error:
+                raise _without_kernel(classifier.spec.architecture, str(error)) or error from None
             return _write(converted.read_bytes(), path, "fp32", metadata)
+
+
+def _without_kernel(architecture: str, message: str) -> ToolFailedError | None:
+    """What to say where the converter has no lowering for an operator, with the network's own line that calls it."""
+    missing = re.search(r"Lowering not found: aten\.(\w+)", message)
+    if missing is None:
+        return None
+    lines = re.findall(r'File "(.+)", line (\d+), in \w+\n +(.+)', message)
+    where = f" ({Path(lines[-1][0]).name}:{lines[-1][1]}: {lines[-1][2]})" if lines else ""
+    return ToolFailedError(
+        f"{architecture} cannot become a TFLite file: LiteRT's converter has no {missing[1]}{where}; "
+        "use another operator there, or leave TFLite out: --format onnx"
+    )
 
 
 def channels_last(

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.parity import check_parity, require_parity
@@ -19,6 +21,7 @@ from fsrp_edge.exporting.tflite import (
 )
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import open_session
+from tests.nets import as_classifier
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +122,17 @@ def test_input_of_bytes_is_the_same_network(classifier: Classifier, images: Imag
         parities = check_parity(classifier, folder / artifact.path, artifact, images)
         assert {parity.runtime for parity in parities} == {"litert", "tensorflow"}
         require_parity(parities)
+
+
+class LargestOfQuarters(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_max_pool2d(x, 2).flatten(1)
+
+
+def test_an_operator_that_the_converter_lacks_is_named_with_its_line_and_a_way_out(folder: Path) -> None:
+    classifier = as_classifier(LargestOfQuarters(), shape=(3, 8, 8), classes=12)
+    with pytest.raises(
+        ToolFailedError, match=r"no adaptive_max_pool2d .*return F\.adap.*--format onnx"
+    ) as seen:
+        export_tflite(classifier, folder / "lacks.tflite")
+    assert "test_tflite.py:" in str(seen.value) and "\n" not in str(seen.value)
