@@ -1,5 +1,6 @@
 """A user's checkpoint file becomes a Classifier."""
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,6 +188,12 @@ def _validated(fields: dict[str, Any]) -> ModelSpec:
 
 def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, int]) -> int:
     network.eval()
+    try:
+        inspect.signature(network.forward).bind("images")
+    except TypeError as error:
+        raise BadInputError(
+            f"{architecture} takes more than images: {error}; name a factory that wraps it and fills in the others"
+        ) from None
     try:
         with torch.no_grad():
             logits = network(torch.zeros(1, *shape))

@@ -215,6 +215,21 @@ def test_a_users_own_factory(tmp_path):
         load_classifier(path, architecture=architecture)
 
 
+def test_a_network_that_wants_more_than_images_is_refused_by_the_name_of_what_it_wants(tmp_path):
+    file = tmp_path / "pair.py"
+    file.write_text(
+        "from torch import nn\n"
+        "class Pair(nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(3, 2)\n"
+        "    def forward(self, x, depth):\n"
+        "        return super().forward(x.mean((2, 3)) * depth)\n"
+    )
+    path = saved(tmp_path, registry.build(f"{file}:Pair", classes=2).state_dict())
+    with pytest.raises(BadInputError, match=r"takes more than images.*'depth'.*factory"):
+        load_classifier(path, architecture=f"{file}:Pair", input_size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

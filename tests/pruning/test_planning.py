@@ -3,13 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.channel_graph import ChannelGroup, Member
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier, weights_sha256
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.overview import inspect_network
 from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.pruning.planning import kept_count
+from fsrp_edge.pruning.planning import group_scores, kept_count
 from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,16 @@ def test_kept_count_is_a_multiple_nearest_to_the_ratio(channels, ratio, step):
         assert kept % step == 0
         assert kept == step or abs(kept - channels * (1 - ratio)) <= step
     assert kept_count(channels, 0, step) == channels
+
+
+def test_coupled_layers_weigh_the_same_whatever_their_scale_and_order():
+    members = (Member("a", (0, 1), (0, 1)), Member("b", (1, 0), (0, 1)), Member("unscored", (0, 1), (0, 1)))
+    layers = {"a": LayerScores(scores=(1.0, 3.0)), "b": LayerScores(scores=(900.0, 100.0))}
+    scores = FilterScores(
+        criterion="l1", options={}, architecture="x", model_sha256="", data_sha256=None, images=0, seed=0, layers=layers
+    )  # fmt: skip
+    found = group_scores(ChannelGroup("a", 2, members, ()), scores)
+    assert found == pytest.approx([(0.5 + 0.2) / 2, (1.5 + 1.8) / 2])
 
 
 @pytest.mark.parametrize("of", ["parameters", "macs"])
