@@ -243,10 +243,9 @@ class PruningGraph:
         if module is None:
             parameter = self._network.get_parameter(part.layer)
             available = max(parameter.shape, default=1)
-        elif isinstance(module, nn.Linear):
-            available = module.in_features if part.side == "input" else module.out_features
-        elif isinstance(module, Convolution):
-            available = module.in_channels if part.side == "input" else module.out_channels
+        elif isinstance(module, Convolution | nn.Linear):
+            inputs, outputs = widths(module)
+            available = inputs if part.side == "input" else outputs
         elif isinstance(module, nn.PReLU):
             if module.num_parameters == 1:
                 return None
@@ -294,6 +293,14 @@ def find_layer(network: nn.Module, name: str) -> Any:
         return network.get_submodule(name)
     except AttributeError:
         return None
+
+
+def widths(layer: nn.Module) -> tuple[int, int]:
+    """(input, output) channels of a convolution or linear layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    assert isinstance(layer, Convolution)
+    return layer.in_channels, layer.out_channels
 
 
 def _is_coupled(layer: nn.Module) -> bool:

@@ -128,9 +128,7 @@ def _rebuild(
     expected = {name: tuple(tensor.shape) for name, tensor in frame.state_dict().items()}
     seen = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != seen:
-        name = sorted(name for name in expected.keys() | seen.keys() if expected.get(name) != seen.get(name))[
-            0
-        ]
+        name = min(name for name in expected.keys() | seen.keys() if expected.get(name) != seen.get(name))
         raise BadInputError(
             f"the weights are not those of {spec.architecture} with the recorded shapes: {name} is "
             f"{seen.get(name, 'absent')}, not {expected.get(name, 'absent')}"
@@ -149,12 +147,9 @@ def _rebuild(
 
 def _classifier(network: nn.Module, architecture: str, channels: int, wishes: _Wishes) -> Classifier:
     """Put together what was published and what the user said; see that the network takes such images."""
-    if wishes.input_size and wishes.mean and wishes.std:
+    if registry.is_user_code(architecture) and wishes.input_size and wishes.mean and wishes.std:
         size, mean, std = wishes.input_size, wishes.mean, wishes.std
         preprocessing = Preprocessing(resize=size)
-        if not registry.is_user_code(architecture):
-            shape, _, _, published = registry.published_input(architecture, channels)
-            preprocessing = _rescaled(published, shape[1], size)
     else:
         shape, mean, std, published = registry.published_input(architecture, channels)
         size = wishes.input_size or shape[1]

@@ -47,7 +47,7 @@ class Contents:
     module: nn.Module | None = None
 
 
-def read_weights(path: Path, *, trust_pickle: bool = False) -> Contents:
+def read_weights(path: Path, *, trust_pickle: bool) -> Contents:
     """Read a checkpoint of any supported format.
 
     Raises:

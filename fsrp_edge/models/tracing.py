@@ -33,15 +33,9 @@ _ELEMENTWISE = {
 }  # fmt: skip
 _PER_CHANNEL = {
     *("interpolate", "upsample", "permute", "transpose", "swapaxes", "expand_as"),
-    *(
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "lp_pool2d",
-    ),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "lp_pool2d"),
     *("avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d"),
-}
+}  # fmt: skip
 _REDUCTIONS = {"mean", "sum", "amax", "amin"}
 _RESHAPES = {"view", "reshape", "flatten"}
 _CONCATENATIONS = {"cat", "concat", "concatenate"}

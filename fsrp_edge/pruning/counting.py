@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import nn
 
-from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, Side, find_layer
+from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, Side, find_layer, widths
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import Size, macs_by_layer, measure_size
 
@@ -70,7 +70,7 @@ class SizeCounter:
         for name, sides in self._per_channel.items():
             layer = find_layer(self.network, name)
             if isinstance(layer, Convolution | nn.Linear):
-                outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+                _, outputs = widths(layer)
                 own = [each for side, each in sides.items() if side != "input"]
                 shares[name] = np.sum(own, axis=0) / outputs if own else np.zeros(len(self.groups))
         return shares
@@ -91,11 +91,7 @@ def _layer_channels(groups: Sequence[ChannelGroup]) -> dict[str, dict[Side, np.n
 
 def _share_left(layer: nn.Module, lost: Mapping[Side, np.ndarray]) -> np.ndarray:
     """Share of the weight that stays once channels are gone."""
-    if isinstance(layer, nn.Linear):
-        inputs, outputs = layer.in_features, layer.out_features
-    else:
-        assert isinstance(layer, Convolution)
-        inputs, outputs = layer.in_channels, layer.out_channels
+    inputs, outputs = widths(layer)
     if "both" in lost:
         return 1 - lost["both"] / outputs
     left: np.ndarray = (1 - lost.get("output", np.zeros(1)) / outputs) * (

@@ -8,8 +8,8 @@ from torch import nn
 from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import Size, macs_by_layer
+from fsrp_edge.pruning.candidates import granularity, reason_to_keep
 from fsrp_edge.pruning.counting import SizeCounter
-from fsrp_edge.pruning.planning import granularity, reason_to_keep
 from fsrp_edge.records import Record
 
 

@@ -17,7 +17,7 @@ from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 from fsrp_edge.pruning.allocation import Sensitivity
-from fsrp_edge.pruning.planning import choose_channels, granularity, group_scores, reason_to_keep
+from fsrp_edge.pruning.candidates import choose_channels, granularity, group_scores, reason_to_keep
 from fsrp_edge.pruning.surgery import remove_channels
 from fsrp_edge.scoring.scores import FilterScores
 

@@ -4,20 +4,18 @@ The number of channels that stay in each group is that of the one-shot plan; whi
 the network as it is when the group's turn comes. The outcome is a plan for the original checkpoint like any other.
 """
 
-from collections.abc import Callable, Mapping
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
 
 from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
 from fsrp_edge.pruning.allocation import Sensitivity
+from fsrp_edge.pruning.candidates import choose_channels, granularity, group_scores
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import GroupPlan, PruningPlan, Strategy
-from fsrp_edge.pruning.planning import choose_channels, granularity, group_scores, make_plan
-from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.pruning.surgery import smaller
 from fsrp_edge.scoring.scores import FilterScores
 
 Scorer = Callable[[Classifier], FilterScores]
@@ -71,8 +69,9 @@ def plan_sequentially(classifier: Classifier, plan: PruningPlan, score: Scorer) 
     )
     current, chosen = classifier, Kept()
     for group in track(shrinking, "planning layer by layer", len(shrinking)):
-        kept = _choose(current, score(current), {group.root: len(group.kept)})
-        current = _apart(current, plan, kept)
+        groups = PruningGraph(current).groups()
+        kept = _choose(groups, score(current), {group.root: len(group.kept)})
+        current = smaller(current, groups, kept)
         chosen |= kept
     return _with(plan, chosen, "sequential")
 
@@ -104,14 +103,15 @@ def prune_gradually(
     current = classifier
     alive: Kept = {group.root: tuple(range(group.channels)) for group in plan.groups if _shrinks(group)}
     for number in track(range(1, rounds + 1), "pruning in rounds", rounds):
-        groups = {group.root: group for group in PruningGraph(current).groups()}
+        groups = PruningGraph(current).groups()
+        steps = {group.root: granularity(group, multiple) for group in groups}
         counts = {
-            group.root: _intermediate(group, number / rounds, granularity(groups[group.root], multiple))
+            group.root: _intermediate(group, number / rounds, steps[group.root])
             for group in plan.groups
             if _shrinks(group)
         }
-        kept = _choose(current, score(current), counts)
-        current = _apart(current, plan, kept)
+        kept = _choose(groups, score(current), counts)
+        current = smaller(current, groups, kept)
         alive = {root: tuple(alive[root][place] for place in places) for root, places in kept.items()}
         if tune is not None and number < rounds:
             current = tune(current, number)
@@ -128,30 +128,15 @@ def _intermediate(group: GroupPlan, share: float, step: int) -> int:
     return len(group.kept) if share == 1 else max(len(group.kept), int(exact // step * step))
 
 
-def _choose(current: Classifier, scores: FilterScores, counts: Mapping[str, int]) -> Kept:
-    """The best channels of some groups, numbered as in the current network."""
-    groups: dict[str, ChannelGroup] = {group.root: group for group in PruningGraph(current).groups()}
+def _choose(groups: Sequence[ChannelGroup], scores: FilterScores, counts: Mapping[str, int]) -> Kept:
+    """The best channels of some groups, so many of each, numbered as in the network of these groups."""
     chosen: Kept = {}
-    for root, count in counts.items():
-        values = group_scores(groups[root], scores)
-        assert values is not None, "the one-shot plan shrinks scored groups only"
-        chosen[root] = choose_channels(np.asarray(values), count, groups[root])
+    for group in groups:
+        if group.root in counts:
+            values = group_scores(group, scores)
+            assert values is not None, "the one-shot plan shrinks scored groups only"
+            chosen[group.root] = choose_channels(values, counts[group.root], group)
     return chosen
-
-
-def _apart(current: Classifier, plan: PruningPlan, kept: Kept) -> Classifier:
-    """The current network with only these groups cut."""
-    groups = tuple(
-        GroupPlan(
-            root=group.root,
-            layers=tuple(member.layer for member in group.members),
-            channels=group.channels,
-            kept=kept.get(group.root, tuple(range(group.channels))),
-        )
-        for group in PruningGraph(current).groups()
-    )
-    step = plan.model_copy(update={"model_sha256": weights_sha256(current.network), "groups": groups})
-    return apply_plan(current, step)
 
 
 def _with(plan: PruningPlan, chosen: Kept, strategy: Strategy) -> PruningPlan:

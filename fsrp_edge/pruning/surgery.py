@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fsrp_edge.attacks import attackable
 from fsrp_edge.errors import BadInputError, ToolFailedError
-from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph, Side, find_layer
+from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, Side, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.layer_shapes import with_layer_shapes
 from fsrp_edge.models.saved import weights_sha256
@@ -99,7 +99,7 @@ def _shrink(network: nn.Module, name: str, side: Side, removed: set[int]) -> Non
         else:
             layer.out_features -= _select(layer, "weight", 0, removed)
             _select(layer, "bias", 0, removed)
-    elif isinstance(layer, nn.modules.conv._ConvNd):
+    elif isinstance(layer, Convolution):
         _shrink_convolution(layer, side, removed)
     elif isinstance(layer, nn.PReLU):
         if layer.num_parameters > 1:
@@ -115,7 +115,7 @@ def _shrink(network: nn.Module, name: str, side: Side, removed: set[int]) -> Non
             layer.num_features -= len(removed)
 
 
-def _shrink_convolution(layer: nn.modules.conv._ConvNd, side: Side, removed: set[int]) -> None:
+def _shrink_convolution(layer: Convolution, side: Side, removed: set[int]) -> None:
     outputs, inputs = (1, 0) if layer.transposed else (0, 1)
     if side == "input":
         width = layer.in_channels // layer.groups

@@ -23,22 +23,9 @@ counts.
 
 _NORMS = {"batch_norm", "instance_norm", "group_norm"}
 _ACTIVATIONS = {
-    *(
-        "relu",
-        "relu6",
-        "hardtanh",
-        "leaky_relu",
-        "prelu",
-        "rrelu",
-        "elu",
-        "selu",
-        "celu",
-        "gelu",
-        "silu",
-        "mish",
-    ),
+    *("relu", "relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish"),
     *("hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus", "clamp"),
-}
+}  # fmt: skip
 _LAYER_CALLS = {torch.conv1d, torch.conv2d, torch.conv3d, F.linear}
 
 

@@ -1,5 +1,7 @@
 """How far FSRP scores can be trusted: stability over images, overlap with L1, and what the filters respond to."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -102,12 +104,8 @@ def explain(
     by_images = tuple(
         ImagesNeeded(
             images=count * len(images) // PARTS,
-            rank_correlation=float(
-                np.mean([rank_correlation(*_halves(scores, count)) for scores in values.values()])
-            ),
-            same_lower_half=float(
-                np.mean([same_lower_half(*_halves(scores, count)) for scores in values.values()])
-            ),
+            rank_correlation=_mean_over_layers(rank_correlation, values, count),
+            same_lower_half=_mean_over_layers(same_lower_half, values, count),
         )
         for count in range(1, PARTS // 2 + 1)
     )
@@ -149,6 +147,12 @@ def mean_spectra(
         layer: torch.fft.fftshift(total / len(images), dim=(-2, -1)).cpu().numpy()
         for layer, total in sums.items()
     }
+
+
+def _mean_over_layers(
+    agreement: Callable[[np.ndarray, np.ndarray], float], values: dict[str, np.ndarray], count: int
+) -> float:
+    return float(np.mean([agreement(*_halves(scores, count)) for scores in values.values()]))
 
 
 def _halves(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

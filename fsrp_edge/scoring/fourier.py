@@ -22,6 +22,8 @@ SMALLEST_SIDE = 4
 CANCELLATION_LIMIT = 0.06
 """Where the high band holds less than this part of the low one, its float32 difference is taken again in float64."""
 
+RELATIVE_EPSILON = 1e-6
+"""ε of the ratio, as a fraction of the map's energy."""
 
 BLOCK = 2**19
 """Values that are squared at a time: 2 MB."""
@@ -150,17 +152,16 @@ def band_energies(maps: Tensor, radius: float, shape: RegionShape = "disk") -> B
     return BandEnergies(low, high)
 
 
-def low_to_high_ratio(
-    energies: BandEnergies, power: Literal[1, 2] = 2, relative_epsilon: float = 1e-6
-) -> Tensor:
+def low_to_high_ratio(energies: BandEnergies, power: Literal[1, 2] = 2) -> Tensor:
     """The FSRP ratio (Qian et al. 2024) of every map, (N, C), at least 0.
 
     Args:
         energies: of the maps.
         power: 2 for the ratio of energies; 1 for its square root, the ratio of root-mean-square amplitudes.
-        relative_epsilon: ε as a fraction of the map's energy, so that scaling a map does not change its ratio; the
-            ratio of a map without high frequencies is its inverse. A map of zeros has ratio 0.
+
+    ε is a fraction of the map's energy (RELATIVE_EPSILON), so that scaling a map does not change its ratio; the ratio
+    of a map without high frequencies is the fraction's inverse. A map of zeros has ratio 0.
     """
     total = energies.low + energies.high
-    ratio = energies.low / (energies.high + relative_epsilon * total).clamp_min(torch.finfo(total.dtype).tiny)
+    ratio = energies.low / (energies.high + RELATIVE_EPSILON * total).clamp_min(torch.finfo(total.dtype).tiny)
     return ratio if power == 2 else ratio.sqrt()

@@ -7,9 +7,9 @@ from fsrp_edge.models.channel_graph import ChannelGroup, Member
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier, weights_sha256
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning.candidates import group_scores, kept_count
 from fsrp_edge.pruning.overview import inspect_network
 from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.pruning.planning import group_scores, kept_count
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
