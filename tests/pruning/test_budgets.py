@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from fsrp_edge.bench.transport import parse_address
+from fsrp_edge.bench.address import parse_address
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.export import ArtifactRequest
