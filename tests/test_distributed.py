@@ -105,7 +105,7 @@ def test_without_batch_statistics_two_processes_learn_what_one_does(tmp_path: Pa
 @pytest.mark.slow
 def test_two_processes_train_and_judge_a_network(folder: Path) -> None:
     """Trained together, it learns; judged alone and together, the same images stand."""
-    learning = ["--recover-epochs", "2", "--recover-method", "natural", "--recover-learning-rate", "0.1"]
+    learning = ["--recover-epochs", "5", "--recover-method", "natural", "--recover-learning-rate", "0.1"]
     printed = run(
         TOGETHER,
         folder,
