@@ -1,9 +1,8 @@
-"""The documentation: its commands exist, its walk through works, its links lead somewhere, its site builds."""
+"""The documentation: its commands exist, its links lead somewhere, its site builds; test_docs_run.py runs it."""
 
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,38 +54,6 @@ def test_python_blocks_are_python(page: Path) -> None:
     for language, _, text in blocks(page):
         if language == "python":
             compile(text, str(page), "exec")
-
-
-def execute(page: Path, folder: Path) -> None:
-    """All blocks of a page in their order: files are written, programs and commands run."""
-    folder.mkdir(exist_ok=True)
-    program = folder / "fsrp-edge"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fsrp_edge "$@"\n')
-    program.chmod(0o755)
-    search = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PATH": search, "PYTHONPATH": paths}
-    for language, name, text in blocks(page):
-        if name:
-            (folder / name).write_text(text)
-        else:
-            line = ["bash", "-euc", text] if language == "sh" else [sys.executable, "-c", text]
-            done = subprocess.run(
-                line, cwd=folder, env=environment, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-
-
-@pytest.mark.slow
-def test_the_walk_through_works(tmp_path: Path) -> None:
-    execute(ROOT / "docs" / "your-network.md", tmp_path)
-    assert (tmp_path / "compressed" / "report.html").is_file()
-    assert (tmp_path / "compressed.zip").is_file()
-
-
-def test_the_python_page_runs(tmp_path: Path, trained_checkpoint: Path) -> None:
-    shutil.copy(trained_checkpoint, tmp_path / "net.pt")
-    execute(ROOT / "docs" / "api.md", tmp_path)
 
 
 def test_the_site_builds_and_its_links_hold(tmp_path: Path) -> None:
