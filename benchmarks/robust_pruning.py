@@ -193,14 +193,9 @@ class Bench:
         """Make the network of a cell unless it is there, then judge it by the attacks that its result lacks."""
         result = read_json(cell.path) if cell.path.exists() else {}
         started = time.perf_counter()
-        if cell.criterion == "dense":
-            network = self.train(cell)
-            dataset = open_dataset(self.data, network.spec, seed=cell.seed)
-        else:
-            dense = self.dense(cell)
-            dataset = open_dataset(self.data, dense.spec, seed=cell.seed)
-            network = self.recovered(cell, dense, dataset)
+        network = self.train(cell) if cell.criterion == "dense" else self.recovered(cell)
         result = result or self.described(cell, network, seconds=time.perf_counter() - started)
+        dataset = open_dataset(self.data, network.spec, seed=cell.seed)
         for attack in self.missing(cell, result):
             judged = time.perf_counter()
             found = self.judged(cell, attack, network, dataset)
@@ -244,10 +239,12 @@ class Bench:
         kept = KEPT / f"{cell.path.stem}.safetensors"
         return kept if kept.exists() else self.work / kept.name
 
-    def recovered(self, cell: Cell, dense: Classifier, dataset: Dataset) -> Classifier:
-        """Prune and recover, or take what an interrupted run left."""
+    def recovered(self, cell: Cell) -> Classifier:
+        """Prune and recover, unless that was done; then the dense network is not needed."""
         path = self.file(cell)
         if not path.exists():
+            dense = self.dense(cell)
+            dataset = open_dataset(self.data, dense.spec, seed=cell.seed)
             pruned = _ready(self.prune(cell, dense, dataset))
             recipe = cell.recipe
             result = recover(
@@ -429,11 +426,6 @@ def main() -> None:
     everything = cells(networks, arguments.dense_epochs, arguments.epochs)
     wanted = [cell for cell in everything if fnmatch.fnmatch(cell.name, arguments.only)]
     given = {name: Path(file) for name, _, file in (entry.partition("=") for entry in arguments.dense)}
-    needed = {(cell.network, cell.seed) for cell in wanted if cell.network not in given}
-    chosen = [
-        cell for cell in everything
-        if cell in wanted or (cell.criterion == "dense" and (cell.network, cell.seed) in needed)
-    ]  # fmt: skip
     bench = Bench(
         data=arguments.data,
         work=arguments.work,
@@ -441,6 +433,15 @@ def main() -> None:
         pgd_images=arguments.pgd_images,
         autoattack_images=arguments.autoattack_images,
     )
+    needed = {
+        (cell.network, cell.seed)
+        for cell in wanted
+        if cell.network not in given and not bench.file(cell).exists()
+    }
+    chosen = [
+        cell for cell in everything
+        if cell in wanted or (cell.criterion == "dense" and (cell.network, cell.seed) in needed)
+    ]  # fmt: skip
     print_plan(chosen, bench)
     if arguments.plan:
         return
