@@ -19,11 +19,11 @@ _ALLOWED = (
 )
 
 
-def open_dataset(source: str | Path, spec: ModelSpec, *, seed: int) -> Dataset:
+def open_dataset(source: str | Path | None, spec: ModelSpec, *, seed: int) -> Dataset:
     """Open a data set for a network, with labels as the network numbers its classes.
 
     Args:
-        source: one of
+        source: None for what the checkpoint names, else photographs; or one of
             - `digits` or `photographs`, which come with a dependency (`./digits` is a folder);
             - a folder with `train/` and `val/` (or `valid/`, `validation/`, `test/`), each of class folders,
               or one folder of class folders, of which 20 % of each class are held out for evaluation;
@@ -42,6 +42,8 @@ def open_dataset(source: str | Path, spec: ModelSpec, *, seed: int) -> Dataset:
         BadInputError: the source is none of these, is damaged or empty, or does not fit the network.
         ToolFailedError: an embedded set's package is missing.
     """
+    if source is None:
+        source = spec.data or "photographs"
     if not str(source):
         raise BadInputError(f"no data was named; {_ALLOWED}")
     dataset = (

@@ -276,7 +276,7 @@ def plan_outside_of_runs(
         runtimes, absolute = [each.name for each in profile.runtimes], wanted.budgets.latency is not None
         costs = costing(named_graph(dense), profile, "fp32", runtimes, absolute=absolute)
     if wanted.chosen_allocation == "knapsack":
-        images = open_dataset(data or dense.spec.data or "photographs", dense.spec, seed=0).train
+        images = open_dataset(data or None, dense.spec, seed=0).train
         worth = measure_sensitivity(dense, scores, images.sample(PROBE_IMAGES, 0), multiple)
     asked = PlanOptions(**dict(wanted), channel_multiple=multiple)
     plan = make_plan(dense, scores, asked, costs, worth)

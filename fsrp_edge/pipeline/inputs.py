@@ -60,7 +60,7 @@ def on_device(classifier: Classifier) -> Classifier:
 
 def load_data(classifier: Classifier, data: str | None, seed: int) -> Dataset:
     """The data set that was named, or the one the checkpoint names, or photographs with the network's own labels."""
-    dataset = open_dataset(data or classifier.spec.data or "photographs", classifier.spec, seed=seed)
+    dataset = open_dataset(data or None, classifier.spec, seed=seed)
     if dataset.train.is_labelled:
         return dataset
     return pseudo_labelled(dataset, classifier)
