@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, checkpoint_parser, load_both, save
+from benchmarks.common import RESULTS, bits, checkpoint_parser, load_both, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import Dataset
@@ -71,7 +71,7 @@ def cell(
     robust = {}
     if attacked:
         standing = pgd_accuracy(recovered, judged.first(attacked), PGD(), seed=0).standing
-        robust = {"standing": _bits(standing)}
+        robust = {"standing": bits(standing)}
     (latency,) = plan.budgets
     return {
         "allocation": plan.allocation,
@@ -81,13 +81,9 @@ def cell(
         "dense_ms": latency.dense,
         "kept": [len(group.kept) for group in plan.groups],
         "accuracy": float(right.float().mean()),
-        "right": _bits(right),
+        "right": bits(right),
         **robust,
     }
-
-
-def _bits(judged: torch.Tensor) -> str:
-    return "".join("1" if each else "0" for each in judged.tolist())
 
 
 def main() -> None:

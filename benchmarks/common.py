@@ -78,6 +78,11 @@ def median_ratio(times: dict[str, list[float]], name: str, against: str) -> floa
     return statistics.median(a / b for a, b in zip(times[name], times[against], strict=True))
 
 
+def bits(judged: torch.Tensor) -> str:
+    """A 1 for each image that is right or stands, a 0 for each other."""
+    return "".join("01"[each] for each in judged.tolist())
+
+
 def provenance_now() -> dict[str, Any]:
     """Versions and machine, for a result that is made now."""
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, parser_of, provenance_now, save
+from benchmarks.common import RESULTS, bits, parser_of, provenance_now, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.cli.console import show_progress
@@ -200,7 +200,7 @@ class Bench:
             judged = time.perf_counter()
             found = self.judged(cell, attack, network, dataset)
             result["results"][attack] = found.result.model_dump(mode="json")
-            result["standing"][attack] = "".join("01"[stands] for stands in found.standing.tolist())
+            result["standing"][attack] = bits(found.standing)
             result["seconds"][attack] = time.perf_counter() - judged
             result["provenance"][attack] = provenance_now()
             write_json(cell.path, result)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Runtime = Literal["onnxruntime", "litert", "tensorflow", "ncnn"]
 Layout = Literal["NCHW", "NHWC"]
+ALL_CORES = os.cpu_count() or 1
+"""Threads where outputs count and time does not."""
 
 RUNTIMES: dict[str, tuple[Runtime, ...]] = {
     ".onnx": ("onnxruntime",),

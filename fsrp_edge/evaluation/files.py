@@ -6,7 +6,6 @@ ways that need none of it: with adversarial examples of the float network it was
 right on the clean image and under both.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy, default_batch
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
-from fsrp_edge.runtimes import open_session
+from fsrp_edge.runtimes import ALL_CORES, open_session
 
 TRANSFER_STEPS = 20
 QUERIES = 500
@@ -41,7 +40,7 @@ def evaluate_file(
         eps: L∞ radius, in units of pixels in [0, 1].
         seed: of the attacks.
     """
-    predict = open_session(path, threads=os.cpu_count() or 1).predict
+    predict = open_session(path, threads=ALL_CORES).predict
     clean = clean_accuracy(predict, images)
     if eps == 0:
         return (clean,)

@@ -1,7 +1,6 @@
 """Does a file compute what the network computes? In every runtime, on random and on real images."""
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from fsrp_edge.errors import GateFailedError
 from fsrp_edge.exporting.artifact import Artifact, Precision
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.records import Record
-from fsrp_edge.runtimes import RUNTIMES, Runtime, open_session
+from fsrp_edge.runtimes import ALL_CORES, RUNTIMES, Runtime, open_session
 
 Inputs = Literal["random", "real"]
 RANDOM_IMAGES, PROBE_IMAGES = 8, 4
@@ -155,7 +154,7 @@ class Reference:
         """
         parities = []
         for number, runtime in enumerate(installed_runtimes(path)):
-            session = open_session(path, runtime=runtime, threads=os.cpu_count() or 1)
+            session = open_session(path, runtime=runtime, threads=ALL_CORES)
             for inputs, pixels in self.batches.items():
                 shown = pixels[:1] if number else pixels
                 logits = np.concatenate([session.run(batch.numpy()) for batch in shown])

@@ -1,6 +1,5 @@
 """Stages that make and judge files: export, latency, accuracy clean and under attack."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,7 +24,7 @@ from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.report.schema import LedgerRow
 from fsrp_edge.report.store import BENCH_JSON
-from fsrp_edge.runtimes import open_session
+from fsrp_edge.runtimes import ALL_CORES, open_session
 
 
 def references(run: Run) -> tuple[ArtifactRequest, ...]:
@@ -152,7 +151,7 @@ def _file_stage(
     """One accuracy of a file, which is loaded only where it is not on record."""
 
     def work() -> Accuracy:
-        return judge(open_session(run.path(artifact.path), threads=os.cpu_count() or 1).predict)
+        return judge(open_session(run.path(artifact.path), threads=ALL_CORES).predict)
 
     name = f"evaluate-{artifact.path.parent}-{artifact.format}-{artifact.precision}{suffix}"
     return run.stage(name, Accuracy, {"file": artifact.sha256} | inputs, work)
