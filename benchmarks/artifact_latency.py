@@ -53,7 +53,7 @@ FILES: tuple[tuple[Format, Precision], ...] = (
 Files = dict[str, Path]
 ADDRESS = parse_address("local")
 SHORT = Method(warmup_runs=3, warmup_seconds=0.1, runs=24, seconds=1.2, rounds=6)
-"""Many short rounds: a process's times repeat within 2 %, but two processes of one file may differ by 15 %."""
+"""Many short rounds: times within one process repeat better than those of two processes of one file."""
 
 
 def network(name: str) -> Classifier:

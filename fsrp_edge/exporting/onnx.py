@@ -120,8 +120,8 @@ class Int8Quantizer:
         activation: number type of the activations, which the device's runtime decides.
         weight_bits: how many of the weights' 8 bits are used, but by depthwise convolutions. In its default mode
             onnxruntime on x86 without VNNI adds two products in 16 bits, which those of 8 bits overflow:
-            EfficientNet-Lite0's logits had a cosine of 0.905 with the network's (100 images), with 7 bits 0.984, and
-            where nothing overflows 0.995. Depthwise convolutions are computed otherwise; 7 bits for them, too: 0.979.
+            EfficientNet-Lite0's logits have a cosine of 0.910 with the network's then, with 7 bits 0.985, and where
+            nothing overflows 0.995 (benchmarks/int8_weight_bits.py). Depthwise convolutions are computed otherwise.
         for_tensorrt: keep to what its parser takes: zero points of 0, float biases, weights quantized in the graph.
         calibration: images like those the device will see; all are used, one at a time.
         method: how ranges are chosen.
