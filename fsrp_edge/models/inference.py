@@ -123,8 +123,8 @@ def no_match(state: Mapping[str, Tensor]) -> BadInputError:
         )
     listed = " | ".join(f"{match.architecture}: {match.describe()}" for match in nearest)
     return BadInputError(
-        f"no known architecture has these {len(state)} tensors (the first is {next(iter(state))}); name it "
-        f"with --arch NAME, package.module:factory or file.py:factory. Nearest: {listed}"
+        f"no known architecture has just this file's tensors ({len(state)}, the first {next(iter(state))}); "
+        f"name it with --arch NAME, package.module:factory or file.py:factory. Nearest: {listed}"
     )
 
 

@@ -116,7 +116,7 @@ def _unpickle(path: Path, *, trust_pickle: bool) -> Any:
         message = str(error)
     if "TorchScript" in message:
         raise BadInputError(f"{path} is a TorchScript archive; save the network's state_dict() instead")
-    refused = re.search(r"(?:GLOBAL|global:?|class) (\S+)", message)
+    refused = re.search(r"(?:GLOBAL|global:|class) (?!GLOBAL)(\S+)", message)
     if refused is None:
         raise BadInputError(f"{path} is a truncated or damaged checkpoint")
     if not trust_pickle:
