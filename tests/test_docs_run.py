@@ -34,6 +34,8 @@ SHORTER = {
     "sweep": FEWER,
     "export": "--calibration-images 32",
     "bench model": "--quick",
+    "bench networks/": "--quick",
+    "targets calibrate": "--statistic min",
 }
 """What a command gets in addition: of two equal options the last counts."""
 REPLACED = {
@@ -58,7 +60,8 @@ def run(command: str, folder: Path) -> None:
     search = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        ["bash", "-euc", command], cwd=folder, env={**os.environ, "PATH": search, "PYTHONPATH": paths},
+        ["bash", "-euc", command], cwd=folder,
+        env={**os.environ, "PATH": search, "PYTHONPATH": paths, "XDG_CONFIG_HOME": str(folder / "config")},
         capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -66,7 +69,7 @@ def run(command: str, folder: Path) -> None:
 
 def write_program(folder: Path, more: Mapping[str, str]) -> None:
     """`fsrp-edge`, which is this code, with options for some commands."""
-    cases = "".join(f'"{name} "*) set -- "$@" {options};;\n' for name, options in more.items())
+    cases = "".join(f'"{name}"*) set -- "$@" {options};;\n' for name, options in more.items())
     program = folder / "bin" / "fsrp-edge"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}esac\nexec "{sys.executable}" -m fsrp_edge "$@"\n')
@@ -132,6 +135,9 @@ cp last/bench.json after.json
 {TRAIN} --arch cifar:resnet20-a --data cifar-10-batches-bin --method natural --out resnet20-cifar10.pt
 fsrp-edge export net.pt --target raspberry-pi-4 --data photos
 cp artifacts/model-fp32.onnx artifacts/model-int8.tflite .
+mkdir networks
+cp model-fp32.onnx networks/net.onnx
+for run in dense artifacts; do cp resnet18-jetson-nano/$run/model-fp32.onnx networks/$run.onnx; done
 """
 BARE = {"net.pth": "net.pt", "own.pth": "own.pt", "resnet20-cifar10.th": "resnet20-cifar10.pt"}
 """Files with weights alone, as others save them."""

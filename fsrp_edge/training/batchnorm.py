@@ -1,6 +1,10 @@
 """Batch-norm statistics that belong to the network as it is now."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from fsrp_edge import compute
@@ -8,6 +12,28 @@ from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
+
+LEAST_MOMENTUM = 0.1
+"""Least momentum of running statistics while training: torch's default, an average over about ten batches."""
+
+
+@contextmanager
+def following_batch_norm(network: nn.Module) -> Iterator[None]:
+    """Running means and variances that keep up with a network which is trained for a few hundred steps in the block.
+
+    Architectures made for training over days average over hundreds of batches or thousands (torchvision's
+    MobileNetV3 has a momentum of 0.01, MNASNet 0.0003); after a short fine-tuning their statistics would be those of
+    weights that are gone, and the held-out accuracy that chooses the best epoch would be chance.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = max(norm.momentum or 0.0, LEAST_MOMENTUM)  # None: all batches so far, weighed alike
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def recalibrate_batch_norm(

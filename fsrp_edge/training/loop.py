@@ -23,6 +23,7 @@ from fsrp_edge.records import Record
 from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training.adversarial import training_images
 from fsrp_edge.training.augmentation import augment, cutmix
+from fsrp_edge.training.batchnorm import following_batch_norm
 from fsrp_edge.training.losses import training_loss
 from fsrp_edge.training.recipe import Recipe
 
@@ -123,6 +124,7 @@ def train(
     with ExitStack() as stack:
         if teacher is not None:
             stack.enter_context(attackable(teacher))
+        stack.enter_context(following_batch_norm(classifier))
         for epoch in range(len(run.history) + 1, recipe.epochs + 1):
             if run.is_stale:
                 break

@@ -16,6 +16,7 @@ from fsrp_edge.compute import generator
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training import loop
+from fsrp_edge.training.batchnorm import recalibrate_batch_norm
 from fsrp_edge.training.loop import HELD_OUT_STEPS, train
 from fsrp_edge.training.recipe import Recipe
 
@@ -137,6 +138,20 @@ def test_it_learns_and_keeps_the_weights_of_its_best_epoch(digit_sets, small_cnn
         )
     assert right.float().mean().item() == pytest.approx(best.clean, abs=0.011)
     assert (right & stands).float().mean().item() == pytest.approx(best.robust, abs=0.021)
+
+
+@pytest.mark.parametrize("momentum", [0.0003, None])
+def test_running_statistics_keep_up_whatever_their_momentum(digit_sets, small_cnn, momentum) -> None:
+    network = small_cnn()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = momentum  # as torchvision's MNASNet has it; or all batches so far, weighed alike
+    train(network, *digit_sets, SHORT.model_copy(update={"method": "natural", "epochs": 6}), seed=0)
+    assert all(norm.momentum == momentum for norm in norms)
+    followed = [norm.running_var.clone() for norm in norms]
+    recalibrate_batch_norm(network, digit_sets[0])
+    for norm, variance in zip(norms, followed, strict=True):
+        torch.testing.assert_close(variance, norm.running_var, rtol=0.5, atol=0.1)
 
 
 def test_natural_training_keeps_the_epoch_of_the_best_clean_accuracy(digit_sets, small_cnn) -> None:
