@@ -289,7 +289,9 @@ def test_a_plain_pickle_does_not_run_either(tmp_path):
 
 def test_a_pickled_network_that_is_known_is_rebuilt(tmp_path, network):
     path = saved(tmp_path, {"model": nn.DataParallel(network)})
-    with pytest.raises(BadInputError, match=r"\(torch.nn.parallel.data_parallel.DataParallel\).*--trust-pickle"):
+    with pytest.raises(
+        BadInputError, match=r"\(torch.nn.parallel.data_parallel.DataParallel\).*--trust-pickle"
+    ):
         load_classifier(path)
     classifier = load_classifier(path, trust_pickle=True)
     assert classifier.spec.architecture == "cifar:resnet20-a"
