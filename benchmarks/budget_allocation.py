@@ -8,13 +8,13 @@ python -m benchmarks.budget_allocation --checkpoint resnet20-cifar10.th --data c
 
 from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, bits, checkpoint_parser, load_both, save
+from benchmarks.common import RESULTS, bits, checkpoint_parser, load_both, provenance_now, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import Dataset
+from fsrp_edge.evaluation.paired import paired_difference
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.classifier import Classifier
@@ -83,6 +83,7 @@ def cell(
         "accuracy": float(right.float().mean()),
         "right": bits(right),
         **robust,
+        "provenance": provenance_now(),
     }
 
 
@@ -133,13 +134,13 @@ def write_table() -> None:
 
 def _compared(uniform: str, allocated: str) -> list[str]:
     """Percent of both, and their difference, paired by image."""
-    first, second = (np.array(list(one), float) for one in (uniform, allocated))
-    difference = second - first
-    error = 1.96 * difference.std() / len(difference) ** 0.5
+    first, second = (torch.tensor([each == "1" for each in one]) for one in (uniform, allocated))
+    paired = paired_difference(first, second)
+    low, high = (f"{100 * end:+.1f}" for end in paired.interval)
     return [
-        f"{100 * first.mean():.1f}",
-        f"{100 * second.mean():.1f}",
-        f"{100 * difference.mean():+.1f} ± {100 * error:.1f}",
+        f"{100 * first.double().mean():.1f}",
+        f"{100 * second.double().mean():.1f}",
+        f"{100 * paired.difference:+.1f} ({low} to {high})",
     ]
 
 

@@ -378,7 +378,7 @@ def _markdown(result: dict, worst: Sequence[tuple[Row, float]]) -> str:  # type:
         "",
         *(f"- {count}: {reason}" for reason, count in result["left"].items()),
         "",
-        "TILE, NOISE and the form of the model were chosen on these left-out errors, among about 30 variants, so that "
+        "TILE, NOISE and the form of the model were chosen on these left-out errors, among about 75 variants, so that "
         "they are somewhat too good; so are the intervals that the package shows, which come from them.",
         "",
         f"The measurements decide {result['effective_parameters']:.0f} parameters (the trace of prior to posterior), "

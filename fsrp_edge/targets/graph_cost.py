@@ -13,8 +13,8 @@ OperatorClass = Literal[
 ]  # fmt: skip
 """Kinds of work that devices do at different rates.
 
-`winograd` is a 3×3 convolution of stride 1, which runtimes can compute with fewer multiplications; `grouped`
-has more than one group, but not one a channel; `attention` is a matrix product over more than one row.
+`winograd` is a 3×3 convolution of stride 1, which runtimes can compute with fewer multiplications; `grouped` is one
+of several groups, though not one a channel; `attention` is a matrix product over more than one row.
 """
 
 WINOGRAD_CHANNELS = 8
@@ -44,7 +44,6 @@ class Operator:
         weights: elements of weights and biases read.
         groups: of a convolution, else 1.
         kernel: elements of a convolution's window, else 1.
-        stride: of a convolution, else 1.
         channels: input and output channels of one group of a convolution; input and output features of a
             matrix product.
     """
@@ -57,7 +56,6 @@ class Operator:
     weights: int
     groups: int = 1
     kernel: int = 1
-    stride: int = 1
     channels: tuple[int, int] = (1, 1)
 
 
@@ -320,14 +318,14 @@ class _Walk:
         strides = tuple(attributes["strides"].ints) if "strides" in attributes else (1,)
         dilations = tuple(attributes["dilations"].ints) if "dilations" in attributes else (1,)
         kernel, inside = math.prod(weight[2:]), weight[1]
-        plain = groups == 1 and max(strides) == 1 and max(dilations) == 1
+        dense = max(strides) == max(dilations) == 1 and inside >= WINOGRAD_CHANNELS
         kind: OperatorClass
-        if groups > 1:
-            kind = "depthwise" if inside == 1 else "grouped"
+        if groups > 1 and inside == 1:
+            kind = "depthwise"
         elif kernel == 1:
             kind = "pointwise"
-        elif plain and weight[2:] == (3, 3) and inside >= WINOGRAD_CHANNELS:
-            kind = "winograd"
+        elif dense and weight[2:] == (3, 3):
+            kind = "winograd" if groups == 1 else "grouped"
         else:
             kind = "convolution"
         return {
@@ -335,7 +333,6 @@ class _Walk:
             "macs": outputs * kernel * inside,
             "groups": groups,
             "kernel": kernel,
-            "stride": max(strides),
             "channels": (inside, weight[0] // groups),
         }
 

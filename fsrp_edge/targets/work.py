@@ -19,13 +19,12 @@ COSTS = (
 )  # fmt: skip
 """Nanoseconds of: a multiply-accumulate of five classes, an element read by pooling, a byte of activations, one
 that element-wise operators move on a GPU, a byte of weights, one that does not fit an accelerator's own memory, an
-operator, and one group of a grouped convolution (runtimes loop over them)."""
+operator, and one group of a convolution of several (runtimes loop over them)."""
 
 RATE: dict[OperatorClass, str] = {
     "winograd": "winograd",
     "pointwise": "pointwise",
     "depthwise": "depthwise",
-    "grouped": "convolution",
     "convolution": "convolution",
     "dense": "pointwise",
     "attention": "attention",
@@ -89,8 +88,9 @@ class Unit:
     """What computes.
 
     Args:
-        kind: as `runs_on` of a profile's runtime. On a GPU every element-wise operator is a pass over memory of its
-            own; an NPU's matrix unit runs 3×3 convolutions no faster than 1×1.
+        kind: as `runs_on` of a profile's runtime. A CPU uses Winograd's algorithm within groups, too, and pads what
+            depthwise convolutions read. On a GPU every element-wise operator is a pass over memory of its own; an
+            NPU's matrix unit runs 3×3 convolutions no faster than 1×1.
         on_chip_bytes: of weights that an NPU keeps; it streams the rest at every inference, as the Edge TPU does.
     """
 
@@ -112,9 +112,10 @@ def quantities(work: Work, precision: Precision, unit: Unit = CPU, tile: float =
     """
     rows = np.zeros((*work.macs.shape, len(COSTS)))
     kinds = np.array(work.kinds)
+    kinds = np.where(kinds == "grouped", "winograd" if unit.kind == "cpu" else "convolution", kinds)
+    macs = work.macs * _overhang(work, kinds, unit, tile)
     if unit.kind == "npu":
         kinds = np.where(kinds == "winograd", "pointwise", kinds)
-    macs = work.macs * _overhang(work, np.array(work.kinds), tile)
     for kind, name in RATE.items():
         rows[..., kinds == kind, COSTS.index(name)] = macs[..., kinds == kind]
     traffic, weights = work.traffic * BYTES[precision], work.weights * BYTES[precision]
@@ -127,12 +128,15 @@ def quantities(work: Work, precision: Precision, unit: Unit = CPU, tile: float =
         rows[..., COSTS.index("weights")] = weights * (1 - streamed)
         rows[..., COSTS.index("streamed")] = weights * streamed
     rows[..., COSTS.index("operator")] = 1
-    rows[..., COSTS.index("group")] = np.where(kinds == "grouped", work.groups, 0)
+    rows[..., COSTS.index("group")] = np.where((work.groups > 1) & (kinds != "depthwise"), work.groups, 0)
     return rows
 
 
-def _overhang(work: Work, kinds: np.ndarray, tile: float) -> np.ndarray:
-    """How much work the edges of a matrix kernel's tiles add where a convolution has few channels."""
-    tiled = np.isin(kinds, ("winograd", "pointwise", "convolution", "grouped"))
+def _overhang(work: Work, kinds: np.ndarray, unit: Unit, tile: float) -> np.ndarray:
+    """How much work edges add: of tiles where channels are few, of small maps that a CPU pads beforehand."""
+    tiled = np.isin(kinds, ("winograd", "pointwise", "convolution"))
     depth = np.where(kinds == "winograd", work.inside, work.inside * work.kernels)
-    return np.where(tiled, (1 + tile / depth) * (1 + tile / work.outside), 1.0)
+    channels = np.where(tiled, (1 + tile / depth) * (1 + tile / work.outside), 1.0)
+    pixels = (work.macs / (work.kernels * work.inside * work.outside * work.groups)).clip(1)
+    border = (1 + (np.sqrt(work.kernels) - 1) / np.sqrt(pixels)) ** 2
+    return np.where((kinds == "depthwise") & (unit.kind == "cpu"), border, channels)

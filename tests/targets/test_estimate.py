@@ -101,6 +101,23 @@ def test_element_wise_operators_of_a_gpu_are_passes_of_their_own() -> None:
     assert on_cpu[COSTS.index("activations")] == on_gpu[COSTS.index("passes")] == 6000
 
 
+def test_only_cpus_use_winograds_algorithm_within_groups() -> None:
+    groups = Operator("3x3", "grouped", 9 * 8 * 32 * 100, 3200, 3200, 9 * 8 * 32, 4, 9, (8, 8))
+    for kind, cost in {"cpu": "winograd", "gpu": "convolution", "npu": "convolution"}.items():
+        asked = dict(zip(COSTS, quantities(Work.of([groups]), "fp32", Unit(kind), tile=0)[0], strict=True))
+        assert asked[cost] == groups.macs and asked["group"] == 4
+
+
+def test_the_padding_of_small_maps_weighs_on_a_cpus_depthwise_convolutions() -> None:
+    small, large = (
+        Operator("3x3", "depthwise", 9 * pixels, pixels, pixels, 9, 1, 9) for pixels in (16, 1600)
+    )
+    depthwise = COSTS.index("depthwise")
+    for kind, more in {"cpu": (6 / 4) ** 2 / (42 / 40) ** 2, "gpu": 1}.items():
+        asked = quantities(Work.of([small, large]), "fp32", Unit(kind))[:, depthwise]
+        assert asked[0] / asked[1] * 100 == pytest.approx(more)
+
+
 def test_a_quantized_graph_is_int8() -> None:
     found = estimate(replace(graph(), quantized=True), load_target("raspberry-pi-4"), runtime="ncnn")
     assert found.precision == "int8"
