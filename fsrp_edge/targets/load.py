@@ -1,32 +1,21 @@
 """Read device profiles, packaged or a user's own; every error names the file and the line.
 
 A profile may have `variants` (`jetson-nano@5W`) and may extend another one (`extends: raspberry-pi-4`). Both are
-merged as YAML nodes, which remember their file and line, before anything is validated.
+merged before anything is validated.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import yaml
 from pydantic import ValidationError
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.targets.nodes import (
-    construct,
-    mapping_like,
-    merged,
-    place,
-    places,
-    read_document,
-    take,
-    without_unused_sources,
-)
+from fsrp_edge.targets.document import Document, key_of, merged, read_document
 from fsrp_edge.targets.problems import explain, nearest
-from fsrp_edge.targets.profile import Target
+from fsrp_edge.targets.profile import Target, source_keys
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -67,10 +56,11 @@ def load_variants(name_or_path: str) -> tuple[Target, ...]:
     """
     path = _path(name_or_path)
     document = _resolved(path, ())
-    variants = list(_variant_nodes(take(document, "variants")))
-    targets = [_validated(path, document)]
-    for key, changes in variants:
-        targets.append(_validated(path, _variant(document, targets[0].name, key, changes)))
+    variants = _take_variants(document)
+    targets = [_validated(document)]
+    for key, changes in variants.items():
+        named = merged(document, changes) | {key_of(document, "name"): f"{targets[0].name}@{key}"}
+        targets.append(_validated(_without_unused_sources(named)))
     if not name_or_path.endswith(SUFFIXES) and targets[0].name != name_or_path:
         raise BadInputError(
             f"{path} has the name {targets[0].name!r} inside; a profile in this folder is called like its file"
@@ -123,65 +113,67 @@ def _path(name_or_path: str) -> Path:
     )
 
 
-def _validated(path: Path, document: yaml.MappingNode) -> Target:
-    data = construct(path, document)
+def _validated(document: Document) -> Target:
     try:
         # The strict mode of pydantic takes lists for tuples only from JSON.
-        return Target.model_validate_json(json.dumps(data, default=str))
+        return Target.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
-        raise BadInputError(explain(error, places(document))) from None
+        raise BadInputError(explain(error, document)) from None
 
 
-def _resolved(path: Path, extended_by: tuple[Path, ...]) -> yaml.MappingNode:
+def _resolved(path: Path, extended_by: tuple[Path, ...]) -> Document:
     """The document of a file, merged over the profile that it extends."""
     document = read_document(path)
-    extends = take(document, "extends")
-    if extends is None:
+    if "extends" not in document:
         return document
-    where = f"{place(extends)} extends:"
-    if not isinstance(extends, yaml.ScalarNode) or not extends.value:
+    where, extends = f"{key_of(document, 'extends').place} extends:", document.pop("extends")
+    if not isinstance(extends, str) or not extends:
         raise BadInputError(f"{where} write the name or the path of one profile")
-    name, _, variant = extends.value.partition("@")
+    name, _, variant = extends.partition("@")
     try:
         base_path = path.parent / name if name.endswith(SUFFIXES) else _path(name)
     except BadInputError as error:
         raise BadInputError(f"{where} {error}") from None
     chain = (*extended_by, path.resolve())
     if base_path.resolve() in chain:
-        raise BadInputError(f"{where} {extends.value!r} comes back to this file")
+        raise BadInputError(f"{where} {extends!r} comes back to this file")
     base = _resolved(base_path, chain)
     # Variants are not inherited: they speak of the device that they were written for.
-    variants = dict(_variant_nodes(take(base, "variants")))
+    variants = _take_variants(base)
     if variant:
         if variant not in variants:
             raise BadInputError(f"{where} no variant {variant!r}; {nearest(variant, variants)}")
         base = merged(base, variants[variant])
-    return without_unused_sources(merged(base, document))
+    return _without_unused_sources(merged(base, document))
 
 
-def _variant_nodes(variants: yaml.Node | None) -> Iterator[tuple[str, yaml.MappingNode]]:
-    if variants is None:
-        return
-    if not isinstance(variants, yaml.MappingNode):
-        raise BadInputError(f"{place(variants)} variants: a mapping of names to changed values is needed")
-    for key, changes in variants.value:
-        name, where = key.value, f"{place(key)} variants"
+def _take_variants(document: Document) -> dict[str, Document]:
+    """Remove the variants from a document, and check that each may be one."""
+    if "variants" not in document:
+        return {}
+    where, variants = key_of(document, "variants").place, document.pop("variants")
+    if not isinstance(variants, dict):
+        raise BadInputError(f"{where} variants: a mapping of names to changed values is needed")
+    for name, changes in variants.items():
+        there = key_of(variants, name).place
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise BadInputError(f"{where}: the name {name!r} may hold letters, digits, '.', '_' and '-'")
-        if not isinstance(changes, yaml.MappingNode):
-            raise BadInputError(f"{where}.{name}: write the changed values as a mapping")
-        for inner, _ in changes.value:
-            if inner.value in ("name", "extends", "variants"):
+            raise BadInputError(
+                f"{there} variants: the name {str(name)!r} may hold letters, digits, '.', '_' and '-'"
+            )
+        if not isinstance(changes, dict):
+            raise BadInputError(f"{there} variants.{name}: write the changed values as a mapping")
+        for fixed in ("name", "extends", "variants"):
+            if fixed in changes:
                 raise BadInputError(
-                    f"{place(inner)} variants.{name}: a variant cannot change {inner.value!r}; remove it"
+                    f"{key_of(changes, fixed).place} variants.{name}: a variant cannot change {fixed!r}; remove it"
                 )
-        yield name, changes
+    return variants
 
 
-def _variant(base: yaml.MappingNode, name: str, variant: str, changes: yaml.MappingNode) -> yaml.MappingNode:
-    full_name = yaml.ScalarNode(
-        "tag:yaml.org,2002:str", f"{name}@{variant}", changes.start_mark, changes.end_mark
-    )
-    both = merged(base, changes)
-    pairs = [(key, full_name if key.value == "name" else value) for key, value in both.value]
-    return without_unused_sources(mapping_like(both, pairs))
+def _without_unused_sources(document: Document) -> Document:
+    """Drop the sources of values that a merge replaced; the model takes an unused source for a mistake."""
+    sources = document.get("sources")
+    if not isinstance(sources, dict):
+        return document
+    used = {key for _, key in source_keys({k: v for k, v in document.items() if k != "sources"}, ())}
+    return document | {key_of(document, "sources"): {k: v for k, v in sources.items() if k in used}}

@@ -2,22 +2,23 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from fsrp_edge.targets.nodes import Location, place
+from fsrp_edge.targets.document import Document, Key, Location, places
 from fsrp_edge.targets.profile import Target
 
 
-def explain(error: ValidationError, places: Mapping[Location, yaml.Node]) -> str:
-    """The first problem; unknown keys come first, as a misspelt key is also a missing one."""
+def explain(error: ValidationError, document: Document) -> str:
+    """The first problem of a document; unknown keys come first, as a misspelt key is also a missing one."""
+    keys = dict(places(document))
+    keys[()] = next(iter(keys.values()))  # what is missing at the top is told where the file begins
     problems = sorted(
         (
             detail["type"] != "extra_forbidden",
-            *_position(location, places),
+            *_position(location, keys),
             ".".join(map(str, location)) + ": " if location else "",
             _sentence(detail, location),
         )
@@ -37,12 +38,12 @@ def nearest(seen: str, allowed: Iterable[str]) -> str:
     return f"{hint}allowed: {', '.join(allowed)}"
 
 
-def _position(location: Location, places: Mapping[Location, yaml.Node]) -> tuple[str, int, str]:
+def _position(location: Location, keys: dict[Location, Key]) -> tuple[str, int, str]:
     """Where a location stands, or what encloses it: file and line to sort by, and in words."""
-    while location not in places:
+    while location not in keys:
         location = location[:-1]
-    node = places[location]
-    return node.start_mark.name, node.start_mark.line, place(node)
+    key = keys[location]
+    return key.file, key.line, key.place
 
 
 def _sentence(detail: Any, location: Location) -> str:
