@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.cost_pools import fit_all
 from benchmarks.latency_graphs import load_table
 from fsrp_edge.files import write_json, write_text
-from fsrp_edge.targets import calibration
 from fsrp_edge.targets.calibration import Measured, Normal
 from fsrp_edge.targets.coefficients import COEFFICIENTS, Coefficients, Group, Pool
 from fsrp_edge.targets.costs import unit_of
@@ -161,7 +161,7 @@ def fit(rows: Iterable[Row]) -> Fitted:
         )
     fits, pools, parents = {}, {}, {}
     for cpu, groups in parts.items():
-        found = calibration.fit_all(groups, CPUS_DIFFER if cpu else ACCELERATORS_DIFFER)
+        found = fit_all(groups, CPUS_DIFFER if cpu else ACCELERATORS_DIFFER)
         fits, pools, parents[cpu] = fits | found[0], pools | found[1], found[2]
     return fits, pools, parents
 

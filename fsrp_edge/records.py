@@ -1,7 +1,7 @@
 """Records: values that are checked when they are made and do not change; documents have a file of their own."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -36,9 +36,3 @@ class Document(Record):
             return cls.model_validate(read_json(path))
         except ValidationError as error:
             raise BadInputError(f"{path} is not {cls.called}: {first_problem(error)}") from None
-
-    @classmethod
-    def published_schema(cls) -> dict[str, Any]:
-        """JSON schema (draft 2020-12) of the file, as published in docs/."""
-        schema = cls.model_json_schema(mode="serialization") | {"title": f"{cls.called}, version 1"}
-        return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema

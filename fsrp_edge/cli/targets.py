@@ -58,7 +58,7 @@ def show(target: str) -> None:
     """
     from fsrp_edge.cli.console import print_rows, shown_as_json
     from fsrp_edge.targets.load import load_target
-    from fsrp_edge.targets.page import choice_rows, file_rows, value_rows
+    from fsrp_edge.targets.rows import choice_rows, file_rows, value_rows
 
     profile = load_target(target)
     if shown_as_json(profile.model_dump(mode="json", exclude_none=True)):

@@ -1,6 +1,7 @@
 import numpy as np
 
-from fsrp_edge.targets.calibration import Measured, fit_all, fit_group
+from benchmarks.cost_pools import fit_all
+from fsrp_edge.targets.calibration import Measured, fit_group
 from fsrp_edge.targets.work import COSTS
 
 TRUE = np.array([0.05, 0.1, 0.3, 0.1, 0.1, 0.5, 0.3, 0.3, 0.3, 1.0, 2e4, 2e3])

@@ -1,19 +1,11 @@
-"""What a profile says, as rows, and the page of the documentation that is made of all packaged profiles.
+"""What a profile says, as rows: for the command line, and for the documentation."""
 
-`python -m fsrp_edge.targets.page docs` writes docs/targets.md and docs/target.schema.json again.
-"""
-
-import re
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from fsrp_edge.exporting.artifact import Precision
-from fsrp_edge.files import write_json, write_text
-from fsrp_edge.targets.load import load_variants, target_names
 from fsrp_edge.targets.profile import (
     Accelerator,
     Cache,
@@ -21,7 +13,6 @@ from fsrp_edge.targets.profile import (
     Runtime,
     Sourced,
     Target,
-    profile_json_schema,
 )
 
 Row = tuple[str, str, str]
@@ -118,76 +109,3 @@ def _text(sourced: Sourced[Any]) -> str:
         case _:
             value = str(sourced.value)
     return f"{value} ({sourced.note})" if sourced.note else value
-
-
-def markdown(profiles: Iterable[Sequence[Target]]) -> str:
-    """The page: a list of all profiles, then one section each.
-
-    Args:
-        profiles: each a profile followed by its variants.
-    """
-    profiles = list(profiles)
-    listed = [
-        (
-            f"[{base.name}](#{base.name})",
-            base.description,
-            ", ".join(f"`@{_mode(variant)}`" for variant in variants),
-        )
-        for base, *variants in profiles
-    ]
-    return "\n".join(
-        [INTRODUCTION, *_table(("profile", "device", "variants"), listed), *map(_section, profiles)]
-    )
-
-
-INTRODUCTION = """\
-# Device profiles
-
-<!-- Made from profiles/*.yaml by `python -m fsrp_edge.targets.page docs`; change those. -->
-
-A profile says what a device accepts and what is fast on it. Each value names its source; what nobody could source is
-absent. `fsrp-edge targets new NAME` writes one for the machine it runs on, and
-[target.schema.json](target.schema.json) describes the files.
-"""
-
-
-def _section(targets: Sequence[Target]) -> str:
-    base, *variants = targets
-    lines = ["", f"## {base.name}", "", f"{base.description[0].upper()}{base.description[1:]}.", ""]
-    lines += _table(("value", "", "source"), [_linked(row, base) for row in value_rows(base)])
-    lines += ["", *_table(("choice", "value", "reason"), choice_rows(base))]
-    lines += ["", *_table(("file", "made", "reason"), file_rows(base))]
-    for runtime in base.runtimes:
-        lines += [f"- {runtime.name} on the {runtime.runs_on.upper()}: {note}" for note in runtime.notes]
-    for variant in variants:
-        same = {(label, value) for label, value, _ in value_rows(base)}
-        changed = [_linked(row, variant) for row in value_rows(variant) if row[:2] not in same]
-        lines += ["", f"### {variant.name}", "", f"{variant.description}. Changed:", ""]
-        lines += _table(("value", "", "source"), changed)
-    return "\n".join(lines)
-
-
-def _linked(row: Row, target: Target) -> Row:
-    label, value, key = row
-    source = target.sources.get(key, key)
-    address = re.search(r"https?://\S+", source)
-    return label, value, f"[{key}]({address[0].rstrip(',;)')})" if address else source
-
-
-def _mode(variant: Target) -> str:
-    return variant.name.partition("@")[2]
-
-
-def _table(header: Row, rows: Iterable[Row]) -> list[str]:
-    cells = [header, ("---", "---", "---"), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|").strip() for cell in row) + " |" for row in cells]
-
-
-def packaged_page() -> str:
-    """The page of the packaged profiles."""
-    return markdown(load_variants(name) for name in target_names()) + "\n"
-
-
-if __name__ == "__main__":
-    write_text(Path(sys.argv[1]) / "targets.md", packaged_page())
-    write_json(Path(sys.argv[1]) / "target.schema.json", profile_json_schema())
