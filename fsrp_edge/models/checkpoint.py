@@ -25,12 +25,11 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "classifier_
 
 @dataclass(frozen=True)
 class _Wishes:
-    """What the user said about the network's input and classes; None where nothing was said."""
+    """What the user said about the network's input; None where nothing was said."""
 
     input_size: int | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    class_names: tuple[str, ...] | None
 
 
 def load_classifier(
@@ -40,7 +39,6 @@ def load_classifier(
     input_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    class_names: Sequence[str] | None = None,
     trust_pickle: bool = False,
 ) -> Classifier:
     """Read a checkpoint and build its network; no code in the file is run.
@@ -52,7 +50,6 @@ def load_classifier(
         input_size: height and width in pixels, in place of the recorded or published one.
         mean: one value a channel of pixels in [0, 1], in place of the recorded or published one.
         std: as `mean`.
-        class_names: one a class.
         trust_pickle: allow a file that holds a whole pickled module. Unpickling runs code from the file.
 
     Returns:
@@ -64,12 +61,7 @@ def load_classifier(
     if input_size is not None and input_size < 1:
         raise BadInputError(f"the input size is {input_size}; it has to be greater than 0")
     contents = read_weights(Path(path), trust_pickle=trust_pickle)
-    wishes = _Wishes(
-        input_size,
-        None if mean is None else tuple(mean),
-        None if std is None else tuple(std),
-        None if class_names is None else tuple(class_names),
-    )
+    wishes = _Wishes(input_size, None if mean is None else tuple(mean), None if std is None else tuple(std))
     try:
         _check_finite(contents.state)
         if contents.spec is not None:
@@ -94,21 +86,17 @@ def _from_weights(state: dict[str, Tensor], architecture: str | None, wishes: _W
 def _adopt(
     module: nn.Module, state: dict[str, Tensor], architecture: str | None, wishes: _Wishes
 ) -> Classifier:
-    """An unpickled module: as a known architecture if it computes the same, else as it is."""
+    """An unpickled module as a known architecture that computes the same: nothing else can be built again."""
     if architecture is not None:
         return _from_weights(state, architecture, wishes)
-    module = module.float().eval()
     found = _identify(state, None)
-    if found is not None:
-        classifier = _with_weights(*found, wishes)
-        if _compute_the_same(module, classifier):
-            return classifier
-    name = f"{registry.PICKLED}:{type(module).__module__}.{type(module).__qualname__}"
-    progress.log(
-        f"{name} is used as unpickled; to build it again later, its factory has to be named (--arch)"
-    )
-    stem = next((each for each in module.modules() if isinstance(each, nn.Conv2d)), None)
-    return _classifier(module, name, 3 if stem is None else stem.in_channels, wishes)
+    classifier = None if found is None else _with_weights(*found, wishes)
+    if classifier is None or not _compute_the_same(module.float().eval(), classifier):
+        raise BadInputError(
+            f"it holds a whole {type(module).__name__}, which could not be built again once it is pruned; "
+            "name its factory with --arch package.module:factory or --arch file.py:factory"
+        )
+    return classifier
 
 
 def _rebuild(
@@ -140,7 +128,7 @@ def _rebuild(
     if wishes.input_size is not None:
         changed["input_shape"] = (spec.input_shape[0], wishes.input_size, wishes.input_size)
         changed["preprocessing"] = _rescaled(spec.preprocessing, spec.input_shape[1], wishes.input_size)
-    for name in ("mean", "std", "class_names"):
+    for name in ("mean", "std"):
         changed[name] = getattr(wishes, name) or changed[name]
     return Classifier(network, _validated(changed))
 
@@ -162,7 +150,6 @@ def _classifier(network: nn.Module, architecture: str, channels: int, wishes: _W
         "mean": mean,
         "std": std,
         "preprocessing": preprocessing,
-        "class_names": wishes.class_names,
     }
     return Classifier(network, _validated(spec))
 

@@ -104,7 +104,7 @@ def _read_safetensors(path: Path) -> Contents:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, OSError) as error:
         raise BadInputError(f"{path} is a truncated or damaged safetensors file ({error})") from None
-    spec = _parse_metadata(path, metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    spec = _parse_spec(path, metadata[METADATA_KEY], "spec") if METADATA_KEY in metadata else None
     return Contents(_clean(path, tensors), spec)
 
 
@@ -198,25 +198,14 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _parse_metadata(path: Path, text: str) -> ModelSpec:
+def _parse_spec(path: Path, text: str, inside: str | None = None) -> ModelSpec:
+    """The specification in a JSON text, or under a key of it."""
     try:
-        spec = json.loads(text)["spec"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise BadInputError(f"{path} has damaged metadata: it names no specification") from None
-    return _validated_spec(path, spec)
-
-
-def _parse_spec(path: Path, text: str) -> ModelSpec:
-    try:
-        return _validated_spec(path, json.loads(text))
-    except json.JSONDecodeError as error:
-        raise BadInputError(f"{path} has a damaged specification: {error}") from None
-
-
-def _validated_spec(path: Path, spec: Any) -> ModelSpec:
-    try:
-        return ModelSpec.model_validate(spec)
+        found = json.loads(text)
+        return ModelSpec.model_validate(found if inside is None else found[inside])
     except ValidationError as error:
         raise BadInputError(
             f"{path} has a specification that this version does not read: {first_problem(error)}"
         ) from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise BadInputError(f"{path} has a damaged specification: {error!r}") from None

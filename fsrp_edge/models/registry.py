@@ -28,9 +28,6 @@ AUXILIARY_HEADS = {"torchvision:googlenet": ("aux1.", "aux2."), "torchvision:inc
 """Key prefixes of heads that only serve training from scratch. They are never built, so that every network
 returns logits in training mode as in evaluation mode."""
 
-PICKLED = "pickled"
-"""Prefix of the identifier of a module that was unpickled and that no factory here builds."""
-
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _KUANGLIU = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -110,10 +107,6 @@ def build(architecture: str, *, classes: int, input_channels: int = 3) -> nn.Mod
         return factory(classes, input_channels)
     if home == "timm":
         return _build_timm(name, classes, input_channels)
-    if home == PICKLED:
-        raise BadInputError(
-            f"{architecture} came from a pickle and cannot be built again: name its factory (--arch)"
-        )
     return _build_user(architecture, classes)
 
 

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import fsrp_edge
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import atomic_path
 from fsrp_edge.models import registry
@@ -29,7 +29,7 @@ def save_classifier(classifier: Classifier, path: Path) -> None:
         BadInputError: the specification does not describe the network, so that the file could not be loaded.
     """
     _check_rebuildable(classifier)
-    about = {"version": _package_version(), "spec": classifier.spec.model_dump(mode="json")}
+    about = {"version": fsrp_edge.__version__, "spec": classifier.spec.model_dump(mode="json")}
     metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(_weights(classifier.network), temporary, metadata=metadata)
@@ -74,7 +74,7 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 def _check_rebuildable(classifier: Classifier) -> None:
     """Compare what the specification would build with what is there, without building weights.
 
-    A user's factory and an unpickled module are not run again just to be looked at.
+    A user's factory is not run again just to be looked at.
     """
     spec = classifier.spec
     if registry.is_user_code(spec.architecture):
@@ -84,10 +84,3 @@ def _check_rebuildable(classifier: Classifier) -> None:
             f"the network's layers are not those that its specification ({spec.architecture}) describes: "
             "take the specification from with_layer_shapes(network, spec) after pruning"
         )
-
-
-def _package_version() -> str:
-    try:
-        return version("fsrp-edge")
-    except PackageNotFoundError:
-        return "unknown"

@@ -44,11 +44,6 @@ def load(options: CheckpointOptions) -> Classifier:
         std=options.std,
         trust_pickle=options.trust_pickle,
     )
-    if classifier.spec.architecture.startswith("pickled:"):
-        raise BadInputError(
-            f"{options.checkpoint.name} holds a whole module, which could not be built again once it is pruned; "
-            "name its factory with --arch package.module:factory or --arch file.py:factory"
-        )
     return on_device(classifier)
 
 

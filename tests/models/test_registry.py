@@ -135,7 +135,6 @@ def test_factories_that_do_not_work_are_refused(tmp_path):
         (f"{file}:wrong", "returned int"),
         (f"{tmp_path}/none.py:f", "no such file"),
         ("no_such_module_at_all:f", "PYTHONPATH"),
-        ("pickled:some.Net", "--arch"),
     ]:
         with pytest.raises(BadInputError, match=message):
             registry.build(name, classes=5)
