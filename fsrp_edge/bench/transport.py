@@ -3,8 +3,8 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -74,11 +74,6 @@ def _without_thread_settings(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith(_THREAD_VARIABLES)}
 
 
-@contextmanager
-def _local(address: Address) -> Iterator[Transport]:
-    yield LocalTransport(address)
-
-
 def open_transport(address: Address) -> AbstractContextManager[Transport]:
     """A way to a device for the length of a `with` block.
 
@@ -86,5 +81,5 @@ def open_transport(address: Address) -> AbstractContextManager[Transport]:
         ToolFailedError: on entering, where the device can't be reached.
     """
     if address.kind == "local":
-        return _local(address)
+        return nullcontext(LocalTransport(address))
     return connect(address)

@@ -151,7 +151,7 @@ def measure(
     if picture is not None and results.measurements:
         plots.save_png(plots.over_time(dict(map(course, results.measurements))), picture)
     if not shown_as_json(results):
-        print_results(results, threads, sustained=lengths["sustained"] is not None)
+        print_results(results, threads)
     _fail(results, require_valid)
 
 

@@ -2,14 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 from fsrp_edge.bench.compare import Comparison
 from fsrp_edge.bench.results import BenchResults, Latency, Measurement
 from fsrp_edge.cli.console import print_rows, show_result
-
-SPARKS = "▁▂▃▄▅▆▇█"
-SPARK_COUNT = 24
 
 _COLUMNS: tuple[tuple[str, Callable[[Measurement, Latency], str], str], ...] = (
     ("file", lambda _, latency: latency.model, ""),
@@ -36,8 +31,8 @@ _COLUMNS: tuple[tuple[str, Callable[[Measurement, Latency], str], str], ...] = (
 """Title, cell, and what the title means; a column without a cell is left out."""
 
 
-def print_results(results: BenchResults, threads: int, *, sustained: bool) -> None:
-    """Write the table of a measurement to stdout, with the course over time where it was `sustained`."""
+def print_results(results: BenchResults, threads: int) -> None:
+    """Write the table of a measurement to stdout."""
     if not results.measurements:
         return
     columns = [
@@ -50,12 +45,11 @@ def print_results(results: BenchResults, threads: int, *, sustained: bool) -> No
         f"{latency.device}; {latency.runtime} {latency.runtime_version}"
         for latency in (measurement.latency for measurement in results.measurements)
     )
-    courses = [_over_time(measurement) for measurement in results.measurements if sustained]
     footer = ["; ".join([f"{threads} thread(s), batch 1", *legend]), *dict.fromkeys(runtimes)]
     print_rows(
         [title for title, _, _ in columns],
         zip(*(cells for _, cells, _ in columns), strict=True),
-        footer="\n".join([*footer, *_notes(results), *courses]),
+        footer="\n".join([*footer, *_notes(results)]),
     )
 
 
@@ -121,14 +115,3 @@ def _error(measurement: Measurement, name: str) -> str:
     if agreement is None:
         return ""
     return _figure(getattr(agreement, name), ".1e") + ("" if agreement.passed else " ✗")
-
-
-def _over_time(measurement: Measurement) -> str:
-    """The median latency from the first to the last run as a row of bars."""
-    name, (times, heat) = course(measurement)
-    parts = np.array_split(np.asarray(times), min(SPARK_COUNT, len(times)))
-    medians = np.array([np.median(part) for part in parts])
-    span = float(np.ptp(medians)) or 1.0
-    bars = "".join(SPARKS[int(step)] for step in (medians - medians.min()) / span * (len(SPARKS) - 1))
-    warmed = f", {heat[0][1]:.0f} to {heat[-1][1]:.0f} °C" if heat else ""
-    return f"{name} over time: {bars} median {medians[0]:.3f} to {medians[-1]:.3f} ms{warmed}"

@@ -242,20 +242,10 @@ def _filtered(pixels: Tensor, kernel: Tensor) -> Tensor:
     """Every channel correlated with a kernel of odd sides, which is brought to sum 1; borders are mirrored."""
     channels, (height, width) = pixels.shape[1], kernel.shape
     weight = (kernel / kernel.sum()).expand(channels, 1, height, width)
-    padded = _mirrored(pixels, height // 2, width // 2)
+    # By numpy, as a pad may be longer than the image.
+    sides = ((0, 0), (0, 0), (height // 2, height // 2), (width // 2, width // 2))
+    padded = torch.from_numpy(np.pad(pixels.numpy(), sides, mode="reflect"))
     return F.conv2d(padded, weight, groups=channels)
-
-
-def _mirrored(pixels: Tensor, rows: int, columns: int) -> Tensor:
-    """Padded by reflection, as often as needed: a pad may be longer than the image."""
-    height, width = pixels.shape[2:]
-
-    def places(side: int, pad: int) -> Tensor:
-        period = max(2 * (side - 1), 1)
-        folded = torch.arange(-pad, side + pad).remainder(period)
-        return torch.minimum(folded, period - folded).clamp(max=side - 1)
-
-    return pixels[:, :, places(height, rows)][:, :, :, places(width, columns)]
 
 
 def _gaussian_blurred(pixels: Tensor, deviation: float) -> Tensor:

@@ -50,8 +50,7 @@ class ChannelGroup:
         root: name of the layer whose channels number the group's.
         channels: how many there are.
         members: convolutions and linear layers that make these channels, the root among them.
-        consumers: names of the layers that take them as input and shrink too.
-        slices: everything that is cut when channels go: members, consumers, norms, bare parameters.
+        slices: everything that is cut when channels go: members, what takes them as input, norms, bare parameters.
         blocks: the channels come in this many blocks (of a group norm, say) that must lose the same positions.
         unit: this many neighbouring channels stay or go together (the width of a grouped convolution's groups).
         locked: why none can be removed; None where some can.
@@ -60,7 +59,6 @@ class ChannelGroup:
     root: str
     channels: int
     members: tuple[Member, ...]
-    consumers: tuple[str, ...]
     slices: tuple[Member, ...] = ()
     blocks: int = 1
     unit: int = 1
@@ -198,18 +196,16 @@ class PruningGraph:
             if slice_ is not None:
                 slices.append(slice_)
         made = [each for each in slices if self._makes_channels(each)]
-        taken = [each.layer for each in slices if each.side == "input"]
         misfit = next((reason for each in slices if (reason := self._misfit(each))), None)
         count = len(group[0].idxs)
         blocks, unit, conflict = self._granularity(slices, count)
         locked = next(iter(reasons), None) or misfit or conflict
-        if locked is None and not taken:
+        if locked is None and all(each.side != "input" for each in slices):
             locked = IS_OUTPUT
         return ChannelGroup(
             root=self._names[group[0].dep.target.module],
             channels=count,
             members=tuple(made),
-            consumers=tuple(dict.fromkeys(taken)),
             slices=tuple(slices),
             blocks=blocks,
             unit=unit,

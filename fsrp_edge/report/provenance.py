@@ -1,11 +1,10 @@
 """With which versions, on which machine and when a run was made."""
 
-import os
 import platform
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
+from fsrp_edge.bench import agent
 from fsrp_edge.report.schema import Machine, Provenance
 
 LIBRARIES = (
@@ -43,8 +42,8 @@ def provenance(started_at: datetime) -> Provenance:
 def this_machine() -> Machine:
     """The machine of this process, without anything that names it."""
     return Machine(
-        cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpu=agent.Machine().cpu_name(),
+        cores=agent.cores(),
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
     )
 
@@ -55,14 +54,3 @@ def installed_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
-    fields = {
-        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())
-    }
-    # `model` is a mere number on x86; on Arm boards `Model` names the board, where no core is named.
-    named = fields.get("model name") or fields.get("Model")
-    return named or platform.processor() or platform.machine()

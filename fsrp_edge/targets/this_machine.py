@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from fsrp_edge.bench.agent import core_numbers
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.targets.profile import Target, source_keys
 
@@ -183,18 +184,12 @@ def _caches(root: Path, members: list[_Cpu]) -> Iterator[dict[str, Any]]:
     for folder in sorted((_folder(root, members[0].number) / "cache").glob("index*")):
         level, size = _line(folder / "level"), _line(folder / "size")
         if level and size and _line(folder / "type") in ("Data", "Unified"):
-            sharing = _numbers(_line(folder / "shared_cpu_list") or str(members[0].number))
+            sharing = core_numbers(_line(folder / "shared_cpu_list") or str(members[0].number))
             yield {
                 "level": int(level),
                 "kib": _sourced(int(size.removesuffix("K")), "cache"),
                 "cores_sharing": len({cores.get(number, ("", str(number))) for number in sharing}),
             }
-
-
-def _numbers(text: str) -> list[int]:
-    """The numbers of a list such as `0-3,8`."""
-    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-    return [number for end in ends for number in range(end[0], end[-1] + 1)]
 
 
 def _memory_gib(root: Path) -> float:
