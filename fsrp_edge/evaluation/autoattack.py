@@ -6,6 +6,8 @@ those of the library, and tests hold the outcome to that of its own driver.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,56 +144,38 @@ class _Suite:
 
     def attacks(self) -> list[tuple[str, WithstandsHere]]:
         """The standard version's in its order, as far as the number of classes allows."""
+        ball: Any = {"norm": self.norm, "eps": self.eps}
+        climb = partial(apgd, self.searched, self.judge, **ball)
+        across = partial(fab_targeted, self.searched, self.judge, **ball)
         classes = self.classifier.spec.classes
-        attacks: list[tuple[str, WithstandsHere]] = [("apgd-ce", self._apgd(cross_entropy))]
+        attacks: list[tuple[str, WithstandsHere]] = [("apgd-ce", self._untargeted(climb, cross_entropy))]
         if classes >= 4:
-            attacks.append(("apgd-t", self._apgd_targeted))
+            attacks.append(("apgd-t", self._targeted(partial(climb, loss=targeted_dlr))))
         elif classes == 3:
-            attacks.append(("apgd-dlr", self._apgd(dlr)))
-        return [*attacks, ("fab-t", self._fab), ("square", self._square)]
+            attacks.append(("apgd-dlr", self._untargeted(climb, dlr)))
+        return [*attacks, ("fab-t", self._targeted(across)), ("square", self._square)]
 
     def judge(self, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Where the network itself is wrong."""
         wrong: Tensor = self.classifier(adversarial).argmax(1) != labels
         return wrong
 
-    def _apgd(self, loss: Loss) -> WithstandsHere:
+    def _untargeted(self, climb: Callable[..., Tensor], loss: Loss) -> WithstandsHere:
+        return lambda pixels, labels: climb(pixels, labels, loss=loss, targets=labels)
+
+    def _targeted(self, run: Callable[..., Tensor]) -> WithstandsHere:
+        """Towards the second best class first, then the third best, and so on."""
+
         def withstands(pixels: Tensor, labels: Tensor) -> Tensor:
-            return apgd(
-                self.searched, self.judge, pixels, labels,
-                loss=loss, targets=labels, norm=self.norm, eps=self.eps,
-            )  # fmt: skip
+            ranked = self.searched(pixels).argsort(dim=1, descending=True)
+            stands = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+            for rank in range(1, min(TARGET_CLASSES, self.classifier.spec.classes - 1) + 1):
+                left = stands.nonzero().squeeze(1)
+                if len(left):
+                    stands[left] = run(pixels[left], labels[left], targets=ranked[left, rank])
+            return stands
 
         return withstands
-
-    def _apgd_targeted(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        def towards(pixels: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-            return apgd(
-                self.searched, self.judge, pixels, labels,
-                loss=targeted_dlr, targets=targets, norm=self.norm, eps=self.eps,
-            )  # fmt: skip
-
-        return self._for_each_target(towards, pixels, labels)
-
-    def _fab(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        def towards(pixels: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-            return fab_targeted(
-                self.searched, self.judge, pixels, labels, targets=targets, norm=self.norm, eps=self.eps
-            )
-
-        return self._for_each_target(towards, pixels, labels)
-
-    def _for_each_target(
-        self, towards: Callable[[Tensor, Tensor, Tensor], Tensor], pixels: Tensor, labels: Tensor
-    ) -> Tensor:
-        """The second best class first, then the third best, and so on."""
-        ranked = self.searched(pixels).argsort(dim=1, descending=True)
-        stands = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-        for rank in range(1, min(TARGET_CLASSES, self.classifier.spec.classes - 1) + 1):
-            left = stands.nonzero().squeeze(1)
-            if len(left):
-                stands[left] = towards(pixels[left], labels[left], ranked[left, rank])
-        return stands
 
     def _square(self, pixels: Tensor, labels: Tensor) -> Tensor:
         from pyautoattack.square import SquareAttack

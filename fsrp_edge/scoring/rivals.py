@@ -4,6 +4,7 @@ They score whole groups of coupled channels, so the scores stand under each grou
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -73,34 +74,28 @@ def score_rival(classifier: Classifier, images: ImageSet, rival: Rival, *, seed:
 
 
 def _by_torch_pruning(classifier: Classifier, images: ImageSet, rival: Rival, seed: int) -> dict[str, Tensor]:
-    import torch_pruning
+    from torch_pruning import importance
 
-    importance: Any
-    match rival.name:
-        case "random":
-            importance = torch_pruning.importance.RandomImportance()
-        case "l1":
-            importance = torch_pruning.importance.MagnitudeImportance(p=1)
-        case "l2":
-            importance = torch_pruning.importance.MagnitudeImportance(p=2)
-        case "fpgm":
-            importance = torch_pruning.importance.FPGMImportance()
-        case "batch-norm-scale":
-            importance = torch_pruning.importance.BNScaleImportance()
-        case "lamp":
-            importance = torch_pruning.importance.LAMPImportance()
-        case "taylor":
-            importance = torch_pruning.importance.TaylorImportance()
-            _fill_gradients(classifier, images, rival.batch_size, lambda gradient: gradient)
-        case _:
-            # torch-pruning 1.6.1's own accumulation keeps the last image only: it looks gradients up by name and
-            # files them by parameter. Filling the mean squares ourselves leaves it the formula.
-            importance = torch_pruning.importance.HessianImportance()
-            _fill_gradients(classifier, images, 1, torch.square)
+    known: dict[str, Callable[[], Any]] = {
+        "random": importance.RandomImportance,
+        "l1": partial(importance.MagnitudeImportance, p=1),
+        "l2": partial(importance.MagnitudeImportance, p=2),
+        "fpgm": importance.FPGMImportance,
+        "batch-norm-scale": importance.BNScaleImportance,
+        "lamp": importance.LAMPImportance,
+        "taylor": importance.TaylorImportance,
+        "hessian": importance.HessianImportance,
+    }
+    if rival.name == "taylor":
+        _fill_gradients(classifier, images, rival.batch_size, lambda gradient: gradient)
+    elif rival.name == "hessian":
+        # torch-pruning 1.6.1's own accumulation keeps the last image only: it looks gradients up by name and files
+        # them by parameter. Filling the mean squares ourselves leaves it the formula.
+        _fill_gradients(classifier, images, 1, torch.square)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return PruningGraph(classifier).ranked_by(importance)
+            return PruningGraph(classifier).ranked_by(known[rival.name]())
     finally:
         classifier.zero_grad(set_to_none=True)
 
