@@ -36,7 +36,6 @@ Specification = Tuple[str, Sequence[Any], str]
 """Name, shape and number type of an input."""
 Arrays = Dict[str, Any]
 
-AGENT_VERSION = 1
 PROGRESS_SECONDS = 0.5
 
 # Python 3.6 has no perf_counter_ns; its float seconds still resolve well below a microsecond.
@@ -363,10 +362,10 @@ RUNTIMES: Dict[str, Type[Runtime]] = {
 # ------------------------------------------------------------------------------------- Inputs and inferences
 
 
-def make_inputs(specifications: List[Specification], seed: int) -> Dict[str, Any]:
-    """Uniform pixels: in [0, 1) for floats, over the whole range for integers; the same for the same seed."""
+def make_inputs(specifications: List[Specification]) -> Dict[str, Any]:
+    """Uniform pixels: in [0, 1) for floats, over the whole range for integers; always the same."""
     numpy = import_numpy()
-    random = numpy.random.RandomState(seed)
+    random = numpy.random.RandomState(0)
     inputs = {}
     for name, shape, kind in specifications:
         # An open batch dimension is 1; any other open dimension is a question only the user can answer.
@@ -736,7 +735,6 @@ def measure(options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
     model = RUNTIMES[options.runtime](options)
     emit(
         "hello",
-        agent=AGENT_VERSION,
         python=platform.python_version(),
         numpy=numpy.__version__,
         runtime=options.runtime,
@@ -767,7 +765,7 @@ def timed_runs(model: Runtime, machine: Machine, options: argparse.Namespace, em
         return infer(model, specifications[0], pixels, emit)
 
     said: Dict[str, Any] = {"init_ms": timed(lambda: specifications.extend(model.load()))}
-    model.feed(make_inputs(specifications, options.seed))
+    model.feed(make_inputs(specifications))
     said["first_ms"] = model.first_ms()
     said["warmup_ms"] = model.warm_up(tick)
     said["before"] = machine.state()
@@ -806,7 +804,6 @@ def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--warmup-seconds", type=float, default=0.5, help="at least so long (default 0.5)")
     parser.add_argument("--runs", type=int, default=100, help="at least so many (default 100), and")
     parser.add_argument("--seconds", type=float, default=10.0, help="at least so long (default 10)")
-    parser.add_argument("--seed", type=int, default=0, help="of the input's pixels")
     images = "each image in this .npz file: `pixels` (N, C, H, W), float in [0, 1] or bytes"
     parser.add_argument("--outputs", metavar="NPZ", help="tell the output for " + images)
     parser.add_argument("--evaluate", metavar="NPZ", help="tell the class of " + images)
