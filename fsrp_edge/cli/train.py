@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,10 +34,6 @@ from fsrp_edge.cli import options
 def train(
     architecture: str,
     data: str,
-    classes: int,
-    input_size: int | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
     method: str,
     eps: float,
     epochs: int,
@@ -44,8 +41,8 @@ def train(
     crop_padding: int,
     learning_rate: float,
     recipe: Path | None,
-    seed: int,
     out: Path,
+    **network: Any,
 ) -> None:
     """Train a network against adversarial examples. Goes on where it stopped when interrupted.
 
@@ -67,17 +64,7 @@ def train(
     )  # fmt: skip
     unfinished = out.with_suffix(".unfinished.pt")
     with show_progress():
-        result = train_dense(
-            architecture,
-            data,
-            chosen,
-            classes=classes,
-            input_size=input_size,
-            mean=mean,
-            std=std,
-            seed=seed,
-            checkpoint=unfinished,
-        )
+        result = train_dense(architecture, data, chosen, checkpoint=unfinished, **network)
         (save_checkpoint_pt if out.suffix == ".pt" else save_classifier)(result.classifier, out)
         unfinished.unlink(missing_ok=True)
     best = result.history[result.best_epoch - 1]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fsrp_edge import progress
 from fsrp_edge.errors import BadInputError, first_problem
 from fsrp_edge.models import registry
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
+from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.inference import Match, compare, infer_architecture, no_match
 from fsrp_edge.models.layer_shapes import apply_layer_shapes
 from fsrp_edge.models.reading import read_weights
@@ -127,7 +127,9 @@ def _rebuild(
     changed = spec.model_dump()
     if wishes.input_size is not None:
         changed["input_shape"] = (spec.input_shape[0], wishes.input_size, wishes.input_size)
-        changed["preprocessing"] = _rescaled(spec.preprocessing, spec.input_shape[1], wishes.input_size)
+        changed["preprocessing"] = registry.rescaled(
+            spec.preprocessing, spec.input_shape[1], wishes.input_size
+        )
     for name in ("mean", "std"):
         changed[name] = getattr(wishes, name) or changed[name]
     return Classifier(network, _validated(changed))
@@ -135,30 +137,18 @@ def _rebuild(
 
 def _classifier(network: nn.Module, architecture: str, channels: int, wishes: _Wishes) -> Classifier:
     """Put together what was published and what the user said; see that the network takes such images."""
-    if registry.is_user_code(architecture) and wishes.input_size and wishes.mean and wishes.std:
-        size, mean, std = wishes.input_size, wishes.mean, wishes.std
-        preprocessing = Preprocessing(resize=size)
-    else:
-        shape, mean, std, published = registry.published_input(architecture, channels)
-        size = wishes.input_size or shape[1]
-        preprocessing = _rescaled(published, shape[1], size)
-        mean, std = wishes.mean or mean, wishes.std or std
+    shape, mean, std, preprocessing = registry.chosen_input(
+        architecture, channels, size=wishes.input_size, mean=wishes.mean, std=wishes.std
+    )
     spec = {
         "architecture": architecture,
-        "input_shape": (channels, size, size),
-        "classes": _count_logits(network, architecture, (channels, size, size)),
+        "input_shape": shape,
+        "classes": _count_logits(network, architecture, shape),
         "mean": mean,
         "std": std,
         "preprocessing": preprocessing,
     }
     return Classifier(network, _validated(spec))
-
-
-def _rescaled(preprocessing: Preprocessing, published: int, wished: int) -> Preprocessing:
-    """The same share of the image in the central crop, at another size."""
-    return preprocessing.model_copy(
-        update={"resize": max(wished, round(preprocessing.resize * wished / published))}
-    )
 
 
 def _validated(fields: dict[str, Any]) -> ModelSpec:

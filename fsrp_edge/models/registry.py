@@ -152,6 +152,32 @@ def published_input(architecture: str, input_channels: int = 3) -> PublishedInpu
     return (input_channels, size, size), mean, std, preprocessing
 
 
+def chosen_input(
+    architecture: str,
+    input_channels: int,
+    *,
+    size: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> PublishedInput:
+    """What a user said of a network's input, and `published_input` where they said nothing."""
+    if is_user_code(architecture) and size and mean and std:
+        return (input_channels, size, size), mean, std, Preprocessing(resize=size)
+    (_, usual, _), published_mean, published_std, preprocessing = published_input(
+        architecture, input_channels
+    )
+    size = size or usual
+    fitted = rescaled(preprocessing, usual, size)
+    return (input_channels, size, size), mean or published_mean, std or published_std, fitted
+
+
+def rescaled(preprocessing: Preprocessing, usual: int, wished: int) -> Preprocessing:
+    """The same share of the image in the central crop, at another size."""
+    return preprocessing.model_copy(
+        update={"resize": max(wished, round(preprocessing.resize * wished / usual))}
+    )
+
+
 class _EmptyTensorsOnMeta(TorchFunctionMode):
     """Parameters take no memory and no time.
 

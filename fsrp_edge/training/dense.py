@@ -7,8 +7,8 @@ import torch
 from fsrp_edge import compute
 from fsrp_edge.data.open import EMBEDDED, open_dataset
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
-from fsrp_edge.models.registry import build, normalize_name, published_input
+from fsrp_edge.models.classifier import Classifier, ModelSpec
+from fsrp_edge.models.registry import build, chosen_input, normalize_name
 from fsrp_edge.training.loop import TrainingResult, train
 from fsrp_edge.training.recipe import Recipe
 from fsrp_edge.training.recovery import fit_recipe, split_held_out
@@ -45,13 +45,11 @@ def train_dense(
     if recipe.int8_epochs:
         raise BadInputError("int8_epochs are fsrp-edge recover's; train without them, then recover")
     name = normalize_name(architecture)
-    if input_size and mean and std:  # a user's own factory publishes nothing
-        side, preprocessing = input_size, Preprocessing(resize=input_size)
-    else:
-        (_, side, _), known_mean, known_std, preprocessing = published_input(name)
-        mean, std = mean or known_mean, std or known_std
-        if input_size:
-            side, preprocessing = input_size, Preprocessing(resize=input_size)
+    shape, mean, std, preprocessing = chosen_input(
+        name, len(mean or std or (0, 0, 0)), size=input_size, mean=mean, std=std
+    )
+    if input_size:  # as images are brought to this size here: whole
+        preprocessing = preprocessing.model_copy(update={"resize": input_size})
     if len(mean) != len(std) or min(std) <= 0:
         raise BadInputError(f"saw mean {mean} and std {std}; allowed: as many of each, std above 0")
     with torch.random.fork_rng():
@@ -59,7 +57,7 @@ def train_dense(
         network = build(name, classes=classes)
     spec = ModelSpec(
         architecture=name,
-        input_shape=(len(mean), side, side),
+        input_shape=shape,
         classes=classes,
         mean=mean,
         std=std,
