@@ -68,7 +68,12 @@ def cell(dense: Classifier, share: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, "dense.onnx"), Path(folder, "pruned.onnx")]
         for network, path in zip((dense, apply_plan(dense, plan)), files, strict=True):
-            export_onnx(network, path, opset=target.onnx_opset, ir_version=target.onnx_ir_version)
+            export_onnx(
+                network,
+                path,
+                opset=target.choices.onnx_opset.value,
+                ir_version=target.choices.onnx_ir_version.value,
+            )
         found = measure_on(place.device, files, Setup(threads=place.threads), method=METHOD)
     before, after = (each.latency for each in found)
     return {

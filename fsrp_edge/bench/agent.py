@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -682,12 +683,8 @@ def stay_on(text: str) -> None:
         raise AgentError("affinity", f"no cores {text}; this machine has 0 to {count - 1}") from None
 
 
-def peak_memory_mb() -> Optional[float]:
+def peak_memory_mb() -> float:
     """The most memory this process or one it started ever held, in MB."""
-    try:
-        resource: Any = importlib.import_module("resource")
-    except ImportError:  # not a Unix
-        return None
     unit = 1 if sys.platform == "darwin" else 1024
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
     # Linux counts what a process's parent held when it started it as its own; the high-water mark does not.

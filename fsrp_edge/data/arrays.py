@@ -58,9 +58,10 @@ class FittedSource:
             ).contiguous()
         return pixels.expand(-1, channels, -1, -1)
 
+    @property
     def digest(self) -> str:
         """See ImageSource."""
-        recipe = f"{self._source.digest()} {self._shape} {self._interpolation}"
+        recipe = f"{self._source.digest} {self._shape} {self._interpolation}"
         return hashlib.sha256(recipe.encode()).hexdigest()
 
 

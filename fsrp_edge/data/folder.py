@@ -75,12 +75,9 @@ class FolderSource:
         images = _in_threads(lambda index: decode_image(self.files[index], self._spec), indices.tolist())
         return np.stack(images) if images else np.empty((0, *self._spec.input_shape), np.uint8)
 
+    @cached_property
     def digest(self) -> str:
         """Digest of the files' names and contents, and of how they are decoded."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
         parts = hashlib.sha256(f"{self._spec.input_shape} {self._spec.preprocessing}".encode())
         for file, content in zip(self.files, _in_threads(sha256_file, self.files), strict=True):
             parts.update(os.fsencode(file.relative_to(self._root).as_posix()) + b"\0" + content.encode())

@@ -28,6 +28,7 @@ class ImageSource(Protocol):
         """Images (len(indices), C, H, W) as uint8, in the order asked for."""
         ...
 
+    @property
     def digest(self) -> str:
         """Hex SHA-256 of what the images are made from."""
         ...
@@ -51,12 +52,9 @@ class ArraySource:
         """See ImageSource."""
         return torch.from_numpy(self.pixels[indices])
 
+    @cached_property
     def digest(self) -> str:
         """See ImageSource."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
         parts = hashlib.sha256(repr(self.pixels.shape).encode())
         parts.update(np.ascontiguousarray(self.pixels).data)
         return parts.hexdigest()
@@ -123,11 +121,10 @@ class ImageSet:
         """Number of batches that `batches(batch_size)` yields."""
         return -(-len(self) // batch_size)
 
-    def subset(self, positions: np.ndarray, name: str | None = None) -> "ImageSet":
+    def subset(self, positions: np.ndarray) -> "ImageSet":
         """The images at these positions of this set, in that order."""
         return replace(
             self,
-            name=name or self.name,
             labels=self.labels[torch.from_numpy(positions)],
             indices=self.indices[positions],
         )
@@ -188,7 +185,7 @@ class ImageSet:
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 over pixels, choice of images and labels: the same data, the same digest."""
-        parts = hashlib.sha256(self.source.digest().encode())
+        parts = hashlib.sha256(self.source.digest.encode())
         parts.update(self.indices.astype(np.int64).tobytes())
         parts.update(self.labels.numpy().astype(np.int64).tobytes())
         return parts.hexdigest()

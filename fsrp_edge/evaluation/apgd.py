@@ -14,6 +14,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 Judge = Callable[[Tensor, Tensor], Tensor]
 """Takes adversarial images and labels; returns bool (N,), True where the prediction is wrong."""
 
+STEPS = 100
 MOMENTUM = 0.75
 ENOUGH_INCREASES = 0.75
 
@@ -48,7 +49,6 @@ def apgd(
     targets: Tensor,
     norm: Norm,
     eps: float,
-    steps: int = 100,
 ) -> Tensor:
     """One run from a random start, drawn from torch's global generator.
 
@@ -64,7 +64,6 @@ def apgd(
         targets: (N,) int64, for a targeted loss.
         norm: of the ball.
         eps: its radius.
-        steps: gradient steps.
 
     Returns:
         Bool (N,): which images stand.
@@ -74,13 +73,13 @@ def apgd(
     adversarial = _random_start(pixels, eps, norm)
     previous = gradient = adversarial
     step = torch.full((len(left), 1, 1, 1), 2.0 * eps, device=pixels.device)
-    history = torch.zeros(len(left), steps, device=pixels.device)
+    history = torch.zeros(len(left), STEPS, device=pixels.device)
     reduced = torch.ones_like(stands)
     best, best_gradient = adversarial, torch.zeros_like(pixels)
     best_loss = torch.full((len(left),), -torch.inf, device=pixels.device)
     best_at_check = best_loss
-    window, since_check = max(int(0.22 * steps), 1), 0
-    for number in range(-1, steps):  # step -1 only looks at the start
+    window, since_check = max(int(0.22 * STEPS), 1), 0
+    for number in range(-1, STEPS):  # step -1 only looks at the start
         if number >= 0:
             previous, adversarial = (
                 adversarial,
@@ -119,7 +118,7 @@ def apgd(
             step = torch.where(at, step / 2, step)
             adversarial = torch.where(at, best, adversarial)
             gradient = torch.where(at, best_gradient, gradient)
-            window, since_check = max(window - max(int(0.03 * steps), 1), int(0.06 * steps), 1), 0
+            window, since_check = max(window - max(int(0.03 * STEPS), 1), int(0.06 * STEPS), 1), 0
     return stands
 
 

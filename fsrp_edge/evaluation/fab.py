@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fsrp_edge.attacks import Norm
-from fsrp_edge.evaluation.apgd import Judge, Model
+from fsrp_edge.evaluation.apgd import STEPS, Judge, Model
 
 ALPHA_MAX, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
 
@@ -18,7 +18,6 @@ def fab_targeted(
     targets: Tensor,
     norm: Norm,
     eps: float,
-    steps: int = 100,
 ) -> Tensor:
     """One run towards the boundary to the target classes, from the image itself.
 
@@ -30,7 +29,7 @@ def fab_targeted(
     stands = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
     left = torch.arange(len(labels), device=labels.device)
     current = pixels
-    for _ in range(steps):
+    for _ in range(STEPS):
         if len(left) == 0:
             break
         difference, gradient = _boundary(model, current, labels, targets)

@@ -135,8 +135,8 @@ def _convert(classifier: Classifier, format_: Format, path: Path, plan: ExportPl
     return onnx.export_onnx(
         classifier,
         path,
-        opset=plan.target.onnx_opset,
-        ir_version=plan.target.onnx_ir_version,
+        opset=plan.target.choices.onnx_opset.value,
+        ir_version=plan.target.choices.onnx_ir_version.value,
         options=plan.options,
         metadata=plan.metadata,
     )
@@ -168,8 +168,8 @@ def _quantizer(format_: Format, source: Path, scratch: Path, plan: ExportPlan) -
     return onnx.Int8Quantizer(
         source,
         scratch,
-        activation=plan.target.int8_activation,
-        weight_bits=plan.target.int8_weight_bits,
+        activation=plan.target.choices.int8_activation.value,
+        weight_bits=plan.target.choices.int8_weight_bits.value,
         for_tensorrt=takes_tensorrt(plan.target),
         calibration=calibration,
         method=method,

@@ -1,7 +1,7 @@
 """preview(): what `compress` would do, how long it would take and how much room, without doing it."""
 
 import shutil
-import time
+import timeit
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,12 +192,7 @@ class _Speed:
 def _seconds(work: Callable[[], None]) -> float:
     """Of the quicker of two runs after one to warm up."""
     work()
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timeit.repeat(work, number=1, repeat=2))
 
 
 def _reachable(

@@ -253,31 +253,25 @@ def _speed_ups(fields: dict[str, Any]) -> tuple[SpeedUp, ...]:
     }
     found = []
     for row in ledger:
-        if row.is_dense:
-            continue
-        references = (f"{DENSE} {row.name.split()[0]} fp32", f"{DENSE} {row.name}")
+        references = () if row.is_dense else (f"{DENSE} {row.name.split()[0]} fp32", f"{DENSE} {row.name}")
         for latency in row.latency:
-            for against in references:
-                reference = dense.get((against, latency.runtime, latency.threads))
+            known = (dense.get((name, latency.runtime, latency.threads)) for name in references)
+            for against, reference in zip(references, known, strict=True):
                 if reference is not None:
-                    found.append(_speed_up(row.name, latency, against, reference, macs_ratio))
+                    found.append(
+                        SpeedUp(
+                            name=row.name,
+                            against=against,
+                            runtime=latency.runtime,
+                            threads=latency.threads,
+                            dense_p50_ms=reference.p50_ms,
+                            p50_ms=latency.p50_ms,
+                            latency_ratio=reference.p50_ms / latency.p50_ms,
+                            macs_ratio=macs_ratio,
+                        )
+                    )
                     break
     return tuple(found)
-
-
-def _speed_up(
-    name: str, latency: Latency, against: str, reference: Latency, macs_ratio: float | None
-) -> SpeedUp:
-    return SpeedUp(
-        name=name,
-        against=against,
-        runtime=latency.runtime,
-        threads=latency.threads,
-        dense_p50_ms=reference.p50_ms,
-        p50_ms=latency.p50_ms,
-        latency_ratio=reference.p50_ms / latency.p50_ms,
-        macs_ratio=macs_ratio,
-    )
 
 
 class RunReport(Document):

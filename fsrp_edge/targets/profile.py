@@ -4,18 +4,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.files import sha256_json
+from fsrp_edge.records import Record
 
 Value = TypeVar("Value")
 Text = Annotated[str, Field(min_length=1)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+class _Frozen(Record, strict=True, allow_inf_nan=False):
+    """A part of a profile."""
 
 
 class Sourced(_Frozen, Generic[Value]):
@@ -228,26 +229,6 @@ class Target(_Frozen):
         return self.choices.threads.value
 
     @property
-    def onnx_opset(self) -> int:
-        """ONNX opset to export."""
-        return self.choices.onnx_opset.value
-
-    @property
-    def onnx_ir_version(self) -> int:
-        """ONNX IR version to write."""
-        return self.choices.onnx_ir_version.value
-
-    @property
-    def int8_activation(self) -> Literal["uint8", "int8"]:
-        """Type of quantized activations in ONNX files; weights are int8."""
-        return self.choices.int8_activation.value
-
-    @property
-    def int8_weight_bits(self) -> Literal[7, 8]:
-        """Bits that quantized weights of ONNX files use."""
-        return self.choices.int8_weight_bits.value
-
-    @property
     def offers(self) -> tuple[Offer, ...]:
         """Every format in every precision, ONNX first, fp32 first."""
         return tuple(
@@ -312,8 +293,8 @@ class Target(_Frozen):
 
     def _beyond(self, runtime: Runtime) -> Iterator[tuple[tuple[str | int, ...], str]]:
         caps = (
-            ("onnx_opset", self.onnx_opset, runtime.max_onnx_opset),
-            ("onnx_ir_version", self.onnx_ir_version, runtime.max_onnx_ir_version),
+            ("onnx_opset", self.choices.onnx_opset.value, runtime.max_onnx_opset),
+            ("onnx_ir_version", self.choices.onnx_ir_version.value, runtime.max_onnx_ir_version),
         )
         for name, chosen, cap in caps:
             if cap is not None and chosen > cap.value:

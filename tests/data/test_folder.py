@@ -294,7 +294,7 @@ def test_every_image_is_decoded_once_where_all_fit_in_memory(two_classes, spec, 
 
 def test_digest_follows_content_and_preprocessing_but_not_the_place(two_classes, spec, tmp_path_factory):
     def digest(folder, **how):
-        return open_dataset(folder, spec(classes=2, **how), seed=0).train.source.digest()
+        return open_dataset(folder, spec(classes=2, **how), seed=0).train.source.digest
 
     before = digest(two_classes)
     moved = tmp_path_factory.mktemp("moved") / "elsewhere"

@@ -259,8 +259,11 @@ def test_files_keep_to_the_devices_caps_as_onnx_itself_reads_them(finished: Comp
     for artifact, path in zip(finished.report.artifacts, finished.artifacts, strict=True):
         model = onnx.load(path)
         (opset,) = (entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
-        assert opset == artifact.opset and opset <= target.onnx_opset
-        assert model.ir_version == artifact.ir_version and model.ir_version <= target.onnx_ir_version
+        assert opset == artifact.opset and opset <= target.choices.onnx_opset.value
+        assert (
+            model.ir_version == artifact.ir_version
+            and model.ir_version <= target.choices.onnx_ir_version.value
+        )
     assert {node.op_type for node in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
 
 

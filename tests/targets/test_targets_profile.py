@@ -111,17 +111,19 @@ def test_peak_is_cores_times_clock_times_operations():
 
 def test_jetson_nano_is_held_to_tensorrt_8_2_and_spared_int8():
     target = load_target("jetson-nano")
-    assert target.onnx_opset == 13
-    assert target.onnx_ir_version == 7
+    assert target.choices.onnx_opset.value == 13
+    assert target.choices.onnx_ir_version.value == 7
     refused = {(o.format, o.precision) for o in target.offers if not o.offered and o.format != "saved_model"}
     implied = {("onnx", "int8-dynamic"), ("ncnn", "int8"), ("ncnn", "int8-dynamic")}
     assert refused == {("onnx", "int8")} | implied
 
 
 def test_x86_multiplies_uint8_by_int8_and_arm_int8_by_int8():
-    assert load_target("generic-x86").int8_activation == "uint8"
-    assert load_target("raspberry-pi-4").int8_activation == "int8"
-    assert [load_target(name).int8_weight_bits for name in ("generic-x86", "raspberry-pi-4")] == [7, 8]
+    assert load_target("generic-x86").choices.int8_activation.value == "uint8"
+    assert load_target("raspberry-pi-4").choices.int8_activation.value == "int8"
+    assert [
+        load_target(name).choices.int8_weight_bits.value for name in ("generic-x86", "raspberry-pi-4")
+    ] == [7, 8]
 
 
 def test_a_target_cannot_be_changed():

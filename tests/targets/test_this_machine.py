@@ -111,7 +111,7 @@ def test_two_hyper_threads_are_one_core(tmp_path, on):
         write_cpu(tmp_path, n, core=n // 2, caches=((1, "Data", 48, f"{n // 2 * 2}-{n // 2 * 2 + 1}"),))
     target = load(skeleton("my-server", root=tmp_path), tmp_path)
     (cluster,) = target.cpu
-    assert target.int8_weight_bits == 8, "VNNI does not cut off"
+    assert target.choices.int8_weight_bits.value == 8, "VNNI does not cut off"
     assert cluster.cores.value == 2
     assert cluster.caches[0].cores_sharing == 1
     assert cluster.simd.value == ("avx2", "avx512", "vnni", "amx")
