@@ -3,7 +3,7 @@
 import contextvars
 import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import fsrp_edge
@@ -25,33 +25,21 @@ def measure_fleet(
         setup.runtime_of(path)
     stop = threading.Event()
 
-    def work(address: Address) -> list[Measurement]:
-        return measure_on(address, files, setup, method=method, stop=stop)
+    def work(address: Address) -> list[Measurement] | Failure:
+        try:
+            return measure_on(address, files, setup, method=method, stop=stop)
+        except ToolFailedError as error:
+            return Failure(address=address.name, message=str(error))
 
     with ThreadPoolExecutor(max_workers=len(addresses)) as pool:
         futures = [pool.submit(contextvars.copy_context().run, work, address) for address in addresses]
         try:
-            _wait(futures)
+            wait(futures, return_when=FIRST_EXCEPTION)
         finally:
-            stop.set()  # after an interrupt, the threads give up and clean up before the pool is left
-    measurements: list[Measurement] = []
-    failures = []
-    for address, future in zip(addresses, futures, strict=True):
-        try:
-            measurements += future.result()
-        except ToolFailedError as error:
-            failures.append(Failure(address=address.name, message=str(error)))
+            stop.set()  # after an interrupt or an error, the threads give up and clean up before the pool is left
+    found = [future.result() for future in futures]
     return BenchResults(
-        fsrp_edge=fsrp_edge.__version__, measurements=tuple(measurements), failures=tuple(failures)
+        fsrp_edge=fsrp_edge.__version__,
+        measurements=tuple(one for each in found if not isinstance(each, Failure) for one in each),
+        failures=tuple(each for each in found if isinstance(each, Failure)),
     )
-
-
-def _wait(futures: Sequence[Future[list[Measurement]]]) -> None:
-    """Until all are done; an error that is not one device's own ends the others too."""
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_EXCEPTION)
-        for future in done:
-            error = future.exception()
-            if error is not None and not isinstance(error, ToolFailedError):
-                return

@@ -108,18 +108,15 @@ def _machine() -> list[Finding]:
     bfloat16 = "pays" if compute.gains_from_bfloat16(torch.device("cpu")) else "does not pay"
     cpu = f"{machine.cpu}, {machine.cores} cores, {torch.backends.cpu.get_cpu_capability()}; bfloat16 {bfloat16}"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    ssh = shutil.which("ssh")
     return [
         Finding("CPU", cpu),
-        Finding(
-            "GPU",
-            gpu or "none that torch can use: training and attacks run on the CPU",
-            "ok" if gpu else "missing",
-        ),
-        Finding(
-            "ssh", ssh or "not found", "ok" if ssh else "missing", "" if ssh else "install an OpenSSH client"
-        ),
+        _found("GPU", gpu, "none that torch can use: training and attacks run on the CPU"),
+        _found("ssh", shutil.which("ssh"), "not found", "install an OpenSSH client"),
     ]
+
+
+def _found(what: str, seen: str | None, absent: str, fix: str = "") -> Finding:
+    return Finding(what, seen) if seen else Finding(what, absent, "missing", fix)
 
 
 def _disk(folder: Path) -> Finding:

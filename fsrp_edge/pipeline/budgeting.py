@@ -160,9 +160,7 @@ def costing(
     Raises:
         BadInputError: nothing is known to estimate with.
     """
-    offered = [each.name for each in target.runtimes]
-    known = [device_costs(target, precision, runtime=name) for name in runtimes if name in offered
-             and _is_known(target, precision, name)]  # fmt: skip
+    known = [found for name in runtimes if (found := _calibrated(target, precision, name))]
     if known:
         return Costing(graph, max(known, key=lambda each: estimate_of(graph, each)), precision)
     try:
@@ -170,17 +168,19 @@ def costing(
     except BadInputError:
         if absolute:
             raise
-        runtime = runtimes[0] if runtimes else offered[0]
+        runtime = runtimes[0] if runtimes else target.runtimes[0].name
         costs, basis = pool_costs(runtime, precision), "proportions of other devices"
         device = DeviceCosts(costs, precision, 1.0, False, basis, runtime, target.threads)
         return Costing(graph, device, precision)
 
 
-def _is_known(target: Target, precision: Precision, runtime: str) -> bool:
+def _calibrated(target: Target, precision: Precision, runtime: str) -> DeviceCosts | None:
+    """Costs of a runtime that has measurements; None for another, or where the target has no such runtime."""
     try:
-        return device_costs(target, precision, runtime=runtime).calibrated
+        found = device_costs(target, precision, runtime=runtime)
     except BadInputError:
-        return False
+        return None
+    return found if found.calibrated else None
 
 
 def estimate_of(graph: GraphCost, device: DeviceCosts) -> float:

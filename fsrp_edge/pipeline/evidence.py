@@ -49,15 +49,27 @@ OPERATORS = 12
 
 
 def picture(run: Run, scores: FilterScores, recovered: Classifier, artifacts: Sequence[Artifact]) -> None:
-    """evidence.json and evidence.npz: what the report's pictures are drawn from."""
+    """evidence.json and evidence.npz: what the report's pictures are drawn from; no curve and no examples at eps 0."""
     images = run.attacked_images().first(by_input_size(run.dense.spec, 100, 32))
+    dense, seed, criterion = run.dense, run.options.seed, run.options.criterion
     eps = run.options.eps if run.options.attacks else 0.0
     onnx = next((artifact for artifact in artifacts if artifact.format == "onnx"), None)
 
     def work() -> None:
         progress.log("gathering what the report shows")
-        breakdown = break_down(run.path(onnx.path), run.target) if onnx else None
-        _gather(run, recovered, images, scores=scores, eps=eps, breakdown=breakdown).save(run.directory.path)
+        arrays: dict[str, np.ndarray] = {}
+        spectra: tuple[Spectra, ...] = ()
+        if isinstance(criterion, FSRP):
+            spectra = tuple(_spectra(dense, images.first(SPECTRA_IMAGES), scores, criterion, seed, arrays))
+        evidence = Evidence(
+            curve=tuple(_curve({"dense": dense, "recovered": recovered}, images, eps, seed)) if eps else (),
+            classes=_classes(dense, recovered, run.dataset.evaluation),
+            spectra=spectra,
+            breakdown=break_down(run.path(onnx.path), run.target) if onnx else None,
+            examples=_examples(recovered, images, eps, seed, arrays) if eps else (),
+            example_eps=eps,
+        )
+        Pictured(evidence, arrays).save(run.directory.path)
 
     inputs = {
         "recovered": weights_sha256(recovered),
@@ -68,32 +80,6 @@ def picture(run: Run, scores: FilterScores, recovered: Classifier, artifacts: Se
         "eps": eps,
     }
     run.stage("evidence", type(None), inputs, work, [EVIDENCE_JSON, EVIDENCE_ARRAYS])
-
-
-def _gather(
-    run: Run,
-    recovered: Classifier,
-    images: ImageSet,
-    *,
-    scores: FilterScores,
-    eps: float,
-    breakdown: Breakdown | None,
-) -> Pictured:
-    """Evidence from the networks; `eps` 0 draws no curve and no examples."""
-    dense, seed, criterion = run.dense, run.options.seed, run.options.criterion
-    arrays: dict[str, np.ndarray] = {}
-    spectra: tuple[Spectra, ...] = ()
-    if isinstance(criterion, FSRP):
-        spectra = tuple(_spectra(dense, images.first(SPECTRA_IMAGES), scores, criterion, seed, arrays))
-    evidence = Evidence(
-        curve=tuple(_curve({"dense": dense, "recovered": recovered}, images, eps, seed)) if eps else (),
-        classes=_classes(dense, recovered, run.dataset.evaluation),
-        spectra=spectra,
-        breakdown=breakdown,
-        examples=_examples(recovered, images, eps, seed, arrays) if eps else (),
-        example_eps=eps,
-    )
-    return Pictured(evidence, arrays)
 
 
 def break_down(file: Path, target: Target) -> Breakdown | None:

@@ -317,14 +317,17 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
     if not pairs:
         why = f"{name}: the two runs have no row, attack, runtime and device in common: not passed"
         return GateResult(gate=label, passed=False, message=why)
+
+    def moved(figure: float) -> float:
+        if metric.units is SHARE:
+            return figure - allowed
+        return figure * (1 - allowed if metric.higher_is_better else 1 + allowed)
+
     # The loss in the metric's unit, counted from what the allowance makes of the baseline.
     losses = []
     for old, new in pairs:
-        if metric.units is SHARE:
-            floor = Seen("", "", old.value - allowed, (old.interval[0] - allowed, old.interval[1] - allowed))
-        else:
-            factor = 1 - allowed if metric.higher_is_better else 1 + allowed
-            floor = Seen("", "", old.value * factor, (old.interval[0] * factor, old.interval[1] * factor))
+        low, value, high = (moved(figure) for figure in (old.interval[0], old.value, old.interval[1]))
+        floor = Seen("", "", value, (low, high))
         loss = difference(floor, new) if metric.higher_is_better else difference(new, floor)
         losses.append((loss[1][0], old, new))
     surely_lost, old, new = max(losses, key=lambda loss: loss[0])

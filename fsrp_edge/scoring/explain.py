@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from fsrp_edge import compute
-from fsrp_edge.attacks import attackable, pgd
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.records import Record
-from fsrp_edge.scoring.capture import MapReader, as_maps, scored_layers
+from fsrp_edge.scoring.capture import as_maps, scored_layers
 from fsrp_edge.scoring.fourier import has_bands
-from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
+from fsrp_edge.scoring.fsrp import FSRP, read_adversarial_maps, score_fsrp
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 PARTS = 8
@@ -137,12 +136,7 @@ def mean_spectra(
         power = torch.fft.fft2(maps[:, chosen[layer]].float()).abs().square().sum(dim=0)
         sums[layer] = sums[layer] + power if layer in sums else power
 
-    device, generator = compute.device_of(classifier), compute.generator(seed)
-    with attackable(classifier):
-        for pixels, labels in images.batches(options.batch_size):
-            adversarial = pgd(classifier, pixels.to(device), labels.to(device), options.attack, generator)
-            with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
-                classifier(adversarial)
+    read_adversarial_maps(classifier, images, options, compute.generator(seed), receive)
     return {
         layer: torch.fft.fftshift(total / len(images), dim=(-2, -1)).cpu().numpy()
         for layer, total in sums.items()

@@ -4,6 +4,7 @@ Qian et al., *Robust filter pruning guided by deep frequency-features for edge i
 128586. Filters with the lowest ratio of low- to high-frequency energy are pruned first.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -74,6 +75,23 @@ class _LayerSums:
         return low_to_high_ratio(BandEnergies(self.low, self.high), self.options.power)
 
 
+def read_adversarial_maps(
+    classifier: Classifier,
+    images: ImageSet,
+    options: FSRP,
+    generator: torch.Generator,
+    receive: Callable[[str, Tensor], None],
+) -> None:
+    """Attack the images and hand every layer's maps of them to `receive(layer name, output)`, batch by batch."""
+    device = compute.device_of(classifier)
+    batches = images.batches(options.batch_size)
+    with attackable(classifier):
+        for pixels, labels in track(batches, "scoring", images.batch_count(options.batch_size)):
+            adversarial = pgd(classifier, pixels.to(device), labels.to(device), options.attack, generator)
+            with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
+                classifier(adversarial)
+
+
 def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int) -> FilterScores:
     """Score every convolution and linear layer of a classifier.
 
@@ -107,14 +125,9 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
             f"{len(images)} images are too few for so many processes; start fewer or give more images"
         )
     generator = _starts_after(mine.start, classifier.spec.input_shape, options, seed)
-    device = compute.device_of(classifier)
-    part = images.subset(np.arange(mine.start, mine.stop))
-    batches = part.batches(options.batch_size)
-    with attackable(classifier):
-        for pixels, labels in track(batches, "scoring", part.batch_count(options.batch_size)):
-            adversarial = pgd(classifier, pixels.to(device), labels.to(device), options.attack, generator)
-            with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
-                classifier(adversarial)
+    read_adversarial_maps(
+        classifier, images.subset(np.arange(mine.start, mine.stop)), options, generator, receive
+    )
     for layer in sums.values():
         for total in (layer.maps, layer.pixels, layer.ratio, layer.low, layer.high):
             distributed.sum_over_processes(total)
