@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -86,3 +87,8 @@ def all_trainable(module: nn.Module) -> Iterator[None]:
 def generator(seed: int) -> torch.Generator:
     """A CPU random generator of its own, so that stages do not disturb each other's draws."""
     return torch.Generator().manual_seed(seed)
+
+
+def seed_of(*parts: int) -> int:
+    """One seed from several numbers, such as (seed, epoch, step), whose draws have nothing in common."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -47,10 +47,11 @@ class LocalTransport:
         self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
     ) -> subprocess.Popen[str]:
         """See Transport."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(_THREAD_VARIABLES)}
         try:
             return subprocess.Popen(
                 command,
-                env=_without_thread_settings(os.environ) | dict(environment),
+                env=ours | dict(environment),
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -68,10 +69,6 @@ class LocalTransport:
 
 
 _THREAD_VARIABLES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "TF_NUM_")
-
-
-def _without_thread_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if not name.startswith(_THREAD_VARIABLES)}
 
 
 def open_transport(address: Address) -> AbstractContextManager[Transport]:

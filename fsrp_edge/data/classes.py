@@ -51,11 +51,11 @@ def match_classes(names: Sequence[str], spec: ModelSpec) -> ClassMatch:
         return ClassMatch(tuple(wnids.index(name) for name in names), wnids, "by ImageNet id")
     if len(names) == spec.classes:
         return ClassMatch(tuple(range(len(names))), tuple(names), "in their order")
+    own = f" ({_listed(spec.class_names)})" if spec.class_names else ""
     raise BadInputError(
-        f"the data has {len(names)} classes ({_listed(names)}), the network has {spec.classes}"
-        f"{_own_names(spec)}. Allowed: the same number of classes, names that are all among the network's, "
-        "or ImageNet ids such as n01440764 for a 1,000-class network. Use the data the network was trained "
-        "for."
+        f"the data has {len(names)} classes ({_listed(names)}), the network has {spec.classes}{own}. Allowed: the "
+        "same number of classes, names that are all among the network's, or ImageNet ids such as n01440764 for a "
+        "1,000-class network. Use the data the network was trained for."
     )
 
 
@@ -87,10 +87,6 @@ def _by_name(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...] | No
 
 def _plain(name: str) -> str:
     return name.casefold().replace("_", " ").replace("-", " ").strip()
-
-
-def _own_names(spec: ModelSpec) -> str:
-    return f" ({_listed(spec.class_names)})" if spec.class_names else ""
 
 
 def _listed(names: Sequence[str], shown: int = 5) -> str:

@@ -223,9 +223,7 @@ def corruption_accuracies(
             for severity in range(1, 6):
                 chosen = positions % 5 == severity - 1
                 if chosen.any():
-                    draws = int(
-                        np.random.SeedSequence([seed, number, int(positions[0])]).generate_state(1)[0]
-                    )
+                    draws = compute.seed_of(seed, number, int(positions[0]))
                     corrupted[chosen] = corrupt(pixels[chosen], family, severity, draws)
             right: Tensor = classifier(corrupted.to(device)).argmax(1).cpu() == labels
             return right

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +51,7 @@ def pgd_accuracy(
     def starts(pixels: Tensor, positions: Tensor) -> Iterable[Tensor]:
         for restart in range(attack.restarts):
             noisy = [
-                random_start(image, attack.eps, compute.generator(_start_seed(seed, restart, place)))
+                random_start(image, attack.eps, compute.generator(compute.seed_of(seed, restart, place)))
                 for image, place in zip(pixels, positions.tolist(), strict=True)
             ]
             yield project(torch.stack(noisy), pixels, attack.eps, attack.norm)
@@ -79,10 +78,6 @@ def fgsm_accuracy(
         classifier, images, attack, lambda pixels, _: [pixels.clone()], "fgsm", batch_size, verdicts
     )
     return evaluation_of(standing, images, attack="fgsm", norm=norm, eps=eps)
-
-
-def _start_seed(seed: int, restart: int, position: int) -> int:
-    return int(np.random.SeedSequence([seed, restart, position]).generate_state(1)[0])
 
 
 def _standing(

@@ -132,7 +132,9 @@ class PruningGraph:
             source = watch.start(pixels, "they are the network's input")
             with watch:
                 outputs = network(source)
-        self._graph.unwrapped_parameters.extend((cut.value, _channel_axis(cut.value)) for cut in watch.starts)
+        self._graph.unwrapped_parameters.extend(
+            (cut.value, min(1, cut.value.dim() - 1)) for cut in watch.starts
+        )
         ends = [
             Cut(leaf, IS_OUTPUT) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)
         ] + watch.ends
@@ -302,10 +304,6 @@ def widths(layer: nn.Module) -> tuple[int, int]:
 def _is_coupled(layer: nn.Module) -> bool:
     """Whether a grouped convolution loses whole groups, inputs and outputs at once; depthwise ones do."""
     return isinstance(layer, Convolution) and layer.groups > 1 and layer.in_channels == layer.out_channels
-
-
-def _channel_axis(value: Tensor) -> int:
-    return 1 if value.dim() > 1 else 0
 
 
 def _new_graph() -> Any:

@@ -73,12 +73,16 @@ class Watch(TorchFunctionMode):
     @contextmanager
     def follow_modules(self) -> Iterator[None]:
         """Know inside the block which module is running."""
+
+        def leave(*_: object) -> None:
+            self._running.pop()
+
         hooks = [
             hook
             for module in self._names
             for hook in (
                 module.register_forward_pre_hook(lambda module, _: self._running.append(module)),
-                module.register_forward_hook(lambda *_: self._leave()),
+                module.register_forward_hook(leave),
             )
         ]
         try:
@@ -86,9 +90,6 @@ class Watch(TorchFunctionMode):
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def _leave(self) -> None:
-        self._running.pop()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -287,10 +287,6 @@ def _moving_average(classifier: Classifier, decay: float) -> AveragedModel:
     return AveragedModel(classifier, multi_avg_fn=blend, use_buffers=True)
 
 
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
 def _train_epoch(
     run: _Run,
     train: ImageSet,
@@ -303,7 +299,7 @@ def _train_epoch(
     recipe, classifier = run.recipe, run.classifier
     device, rank = compute.device_of(classifier), distributed.processes()[0]
     size = min(recipe.batch_size, len(train))
-    order = np.random.default_rng(_seed(seed, epoch)).permutation(len(train))
+    order = np.random.default_rng(compute.seed_of(seed, epoch)).permutation(len(train))
     share = distributed.my_part(size)
     if len(share) < 2:
         raise BadInputError(f"a batch of {size} is too small for so many processes; raise the batch size")
@@ -317,7 +313,7 @@ def _train_epoch(
     with torch.random.fork_rng():  # dropout and CutMix draw from torch's global generator
         described = f"epoch {epoch}/{recipe.epochs}"
         for pixels, labels in progress.track(stream, described, len(mine)):
-            step_seed = _seed(seed, epoch, run.step_in_epoch, rank)
+            step_seed = compute.seed_of(seed, epoch, run.step_in_epoch, rank)
             torch.manual_seed(step_seed)
             generator = compute.generator(step_seed)
             loss = _loss(
