@@ -130,14 +130,13 @@ def test_int8_sums_do_not_overflow(tmp_path):
     assert open_session(path).run(white).ravel() == pytest.approx(channels * 127)
 
 
-def test_inputs_are_pixels_and_repeat_for_a_seed():
+def test_inputs_are_pixels_and_always_the_same():
     specifications = [("a", (1, 3, 8, 8), "float32"), ("b", (1, 8, 8, 3), "uint8"), ("c", (1, 8), "int8")]
-    inputs, again = (agent.make_inputs(specifications, 5) for _ in range(2))
+    inputs, again = (agent.make_inputs(specifications) for _ in range(2))
     assert all((inputs[name] == again[name]).all() for name in inputs)
     assert 0 <= inputs["a"].min() < inputs["a"].max() <= 1
     assert inputs["b"].max() > 127
     assert inputs["c"].min() < 0
-    assert (agent.make_inputs(specifications, 6)["a"] != inputs["a"]).any()
 
 
 class TestErrors:
