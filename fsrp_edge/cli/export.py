@@ -43,18 +43,13 @@ def export(
     fsrp-edge export net.pt --target raspberry-pi-5 --data photos/ --precision int8 --int8-max-drop 1 --layer-errors
     fsrp-edge export net.pt --target raspberry-pi-5 --format ncnn --format saved_model
     """
-    from datetime import UTC, datetime
-
     from fsrp_edge.cli.console import print_rows, show_progress, shown_as_json
     from fsrp_edge.exporting.options import ExportOptions
     from fsrp_edge.exporting.verified import export_verified
-    from fsrp_edge.files import without_folders
     from fsrp_edge.pipeline.inputs import choose_artifacts, load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
-    from fsrp_edge.report.manifest import Manifest, Origin
-    from fsrp_edge.report.provenance import provenance
     from fsrp_edge.report.schema import DataUsed, Source, TargetReference
-    from fsrp_edge.report.shipped import write_manifest
+    from fsrp_edge.report.shipped import manifest_of_export, write_manifest
     from fsrp_edge.targets.load import load_target
 
     wanted = ExportOptions(**{name: given.pop(name) for name in ExportOptions.model_fields})
@@ -73,24 +68,15 @@ def export(
             options=wanted,
             list_errors=layer_errors,
         )
-        write_manifest(
-            Manifest(
-                artifacts=exported.artifacts,
-                origins={".": Origin.of(exported)},
-                source=Source.of(checkpoint, classifier.spec),
-                target=TargetReference.of(profile),
-                options=without_folders(wanted.model_dump(mode="json") | {"data": data}),
-                seed=seed,
-                data=DataUsed.of(dataset),
-                parity={
-                    artifact.path.as_posix(): checks
-                    for artifact, checks in zip(exported.artifacts, exported.parities, strict=True)
-                },
-                provenance=provenance(datetime.now(UTC).replace(microsecond=0)),
-            ),
-            out,
-            [str(script) for script in exported.scripts],
+        manifest = manifest_of_export(
+            exported,
+            source=Source.of(checkpoint, classifier.spec),
+            target=TargetReference.of(profile),
+            options=wanted.model_dump(mode="json") | {"data": data},
+            seed=seed,
+            data=DataUsed.of(dataset),
         )
+        write_manifest(manifest, out, list(map(str, exported.scripts)))
     if shown_as_json(exported):
         return
     for name, errors in exported.layer_errors.items():

@@ -1,13 +1,16 @@
 """What stands beside files that are shipped: the manifest and, made of it alone, model card and bill of materials."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fsrp_edge.exporting.verified import Exported
-from fsrp_edge.files import files_of, sha256_file, write_text
+from fsrp_edge.files import files_of, sha256_file, without_folders, write_text
 from fsrp_edge.report import bom, model_card
 from fsrp_edge.report.manifest import MANIFEST, FileEntry, Manifest, Origin
-from fsrp_edge.report.schema import RunReport
+from fsrp_edge.report.provenance import provenance
+from fsrp_edge.report.schema import DataUsed, RunReport, Source, TargetReference
 
 MODEL_CARD = "MODEL_CARD.md"
 BOM = "bom.json"
@@ -47,6 +50,30 @@ def manifest_of_run(report: RunReport, exports: Mapping[str, Exported]) -> Manif
         parity={name: row.parity for name, row in rows.items() if row.parity},
         accuracies={name: row.accuracies for name, row in rows.items() if row.accuracies},
         provenance=report.provenance,
+    )
+
+
+def manifest_of_export(
+    exported: Exported,
+    *,
+    source: Source,
+    target: TargetReference,
+    options: Mapping[str, Any],
+    seed: int,
+    data: DataUsed,
+) -> Manifest:
+    """The manifest of a folder of files that `fsrp-edge export` made, still without digests of them."""
+    checks = zip(exported.artifacts, exported.parities, strict=True)
+    return Manifest(
+        artifacts=exported.artifacts,
+        origins={".": Origin.of(exported)},
+        source=source,
+        target=target,
+        options=without_folders(options),
+        seed=seed,
+        data=data,
+        parity={artifact.path.as_posix(): parities for artifact, parities in checks},
+        provenance=provenance(datetime.now(UTC).replace(microsecond=0)),
     )
 
 
