@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from markupsafe import escape
 
-from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.files import atomic_path
 
 INK, MUTED, GRID, FIRST, SECOND = "#010101", "#010102", "#010103", "#010104", "#010105"
@@ -25,15 +24,9 @@ _STYLE = {
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, with the style of this package.
+    """matplotlib.pyplot, with the style of this package."""
+    import matplotlib
 
-    Raises:
-        ToolFailedError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ToolFailedError("pictures need matplotlib; install it with: pip install matplotlib") from None
     matplotlib.use("agg")
     from matplotlib import pyplot
 

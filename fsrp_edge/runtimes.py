@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.packages import extra_of
 from fsrp_edge.tool_output import captured_output
 
 if TYPE_CHECKING:
@@ -36,18 +37,6 @@ LAYOUTS: dict[str, Layout] = {
     ".ncnn": "NCHW",
 }
 """Axis order of the images that this package's files take."""
-_EXTRAS = {
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "onnxsim": "onnx",
-    "onnxconverter_common": "onnx",
-    "litert_torch": "tflite",
-    "ai_edge_litert": "tflite",
-    "ai_edge_quantizer": "tflite",
-    "tensorflow": "tensorflow",
-    "ncnn": "ncnn",
-    "pnnx": "ncnn",
-}
 
 
 def require(module: str) -> ModuleType:
@@ -62,7 +51,7 @@ def require(module: str) -> ModuleType:
     except ImportError as error:
         raise ToolFailedError(
             f"{package} can't be imported ({error}); "
-            f'install it with: pip install "fsrp-edge[{_EXTRAS[package]}]"'
+            f'install it with: pip install "fsrp-edge[{extra_of(module)}]"'
         ) from error
 
 

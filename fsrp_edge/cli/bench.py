@@ -136,8 +136,6 @@ def measure(
     from fsrp_edge.cli.console import show_progress, shown_as_json
     from fsrp_edge.files import write_text
 
-    if picture is not None:
-        plots.pyplot()  # a missing library is to be known before the work
     method = _method(**lengths)
     addresses = [parse_address(device) for device in dict.fromkeys(devices)]
     images = None if evaluate is None else _images(evaluate, models[0])

@@ -8,15 +8,8 @@ from pathlib import Path
 import click
 
 from fsrp_edge.cli import options
+from fsrp_edge.packages import EXTRAS, installed_version
 
-EXTRAS = {
-    "onnx": ("onnx", "onnxruntime", "onnxsim", "onnxscript", "onnxconverter-common"),
-    "tflite": ("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
-    "tensorflow": ("tensorflow",),
-    "ncnn": ("ncnn", "pnnx"),
-    "samples": ("scikit-image", "scikit-learn"),
-    "timm": ("timm",),
-}
 LITTLE_DISK = 5e9
 """Bytes; a run of a large network with its data can take this much."""
 
@@ -86,8 +79,6 @@ def _core() -> list[Finding]:
 
 
 def _extras() -> list[Finding]:
-    from fsrp_edge.report.provenance import installed_version
-
     found = []
     for extra, packages in EXTRAS.items():
         versions = {package: installed_version(package) for package in packages}

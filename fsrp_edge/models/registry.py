@@ -17,9 +17,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fsrp_edge import torchvision_compat  # noqa: F401 (applies the cure before torchvision is imported)
-from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.models import cifar
 from fsrp_edge.models.classifier import Preprocessing
+from fsrp_edge.runtimes import require
 
 PublishedInput = tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...], Preprocessing]
 """(channels, height, width), mean, std, preprocessing."""
@@ -269,16 +270,8 @@ def _cifar_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...
     return _CIFAR if name.startswith("vgg") else _KUANGLIU
 
 
-def _timm() -> Any:
-    try:
-        import timm
-    except ImportError:
-        raise ToolFailedError("timm networks need timm: pip install fsrp-edge[timm]") from None
-    return timm
-
-
 def _build_timm(name: str, classes: int, input_channels: int) -> nn.Module:
-    timm = _timm()
+    timm = require("timm")
     if not timm.is_model(name):
         near = ", ".join(f"timm:{each}" for each in difflib.get_close_matches(name, timm.list_models()))
         raise BadInputError(f"timm has no network {name!r}" + (f"; did you mean {near}?" if near else ""))
@@ -287,7 +280,7 @@ def _build_timm(name: str, classes: int, input_channels: int) -> nn.Module:
 
 
 def _timm_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...], Preprocessing]:
-    config = _timm().get_pretrained_cfg(name)
+    config = require("timm").get_pretrained_cfg(name)
     size = int(config.input_size[1])
     interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
     preprocessing = Preprocessing(resize=int(size / config.crop_pct), interpolation=interpolation)

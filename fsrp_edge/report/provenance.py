@@ -2,25 +2,11 @@
 
 import platform
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 
+import fsrp_edge
 from fsrp_edge.bench import agent
+from fsrp_edge.packages import CORE, EXPORTERS, EXTRAS, installed_version
 from fsrp_edge.report.schema import Machine, Provenance
-
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "torch-pruning",
-    "pyautoattack",
-    "numpy",
-    "onnx",
-    "onnxsim",
-    "onnxruntime",
-    "litert-torch",
-    "ai-edge-litert",
-    "ai-edge-quantizer",
-    "tensorflow",
-)
 
 
 def provenance(started_at: datetime) -> Provenance:
@@ -29,9 +15,10 @@ def provenance(started_at: datetime) -> Provenance:
     Args:
         started_at: when the run began, with its time zone.
     """
-    installed = {name: installed_version(name) for name in LIBRARIES}
+    names = [*CORE, *(name for extra in EXPORTERS for name in EXTRAS[extra])]
+    installed = {name: installed_version(name) for name in names}
     return Provenance(
-        fsrp_edge=installed_version("fsrp-edge") or "not installed",
+        fsrp_edge=fsrp_edge.__version__,
         python=platform.python_version(),
         libraries={name: found for name, found in installed.items() if found is not None},
         machine=this_machine(),
@@ -46,11 +33,3 @@ def this_machine() -> Machine:
         cores=agent.cores(),
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
     )
-
-
-def installed_version(distribution: str) -> str | None:
-    """Version of a distribution by its name on the package index; None where it is not installed."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

@@ -26,7 +26,6 @@ def explain_into(
         options: of the criterion.
         seed: of the random starts.
     """
-    plots.pyplot()  # a missing library is to be known before the work
     scores, explanation = explain(classifier, images, options, seed=seed)
     chosen = {name: layer.worst_and_best(FILTERS) for name, layer in scores.layers.items()}
     spectra = mean_spectra(classifier, images.first(options.batch_size), options, chosen, seed=seed)

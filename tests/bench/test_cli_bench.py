@@ -59,7 +59,6 @@ def test_require_valid_is_a_gate(measured, capfd):
 
 
 def test_sustained_shows_latency_over_time(onnx_file, capfd, tmp_path):
-    pytest.importorskip("matplotlib", reason="needs the plots extra")
     picture = tmp_path / "time.png"
     assert run(cli, ["bench", str(onnx_file), "--sustained", "1s", "--picture", str(picture)]) == 0
     assert "tiny.onnx" in capfd.readouterr().out
@@ -67,7 +66,6 @@ def test_sustained_shows_latency_over_time(onnx_file, capfd, tmp_path):
 
 
 def test_picture_holds_medians_and_heat():
-    pytest.importorskip("matplotlib", reason="needs the plots extra")
     from fsrp_edge import plots
 
     times = [10.0] * 500 + [20.0] * 500
