@@ -10,7 +10,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 
 from fsrp_edge import distributed
-from fsrp_edge.attacks import DEFAULT_EPS, PGD, Norm, check_radius
+from fsrp_edge.attacks import DEFAULT_EPS, PGD, Loss, Norm, check_radius
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.evaluation.accuracy import clean_accuracy, default_batch_size, evaluation_of
 from fsrp_edge.evaluation.autoattack import autoattack_accuracy
@@ -36,6 +36,14 @@ def _known(name: str) -> str:
 
 
 AttackName = Annotated[str, AfterValidator(_known)]
+
+
+def pgd_of(name: str, *, eps: float = DEFAULT_EPS, norm: Norm = "Linf") -> PGD:
+    """The attack that `pgd-20`, `cw-20` or `pgd-100x5` names, in a ball."""
+    match = _PGD_NAME.fullmatch(name)
+    assert match
+    loss: Loss = "margin" if match[1] == "cw" else "cross-entropy"
+    return PGD(eps=eps, norm=norm, steps=int(match[2]), restarts=int(match[3] or 1), loss=loss)
 
 
 class EvaluationPlan(Record):
@@ -122,15 +130,7 @@ def _attacked(
         return fgsm_accuracy(classifier, images, eps=plan.eps, norm=plan.norm, **shared)
     if name == "autoattack":
         return autoattack_accuracy(classifier, images, eps=plan.eps, norm=plan.norm, seed=plan.seed, **shared)
-    match = _PGD_NAME.fullmatch(name)
-    assert match
-    attack = PGD(
-        eps=plan.eps,
-        norm=plan.norm,
-        steps=int(match[2]),
-        restarts=int(match[3] or 1),
-        loss="margin" if match[1] == "cw" else "cross-entropy",
-    )
+    attack = pgd_of(name, eps=plan.eps, norm=plan.norm)
     return pgd_accuracy(classifier, images, attack, seed=plan.seed, **shared)
 
 

@@ -11,6 +11,7 @@ import torch
 from fsrp_edge import compute
 from fsrp_edge.attacks import attackable, input_gradient
 from fsrp_edge.data.images import Dataset
+from fsrp_edge.evaluation.evaluate import pgd_of
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.inputs import Inputs, prepare
@@ -160,8 +161,10 @@ def _steps(inputs: Inputs, pruned: Classifier) -> Iterator[Step]:
 def _attack_steps(name: str) -> int:
     if name == "autoattack":
         return AUTOATTACK_STEPS
-    steps, _, restarts = name.removeprefix("pgd-").partition("x")
-    return 1 if name == "fgsm" else int(steps) * int(restarts or 1)
+    if name == "fgsm":
+        return 1
+    attack = pgd_of(name)
+    return attack.steps * attack.restarts
 
 
 @dataclass(frozen=True)
