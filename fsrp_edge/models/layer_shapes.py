@@ -29,7 +29,7 @@ def layer_shapes(network: nn.Module, dense: nn.Module) -> dict[str, LayerShape]:
     theirs = dict(dense.named_modules())
     ours = dict(network.named_modules())
     if ours.keys() != theirs.keys():
-        name = sorted(ours.keys() ^ theirs.keys())[0]
+        name = min(ours.keys() ^ theirs.keys())
         raise BadInputError(
             f"the network and its architecture do not have the same modules: only one has {name!r}"
         )
@@ -65,7 +65,7 @@ def apply_layer_shapes(network: nn.Module, shapes: Mapping[str, LayerShape]) -> 
             shape.tensors.keys() - _tensor_shapes(module)
         )
         if unknown:
-            raise BadInputError(f"pruned shapes name {sorted(unknown)[0]!r}, which layer {name!r} lacks")
+            raise BadInputError(f"pruned shapes name {min(unknown)!r}, which layer {name!r} lacks")
         for attribute, value in shape.attributes.items():
             setattr(module, attribute, value)
         for attribute, size in shape.tensors.items():

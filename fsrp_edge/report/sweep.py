@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fsrp_edge import plots
 from fsrp_edge.records import Document, Record
-from fsrp_edge.report.schema import RunReport
+from fsrp_edge.report.schema import LedgerRow, RunReport
 
 SWEEP_JSON, SWEEP_PICTURE, SWEEP_PAGE = "sweep.json", "sweep.png", "sweep.html"
 
@@ -88,7 +88,7 @@ def point_of(name: str, directory: str, report: RunReport) -> Point:
     """The figures of one run."""
     rows = {row.name: row for row in report.ledger}
     files = [row for row in report.ledger if not row.is_dense and row.latency]
-    return _point(name, directory, report, rows["recovered"], files).model_copy(
+    return _point(name, directory, rows["recovered"], files).model_copy(
         update={"gates_passed": all(gate.passed for gate in report.gates) if report.gates else None}
     )
 
@@ -96,7 +96,7 @@ def point_of(name: str, directory: str, report: RunReport) -> Point:
 def dense_point(report: RunReport) -> Point:
     """The dense network of a run, and its fastest file."""
     files = [row for row in report.ledger if row.is_dense and row.latency]
-    return _point("dense", None, report, report.ledger[0], files)
+    return _point("dense", None, report.ledger[0], files)
 
 
 def attack_of(report: RunReport) -> str:
@@ -104,7 +104,7 @@ def attack_of(report: RunReport) -> str:
     return next((each.attack for each in report.ledger[0].accuracies if each.eps is not None), "clean")
 
 
-def _point(name: str, directory: str | None, report: RunReport, network: Any, files: Sequence[Any]) -> Point:
+def _point(name: str, directory: str | None, network: LedgerRow, files: Sequence[LedgerRow]) -> Point:
     clean = next((each.accuracy for each in network.accuracies if each.eps is None), None)
     robust = next((each.accuracy for each in network.accuracies if each.eps is not None), None)
     fastest = min(files, key=lambda row: row.latency[0].p50_ms, default=None)

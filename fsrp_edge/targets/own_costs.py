@@ -80,7 +80,7 @@ def calibrate(
         for path in results
         for each in BenchResults.load(path).measurements
     ]
-    rows = list(_rows(target, latencies, [*folders, *(path.parent for path in results)], statistic))
+    rows = list(_rows(latencies, [*folders, *(path.parent for path in results)], statistic))
     grouped: dict[tuple[str, int, Precision], list[_Row]] = defaultdict(list)
     for row in rows:
         grouped[row.latency.runtime, row.latency.threads, row.precision].append(row)
@@ -102,9 +102,7 @@ def calibrate(
     return tuple(fits)
 
 
-def _rows(
-    target: Target, latencies: Iterable[Latency], folders: Sequence[Path], statistic: Statistic
-) -> Iterator[_Row]:
+def _rows(latencies: Iterable[Latency], folders: Sequence[Path], statistic: Statistic) -> Iterator[_Row]:
     files = {
         sha256_file(path): path
         for folder in dict.fromkeys(folders)
