@@ -42,6 +42,7 @@ REPLACED = {
     "robust_accuracy>=40%": "robust_accuracy>=1%",
     "--arch resnet18 ": "--arch cifar:resnet20-a ",
     "--arch cifar:vgg16_bn ": "--arch cifar:vgg16_bn-w0.125 ",
+    "latency=75%,50%,25%": "latency=90%,75%",
     'target="jetson-nano")': 'target="jetson-nano", recovery=None, robust_images=64, file_images=2)',
 }
 """What stands in a block, and what runs in its place."""
