@@ -136,7 +136,8 @@ def mean_spectra(
         power = torch.fft.fft2(maps[:, chosen[layer]].float()).abs().square().sum(dim=0)
         sums[layer] = sums[layer] + power if layer in sums else power
 
-    read_adversarial_maps(classifier, images, options, compute.generator(seed), receive)
+    batches = images.batches(options.batch_size)
+    read_adversarial_maps(classifier, batches, options, compute.generator(seed), receive)
     return {
         layer: torch.fft.fftshift(total / len(images), dim=(-2, -1)).cpu().numpy()
         for layer, total in sums.items()

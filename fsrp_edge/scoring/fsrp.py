@@ -4,7 +4,7 @@ Qian et al., *Robust filter pruning guided by deep frequency-features for edge i
 128586. Filters with the lowest ratio of low- to high-frequency energy are pruned first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
@@ -77,16 +77,15 @@ class _LayerSums:
 
 def read_adversarial_maps(
     classifier: Classifier,
-    images: ImageSet,
+    batches: Iterable[tuple[Tensor, Tensor]],
     options: FSRP,
     generator: torch.Generator,
     receive: Callable[[str, Tensor], None],
 ) -> None:
-    """Attack the images and hand every layer's maps of them to `receive(layer name, output)`, batch by batch."""
+    """Attack images with their labels and hand every layer's maps of them to `receive(layer name, output)`."""
     device = compute.device_of(classifier)
-    batches = images.batches(options.batch_size)
     with attackable(classifier):
-        for pixels, labels in track(batches, "scoring", images.batch_count(options.batch_size)):
+        for pixels, labels in batches:
             adversarial = pgd(classifier, pixels.to(device), labels.to(device), options.attack, generator)
             with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
                 classifier(adversarial)
@@ -125,9 +124,9 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
             f"{len(images)} images are too few for so many processes; start fewer or give more images"
         )
     generator = _starts_after(mine.start, classifier.spec.input_shape, options, seed)
-    read_adversarial_maps(
-        classifier, images.subset(np.arange(mine.start, mine.stop)), options, generator, receive
-    )
+    part = images.subset(np.arange(mine.start, mine.stop))
+    batches = track(part.batches(options.batch_size), "scoring", part.batch_count(options.batch_size))
+    read_adversarial_maps(classifier, batches, options, generator, receive)
     for layer in sums.values():
         for total in (layer.maps, layer.pixels, layer.ratio, layer.low, layer.high):
             distributed.sum_over_processes(total)
