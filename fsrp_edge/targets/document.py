@@ -12,6 +12,8 @@ Location = tuple[str | int, ...]
 Document = dict[str, Any]
 """Its keys are of the type `Key`."""
 
+MAX_BYTES = 64 * 1024
+MAX_DEPTH = 20
 ITEM_NAME = {"cpu": "name", "runtimes": "name", "accelerators": "kind"}
 """Lists whose items are merged where this key has the same value; any other list is replaced."""
 
@@ -41,14 +43,22 @@ class Key(str):
 
 
 class _Loader(yaml.SafeLoader):
-    """Makes dicts with a `Key` for each key; refuses keys that stand twice, and aliases."""
+    """Makes dicts with a `Key` for each key; refuses keys that stand twice, aliases, and deep nesting."""
+
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Stop at an alias: a few of them make a small file cost gigabytes."""
-        if self.check_event(yaml.AliasEvent):
-            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
-            raise BadInputError(f"{self.name}, line {line}: aliases are not allowed; write the value out")
+        """Stop at what makes a small file cost gigabytes or minutes: a few aliases, or thousands of brackets."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        where = f"{self.name}, line {event.start_mark.line + 1}:"
+        if isinstance(event, yaml.AliasEvent):
+            raise BadInputError(f"{where} aliases are not allowed; write the value out")
+        nested = isinstance(event, yaml.CollectionStartEvent)
+        self.depth += nested
+        if self.depth > MAX_DEPTH:
+            raise BadInputError(f"{where} nested more than {MAX_DEPTH} deep; a profile is not")
         node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= nested
         return node
 
     def document_of(self, node: yaml.MappingNode) -> Document:
@@ -87,8 +97,6 @@ def read_document(path: Path) -> Document:
         raise BadInputError(f"{path}, line {line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise BadInputError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise BadInputError(f"{path} is nested too deep; a profile is not") from None
     if not isinstance(document, dict) or not document:
         raise BadInputError(f"{path}, line 1: a profile is a mapping of keys such as `name:` to values")
     return document
@@ -143,6 +151,8 @@ def _merged_items(base: list[Any], changes: list[Any], identity: str) -> list[An
 
 def _text(path: Path) -> str:
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BadInputError(f"{path} is larger than {MAX_BYTES // 1024} KB; a profile takes a few KB")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BadInputError(f"no such file: {path}") from None

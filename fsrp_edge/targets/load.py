@@ -57,6 +57,8 @@ def load_variants(name_or_path: str) -> tuple[Target, ...]:
     path = _path(name_or_path)
     document = _resolved(path, ())
     variants = _take_variants(document)
+    if not document:  # then no key is left that could tell its line
+        raise BadInputError(f"{path}, line 1: a profile needs values of its own beside variants")
     targets = [_validated(document)]
     for key, changes in variants.items():
         named = merged(document, changes) | {key_of(document, "name"): f"{targets[0].name}@{key}"}

@@ -144,7 +144,7 @@ def test_factories_that_do_not_work_are_refused(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
 def test_timm_missing_names_the_extra():
-    with pytest.raises(ToolFailedError, match=r"fsrp-edge\[timm\]"):
+    with pytest.raises(ToolFailedError, match=r'pip install "fsrp-edge\[timm\]"'):
         registry.build("timm:resnet18", classes=5)
 
 

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.targets.document import MAX_BYTES
 from fsrp_edge.targets.load import load_target, load_variants, own_target_names, target_names
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +119,12 @@ BAD_FILES = {
     "python object": ("name: !!python/object/apply:os.system [echo]\n", "line 1: not valid YAML"),
     "complex key": ("? [a, b]\n: c\n", "line 1: a key must be a word"),
     "two documents": ("a: 1\n---\nb: 2\n", "not valid YAML"),
-    "too deep": ("a: " + "[" * 20_000 + "]" * 20_000, "nested too deep"),
+    "too deep": ("a: " + "[" * 20_000 + "]" * 20_000, "line 1: nested more than 20 deep"),
+    "too large": ("a: " + "x" * MAX_BYTES, "larger than 64 KB"),
+    "variants alone": (
+        "variants:\n  slow:\n    description: slow\n",
+        "line 1: a profile needs values of its own",
+    ),
     "control character": ("a: \x00\n", "not valid YAML"),
     "impossible date": ("name: 2024-13-45\n", "not valid YAML"),
 }
