@@ -64,6 +64,7 @@ def judge(
             "file": artifact.name,
             **_accuracy(open_session(folder / artifact.path, threads=2).predict, dataset),
             "bytes": artifact.bytes,
+            "kept_in_float": artifact.kept_in_float,
             "parity": [check.model_dump(mode="json") for check in parity],
         }
 
@@ -76,6 +77,11 @@ def measure(rows: Sequence[dict[str, Any]], files: Files, folder: Path, shape: t
     for row in rows:
         if latency := found.get(row["file"]):
             row |= {"p50_ms": latency.p50_ms, "latency_valid": latency.valid}
+
+
+def _in_float(row: dict[str, Any]) -> str:
+    kept = len(row.get("kept_in_float") or ())
+    return f", {kept} layer{'s' if kept > 1 else ''} in float" if kept else ""
 
 
 def _accuracy(predict: Any, dataset: Dataset) -> dict[str, Any]:
@@ -94,6 +100,9 @@ def main() -> None:
     )
     parser.add_argument("--calibration-images", type=int, default=256)
     parser.add_argument(
+        "--int8-max-drop", type=float, metavar="POINTS", help="keep layers in float until that holds"
+    )
+    parser.add_argument(
         "--made", type=Path, metavar="FOLDER", help="where the files are kept; needed to measure"
     )
     parser.add_argument(
@@ -105,7 +114,7 @@ def main() -> None:
     if given.latency and not given.made:
         parser.error("--latency measures what an earlier call left in --made FOLDER")
     files = [tuple(file.split(":")) for file in given.files] if given.files else FILES
-    options = ExportOptions(calibration_images=given.calibration_images)
+    options = ExportOptions(calibration_images=given.calibration_images, int8_max_drop=given.int8_max_drop)
     results = {}
     with show_progress(), tempfile.TemporaryDirectory() as scratch:
         for network in given.networks:
@@ -129,7 +138,7 @@ def main() -> None:
     table = [
         (
             label,
-            row["file"],
+            row["file"] + _in_float(row),
             f"{100 * row['correct'] / row['images']:.2f} %",
             f"{100 * (row['correct'] - of_network[0]['correct']) / row['images']:+.2f}",
             f"{row['bytes'] / 1e6:.2f} MB" if "bytes" in row else "",

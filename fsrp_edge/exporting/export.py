@@ -47,6 +47,7 @@ class ExportPlan:
         judged: images that int8 files are held to `options.int8_max_drop` on.
         list_errors: tell for int8 files how much each layer's quantization alone does, also where no drop is given.
         metadata: facts written into ONNX and TFLite files.
+        close: whether an int8 file's outputs are close enough to the network's, for `options.int8_max_drop`.
     """
 
     target: Target
@@ -55,6 +56,7 @@ class ExportPlan:
     judged: ImageSet | None = None
     list_errors: bool = False
     metadata: Mapping[str, str] | None = None
+    close: Callable[[Path, Artifact], bool] = lambda _path, _artifact: True
 
 
 def export_artifacts(
@@ -158,7 +160,11 @@ def _derive(
     if drop is None:
         return quantizer.quantize(path), errors
     judged = (plan.judged or require_images(plan.calibration)).first(JUDGED_IMAGES)
-    return quantize_within(quantizer, path, errors, lambda file: _accuracy(file, judged), drop), errors
+
+    def accuracy(file: Path) -> float:
+        return _accuracy(file, judged)
+
+    return quantize_within(quantizer, path, errors, accuracy, drop, plan.close), errors
 
 
 def _quantizer(format_: Format, source: Path, scratch: Path, plan: ExportPlan) -> Quantizer:

@@ -62,6 +62,7 @@ def quantize_within(
     errors: Sequence[LayerError],
     accuracy: Callable[[Path], float],
     max_drop: float,
+    close: Callable[[Path, Artifact], bool] = lambda _path, _artifact: True,
 ) -> Artifact:
     """Write an int8 file that loses no more accuracy than allowed: with 0, 1, 2, 4, … layers kept in float.
 
@@ -71,9 +72,11 @@ def quantize_within(
         errors: of the layers, the most sensitive first.
         accuracy: of a file, 0 to 1.
         max_drop: points that may be lost against the fp32 file.
+        close: whether a file's outputs are close enough to the network's, which it has to be as well; asked only of
+            files that keep their accuracy.
 
     Raises:
-        GateFailedError: it loses more even with half of the layers in float.
+        GateFailedError: no such file even with half of the layers in float.
     """
     floor = accuracy(quantizer.source) - max_drop / 100
     counts = [0, *(2**power for power in range(16) if 2**power <= (len(errors) + 1) // 2)]
@@ -82,15 +85,20 @@ def quantize_within(
         keep = tuple(one.layer for one in errors[:count])
         artifact = quantizer.quantize(path, keep=keep)
         reached = accuracy(path)
-        log(
-            f"{path.name}, {count} of {len(errors)} layers in float: {reached:.2%}, at least {floor:.2%} wanted"
-        )
+        found = f"{path.name}, {count} of {len(errors)} layers in float: {reached:.2%}, at least {floor:.2%} wanted"
         best = max(best, reached)
-        if reached >= floor:
+        if reached < floor:
+            log(found)
+        elif close(path, artifact):
+            log(found)
             return artifact.model_copy(update={"kept_in_float": keep})
+        else:
+            log(f"{found}, but its outputs differ too much from the network's")
     path.unlink()
+    why = f"it reaches {best:.2%}, and {floor:.2%} is wanted"
+    if best >= floor:
+        why += "; outputs that differ too much from the network's, however, at every step that keeps the accuracy"
     raise GateFailedError(
-        f"{path.name} can't keep to {max_drop:g} points: with up to {counts[-1]} of {len(errors)} layers in float it "
-        f"reaches {best:.2%}, and {floor:.2%} is wanted; allow more, try another "
-        "--calibration-method, or recover with --int8-epochs"
+        f"{path.name} can't keep to {max_drop:g} points: with up to {counts[-1]} of {len(errors)} layers in float "
+        f"{why}; allow more, try another --calibration-method, or recover with --int8-epochs"
     )

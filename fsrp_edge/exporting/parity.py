@@ -179,9 +179,11 @@ def require_parity(parities: Sequence[Parity]) -> None:
     failed = [parity for parity in parities if not parity.passed]
     if failed:
         worst = max(failed, key=lambda parity: parity.relative_error)
+        quantized = worst.artifact.endswith(" int8")
         raise GateFailedError(
             f"{len(failed)} of {len(parities)} parity checks failed; worst: {worst.artifact} in "
             f"{worst.runtime} on {worst.images} {worst.inputs} images: {'; '.join(_violations(worst))}"
+            + ("; --int8-max-drop keeps the layers that do most harm in float" if quantized else "")
         )
 
 

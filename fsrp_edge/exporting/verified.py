@@ -83,6 +83,7 @@ def export_verified(
         judged=images,
         list_errors=list_errors,
         metadata=_facts(network, digest, calibration, target, options),
+        close=lambda path, artifact: all(check.passed for check in reference.check(path, artifact)),
     )
     staging = directory.parent / f".{directory.name}.unverified"
     shutil.rmtree(staging, ignore_errors=True)

@@ -10,6 +10,7 @@ import torch
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import GateFailedError
 from fsrp_edge.exporting import mixed
+from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.onnx import Int8Quantizer, export_onnx
 from fsrp_edge.exporting.tflite import Int8Quantizer as TFLiteQuantizer
 from fsrp_edge.exporting.tflite import export_tflite
@@ -75,6 +76,23 @@ def test_layers_are_kept_in_float_until_the_accuracy_is_kept(
     for node in onnx.load(path).graph.node:
         if node.name in artifact.kept_in_float:
             assert node.input[1] not in producers, "its weights are a float constant"
+
+
+def test_layers_are_kept_in_float_until_the_outputs_are_close_too(
+    quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...], images: ImageSet, folder: Path
+) -> None:
+    asked = []
+
+    def close(path: Path, artifact: Artifact) -> bool:
+        asked.append(path.stat().st_size)
+        return len(asked) > 1
+
+    path = folder / "close.onnx"
+    artifact = mixed.quantize_within(quantizer, path, errors, accuracy_on(images), 100.0, close)
+    assert len(artifact.kept_in_float) == 1 and asked[1] > asked[0], "the second file has a layer in float"
+    with pytest.raises(GateFailedError, match="differ too much from the network's"):
+        mixed.quantize_within(quantizer, path, errors, accuracy_on(images), 100.0, lambda *_: False)
+    assert not path.exists()
 
 
 def test_what_cannot_be_kept_is_said_and_no_file_is_left(
