@@ -22,7 +22,7 @@ from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import make_plan
-from fsrp_edge.pruning.sensitivity import measure_sensitivity
+from fsrp_edge.pruning.sensitivity import measure_sensitivity, probe_images
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.records import Record
 from fsrp_edge.report import schema
@@ -34,8 +34,6 @@ from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.this_machine import is_this_machine
 from fsrp_edge.targets.work import BYTES, Work
 
-PROBE_IMAGES = 256
-"""That layers are measured on, outside of runs."""
 TRIALS = 4
 """Plans that are tried as real files at most."""
 CLOSE = 0.92
@@ -277,7 +275,8 @@ def plan_outside_of_runs(
         costs = costing(named_graph(dense), profile, "fp32", runtimes, absolute=absolute)
     if wanted.chosen_allocation == "knapsack":
         images = open_dataset(data or None, dense.spec, seed=0).train
-        worth = measure_sensitivity(dense, scores, images.sample(PROBE_IMAGES, 0), multiple)
+        probes = images.sample(probe_images(dense.spec), 0)
+        worth = measure_sensitivity(dense, scores, probes, multiple)
     asked = PlanOptions(**dict(wanted), channel_multiple=multiple)
     plan = make_plan(dense, scores, asked, costs, worth)
     log_plan(plan)

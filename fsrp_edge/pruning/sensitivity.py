@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsrp_edge.attacks import attackable
+from fsrp_edge import compute
+from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
-from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.progress import track
 from fsrp_edge.pruning.allocation import Sensitivity
 from fsrp_edge.pruning.candidates import choose_channels, granularity, group_scores, reason_to_keep
@@ -26,8 +27,13 @@ PROBES = 4
 BATCH = 128
 
 
+def probe_images(spec: ModelSpec) -> int:
+    """How many images are worth their time: each is run once for every probe."""
+    return 384 if max(spec.input_shape[1:]) <= 64 else 64
+
+
 def measure_sensitivity(
-    classifier: Classifier, scores: FilterScores, images: ImageSet, multiple: int
+    classifier: Classifier, scores: FilterScores, images: ImageSet, multiple: int, attack: PGD | None = None
 ) -> Sensitivity:
     """Remove some of each group's channels, the lowest scores first and nothing else, and watch the outputs.
 
@@ -36,10 +42,15 @@ def measure_sensitivity(
     Args:
         classifier: the dense network; it is left as it is.
         scores: of its filters.
-        images: a few hundred; labels are not needed.
+        images: a few hundred; labels are needed for an attack only.
         multiple: that kept channels come in.
+        attack: watch the outputs on adversarial examples as well, made by it against the dense network: what is
+            worth keeping for a robust network differs from what its clean accuracy hangs on.
     """
-    batches = [pixels for pixels, _ in images.batches(BATCH) if len(pixels) > 1]
+    labelled = [batch for batch in images.batches(BATCH) if len(batch[0]) > 1]
+    batches = [pixels for pixels, _ in labelled]
+    if attack is not None:
+        batches += _adversarial(classifier, labelled, attack)
     dense = [F.log_softmax(logits, 1) for logits in _outputs(copy.deepcopy(classifier), batches)]
     curves = {}
     groups = [group for group in PruningGraph(classifier).groups() if reason_to_keep(group, multiple) is None]
@@ -65,6 +76,15 @@ def _counts(group: ChannelGroup, step: int) -> list[int]:
     levels = range((group.channels - 1) // step * step, 0, -step)
     places = np.linspace(0, len(levels) - 1, min(PROBES, len(levels)) + 1).round().astype(int)
     return [levels[place] for place in dict.fromkeys(places.tolist())]
+
+
+def _adversarial(classifier: Classifier, batches: list[tuple[Tensor, Tensor]], attack: PGD) -> list[Tensor]:
+    device, generator = compute.device_of(classifier), compute.generator(0)
+    with attackable(classifier):
+        return [
+            pgd(classifier, pixels.to(device), labels.to(device), attack, generator)
+            for pixels, labels in batches
+        ]
 
 
 def _outputs(classifier: Classifier, batches: list[Tensor]) -> list[Tensor]:
