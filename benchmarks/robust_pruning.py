@@ -38,10 +38,12 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import save_classifier
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning.compensation import measure_inputs
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.stepwise import plan_by_strategy
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import Criterion, score
 from fsrp_edge.scoring.scores import FilterScores
@@ -64,17 +66,27 @@ RECOVERY = Recipe(**AUGMENTED, epochs=10, learning_rate=0.05, ema_decay=0.999)
 DISTILLED = RECOVERY.model_copy(update={"distillation": 0.5})
 """Where the dense network is small: a full-width teacher costs a CPU ten times the pruned network's own steps."""
 SCORE_IMAGES, SEEDS = 512, (0, 1, 2)
-FSRP_FORMS: dict[str, tuple[FSRP, dict[str, Any]]] = {
+FSRP_FORMS: dict[str, tuple[Criterion, dict[str, Any]]] = {
     "fsrp": (FSRP(), {}),
     "fsrp sequential": (FSRP(), {"strategy": "sequential"}),
     "fsrp global": (FSRP(), {"allocation": "global"}),
     "fsrp clean examples": (FSRP(attack=PGD(eps=0)), {}),
     "fsrp r=0.25": (FSRP(radius=0.25), {}),
     "fsrp r=0.5": (FSRP(radius=0.5), {}),
+    "fsrp-reconstruction": (Reconstruction(), {}),
     "fsrp after the activation": (FSRP(read_at="activation", radius=0.25), {}),
 }
 RIVALS = ("l1", "fpgm", "batch-norm-scale", "taylor", "random")
-MAIN = ("fsrp", "fsrp sequential", *RIVALS)
+COMPENSATED = ", compensated"
+"""What was removed is folded into the layers that read it, before the same recovery."""
+OURS = f"fsrp-reconstruction{COMPENSATED}"
+MAIN = (
+    OURS,
+    *(f"{name}{COMPENSATED}" for name in ("fsrp", "l1", "random")),
+    "fsrp",
+    "fsrp sequential",
+    *RIVALS,
+)
 PUBLISHED = {
     "R-ADMM": ("79.27/42.68", "78.81/40.79", "70.53/37.30", "74.58/39.67", "70.51/37.74", "58.58/31.79"),
     "HARP": ("77.38/42.73", "80.06/42.09", "77.88/41.59", "76.70/40.01", "73.61/39.14", "66.45/35.62"),
@@ -187,7 +199,10 @@ class Bench:
 
         scores = scorer(dense)
         wanted = PlanOptions(ratio=cell.ratio, ratio_of=cell.ratio_of, **options)  # type: ignore[arg-type]
-        return apply_plan(dense, plan_by_strategy(dense, scores, wanted, scorer))
+        plan = plan_by_strategy(dense, scores, wanted, scorer)
+        if not cell.criterion.endswith(COMPENSATED):
+            return apply_plan(dense, plan)
+        return apply_plan(dense, plan, measure_inputs(dense, images))
 
     def run(self, cell: Cell) -> None:
         """Make the network of a cell unless it is there, then judge it by the attacks that its result lacks."""
@@ -276,6 +291,7 @@ def _ready(classifier: Classifier) -> Classifier:
 
 
 def _criterion(name: str) -> tuple[Criterion, dict[str, Any]]:
+    name = name.removesuffix(COMPENSATED)
     if name in FSRP_FORMS:
         return FSRP_FORMS[name]
     return Rival.model_validate({"name": name}), {}
@@ -323,21 +339,24 @@ def print_plan(chosen: Sequence[Cell], bench: "Bench") -> None:
 
 
 def rows() -> Iterator[list[str]]:
-    """One row a network, budget, length and criterion: means over seeds, and FSRP's lead, paired image by image."""
+    """One row a network, budget, length and criterion: means over seeds, and leads, paired image by image."""
     done = on_disk()
     groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for cell, result in done.items():
         key = (cell.network, cell.ratio, cell.ratio_of, cell.epochs, cell.criterion)
         groups.setdefault(key, {})[cell.seed] = result
     for key, by_seed in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1:4], item[0][4])):
-        reference = groups.get((*key[:4], "fsrp"), {})
+        leaders = [groups.get((*key[:4], name), {}) for name in ("fsrp", OURS)]
         network, ratio, ratio_of, epochs, criterion = key
         first = next(iter(by_seed.values()))
         yield [
             network, f"{ratio:.0%} {ratio_of}" if ratio else "–", str(epochs), criterion, str(len(by_seed)),
             *(_mean(by_seed, attack) for attack in ("clean", "pgd-20", "autoattack")),
-            "–" if criterion in ("fsrp", "dense") else _lead(reference, by_seed, "pgd-20"),
-            "–" if criterion in ("fsrp", "dense") else _lead(reference, by_seed, "autoattack"),
+            *(
+                "–" if by_seed is leader else _lead(leader, by_seed, attack)
+                for leader in leaders
+                for attack in ("pgd-20", "autoattack")
+            ),
             f"{first['size']['macs'] / 1e6:.1f}", f"{first['size']['parameters'] / 1e3:.0f}",
             f"{first['bytes'] / 1e3:.0f}",
         ]  # fmt: skip
@@ -351,18 +370,18 @@ def _mean(by_seed: dict[int, dict[str, Any]], attack: str) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def _lead(fsrp: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], attack: str) -> str:
-    """Points by which FSRP is ahead, with its interval over the images of the seeds that both have."""
+def _lead(leader: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], attack: str) -> str:
+    """Points by which one is ahead, with the interval over the images of the seeds that both have."""
     seeds = [
         seed
-        for seed in fsrp
-        if seed in rival and all(attack in side[seed]["standing"] for side in (fsrp, rival))
+        for seed in leader
+        if seed in rival and all(attack in side[seed]["standing"] for side in (leader, rival))
     ]
     if not seeds:
         return "–"
     ours, theirs = (
         torch.tensor([mark == "1" for seed in seeds for mark in side[seed]["standing"][attack]])
-        for side in (fsrp, rival)
+        for side in (leader, rival)
     )
     if len(ours) != len(theirs):
         return "–"
@@ -458,7 +477,8 @@ def write_tables(epochs: int) -> None:
     """robust_pruning.md and .json, and the figure."""
     header = (
         "network", "removed", "epochs", "criterion", "seeds", "clean %", "PGD-20 %", "AutoAttack %",
-        "FSRP's lead, PGD-20", "FSRP's lead, AutoAttack", "M MACs", "k parameters", "kB",
+        "FSRP's lead, PGD-20", "FSRP's lead, AutoAttack", "reconstruction's lead, PGD-20",
+        "reconstruction's lead, AutoAttack", "M MACs", "k parameters", "kB",
     )  # fmt: skip
     lines = list(rows())
     names = [f"{network} {share} %" for network in ("ResNet18", "VGG16") for share in (50, 75, 90)]
@@ -467,7 +487,7 @@ def write_tables(epochs: int) -> None:
             clean, attacked = value.split("/")
             network, share, _ = name.split()
             lines.append([network, f"{share}% parameters", "–", f"{method} (published)", "–", clean, "–", attacked,
-                          "–", "–", "–", "–", "–"])  # fmt: skip
+                          *"–––––––"])  # fmt: skip
     save("robust_pruning", {"rows": lines}, header, lines)
     figure(epochs)
 

@@ -27,6 +27,7 @@ run_options = options.stack(
         help="Of recovery after each round of the gradual strategy but the last.",
     ),
     options.criterion_options,
+    options.compensate_option,
     options.recovery_options,
     options.format_options,
     click.option(

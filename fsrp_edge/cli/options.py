@@ -15,7 +15,8 @@ ExistingFile = click.Path(exists=True, dir_okay=False, path_type=Path)
 NewFile = click.Path(dir_okay=False, path_type=Path)
 NewFolder = click.Path(file_okay=False, path_type=Path)
 CRITERIA = (
-    "fsrp", "random", "l1", "l2", "fpgm", "batch-norm-scale", "lamp", "taylor", "hessian", "activation",
+    "fsrp", "fsrp-reconstruction",
+    "random", "l1", "l2", "fpgm", "batch-norm-scale", "lamp", "taylor", "hessian", "activation",
 )  # fmt: skip
 COUNT, NUMBER, POSITIVE = click.IntRange(1), click.IntRange(0), click.FloatRange(0, min_open=True)
 
@@ -188,7 +189,8 @@ criterion_options = stack(
         "--criterion",
         type=click.Choice(CRITERIA),
         default="fsrp",
-        help="What a filter is scored by; the others are there to compare with. The options below are fsrp's.",
+        help="What a filter is scored by. fsrp-reconstruction keeps the filters that explain most of the others' low "
+        "frequencies; the rest are there to compare with. The options below are those of the two.",
     ),
     click.option(
         "--score-images",
@@ -198,15 +200,17 @@ criterion_options = stack(
     click.option(
         "--radius",
         type=click.FloatRange(0, 1, min_open=True),
-        default=0.125,
-        help="Of the low-frequency region, as a fraction of the band.",
+        help="Of the low-frequency region, as a fraction of the band.  [default: 0.125, or 0.25 for "
+        "fsrp-reconstruction]",
     ),
-    click.option("--region", type=click.Choice(["disk", "square"]), default="disk"),
+    click.option(
+        "--region", type=click.Choice(["disk", "square"]), default="disk", help="Of fsrp: its shape."
+    ),
     click.option(
         "--read-at",
         type=click.Choice(["convolution", "batch-norm", "activation"]),
         default="convolution",
-        help="Where a filter's feature map is read.",
+        help="Of fsrp: where a filter's feature map is read.",
     ),
     click.option(
         "--score-steps",
@@ -280,6 +284,11 @@ strategy_options = stack(
         help="Score once; again before each layer, on the network that the earlier ones left; or again in rounds.",
     ),
     click.option("--rounds", type=COUNT, default=3, help="Of the gradual strategy."),
+)
+compensate_option = click.option(
+    "--compensate/--no-compensate",
+    default=True,
+    help="Fold what is removed into the layers that read it, by least squares on images.",
 )
 recipe_option = click.option(
     "--recipe",
@@ -383,13 +392,17 @@ def criterion_from(given: dict[str, Any]) -> Any:
     """The criterion that the command line names, with its options, which are taken out of `given`."""
     from fsrp_edge.attacks import PGD
     from fsrp_edge.scoring.fsrp import FSRP
+    from fsrp_edge.scoring.reconstruction import Reconstruction
     from fsrp_edge.scoring.rivals import Rival
 
     name, steps, early = (given.pop(key) for key in ("criterion", "score_steps", "score_early_stop"))
-    fsrp = {key: given.pop(key) for key in ("radius", "region", "read_at")}
-    if name != "fsrp":
-        return Rival.model_validate({"name": name})
-    return FSRP(**fsrp, attack=PGD(eps=given["eps"], steps=steps, early_stop=early))
+    radius, fsrp = given.pop("radius"), {key: given.pop(key) for key in ("region", "read_at")}
+    common = {"attack": PGD(eps=given["eps"], steps=steps, early_stop=early)}
+    if radius is not None:
+        common["radius"] = radius
+    if name == "fsrp":
+        return FSRP(**fsrp, **common)
+    return Reconstruction(**common) if name == "fsrp-reconstruction" else Rival.model_validate({"name": name})
 
 
 def recipe_from(given: dict[str, Any]) -> Any:

@@ -1,11 +1,15 @@
 """`fsrp-edge prune`: a plan from scores, and the smaller network from the plan."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fsrp_edge.cli import options
+
+if TYPE_CHECKING:
+    from fsrp_edge.models.classifier import Classifier
+    from fsrp_edge.scoring.moments import InputMoments
 
 
 @click.command()
@@ -19,9 +23,15 @@ from fsrp_edge.cli import options
 @click.option("--target", metavar="NAME|FILE", help="Device profile: its channel multiple, what budgets are.")
 @options.plan_options
 @click.option(
+    "--compensate",
+    is_flag=True,
+    help="Fold what is removed into the layers that read it, by least squares on images.",
+)
+@click.option(
     "--data",
     metavar="SOURCE",
-    help="Images to measure on what each layer is worth, for the knapsack: as for fsrp-edge score.",
+    help="Images for --compensate, and for the knapsack to measure on what each layer is worth: as for fsrp-edge "
+    "score.",
 )
 @click.option("--out", type=options.NewFile, default=Path("pruned.safetensors"))
 @options.output_options
@@ -30,6 +40,7 @@ def prune(
     plan: Path | None,
     target: str | None,
     data: str | None,
+    compensate: bool,
     out: Path,
     **given: Any,
 ) -> None:
@@ -39,7 +50,7 @@ def prune(
     fsrp-edge prune resnet20.th --scores scores.json --target raspberry-pi-4 --ratio 0.5
     fsrp-edge prune resnet20.th --scores scores.json --ratio 0.9 --ratio-of parameters --keep 'layer3.*'
     fsrp-edge prune resnet20.th --scores scores.json --target raspberry-pi-4 --latency 5ms
-    fsrp-edge prune resnet20.th --plan pruned.plan.json
+    fsrp-edge prune resnet20.th --plan pruned.plan.json --compensate --data cifar-10-batches-bin
     """
     if (scores is None) == (plan is None):
         raise click.UsageError("give either --scores or --plan")
@@ -67,7 +78,7 @@ def prune(
         else:
             assert scores is not None
             chosen = plan_outside_of_runs(dense, FilterScores.load(scores), wanted, target, data)
-        pruned = apply_plan(dense, chosen)
+        pruned = apply_plan(dense, chosen, _moments(dense, data) if compensate else None)
         save_classifier(pruned, out)
         chosen.save(out.with_suffix(".plan.json"))
     before, after = measure_size(dense), measure_size(pruned)
@@ -90,3 +101,12 @@ def prune(
         ],
         footer=f"{out}\n{out.with_suffix('.plan.json')}\nNext: fsrp-edge recover {out} --data SOURCE",
     )
+
+
+def _moments(dense: "Classifier", data: str | None) -> "dict[str, InputMoments]":
+    from fsrp_edge.data.open import open_dataset
+    from fsrp_edge.pipeline.inputs import default_score_images
+    from fsrp_edge.pruning.compensation import measure_inputs
+
+    images = open_dataset(data, dense.spec, seed=0).train
+    return measure_inputs(dense, images.sample(default_score_images(dense.spec), 0))

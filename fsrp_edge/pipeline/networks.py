@@ -16,15 +16,16 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.budgeting import Trial, log_plan, plan_with_trials, settle
-from fsrp_edge.pipeline.inputs import by_input_size, on_device
+from fsrp_edge.pipeline.inputs import on_device
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pruning.allocation import Sensitivity
 from fsrp_edge.pruning.budgets import Budgets
+from fsrp_edge.pruning.compensation import measure_inputs
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import check_budgets, least_network, make_plan
-from fsrp_edge.pruning.sensitivity import measure_sensitivity
+from fsrp_edge.pruning.sensitivity import measure_sensitivity, probe_images
 from fsrp_edge.pruning.stepwise import plan_by_strategy, prune_gradually
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.schema import LedgerRow, Recovery
@@ -94,7 +95,7 @@ def _tried(run: Run) -> list[str]:
 def _sensitivity(run: Run, scores: FilterScores) -> Sensitivity:
     """What each group of channels is worth, for the knapsack."""
     multiple = run.target.channel_multiple
-    images = run.score_images().first(by_input_size(run.dense.spec, 384, 64))
+    images = run.score_images().first(probe_images(run.dense.spec))
     return run.stage(
         "sensitivity",
         Sensitivity,
@@ -163,9 +164,17 @@ def prune(run: Run, plan: PruningPlan) -> Classifier:
     inputs: dict[str, Any] = {"plan": plan.digest}
     if run.options.round_epochs:
         inputs |= {"rounds": sha256_file(run.path(ROUNDS))}
+    if run.options.compensates:
+        inputs |= {"compensated on": run.score_images().digest}
+
+    def cut() -> Classifier:
+        if run.options.round_epochs:
+            return run.load(ROUNDS)
+        known = measure_inputs(run.dense, run.score_images()) if run.options.compensates else None
+        return apply_plan(run.dense, plan, known)
 
     def work() -> None:
-        run.save(run.load(ROUNDS) if run.options.round_epochs else apply_plan(run.dense, plan), PRUNED)
+        run.save(cut(), PRUNED)
         progress.log("trial export of the pruned network")
         smoke_test(
             run.load(PRUNED).cpu(),

@@ -41,6 +41,9 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
     criterion: Criterion = FSRP()
     score_images: int | None = Field(None, ge=1)
     """Training images to score on; None: 512, or 128 for inputs with a side above 64 pixels."""
+    compensate: bool = True
+    """Fold what is removed into the layers that read it, by least squares on the images that filters are scored on. Not
+    where recovery goes on between the rounds of the gradual strategy."""
     formats: tuple[Format, ...] | None = None
     precisions: tuple[Precision, ...] | None = None
     recovery: Recipe | None = Recipe(epochs=5, flip=True, crop_padding=4)
@@ -65,6 +68,11 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
     """By how much figures may be worse than the baseline's, such as `latency_p50=5%`."""
     seed: int = Field(0, ge=0)
     out: Path | None = None
+
+    @property
+    def compensates(self) -> bool:
+        """Whether what is removed is folded into what stays."""
+        return self.compensate and not self.round_epochs
 
     @model_validator(mode="after")
     def _rounds_are_recovered_where_there_are_some(self) -> Self:

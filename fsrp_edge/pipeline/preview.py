@@ -20,7 +20,6 @@ from fsrp_edge.pruning.budgets import Budgeted
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.gates import parse_gate
-from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import score
 from fsrp_edge.targets.work import BYTES
@@ -125,7 +124,7 @@ def _steps(inputs: Inputs, pruned: Classifier) -> Iterator[Step]:
     options, evaluation = inputs.options, len(inputs.dataset.evaluation)
     scored, attacked = len(inputs.score_images()), len(inputs.attacked_images())
     dense, small = _Speed.of(inputs.dense, inputs.dataset), _Speed.of(pruned, inputs.dataset)
-    passes = options.criterion.attack.steps + 1 if isinstance(options.criterion, FSRP) else 1
+    passes = 1 if isinstance(options.criterion, Rival) else options.criterion.attack.steps + 1
     yield Step(
         "score", f"{scored} images, criterion {options.criterion.name}", scored * passes * dense.gradient
     )

@@ -38,7 +38,9 @@ def write_records(
         ),
         source=schema.Source.of(options.checkpoint, run.dense.spec),
         data=schema.DataUsed.of(run.dataset),
-        pruning=schema.Pruning.of(plan, measure_size(run.dense), measure_size(recovered)),
+        pruning=schema.Pruning.of(
+            plan, measure_size(run.dense), measure_size(recovered), compensated=run.options.compensates
+        ),
         recovery=recovery,
         ledger=tuple(rows),
         artifacts=exports["artifacts"].artifacts,

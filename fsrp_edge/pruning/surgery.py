@@ -13,15 +13,21 @@ from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGra
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.layer_shapes import with_layer_shapes
 from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.pruning.compensation import compensate
 from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.scoring.moments import InputMoments
 
 
-def apply_plan(classifier: Classifier, plan: PruningPlan) -> Classifier:
+def apply_plan(
+    classifier: Classifier, plan: PruningPlan, moments: Mapping[str, InputMoments] | None = None
+) -> Classifier:
     """A smaller copy of `classifier` that holds only the channels the plan keeps.
 
     Args:
         classifier: the network that the plan was made for; it is left as it is.
         plan: channels to keep, group by group.
+        moments: of what its layers read, to fold what is removed into what stays (`pruning.compensation`); None leaves
+            the remaining weights as they are.
 
     Returns:
         The pruned classifier; its `spec.layer_shapes` says how to build it again.
@@ -38,11 +44,14 @@ def apply_plan(classifier: Classifier, plan: PruningPlan) -> Classifier:
         )
     groups = PruningGraph(classifier).groups()
     _require_fits(plan, groups)
-    return smaller(classifier, groups, {group.root: group.kept for group in plan.groups})
+    return smaller(classifier, groups, {group.root: group.kept for group in plan.groups}, moments)
 
 
 def smaller(
-    classifier: Classifier, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
+    classifier: Classifier,
+    groups: Sequence[ChannelGroup],
+    kept: Mapping[str, Sequence[int]],
+    moments: Mapping[str, InputMoments] | None = None,
 ) -> Classifier:
     """A copy of `classifier` without the channels of its `groups` that are not `kept`, by the group's root.
 
@@ -50,6 +59,10 @@ def smaller(
         ToolFailedError: the smaller network does not run or lost classes.
     """
     pruned = copy.deepcopy(classifier)
+    if moments is not None:
+        removed = removed_channels(groups, kept)
+        inputs = {layer: channels for (layer, side), channels in removed.items() if side == "input"}
+        compensate(pruned.network, inputs, moments)
     remove_channels(pruned.network, groups, kept)
     _require_runs(pruned)
     return Classifier(pruned.network, with_layer_shapes(pruned.network, pruned.spec))

@@ -121,9 +121,11 @@ class Pruning(Record):
     before: Size
     after: Size
     plan_sha256: Sha256
+    compensated: bool = False
+    """Whether what was removed was folded into the layers that read it."""
 
     @classmethod
-    def of(cls, plan: PruningPlan, before: Size, after: Size) -> Self:
+    def of(cls, plan: PruningPlan, before: Size, after: Size, *, compensated: bool) -> Self:
         """What is said of a plan, and of what it came to."""
         return cls(
             criterion=plan.criterion,
@@ -139,6 +141,7 @@ class Pruning(Record):
             before=before,
             after=after,
             plan_sha256=plan.digest,
+            compensated=compensated,
         )
 
 

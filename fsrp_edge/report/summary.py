@@ -58,7 +58,7 @@ def asked(report: RunReport) -> str:
     what = {"channels": "channels", "parameters": "parameters", "macs": "MACs"}[pruning.ratio_of]
     multiple = (
         f", channels in multiples of {pruning.channel_multiple}" if pruning.channel_multiple > 1 else ""
-    )
+    ) + (", compensated" if pruning.compensated else "")
     if pruning.budgets:
         limits = ", ".join(f"{each.kind} at most {show(each.kind, each.limit)}" for each in pruning.budgets)
         return f"{limits} by criterion {pruning.criterion}, allocation {pruning.allocation}{multiple}"

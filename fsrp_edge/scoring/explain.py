@@ -11,9 +11,10 @@ from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.records import Record
-from fsrp_edge.scoring.capture import as_maps, scored_layers
+from fsrp_edge.scoring.adversarial import adversarial_batches
+from fsrp_edge.scoring.capture import MapReader, as_maps, scored_layers
 from fsrp_edge.scoring.fourier import has_bands
-from fsrp_edge.scoring.fsrp import FSRP, read_adversarial_maps, score_fsrp
+from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 PARTS = 8
@@ -137,7 +138,9 @@ def mean_spectra(
         sums[layer] = sums[layer] + power if layer in sums else power
 
     batches = images.batches(options.batch_size)
-    read_adversarial_maps(classifier, batches, options, compute.generator(seed), receive)
+    for pixels in adversarial_batches(classifier, batches, options.attack, compute.generator(seed)):
+        with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
+            classifier(pixels)
     return {
         layer: torch.fft.fftshift(total / len(images), dim=(-2, -1)).cpu().numpy()
         for layer, total in sums.items()

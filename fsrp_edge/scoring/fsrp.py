@@ -4,22 +4,20 @@ Qian et al., *Robust filter pruning guided by deep frequency-features for edge i
 128586. Filters with the lowest ratio of low- to high-frequency energy are pruned first.
 """
 
-from collections.abc import Callable, Iterable
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fsrp_edge import compute, distributed
-from fsrp_edge.attacks import PGD, attackable, pgd
+from fsrp_edge import distributed
+from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.progress import track
 from fsrp_edge.records import Record
+from fsrp_edge.scoring.adversarial import my_adversarial_batches
 from fsrp_edge.scoring.capture import MapReader, ReadAt, as_maps, scored_layers
 from fsrp_edge.scoring.fourier import BandEnergies, RegionShape, band_energies, has_bands, low_to_high_ratio
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
@@ -75,22 +73,6 @@ class _LayerSums:
         return low_to_high_ratio(BandEnergies(self.low, self.high), self.options.power)
 
 
-def read_adversarial_maps(
-    classifier: Classifier,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    options: FSRP,
-    generator: torch.Generator,
-    receive: Callable[[str, Tensor], None],
-) -> None:
-    """Attack images with their labels and hand every layer's maps of them to `receive(layer name, output)`."""
-    device = compute.device_of(classifier)
-    with attackable(classifier):
-        for pixels, labels in batches:
-            adversarial = pgd(classifier, pixels.to(device), labels.to(device), options.attack, generator)
-            with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
-                classifier(adversarial)
-
-
 def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int) -> FilterScores:
     """Score every convolution and linear layer of a classifier.
 
@@ -118,21 +100,15 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
             sums[layer] = _LayerSums(options, maps.shape[1], maps.device)
         sums[layer].add(maps)
 
-    mine = distributed.my_part(len(images))
-    if not mine:
-        raise BadInputError(
-            f"{len(images)} images are too few for so many processes; start fewer or give more images"
-        )
-    generator = _starts_after(mine.start, classifier.spec.input_shape, options, seed)
-    part = images.subset(np.arange(mine.start, mine.stop))
-    batches = track(part.batches(options.batch_size), "scoring", part.batch_count(options.batch_size))
-    read_adversarial_maps(classifier, batches, options, generator, receive)
+    for pixels in my_adversarial_batches(classifier, images, options.attack, options.batch_size, seed=seed):
+        with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
+            classifier(pixels)
     for layer in sums.values():
         for total in (layer.maps, layer.pixels, layer.ratio, layer.low, layer.high):
             distributed.sum_over_processes(total)
     return FilterScores(
         criterion="fsrp",
-        options=_flat(options),
+        options=flat(options),
         architecture=classifier.spec.architecture,
         model_sha256=weights_sha256(classifier.network),
         data_sha256=images.digest,
@@ -140,15 +116,6 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
         seed=seed,
         layers={name: _finite(name, layer) for name, layer in sums.items()},
     )
-
-
-def _starts_after(count: int, image_shape: tuple[int, int, int], options: FSRP, seed: int) -> torch.Generator:
-    """The generator of random starts as it is after `count` images: a start belongs to an image, not to a process."""
-    generator = compute.generator(seed)
-    if options.attack.eps > 0:
-        for first in range(0, count, options.batch_size):
-            torch.rand((min(options.batch_size, count - first), *image_shape), generator=generator)
-    return generator
 
 
 def _finite(name: str, layer: _LayerSums) -> LayerScores:
@@ -162,7 +129,7 @@ def _finite(name: str, layer: _LayerSums) -> LayerScores:
     return LayerScores(scores=tuple(scores.tolist()), map_size=layer.size)
 
 
-def _flat(options: FSRP) -> dict[str, str | int | float | bool | None]:
+def flat(options: Record) -> dict[str, str | int | float | bool | None]:
     """Options as one level of keys: `attack.steps` beside `radius`."""
     values = options.model_dump(mode="json", exclude={"name"})
     attack = values.pop("attack")

@@ -7,13 +7,16 @@ from pydantic import Field
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
+from fsrp_edge.scoring.reconstruction import Reconstruction, score_reconstruction
 from fsrp_edge.scoring.rivals import Rival, score_rival
 from fsrp_edge.scoring.scores import FilterScores
 
-Criterion = Annotated[FSRP | Rival, Field(discriminator="name")]
+Criterion = Annotated[FSRP | Reconstruction | Rival, Field(discriminator="name")]
 
 
-def score(classifier: Classifier, images: ImageSet, criterion: FSRP | Rival, *, seed: int) -> FilterScores:
+def score(
+    classifier: Classifier, images: ImageSet, criterion: FSRP | Reconstruction | Rival, *, seed: int
+) -> FilterScores:
     """Score the filters of a classifier; the lowest are to be pruned first.
 
     Args:
@@ -24,4 +27,6 @@ def score(classifier: Classifier, images: ImageSet, criterion: FSRP | Rival, *, 
     """
     if isinstance(criterion, FSRP):
         return score_fsrp(classifier, images, criterion, seed=seed)
+    if isinstance(criterion, Reconstruction):
+        return score_reconstruction(classifier, images, criterion, seed=seed)
     return score_rival(classifier, images, criterion, seed=seed)

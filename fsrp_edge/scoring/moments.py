@@ -1,0 +1,117 @@
+"""Second moments of what layers read: how far some channels can stand in for others.
+
+Where a layer's input channels are x, with mean m and covariance S, the best linear guess of the channels that are
+removed from those that stay is m_removed + S_removed,stay S_stay,stay^-1 (x_stay - m_stay).
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsrp_edge import distributed
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.scoring.capture import as_maps
+from fsrp_edge.scoring.fourier import low_coefficients
+
+MOST_CHANNELS = 4096
+"""That a layer is read with: the matrix of a linear layer behind large maps would take gigabytes."""
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Of one layer's input channels, over images and places.
+
+    Args:
+        mean: (C,) float64.
+        covariance: (C, C) float64, a place; of the low frequencies or of all.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+class _Sums:
+    """Of a layer's inputs about their mean in the first batch: about 0 they would drown what hardly varies."""
+
+    def __init__(self, first: Tensor) -> None:
+        self.channels, self.places = first.shape[1], 0
+        self.origin = first.double().mean(dim=(0, 2, 3))
+        self.total = torch.zeros_like(self.origin)
+        self.products = torch.outer(self.total, self.total)
+
+    def add(self, maps: Tensor, radius: float | None) -> None:
+        """Maps (N, C, H, W); a radius counts the low frequencies alone, by orthonormal coefficients."""
+        maps = maps.float() - self.origin.float()[:, None, None]
+        values = maps.flatten(2) if radius is None else low_coefficients(maps, radius)
+        values = values.transpose(0, 1).flatten(1)
+        self.products += (values @ values.T).double()
+        self.total += maps.double().sum(dim=(0, 2, 3))
+        self.places += maps.numel() // self.channels
+
+    def moments(self) -> InputMoments:
+        """Those of all processes, each of which has an origin of its own."""
+        places = self.total.new_tensor(float(self.places))
+        cross = torch.outer(self.origin, self.total)
+        products = self.products + cross + cross.T + places * torch.outer(self.origin, self.origin)
+        total = self.total + places * self.origin
+        for sum_ in (total, products, places):
+            distributed.sum_over_processes(sum_)
+        mean = total / places
+        return InputMoments(mean, products / places - torch.outer(mean, mean))
+
+
+def read_input_moments(
+    classifier: Classifier, batches: Iterable[Tensor], layers: Collection[str], *, radius: float | None = None
+) -> dict[str, InputMoments]:
+    """Run images through a network and sum up what its layers read.
+
+    A layer that is not called as a module, or has more than MOST_CHANNELS input features, is left out.
+
+    Args:
+        classifier: in evaluation mode, on the device to compute on.
+        batches: pixels (N, C, H, W) in [0, 1], on that device.
+        layers: names of convolutions and linear layers.
+        radius: of the low frequencies that the covariance counts; None counts all.
+    """
+    sums: dict[str, _Sums] = {}
+
+    def reader(name: str) -> Any:
+        def read(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            maps = as_maps(layer, inputs[0].detach())
+            if maps.shape[1] <= MOST_CHANNELS:
+                if name not in sums:
+                    sums[name] = _Sums(maps)
+                sums[name].add(maps, radius)
+
+        return read
+
+    hooks = [
+        classifier.network.get_submodule(name).register_forward_pre_hook(reader(name)) for name in layers
+    ]
+    try:
+        for pixels in batches:
+            with torch.no_grad():
+                classifier(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: sums[name].moments() for name in sorted(sums)}
+
+
+def by_position(channels: Collection[int], roots: Collection[int]) -> list[tuple[list[int], list[int]]]:
+    """Pairs of a layer's channels and the group's channels they go with, once for each time a group's channel occurs.
+
+    A linear layer behind H x W maps reads every channel of the group H W times.
+    """
+    positions: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    seen: dict[int, int] = defaultdict(int)
+    for channel, root in zip(channels, roots, strict=True):
+        mine, theirs = positions[seen[root]]
+        mine.append(channel)
+        theirs.append(root)
+        seen[root] += 1
+    return list(positions.values())

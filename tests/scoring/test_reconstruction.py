@@ -1,0 +1,126 @@
+"""The criterion that keeps what explains the others, and the moments it works on."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fsrp_edge.attacks import PGD
+from fsrp_edge.data.images import ArraySource, ImageSet
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.scoring.moments import MOST_CHANNELS, by_position, read_input_moments
+from fsrp_edge.scoring.reconstruction import Reconstruction, explained_shares, score_reconstruction
+from tests.nets import as_classifier, built
+
+
+def images(count: int = 24, shape: tuple[int, int, int] = (3, 16, 12)) -> ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+    return ImageSet.of("noise", ArraySource(pixels), torch.arange(count) % 4)
+
+
+def batches(some: ImageSet) -> list[torch.Tensor]:
+    return [pixels for pixels, _ in some.batches(10)]
+
+
+def network() -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+            nn.Conv2d(8, 6, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(6 * 6 * 4, 4),
+        )  # fmt: skip
+    return as_classifier(body, shape=(3, 16, 12), classes=4)
+
+
+def what_the_second_layer_reads(classifier: Classifier, some: ImageSet) -> np.ndarray:
+    """(images, 8, 8, 6) in double precision."""
+    pixels = torch.cat(batches(some))
+    normalized = (pixels - classifier.mean) / classifier.std
+    found: np.ndarray = classifier.network[:3](normalized).detach().double().numpy()  # type: ignore[index]
+    return found
+
+
+def test_moments_are_those_of_what_a_layer_reads():
+    classifier, some = network(), images()
+    found = read_input_moments(classifier.eval(), batches(some), ["3"])["3"]
+    values = what_the_second_layer_reads(classifier, some).transpose(1, 0, 2, 3).reshape(8, -1)
+    np.testing.assert_allclose(found.mean.numpy(), values.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(found.covariance.numpy(), np.cov(values, bias=True), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("radius", [0.3, 0.5])
+def test_with_a_radius_they_are_those_of_the_low_frequencies(radius):
+    classifier, some = network(), images()
+    found = read_input_moments(classifier.eval(), batches(some), ["3"], radius=radius)["3"]
+    maps = what_the_second_layer_reads(classifier, some)
+    rows, columns = (2 * np.abs(np.fft.fftfreq(size)) for size in maps.shape[2:])
+    low = rows[:, None] ** 2 + columns[None, :] ** 2 <= radius**2 + 1e-12
+    smooth = np.fft.ifft2(np.fft.fft2(maps) * low).real.transpose(1, 0, 2, 3).reshape(8, -1)
+    np.testing.assert_allclose(found.covariance.numpy(), np.cov(smooth, bias=True), rtol=1e-4, atol=1e-7)
+
+
+def test_a_layer_with_too_many_inputs_is_left_out(monkeypatch):
+    monkeypatch.setattr("fsrp_edge.scoring.moments.MOST_CHANNELS", 100)
+    assert set(read_input_moments(network().eval(), batches(images()), ["3", "6"])) == {"3"}
+    assert MOST_CHANNELS > 512
+
+
+def test_positions_pair_a_layers_channels_with_the_groups():
+    assert by_position([0, 1, 2, 3, 4, 5], [7, 7, 8, 8, 9, 9]) == [
+        ([0, 2, 4], [7, 8, 9]), ([1, 3, 5], [7, 8, 9]),
+    ]  # fmt: skip
+    assert by_position([4, 2], [0, 1]) == [([4, 2], [0, 1])]
+
+
+def unexplained(covariance: np.ndarray, chosen: list[int]) -> np.ndarray:
+    """Variance of every variable that the chosen ones leave, by least squares."""
+    cross = covariance[:, chosen]
+    return np.diag(covariance - cross @ np.linalg.pinv(covariance[np.ix_(chosen, chosen)]) @ cross.T)
+
+
+@given(st.integers(2, 9), st.integers(0, 10_000))
+def test_each_step_takes_the_variable_with_most_variance_left(count, seed):
+    draw = np.random.default_rng(seed)
+    mixed = draw.normal(size=(count, 3 * count)) * draw.uniform(0.2, 3, (count, 1))
+    covariance = mixed @ mixed.T
+    shares = explained_shares(torch.tensor(covariance)).numpy()
+    order = np.argsort(-shares, kind="stable").tolist()
+    left = np.diag(covariance)
+    for step, chosen in enumerate(order):
+        assert left[chosen] == pytest.approx(left.max(), rel=1e-6)
+        assert shares[chosen] == pytest.approx(left[chosen] / np.trace(covariance), rel=1e-6)
+        left = np.maximum(unexplained(covariance, order[: step + 1]), 0)
+
+
+def test_copies_and_dead_channels_score_nothing():
+    values = torch.randn(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values = torch.cat([values, 2 * values[:1], torch.zeros(1, 50, dtype=torch.float64)])
+    shares = explained_shares(values @ values.T)
+    assert shares[3] > 0 and shares[0] < 1e-9 * shares[3], "the louder of two that say the same"
+    assert shares[4] == 0
+    assert torch.equal(explained_shares(torch.zeros(4, 4, dtype=torch.float64)), torch.zeros(4).double())
+
+
+def test_scores_stand_under_each_groups_root_and_do_not_change_the_network():
+    dense = built("cifar:resnet20-a")
+    some, before = images(16, (3, 32, 32)), weights_sha256(dense.network)
+    found = score_reconstruction(dense, some, Reconstruction(attack=PGD(steps=1)), seed=0)
+    assert weights_sha256(dense.network) == before
+    plan = make_plan(dense, found, PlanOptions(ratio=0.5))
+    assert {group.root for group in plan.groups if len(group.kept) < group.channels} == set(found.layers)
+    for layer in found.layers.values():
+        assert 0 < sum(layer.scores) <= 1 + 1e-9 and min(layer.scores) >= 0
+
+
+def test_a_filter_that_repeats_another_goes_first():
+    classifier = network()
+    with torch.no_grad():
+        first = classifier.network[0]  # type: ignore[index]
+        first.weight[5], first.bias[5] = 0.5 * first.weight[2], 0.5 * first.bias[2]
+    scores = score_reconstruction(classifier, images(), Reconstruction(attack=PGD(eps=0)), seed=0)
+    assert min(range(8), key=lambda channel: scores.layers["0"].scores[channel]) == 5
