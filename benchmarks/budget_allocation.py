@@ -1,15 +1,13 @@
 """What allocation is worth, at equal estimated latency on a Raspberry Pi 4 and after the same short recovery.
 
-The plan of the knapsack beside the one that removes the same share everywhere. A robust network (`--method n-fgsm`) is
-recovered on adversarial examples, and the knapsack is tried twice: with what layers are worth on clean images, and on
-clean and adversarial ones. Finished cells are kept: run again to resume.
+The plan of the knapsack beside the one that removes the same share everywhere; both are compensated, and a robust
+network is recovered on adversarial examples (`--method n-fgsm`). Finished cells are kept: run again to resume.
 
 python -m benchmarks.budget_allocation --checkpoint resnet20-cifar10.th --data cifar-10-batches-bin --latency 75%
 python -m benchmarks.budget_allocation --checkpoint vgg16-cifar10-nfgsm.safetensors --data cifar-10-batches-bin \\
     --latency 40% --method n-fgsm --images 8000 --attacked 1000
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,14 +21,14 @@ from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pipeline.budgeting import costing, named_graph
-from fsrp_edge.pruning.allocation import Sensitivity
 from fsrp_edge.pruning.budgets import Budgets, Limit
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.sensitivity import measure_sensitivity
 from fsrp_edge.pruning.surgery import apply_plan
-from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.moments import InputMoments, measure_inputs
+from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.score import score
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.training.recipe import Recipe
@@ -39,41 +37,42 @@ from fsrp_edge.training.recovery import recover
 CELLS = RESULTS / "budget_allocation_cells"
 TARGET, RUNTIME = "raspberry-pi-4", "litert"
 SCORE_IMAGES, PROBE_IMAGES, JUDGED = 128, 256, 2000
-ADVERSARIAL = "knapsack, adversarial worth"
-Plans = dict[str, PruningPlan]
-ALLOCATIONS = {"natural": ("uniform", "knapsack"), "n-fgsm": ("uniform", "knapsack", ADVERSARIAL)}
+ALLOCATIONS = ("uniform", "knapsack")
+Moments = dict[str, InputMoments]
 
 
-def plans(dense: Classifier, dataset: Dataset, share: str, seed: int, wanted: Iterable[str]) -> Plans:
+def plans(
+    dense: Classifier, dataset: Dataset, moments: Moments, share: str, seed: int
+) -> dict[str, PruningPlan]:
     """The uniform plan within the budget, and the knapsack's within the latency that the uniform one came to."""
     target = load_target(TARGET)
     images = dataset.train.sample(SCORE_IMAGES, seed)
-    scores = score(dense, images, FSRP(attack=PGD(steps=5)), seed=seed)
-    probes = dataset.train.sample(PROBE_IMAGES, seed)
+    scores = score(dense, images, Reconstruction(attack=PGD(steps=5)), seed=seed)
+    probes, multiple = dataset.train.sample(PROBE_IMAGES, seed), target.channel_multiple
+    sensitivity = measure_sensitivity(dense, scores, probes, multiple, moments)
     costs = costing(named_graph(dense), target, "fp32", [RUNTIME])
 
-    def plan(budgets: Budgets, allocation: Any, worth: Sensitivity | None = None) -> PruningPlan:
-        options = PlanOptions(
-            budgets=budgets, allocation=allocation, channel_multiple=target.channel_multiple
-        )
-        return make_plan(dense, scores, options, costs, worth)
-
-    def worth(attack: PGD | None) -> Sensitivity:
-        return measure_sensitivity(dense, scores, probes, target.channel_multiple, attack)
+    def plan(budgets: Budgets, allocation: Any) -> PruningPlan:
+        wanted = PlanOptions(budgets=budgets, allocation=allocation, channel_multiple=multiple)
+        return make_plan(dense, scores, wanted, costs, sensitivity)
 
     uniform = plan(Budgets.model_validate({"latency": share}), "uniform")
     reached = Budgets(latency=Limit(amount=uniform.budgets[0].planned * (1 + 1e-9)))
-    attacks = {"knapsack": None, ADVERSARIAL: PGD(steps=5)}
-    return {"uniform": uniform} | {
-        how: plan(reached, "knapsack", worth(attack)) for how, attack in attacks.items() if how in wanted
-    }
+    return {"uniform": uniform, "knapsack": plan(reached, "knapsack")}
 
 
 def cell(
-    dense: Classifier, dataset: Dataset, plan: PruningPlan, method: Any, images: int, seed: int, attacked: int
+    dense: Classifier,
+    dataset: Dataset,
+    plan: PruningPlan,
+    moments: Moments,
+    method: Any,
+    images: int,
+    seed: int,
+    attacked: int,
 ) -> dict[str, Any]:
     """Prune, recover on so many training images for one epoch, judge; the first `attacked` images under attack, too."""
-    pruned = apply_plan(dense, plan)
+    pruned = apply_plan(dense, plan, moments)
     compute.to_fast_layout(pruned, torch.device("cpu"))
     recipe = Recipe(method=method, epochs=1, learning_rate=0.02, schedule="cosine", flip=True, crop_padding=4)
     recovered = recover(pruned, dataset.train.sample(images, seed), recipe, seed=seed).classifier.eval()
@@ -105,19 +104,29 @@ def main() -> None:
     parser.add_argument("--latency", default="75%", help="share of the dense network's")
     parser.add_argument("--images", type=int, default=4000, help="training images of the recovery")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--method", choices=ALLOCATIONS, default="natural", help="of the recovery")
+    parser.add_argument("--method", choices=("natural", "n-fgsm"), default="natural", help="of the recovery")
     parser.add_argument("--attacked", type=int, default=0, help="images that are judged under PGD-10, too")
     arguments = parser.parse_args()
     dense, dataset = load_both(arguments)
     name = f"{arguments.checkpoint.stem}-{arguments.latency.rstrip('%')}-{arguments.images}"
     name += "" if arguments.method == "natural" else f"-{arguments.method}"
     for seed in arguments.seeds:
-        paths = {how: CELLS / f"{name}-{how}-{seed}.json" for how in ALLOCATIONS[arguments.method]}
+        paths = {how: CELLS / f"{name}-{how}-{seed}.json" for how in ALLOCATIONS}
         missing = [how for how, path in paths.items() if not path.exists()]
-        chosen = plans(dense, dataset, arguments.latency, seed, missing) if missing else {}
+        if not missing:
+            continue
+        moments = measure_inputs(dense, dataset.train.sample(PROBE_IMAGES, seed))
+        chosen = plans(dense, dataset, moments, arguments.latency, seed)
         for how in missing:
             result = cell(
-                dense, dataset, chosen[how], arguments.method, arguments.images, seed, arguments.attacked
+                dense,
+                dataset,
+                chosen[how],
+                moments,
+                arguments.method,
+                images=arguments.images,
+                seed=seed,
+                attacked=arguments.attacked,
             )
             write_json(paths[how], result)
             print(name, how, seed, result["accuracy"], result["kept"], flush=True)
@@ -125,24 +134,23 @@ def main() -> None:
 
 
 def write_table() -> None:
-    """One row for each network, latency, seed and allocation that has a uniform cell to compare with."""
+    """One row for each network, latency and seed that has both cells."""
     cells = {path.stem: read_json(path) for path in sorted(CELLS.glob("*.json"))}
     rows = []
     for name, uniform in cells.items():
-        of, _, seed = name.partition("-uniform-")
-        for how in ("knapsack", ADVERSARIAL) if seed else ():
-            if (allocated := cells.get(f"{of}-{how}-{seed}")) is None:
-                continue
-            rows.append([
-                of, seed, how, f"{uniform['dense_ms']:.2f}",
-                f"{uniform['estimated_ms']:.2f}", f"{allocated['estimated_ms']:.2f}",
-                *_compared(uniform["right"], allocated["right"]),
-                *(_compared(uniform["standing"], allocated["standing"]) if "standing" in uniform else [""] * 3),
-            ])  # fmt: skip
+        allocated = cells.get(name.replace("-uniform-", "-knapsack-"))
+        if "-uniform-" not in name or allocated is None:
+            continue
+        rows.append([
+            name.partition("-uniform-")[0], uniform["seed"], f"{uniform['dense_ms']:.2f}",
+            f"{uniform['estimated_ms']:.2f}", f"{allocated['estimated_ms']:.2f}",
+            *_compared(uniform["right"], allocated["right"]),
+            *(_compared(uniform["standing"], allocated["standing"]) if "standing" in uniform else [""] * 3),
+        ])  # fmt: skip
     header = (
-        "network, share of latency, images", "seed", "allocation", "dense ms", "uniform ms", "its ms",
-        "uniform %", "its %", "paired difference, 95 %",
-        "uniform, PGD-10 %", "its, PGD-10 %", "paired difference, 95 %",
+        "network, share of latency, images", "seed", "dense ms", "uniform ms", "knapsack ms",
+        "uniform %", "knapsack %", "paired difference, 95 %",
+        "uniform, PGD-10 %", "knapsack, PGD-10 %", "paired difference, 95 %",
     )  # fmt: skip
     results = {"cells": cells, "target": TARGET, "runtime": RUNTIME, "judged": JUDGED}
     save("budget_allocation", results, header, rows)

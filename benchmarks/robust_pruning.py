@@ -38,11 +38,11 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import save_classifier
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pruning.compensation import measure_inputs
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.stepwise import plan_by_strategy
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.moments import measure_inputs
 from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import Criterion, score

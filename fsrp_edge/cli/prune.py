@@ -73,12 +73,13 @@ def prune(
     wanted = options.checked(ChannelOptions, budgets=budgets, **asked)
     with show_progress():
         dense = load(CheckpointOptions(**given))
+        moments = _moments(dense, data) if compensate else None
         if plan is not None:
             chosen = PruningPlan.load(plan)
         else:
             assert scores is not None
-            chosen = plan_outside_of_runs(dense, FilterScores.load(scores), wanted, target, data)
-        pruned = apply_plan(dense, chosen, _moments(dense, data) if compensate else None)
+            chosen = plan_outside_of_runs(dense, FilterScores.load(scores), wanted, target, data, moments)
+        pruned = apply_plan(dense, chosen, moments)
         save_classifier(pruned, out)
         chosen.save(out.with_suffix(".plan.json"))
     before, after = measure_size(dense), measure_size(pruned)
@@ -106,7 +107,7 @@ def prune(
 def _moments(dense: "Classifier", data: str | None) -> "dict[str, InputMoments]":
     from fsrp_edge.data.open import open_dataset
     from fsrp_edge.pipeline.inputs import default_score_images
-    from fsrp_edge.pruning.compensation import measure_inputs
+    from fsrp_edge.scoring.moments import measure_inputs
 
     images = open_dataset(data, dense.spec, seed=0).train
     return measure_inputs(dense, images.sample(default_score_images(dense.spec), 0))

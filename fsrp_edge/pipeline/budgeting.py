@@ -1,7 +1,7 @@
 """Budgets in a run: what they are reckoned with, trials of real files before the long work, the verdict after it."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from fsrp_edge.pruning.sensitivity import measure_sensitivity, probe_images
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.records import Record
 from fsrp_edge.report import schema
+from fsrp_edge.scoring.moments import InputMoments
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.costs import DeviceCosts, device_costs, pool_costs
 from fsrp_edge.targets.graph_cost import GraphCost, graph_cost
@@ -256,7 +257,12 @@ def plan_with_trials(
 
 
 def plan_outside_of_runs(
-    dense: Classifier, scores: FilterScores, wanted: ChannelOptions, target: str | None, data: str | None
+    dense: Classifier,
+    scores: FilterScores,
+    wanted: ChannelOptions,
+    target: str | None,
+    data: str | None,
+    moments: Mapping[str, InputMoments] | None,
 ) -> PruningPlan:
     """The plan of `fsrp-edge prune`: no files are tried, so what can't be counted is estimated.
 
@@ -266,6 +272,7 @@ def plan_outside_of_runs(
         wanted: how channels are to be chosen.
         target: name or path of a device profile, for its channel multiple and what budgets are reckoned with.
         data: what the knapsack measures layers on; None for what the checkpoint names, or photographs.
+        moments: of what layers read, where pruning will compensate.
     """
     profile = None if target is None else load_target(target)
     multiple = profile.channel_multiple if profile else 1
@@ -276,7 +283,7 @@ def plan_outside_of_runs(
     if wanted.chosen_allocation == "knapsack":
         images = open_dataset(data or None, dense.spec, seed=0).train
         probes = images.sample(probe_images(dense.spec), 0)
-        worth = measure_sensitivity(dense, scores, probes, multiple)
+        worth = measure_sensitivity(dense, scores, probes, multiple, moments)
     asked = PlanOptions(**dict(wanted), channel_multiple=multiple)
     plan = make_plan(dense, scores, asked, costs, worth)
     log_plan(plan)

@@ -33,6 +33,8 @@ from fsrp_edge.report.evidence import (
 from fsrp_edge.scoring.explain import mean_spectra
 from fsrp_edge.scoring.fourier import has_bands
 from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.reconstruction import Reconstruction
+from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.profile import Target
 
@@ -59,7 +61,7 @@ def picture(run: Run, scores: FilterScores, recovered: Classifier, artifacts: Se
         progress.log("gathering what the report shows")
         arrays: dict[str, np.ndarray] = {}
         spectra: tuple[Spectra, ...] = ()
-        if isinstance(criterion, FSRP):
+        if not isinstance(criterion, Rival):
             spectra = tuple(_spectra(dense, images.first(SPECTRA_IMAGES), scores, criterion, seed, arrays))
         evidence = Evidence(
             curve=tuple(_curve({"dense": dense, "recovered": recovered}, images, eps, seed)) if eps else (),
@@ -131,7 +133,7 @@ def _spectra(
     dense: Classifier,
     images: ImageSet,
     scores: FilterScores,
-    criterion: FSRP,
+    criterion: FSRP | Reconstruction,
     seed: int,
     arrays: dict[str, np.ndarray],
 ) -> Iterator[Spectra]:
@@ -143,14 +145,17 @@ def _spectra(
     ]
     drawn = [having[place] for place in (0, len(having) // 2, -1)] if having else []
     chosen = {name: scores.layers[name].worst_and_best(FILTERS) for name in drawn}
-    for name, power in mean_spectra(dense, images, criterion, chosen, seed=seed).items() if chosen else ():
+    reading = criterion
+    if isinstance(reading, Reconstruction):
+        reading = FSRP(read_at="activation", radius=reading.radius, attack=reading.attack)
+    for name, power in mean_spectra(dense, images, reading, chosen, seed=seed).items() if chosen else ():
         arrays[f"spectra/{name}"] = power.astype(np.float32)
         yield Spectra(
             layer=name,
             filters=tuple(chosen[name]),
             scores=tuple(scores.layers[name].scores[filter_] for filter_ in chosen[name]),
-            radius=criterion.radius,
-            region=criterion.region,
+            radius=reading.radius,
+            region=reading.region,
         )
 
 

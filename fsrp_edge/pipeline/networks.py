@@ -20,7 +20,6 @@ from fsrp_edge.pipeline.inputs import on_device
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pruning.allocation import Sensitivity
 from fsrp_edge.pruning.budgets import Budgets
-from fsrp_edge.pruning.compensation import measure_inputs
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
@@ -29,6 +28,7 @@ from fsrp_edge.pruning.sensitivity import measure_sensitivity, probe_images
 from fsrp_edge.pruning.stepwise import plan_by_strategy, prune_gradually
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.schema import LedgerRow, Recovery
+from fsrp_edge.scoring.moments import InputMoments, measure_inputs
 from fsrp_edge.scoring.score import score
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.training.loop import TrainingResult
@@ -99,9 +99,19 @@ def _sensitivity(run: Run, scores: FilterScores) -> Sensitivity:
     return run.stage(
         "sensitivity",
         Sensitivity,
-        {"scores": scores, "images": images.digest, "multiple": multiple},
-        lambda: measure_sensitivity(run.dense, scores, images, multiple),
+        {
+            "scores": scores,
+            "images": images.digest,
+            "multiple": multiple,
+            "compensated": run.options.compensates,
+        },
+        lambda: measure_sensitivity(run.dense, scores, images, multiple, _moments(run)),
     )
+
+
+def _moments(run: Run) -> dict[str, InputMoments] | None:
+    """What the dense network's layers read, where pruning compensates."""
+    return measure_inputs(run.dense, run.score_images()) if run.options.compensates else None
 
 
 def make_pruning_plan(
@@ -170,8 +180,7 @@ def prune(run: Run, plan: PruningPlan) -> Classifier:
     def cut() -> Classifier:
         if run.options.round_epochs:
             return run.load(ROUNDS)
-        known = measure_inputs(run.dense, run.score_images()) if run.options.compensates else None
-        return apply_plan(run.dense, plan, known)
+        return apply_plan(run.dense, plan, _moments(run))
 
     def work() -> None:
         run.save(cut(), PRUNED)

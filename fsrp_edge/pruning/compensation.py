@@ -11,18 +11,11 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from fsrp_edge import compute
-from fsrp_edge.attacks import attackable
-from fsrp_edge.data.images import ImageSet
-from fsrp_edge.models.channel_graph import Convolution, PruningGraph, find_layer
-from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.progress import track
-from fsrp_edge.scoring.moments import InputMoments, read_input_moments
-from fsrp_edge.scoring.reconstruction import readers
+from fsrp_edge.models.channel_graph import Convolution, find_layer
+from fsrp_edge.scoring.moments import InputMoments
 
 RIDGE = 1e-3
 """Of the mean square: channels that hardly vary or repeat one another would get huge weights of opposite signs."""
-BATCH = 64
 
 
 def compensate(
@@ -69,18 +62,3 @@ def _fold(layer: nn.Linear | Convolution, removed: list[int], moments: InputMome
             constant = moments.mean[gone] - moments.mean[stay] @ mixture
             at_every_place = missing.reshape(*missing.shape[:2], -1).sum(dim=2)  # but at a padded border
             layer.bias += (constant @ at_every_place).to(layer.bias)
-
-
-def measure_inputs(classifier: Classifier, images: ImageSet) -> dict[str, InputMoments]:
-    """What the layers of a dense network read that can lose input channels.
-
-    Adversarial examples would serve no better, also where the network is robust (ARCHITECTURE.md).
-
-    Args:
-        classifier: the dense network, on the device to compute on.
-        images: a few hundred; labels are not needed.
-    """
-    device, layers = compute.device_of(classifier), readers(PruningGraph(classifier).groups())
-    batches = track(images.batches(BATCH), "reading what layers take", images.batch_count(BATCH))
-    with attackable(classifier):
-        return read_input_moments(classifier, (pixels.to(device) for pixels, _ in batches), layers)

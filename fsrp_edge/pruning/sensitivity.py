@@ -5,14 +5,14 @@ stream, which every block reads and writes, can cost a hundred times as much as 
 """
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsrp_edge import compute
-from fsrp_edge.attacks import PGD, attackable, pgd
+from fsrp_edge.attacks import attackable
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
 from fsrp_edge.models.classifier import Classifier, ModelSpec
@@ -20,6 +20,7 @@ from fsrp_edge.progress import track
 from fsrp_edge.pruning.allocation import Sensitivity
 from fsrp_edge.pruning.candidates import choose_channels, granularity, group_scores, reason_to_keep
 from fsrp_edge.pruning.surgery import remove_channels
+from fsrp_edge.scoring.moments import InputMoments
 from fsrp_edge.scoring.scores import FilterScores
 
 PROBES = 4
@@ -33,7 +34,11 @@ def probe_images(spec: ModelSpec) -> int:
 
 
 def measure_sensitivity(
-    classifier: Classifier, scores: FilterScores, images: ImageSet, multiple: int, attack: PGD | None = None
+    classifier: Classifier,
+    scores: FilterScores,
+    images: ImageSet,
+    multiple: int,
+    moments: Mapping[str, InputMoments] | None = None,
 ) -> Sensitivity:
     """Remove some of each group's channels, the lowest scores first and nothing else, and watch the outputs.
 
@@ -42,15 +47,11 @@ def measure_sensitivity(
     Args:
         classifier: the dense network; it is left as it is.
         scores: of its filters.
-        images: a few hundred; labels are needed for an attack only.
+        images: a few hundred; labels are not needed.
         multiple: that kept channels come in.
-        attack: watch the outputs on adversarial examples as well, made by it against the dense network: what is
-            worth keeping for a robust network differs from what its clean accuracy hangs on.
+        moments: of what layers read, where pruning will compensate: what others can say as well is worth little then.
     """
-    labelled = [batch for batch in images.batches(BATCH) if len(batch[0]) > 1]
-    batches = [pixels for pixels, _ in labelled]
-    if attack is not None:
-        batches += _adversarial(classifier, labelled, attack)
+    batches = [pixels for pixels, _ in images.batches(BATCH) if len(pixels) > 1]
     dense = [F.log_softmax(logits, 1) for logits in _outputs(copy.deepcopy(classifier), batches)]
     curves = {}
     groups = [group for group in PruningGraph(classifier).groups() if reason_to_keep(group, multiple) is None]
@@ -61,7 +62,9 @@ def measure_sensitivity(
         points = [(0, 0.0)]
         for count in _counts(group, granularity(group, multiple)):
             pruned = copy.deepcopy(classifier)
-            remove_channels(pruned.network, [group], {group.root: choose_channels(values, count, group)})
+            remove_channels(
+                pruned.network, [group], {group.root: choose_channels(values, count, group)}, moments
+            )
             away = [
                 F.kl_div(F.log_softmax(logits, 1), before, log_target=True, reduction="sum")
                 for logits, before in zip(_outputs(pruned, batches), dense, strict=True)
@@ -76,15 +79,6 @@ def _counts(group: ChannelGroup, step: int) -> list[int]:
     levels = range((group.channels - 1) // step * step, 0, -step)
     places = np.linspace(0, len(levels) - 1, min(PROBES, len(levels)) + 1).round().astype(int)
     return [levels[place] for place in dict.fromkeys(places.tolist())]
-
-
-def _adversarial(classifier: Classifier, batches: list[tuple[Tensor, Tensor]], attack: PGD) -> list[Tensor]:
-    device, generator = compute.device_of(classifier), compute.generator(0)
-    with attackable(classifier):
-        return [
-            pgd(classifier, pixels.to(device), labels.to(device), attack, generator)
-            for pixels, labels in batches
-        ]
 
 
 def _outputs(classifier: Classifier, batches: list[Tensor]) -> list[Tensor]:

@@ -59,17 +59,16 @@ def smaller(
         ToolFailedError: the smaller network does not run or lost classes.
     """
     pruned = copy.deepcopy(classifier)
-    if moments is not None:
-        removed = removed_channels(groups, kept)
-        inputs = {layer: channels for (layer, side), channels in removed.items() if side == "input"}
-        compensate(pruned.network, inputs, moments)
-    remove_channels(pruned.network, groups, kept)
+    remove_channels(pruned.network, groups, kept, moments)
     _require_runs(pruned)
     return Classifier(pruned.network, with_layer_shapes(pruned.network, pruned.spec))
 
 
 def remove_channels(
-    network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
+    network: nn.Module,
+    groups: Sequence[ChannelGroup],
+    kept: Mapping[str, Sequence[int]],
+    moments: Mapping[str, InputMoments] | None = None,
 ) -> None:
     """Resize every layer of `network` in place, each once.
 
@@ -80,8 +79,13 @@ def remove_channels(
         network: as it was when the groups were found.
         groups: of the network.
         kept: channels that stay, by the group's root.
+        moments: see `apply_plan`.
     """
-    for (layer, side), removed in removed_channels(groups, kept).items():
+    removals = removed_channels(groups, kept)
+    if moments is not None:
+        inputs = {layer: removed for (layer, side), removed in removals.items() if side == "input"}
+        compensate(network, inputs, moments)
+    for (layer, side), removed in removals.items():
         _shrink(network, layer, side, removed)
 
 

@@ -235,7 +235,7 @@ def score_distribution(scores: FilterScores) -> Figure:
         for layer in scores.layers.values()
         for value in layer.scores
     )
-    if dead:
+    if dead and scores.criterion == "fsrp":
         text += f" {dead} filters are dead: they score next to nothing and stand at the left end."
     return _figure("Scores of the filters", text, figure)
 

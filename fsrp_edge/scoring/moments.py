@@ -12,11 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsrp_edge import distributed
+from fsrp_edge import compute, distributed
+from fsrp_edge.attacks import attackable
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.progress import track
 from fsrp_edge.scoring.capture import as_maps
 from fsrp_edge.scoring.fourier import low_coefficients
 
+BATCH = 64
 MOST_CHANNELS = 4096
 """That a layer is read with: the matrix of a linear layer behind large maps would take gigabytes."""
 
@@ -28,17 +33,19 @@ class InputMoments:
     Args:
         mean: (C,) float64.
         covariance: (C, C) float64, a place; of the low frequencies or of all.
+        size: (height, width) of the largest maps.
     """
 
     mean: Tensor
     covariance: Tensor
+    size: tuple[int, int]
 
 
 class _Sums:
     """Of a layer's inputs about their mean in the first batch: about 0 they would drown what hardly varies."""
 
     def __init__(self, first: Tensor) -> None:
-        self.channels, self.places = first.shape[1], 0
+        self.channels, self.places, self.size = first.shape[1], 0, (0, 0)
         self.origin = first.double().mean(dim=(0, 2, 3))
         self.total = torch.zeros_like(self.origin)
         self.products = torch.outer(self.total, self.total)
@@ -51,6 +58,7 @@ class _Sums:
         self.products += (values @ values.T).double()
         self.total += maps.double().sum(dim=(0, 2, 3))
         self.places += maps.numel() // self.channels
+        self.size = max(self.size, (maps.shape[2], maps.shape[3]))
 
     def moments(self) -> InputMoments:
         """Those of all processes, each of which has an origin of its own."""
@@ -61,7 +69,7 @@ class _Sums:
         for sum_ in (total, products, places):
             distributed.sum_over_processes(sum_)
         mean = total / places
-        return InputMoments(mean, products / places - torch.outer(mean, mean))
+        return InputMoments(mean, products / places - torch.outer(mean, mean), self.size)
 
 
 def read_input_moments(
@@ -100,6 +108,26 @@ def read_input_moments(
         for hook in hooks:
             hook.remove()
     return {name: sums[name].moments() for name in sorted(sums)}
+
+
+def readers(groups: Iterable[ChannelGroup]) -> list[str]:
+    """Names of the layers that take channels of these groups as input."""
+    return sorted({part.layer for group in groups for part in group.slices if part.side == "input"})
+
+
+def measure_inputs(classifier: Classifier, images: ImageSet) -> dict[str, InputMoments]:
+    """What the layers of a dense network read that can lose input channels, for `pruning.compensation`.
+
+    Adversarial examples would serve no better, also where the network is robust (`benchmarks/compensation.py`).
+
+    Args:
+        classifier: the dense network, on the device to compute on.
+        images: a few hundred; labels are not needed.
+    """
+    device, layers = compute.device_of(classifier), readers(PruningGraph(classifier).groups())
+    batches = track(images.batches(BATCH), "reading what layers take", images.batch_count(BATCH))
+    with attackable(classifier):
+        return read_input_moments(classifier, (pixels.to(device) for pixels, _ in batches), layers)
 
 
 def by_position(channels: Collection[int], roots: Collection[int]) -> list[tuple[list[int], list[int]]]:

@@ -7,7 +7,7 @@ those before it explain, by least squares, in the layers that read them. That is
 pivoting (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002, 10.3) of the covariance matrix.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.records import Record
 from fsrp_edge.scoring.adversarial import my_adversarial_batches
 from fsrp_edge.scoring.fsrp import flat
-from fsrp_edge.scoring.moments import InputMoments, by_position, read_input_moments
+from fsrp_edge.scoring.moments import InputMoments, by_position, read_input_moments, readers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 
@@ -54,6 +55,9 @@ def score_reconstruction(
     Returns:
         For each channel the share, 0 to 1, of the group's low-frequency variance that it explains beyond the channels
         with higher scores. Groups that no layer reads as a module are left out.
+
+    Raises:
+        BadInputError: a layer reads NaN or infinity; the one before it is named.
     """
     groups = PruningGraph(classifier).groups()
     examples = my_adversarial_batches(classifier, images, options.attack, options.batch_size, seed=seed)
@@ -66,11 +70,7 @@ def score_reconstruction(
         data_sha256=images.digest,
         images=len(images),
         seed=seed,
-        layers={
-            group.root: LayerScores(scores=tuple(explained_shares(covariance).tolist()))
-            for group in groups
-            if (covariance := _covariance(group, moments)) is not None
-        },
+        layers={group.root: found for group in groups if (found := _scores(group, moments)) is not None},
     )
 
 
@@ -98,21 +98,22 @@ def explained_shares(covariance: Tensor) -> Tensor:
     return shares
 
 
-def readers(groups: Iterable[ChannelGroup]) -> list[str]:
-    """Names of the layers that take channels of these groups as input."""
-    return sorted({part.layer for group in groups for part in group.slices if part.side == "input"})
-
-
-def _covariance(group: ChannelGroup, moments: Mapping[str, InputMoments]) -> Tensor | None:
-    """(C, C) of a group's channels, summed over all places where layers read them; None where none was seen."""
-    total: Tensor | None = None
-    for part in group.slices:
-        if part.side != "input" or part.layer not in moments:
-            continue
-        read = moments[part.layer].covariance
-        total = read.new_zeros(group.channels, group.channels) if total is None else total
+def _scores(group: ChannelGroup, moments: Mapping[str, InputMoments]) -> LayerScores | None:
+    """Of a group's channels, at all places where layers read them; None where none was seen."""
+    read = [
+        (part, moments[part.layer]) for part in group.slices if part.side == "input" and part.layer in moments
+    ]
+    if not read:
+        return None
+    total = read[0][1].covariance.new_zeros(group.channels, group.channels)
+    for part, found in read:
         for channels, roots in by_position(part.channels, part.root_channels):
-            mine = torch.tensor(channels, device=read.device)
-            theirs = torch.tensor(roots, device=read.device)
-            total[theirs[:, None], theirs] += read[mine[:, None], mine]
-    return total
+            mine = torch.tensor(channels, device=total.device)
+            theirs = torch.tensor(roots, device=total.device)
+            total[theirs[:, None], theirs] += found.covariance[mine[:, None], mine]
+    shares = explained_shares(total)
+    if not torch.isfinite(shares).all():
+        raise BadInputError(
+            f"layer {group.root} responds with NaN or infinity; check the checkpoint's weights and the normalization"
+        )
+    return LayerScores(scores=tuple(shares.tolist()), map_size=max(found.size for _, found in read))

@@ -12,10 +12,11 @@ from fsrp_edge.data.open import open_dataset
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.pruning.compensation import compensate, measure_inputs
+from fsrp_edge.pruning.compensation import compensate
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.scoring.moments import measure_inputs
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import score
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm

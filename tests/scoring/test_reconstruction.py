@@ -9,6 +9,7 @@ from torch import nn
 
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ArraySource, ImageSet
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pruning.options import PlanOptions
@@ -124,3 +125,11 @@ def test_a_filter_that_repeats_another_goes_first():
         first.weight[5], first.bias[5] = 0.5 * first.weight[2], 0.5 * first.bias[2]
     scores = score_reconstruction(classifier, images(), Reconstruction(attack=PGD(eps=0)), seed=0)
     assert min(range(8), key=lambda channel: scores.layers["0"].scores[channel]) == 5
+
+
+def test_what_is_not_finite_is_refused_by_name():
+    classifier = network()
+    with torch.no_grad():
+        classifier.network[0].bias[3] = torch.nan  # type: ignore[index]
+    with pytest.raises(BadInputError, match="layer 0 responds with NaN"):
+        score_reconstruction(classifier, images(), Reconstruction(attack=PGD(eps=0)), seed=0)
