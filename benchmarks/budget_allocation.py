@@ -1,7 +1,8 @@
 """What allocation is worth, at equal estimated latency on a Raspberry Pi 4 and after the same short recovery.
 
 The plan of the knapsack beside the one that removes the same share everywhere; both are compensated, and a robust
-network is recovered on adversarial examples (`--method n-fgsm`). Finished cells are kept: run again to resume.
+network is recovered on adversarial examples (`--method n-fgsm`). How far each moves the outputs before any training is
+told beside: `compress` takes the plan that moves them less. Finished cells are kept: run again to resume.
 
 python -m benchmarks.budget_allocation --checkpoint resnet20-cifar10.th --data cifar-10-batches-bin --latency 75%
 python -m benchmarks.budget_allocation --checkpoint vgg16-cifar10-nfgsm.safetensors --data cifar-10-batches-bin \\
@@ -25,7 +26,7 @@ from fsrp_edge.pruning.budgets import Budgets, Limit
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import make_plan
-from fsrp_edge.pruning.sensitivity import measure_sensitivity
+from fsrp_edge.pruning.sensitivity import Gauge, measure_sensitivity
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.moments import InputMoments, measure_inputs
 from fsrp_edge.scoring.reconstruction import Reconstruction
@@ -43,21 +44,22 @@ Moments = dict[str, InputMoments]
 
 def plans(
     dense: Classifier, dataset: Dataset, moments: Moments, share: str, seed: int
-) -> dict[str, PruningPlan]:
-    """The uniform plan within the budget, and the knapsack's within the latency that the uniform one came to."""
+) -> dict[str, tuple[PruningPlan, float]]:
+    """The uniform plan within the budget, the knapsack's within the latency of that, and how far each moves outputs."""
     target = load_target(TARGET)
     images = dataset.train.sample(SCORE_IMAGES, seed)
     scores = score(dense, images, Reconstruction(attack=PGD(steps=5)), seed=seed)
-    probes, multiple = dataset.train.sample(PROBE_IMAGES, seed), target.channel_multiple
-    sensitivity = measure_sensitivity(dense, scores, probes, multiple, moments)
+    gauge, multiple = Gauge(dense, dataset.train.sample(PROBE_IMAGES, seed), moments), target.channel_multiple
+    sensitivity = measure_sensitivity(gauge, scores, multiple)
     costs = costing(named_graph(dense), target, "fp32", [RUNTIME])
 
-    def plan(budgets: Budgets, allocation: Any) -> PruningPlan:
+    def plan(budgets: Budgets, allocation: Any) -> tuple[PruningPlan, float]:
         wanted = PlanOptions(budgets=budgets, allocation=allocation, channel_multiple=multiple)
-        return make_plan(dense, scores, wanted, costs, sensitivity)
+        made = make_plan(dense, scores, wanted, costs, sensitivity)
+        return made, gauge.divergence({group.root: group.kept for group in made.groups})
 
     uniform = plan(Budgets.model_validate({"latency": share}), "uniform")
-    reached = Budgets(latency=Limit(amount=uniform.budgets[0].planned * (1 + 1e-9)))
+    reached = Budgets(latency=Limit(amount=uniform[0].budgets[0].planned * (1 + 1e-9)))
     return {"uniform": uniform, "knapsack": plan(reached, "knapsack")}
 
 
@@ -118,17 +120,18 @@ def main() -> None:
         moments = measure_inputs(dense, dataset.train.sample(PROBE_IMAGES, seed))
         chosen = plans(dense, dataset, moments, arguments.latency, seed)
         for how in missing:
+            plan, moved = chosen[how]
             result = cell(
                 dense,
                 dataset,
-                chosen[how],
+                plan,
                 moments,
                 arguments.method,
                 images=arguments.images,
                 seed=seed,
                 attacked=arguments.attacked,
             )
-            write_json(paths[how], result)
+            write_json(paths[how], result | {"divergence": moved})
             print(name, how, seed, result["accuracy"], result["kept"], flush=True)
     write_table()
 
@@ -144,11 +147,13 @@ def write_table() -> None:
         rows.append([
             name.partition("-uniform-")[0], uniform["seed"], f"{uniform['dense_ms']:.2f}",
             f"{uniform['estimated_ms']:.2f}", f"{allocated['estimated_ms']:.2f}",
+            f"{uniform['divergence']:.3f}", f"{allocated['divergence']:.3f}",
             *_compared(uniform["right"], allocated["right"]),
             *(_compared(uniform["standing"], allocated["standing"]) if "standing" in uniform else [""] * 3),
         ])  # fmt: skip
     header = (
         "network, share of latency, images", "seed", "dense ms", "uniform ms", "knapsack ms",
+        "uniform moves outputs by, nats", "knapsack by",
         "uniform %", "knapsack %", "paired difference, 95 %",
         "uniform, PGD-10 %", "knapsack, PGD-10 %", "paired difference, 95 %",
     )  # fmt: skip

@@ -30,15 +30,17 @@ from fsrp_edge.attacks import PGD
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.data.open import open_dataset
-from fsrp_edge.evaluation.accuracy import Evaluation, clean_accuracy
+from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.paired import paired_difference
+from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import save_classifier
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.stepwise import plan_by_strategy
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.fsrp import FSRP
@@ -198,8 +200,8 @@ class Bench:
             return score(_ready(network), images, criterion, seed=cell.seed)
 
         scores = scorer(dense)
-        wanted = PlanOptions(ratio=cell.ratio, ratio_of=cell.ratio_of, **options)  # type: ignore[arg-type]
-        plan = plan_by_strategy(dense, scores, wanted, scorer)
+        wanted = PlanOptions(ratio=cell.ratio, ratio_of=cell.ratio_of, **options)
+        plan = plan_by_strategy(dense, make_plan(dense, scores, wanted), wanted, scorer)
         if not cell.criterion.endswith(COMPENSATED):
             return apply_plan(dense, plan)
         return apply_plan(dense, plan, measure_inputs(dense, images))

@@ -250,7 +250,7 @@ plan_options = stack(
         "--allocation",
         type=click.Choice(["uniform", "global", "knapsack"]),
         help="Remove the same share of every layer, what ranks lowest over all layers together, or what loses least "
-        "for what it saves.  [default: knapsack under budgets, else uniform]",
+        "for what it saves.  [default: uniform; under budgets knapsack, or uniform where outputs move less with that]",
     ),
     click.option(
         "--latency",

@@ -22,7 +22,7 @@ from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import make_plan
-from fsrp_edge.pruning.sensitivity import measure_sensitivity, probe_images
+from fsrp_edge.pruning.sensitivity import Gauge, measure_sensitivity, plan_by_worth, probe_images
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.records import Record
 from fsrp_edge.report import schema
@@ -276,16 +276,18 @@ def plan_outside_of_runs(
     """
     profile = None if target is None else load_target(target)
     multiple = profile.channel_multiple if profile else 1
-    costs = worth = None
+    costs = None
     if profile is not None and wanted.budgets.asked.keys() - {"macs", "parameters"}:
         runtimes, absolute = [each.name for each in profile.runtimes], wanted.budgets.latency is not None
         costs = costing(named_graph(dense), profile, "fp32", runtimes, absolute=absolute)
+    asked = PlanOptions(**dict(wanted), channel_multiple=multiple)
     if wanted.chosen_allocation == "knapsack":
         images = open_dataset(data or None, dense.spec, seed=0).train
-        probes = images.sample(probe_images(dense.spec), 0)
-        worth = measure_sensitivity(dense, scores, probes, multiple, moments)
-    asked = PlanOptions(**dict(wanted), channel_multiple=multiple)
-    plan = make_plan(dense, scores, asked, costs, worth)
+        gauge = Gauge(dense, images.sample(probe_images(dense.spec), 0), moments)
+        worth = measure_sensitivity(gauge, scores, multiple)
+        plan = plan_by_worth(gauge, scores, asked, costs, worth)
+    else:
+        plan = make_plan(dense, scores, asked, costs)
     log_plan(plan)
     return plan
 

@@ -1,7 +1,8 @@
 """Stages that make networks: dense → scores → plan → pruned → recovered, and what each network is worth."""
 
 import copy
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import check_budgets, least_network, make_plan
-from fsrp_edge.pruning.sensitivity import measure_sensitivity, probe_images
+from fsrp_edge.pruning.sensitivity import Gauge, measure_sensitivity, plan_by_worth, probe_images
 from fsrp_edge.pruning.stepwise import plan_by_strategy, prune_gradually
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.schema import LedgerRow, Recovery
@@ -92,21 +93,10 @@ def _tried(run: Run) -> list[str]:
     return [*files, place.target.digest, place.device.name, str(place.threads), *run.options.budgets.asked]
 
 
-def _sensitivity(run: Run, scores: FilterScores) -> Sensitivity:
-    """What each group of channels is worth, for the knapsack."""
-    multiple = run.target.channel_multiple
+def _gauge(run: Run) -> Gauge:
+    """What the worth of channels is measured by."""
     images = run.score_images().first(probe_images(run.dense.spec))
-    return run.stage(
-        "sensitivity",
-        Sensitivity,
-        {
-            "scores": scores,
-            "images": images.digest,
-            "multiple": multiple,
-            "compensated": run.options.compensates,
-        },
-        lambda: measure_sensitivity(run.dense, scores, images, multiple, _moments(run)),
-    )
+    return Gauge(run.dense, images, _moments(run))
 
 
 def _moments(run: Run) -> dict[str, InputMoments] | None:
@@ -114,15 +104,30 @@ def _moments(run: Run) -> dict[str, InputMoments] | None:
     return measure_inputs(run.dense, run.score_images()) if run.options.compensates else None
 
 
+def _planner(
+    run: Run, scores: FilterScores, wanted: PlanOptions
+) -> Callable[[PlanOptions, Costing | None], PruningPlan]:
+    """Makes one-shot plans; what each group of channels is worth is measured once, for the knapsack."""
+    if wanted.chosen_allocation != "knapsack":
+        return partial(make_plan, run.dense, scores)
+    multiple, gauge = run.target.channel_multiple, cache(partial(_gauge, run))
+    inputs = {
+        "scores": scores,
+        "images": run.score_images().digest,
+        "multiple": multiple,
+        "compensates": run.options.compensates,
+    }
+    worth = run.stage(
+        "sensitivity", Sensitivity, inputs, lambda: measure_sensitivity(gauge(), scores, multiple)
+    )
+    return lambda options, costing: plan_by_worth(gauge(), scores, options, costing, worth)
+
+
 def make_pruning_plan(
     run: Run, scores: FilterScores, wanted: PlanOptions, costs: Costing | None, recipe: Recipe | None
 ) -> PruningPlan:
     """plan.json: which channels stay; rounds.safetensors, where recovery goes on between the rounds."""
-    sensitivity = _sensitivity(run, scores) if wanted.chosen_allocation == "knapsack" else None
-
-    def make(options: PlanOptions, costing: Costing | None) -> PruningPlan:
-        return make_plan(run.dense, scores, options, costing, sensitivity)
-
+    make = _planner(run, scores, wanted)
     inputs: dict[str, Any] = {"scores": scores, "options": wanted}
     if costs is not None:
         inputs |= {"costing": costs.digest, "tried": _tried(run)}
@@ -134,7 +139,7 @@ def make_pruning_plan(
         if run.options.round_epochs and recipe is not None:
             plan = _prune_in_rounds(run, make(wanted, best or None), inputs, recipe)
         else:
-            plan = plan_by_strategy(run.dense, scores, wanted, partial(_score, run), best, sensitivity)
+            plan = plan_by_strategy(run.dense, make(wanted, best or None), wanted, partial(_score, run))
         plan.save(run.path(PLAN))
         return plan
 

@@ -9,12 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
-from fsrp_edge.pruning.allocation import Sensitivity
 from fsrp_edge.pruning.candidates import choose_channels, granularity, group_scores
-from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import GroupPlan, PruningPlan, Strategy
-from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import smaller
 from fsrp_edge.scoring.scores import FilterScores
 
@@ -24,27 +21,16 @@ Kept = dict[str, tuple[int, ...]]
 
 
 def plan_by_strategy(
-    classifier: Classifier,
-    scores: FilterScores,
-    options: PlanOptions,
-    score: Scorer,
-    costing: Costing | None = None,
-    sensitivity: Sensitivity | None = None,
+    classifier: Classifier, plan: PruningPlan, options: PlanOptions, score: Scorer
 ) -> PruningPlan:
-    """Plan as `options.strategy` says.
+    """Choose channels again as `options.strategy` says.
 
     Args:
         classifier: the dense network.
-        scores: of its filters.
-        options: how much is to go, of what, and when filters are scored.
-        score: scores a network as `scores` were made; called by the strategies that score again.
-        costing: what budgets are reckoned with.
-        sensitivity: what groups are worth, for the knapsack.
-
-    Raises:
-        BadInputError: as `make_plan`.
+        plan: a one-shot plan for it; its counts are kept to.
+        options: when filters are scored.
+        score: scores a network as it was scored for the plan; called by the strategies that score again.
     """
-    plan = make_plan(classifier, scores, options, costing, sensitivity)
     match options.strategy:
         case "sequential":
             return plan_sequentially(classifier, plan, score)

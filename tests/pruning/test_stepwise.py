@@ -55,7 +55,8 @@ def planned(classifier, images):
     def make(**options):
         score = scorer_on(images)
         given = PlanOptions(channel_multiple=4, **options)
-        return plan_by_strategy(classifier, score(classifier), given, score), tuple(score.calls)
+        one_shot = make_plan(classifier, score(classifier), given)
+        return plan_by_strategy(classifier, one_shot, given, score), tuple(score.calls)
 
     return make
 
