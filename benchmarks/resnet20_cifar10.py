@@ -10,15 +10,20 @@ from benchmarks.common import RESULTS, checkpoint_parser
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.pipeline.compress import compress
 from fsrp_edge.pipeline.options import CompressOptions
+from fsrp_edge.scoring.reconstruction import Reconstruction
 
 
 def main() -> None:
-    """Run `compress` with its defaults and keep the report."""
+    """Run `compress` with the criterion that keeps most, else with its defaults, and keep the report."""
     parser = checkpoint_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/resnet20"))
     arguments = parser.parse_args()
     options = CompressOptions(
-        checkpoint=arguments.checkpoint, data=arguments.data, target="raspberry-pi-4", out=arguments.out
+        checkpoint=arguments.checkpoint,
+        data=arguments.data,
+        target="raspberry-pi-4",
+        criterion=Reconstruction(),
+        out=arguments.out,
     )
     with show_progress():
         result = compress(options)
