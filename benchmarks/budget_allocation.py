@@ -1,8 +1,8 @@
 """What allocation is worth, at equal estimated latency on a Raspberry Pi 4 and after the same short recovery.
 
-The plan of the knapsack beside the one that removes the same share everywhere; both are compensated, and a robust
-network is recovered on adversarial examples (`--method n-fgsm`). How far each moves the outputs before any training is
-told beside: `compress` takes the plan that moves them less. Finished cells are kept: run again to resume.
+The plan of the knapsack, which starts from the one that removes the same share everywhere and moves channels for as
+long as outputs move less, beside that one; both are compensated, and a robust network is recovered on adversarial
+examples (`--method n-fgsm`). Finished cells are kept: run again to resume.
 
 python -m benchmarks.budget_allocation --checkpoint resnet20-cifar10.th --data cifar-10-batches-bin --latency 75%
 python -m benchmarks.budget_allocation --checkpoint vgg16-cifar10-nfgsm.safetensors --data cifar-10-batches-bin \\
@@ -23,12 +23,12 @@ from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pipeline.budgeting import costing, named_graph
 from fsrp_edge.pruning.budgets import Budgets, Limit
+from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import make_plan
-from fsrp_edge.pruning.sensitivity import Gauge, measure_sensitivity
+from fsrp_edge.pruning.refinement import Gauge, Planner, probe_images
 from fsrp_edge.pruning.surgery import apply_plan
-from fsrp_edge.scoring.moments import InputMoments, measure_inputs
 from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.score import score
 from fsrp_edge.targets.load import load_target
@@ -37,44 +37,44 @@ from fsrp_edge.training.recovery import recover
 
 CELLS = RESULTS / "budget_allocation_cells"
 TARGET, RUNTIME = "raspberry-pi-4", "litert"
-SCORE_IMAGES, PROBE_IMAGES, JUDGED = 128, 256, 2000
+SCORE_IMAGES, JUDGED = 128, 2000
 ALLOCATIONS = ("uniform", "knapsack")
-Moments = dict[str, InputMoments]
 
 
-def plans(
-    dense: Classifier, dataset: Dataset, moments: Moments, share: str, seed: int
-) -> dict[str, tuple[PruningPlan, float]]:
+def plans(dense: Classifier, dataset: Dataset, share: str, seed: int) -> dict[str, tuple[PruningPlan, float]]:
     """The uniform plan within the budget, the knapsack's within the latency of that, and how far each moves outputs."""
     target = load_target(TARGET)
     images = dataset.train.sample(SCORE_IMAGES, seed)
     scores = score(dense, images, Reconstruction(attack=PGD(steps=5)), seed=seed)
-    gauge, multiple = Gauge(dense, dataset.train.sample(PROBE_IMAGES, seed), moments), target.channel_multiple
-    sensitivity = measure_sensitivity(gauge, scores, multiple)
+    gauge = Gauge(dense, dataset.train.sample(probe_images(dense.spec), seed), compensated=True)
     costs = costing(named_graph(dense), target, "fp32", [RUNTIME])
-
-    def plan(budgets: Budgets, allocation: Any) -> tuple[PruningPlan, float]:
-        wanted = PlanOptions(budgets=budgets, allocation=allocation, channel_multiple=multiple)
-        made = make_plan(dense, scores, wanted, costs, sensitivity)
-        return made, gauge.divergence({group.root: group.kept for group in made.groups})
-
-    uniform = plan(Budgets.model_validate({"latency": share}), "uniform")
-    reached = Budgets(latency=Limit(amount=uniform[0].budgets[0].planned * (1 + 1e-9)))
-    return {"uniform": uniform, "knapsack": plan(reached, "knapsack")}
+    wanted = PlanOptions(
+        budgets=Budgets.model_validate({"latency": share}),
+        allocation="uniform",
+        channel_multiple=target.channel_multiple,
+    )
+    uniform = make_plan(dense, scores, wanted, costs)
+    reached = Budgets(latency=Limit(amount=uniform.budgets[0].planned * (1 + 1e-9)))
+    wanted = wanted.model_copy(update={"budgets": reached, "allocation": "knapsack"})
+    made = {"uniform": uniform, "knapsack": Planner(gauge, scores).plan(wanted, costs)}
+    return {
+        name: (plan, gauge.divergence({group.root: group.kept for group in plan.groups}))
+        for name, plan in made.items()
+    }
 
 
 def cell(
     dense: Classifier,
     dataset: Dataset,
     plan: PruningPlan,
-    moments: Moments,
+    outputs: DenseOutputs,
     method: Any,
     images: int,
     seed: int,
     attacked: int,
 ) -> dict[str, Any]:
     """Prune, recover on so many training images for one epoch, judge; the first `attacked` images under attack, too."""
-    pruned = apply_plan(dense, plan, moments)
+    pruned = apply_plan(dense, plan, outputs)
     compute.to_fast_layout(pruned, torch.device("cpu"))
     recipe = Recipe(method=method, epochs=1, learning_rate=0.02, schedule="cosine", flip=True, crop_padding=4)
     recovered = recover(pruned, dataset.train.sample(images, seed), recipe, seed=seed).classifier.eval()
@@ -117,15 +117,15 @@ def main() -> None:
         missing = [how for how, path in paths.items() if not path.exists()]
         if not missing:
             continue
-        moments = measure_inputs(dense, dataset.train.sample(PROBE_IMAGES, seed))
-        chosen = plans(dense, dataset, moments, arguments.latency, seed)
+        outputs = DenseOutputs(dense, dataset.train.sample(most_images(dense.spec), seed))
+        chosen = plans(dense, dataset, arguments.latency, seed)
         for how in missing:
             plan, moved = chosen[how]
             result = cell(
                 dense,
                 dataset,
                 plan,
-                moments,
+                outputs,
                 arguments.method,
                 images=arguments.images,
                 seed=seed,

@@ -1,7 +1,8 @@
 """What a pruned network keeps before any training: with which criterion, and with or without compensation.
 
-A share of every layer's channels goes; what they carried is folded into the layers that read them, or lost. Batch norm
-is recalibrated. All criteria see the same examples and all networks are judged on the same images and random starts.
+A share of every layer's channels goes; what stays is fitted to the dense network's layers, or left as it is with its
+batch norm recalibrated. All criteria see the same examples and all networks are judged on the same images and random
+starts.
 Finished cells are kept: run again to resume.
 
 python -m benchmarks.compensation --checkpoint vgg16-cifar10-nfgsm.safetensors --data cifar-10-batches-bin
@@ -23,11 +24,11 @@ from fsrp_edge.evaluation.paired import paired_difference
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.fsrp import FSRP
-from fsrp_edge.scoring.moments import InputMoments, measure_inputs
 from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import Criterion, score
@@ -55,26 +56,27 @@ def cell(
     scored: Mapping[str, ImageSet],
     name: str,
     ratio: float,
-    moments: Mapping[str, InputMoments] | None,
+    outputs: DenseOutputs | None,
     *,
     images: int,
     attacked: bool,
 ) -> dict[str, Any]:
-    """Prune, recalibrate, judge."""
+    """Prune, compensate or recalibrate, judge."""
     form = FORMS[name]
     seed = int(name.split()[1]) if name.startswith("random") else 0
     clean = isinstance(form, Rival) or name.endswith("clean images")
     scores = score(dense, scored["clean" if clean else "adversarial"], form, seed=seed)
-    pruned = apply_plan(dense, make_plan(dense, scores, PlanOptions(ratio=ratio)), moments)
+    pruned = apply_plan(dense, make_plan(dense, scores, PlanOptions(ratio=ratio)), outputs)
     compute.to_fast_layout(pruned, torch.device("cpu"))
-    recalibrate_batch_norm(pruned, dataset.train, max_images=1024)
+    if outputs is None:
+        recalibrate_batch_norm(pruned, dataset.train, max_images=1024)
     judged = dataset.evaluation.first(images)
     standing = {"clean": clean_accuracy(pruned, judged).standing}
     if attacked:
         standing[f"PGD-{STEPS}"] = pgd_accuracy(pruned, judged, PGD(steps=STEPS), seed=0).standing
     return {
         "name": name,
-        "compensated": moments is not None,
+        "compensated": outputs is not None,
         "ratio": ratio,
         "images": images,
         "standing": {attack: bits(stands) for attack, stands in standing.items()},
@@ -92,14 +94,14 @@ def main() -> None:
     dense, dataset = load_both(arguments)
     chosen = dataset.train.sample(SCORE_IMAGES, 0)
     scored = {"clean": chosen, "adversarial": chosen if arguments.clean else adversarial(dense, chosen, 0)}
-    known = measure_inputs(dense, chosen)
+    dense_outputs = DenseOutputs(dense, dataset.train.sample(most_images(dense.spec), 0))
     for name in FORMS:
-        for moments in (known, None):
-            kind = "compensated" if moments else "plain"
+        for outputs in (dense_outputs, None):
+            kind = "compensated" if outputs else "plain"
             path = CELLS / f"{arguments.checkpoint.stem}-{arguments.ratio:g}-{name}-{kind}.json"
             if not path.exists():
                 result = cell(
-                    dense, dataset, scored, name, arguments.ratio, moments,
+                    dense, dataset, scored, name, arguments.ratio, outputs,
                     images=arguments.images, attacked=not arguments.clean,
                 )  # fmt: skip
                 write_json(path, {"network": arguments.checkpoint.stem} | result)

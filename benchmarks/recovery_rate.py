@@ -19,10 +19,10 @@ from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.paired import paired_difference
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
+from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
-from fsrp_edge.scoring.moments import measure_inputs
 from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.score import score
 from fsrp_edge.training.recipe import Recipe
@@ -53,13 +53,13 @@ def main() -> None:
         images = dataset.train.sample(SCORE_IMAGES, seed)
         scores = score(dense, images, Reconstruction(attack=PGD(steps=5)), seed=seed)
         plan = make_plan(dense, scores, PlanOptions(ratio=arguments.ratio, channel_multiple=MULTIPLE))
-        moments = measure_inputs(dense, images)
+        outputs = DenseOutputs(dense, dataset.train.sample(most_images(dense.spec), seed))
         for schedule, rate in FORMS:
             name = f"{arguments.checkpoint.stem}-{arguments.ratio:g}-{arguments.method}"
             path = CELLS / f"{name}-{arguments.epochs}-{schedule}-{rate:g}-{seed}.json"
             if path.exists():
                 continue
-            pruned = apply_plan(dense, plan, moments)
+            pruned = apply_plan(dense, plan, outputs)
             compute.to_fast_layout(pruned, torch.device("cpu"))
             recipe = Recipe(
                 method=arguments.method, epochs=arguments.epochs, learning_rate=rate, schedule=schedule,

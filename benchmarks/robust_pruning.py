@@ -39,12 +39,12 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import save_classifier
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.stepwise import plan_by_strategy
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.fsrp import FSRP
-from fsrp_edge.scoring.moments import measure_inputs
 from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import Criterion, score
@@ -80,7 +80,7 @@ FSRP_FORMS: dict[str, tuple[Criterion, dict[str, Any]]] = {
 }
 RIVALS = ("l1", "fpgm", "batch-norm-scale", "taylor", "random")
 COMPENSATED = ", compensated"
-"""What was removed is folded into the layers that read it, before the same recovery."""
+"""What stays is fitted to the dense network's layers (`pruning.compensation`), before the same recovery."""
 OURS = f"fsrp-reconstruction{COMPENSATED}"
 MAIN = (
     OURS,
@@ -204,7 +204,8 @@ class Bench:
         plan = plan_by_strategy(dense, make_plan(dense, scores, wanted), wanted, scorer)
         if not cell.criterion.endswith(COMPENSATED):
             return apply_plan(dense, plan)
-        return apply_plan(dense, plan, measure_inputs(dense, images))
+        fitting = dataset.train.sample(most_images(dense.spec), cell.seed)
+        return apply_plan(dense, plan, DenseOutputs(dense, fitting))
 
     def run(self, cell: Cell) -> None:
         """Make the network of a cell unless it is there, then judge it by the attacks that its result lacks."""

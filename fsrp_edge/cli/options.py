@@ -249,8 +249,8 @@ plan_options = stack(
     click.option(
         "--allocation",
         type=click.Choice(["uniform", "global", "knapsack"]),
-        help="Remove the same share of every layer, what ranks lowest over all layers together, or what loses least "
-        "for what it saves.  [default: uniform; under budgets knapsack, or uniform where outputs move less with that]",
+        help="Remove the same share of every layer, what ranks lowest over all layers together, or what moves the "
+        "outputs least for what it saves.  [default: uniform; under budgets knapsack]",
     ),
     click.option(
         "--latency",
@@ -288,7 +288,7 @@ strategy_options = stack(
 compensate_option = click.option(
     "--compensate/--no-compensate",
     default=True,
-    help="Fold what is removed into the layers that read it, by least squares on images.",
+    help="Fit what stays to the dense network, layer by layer, by least squares on images.",
 )
 recipe_option = click.option(
     "--recipe",

@@ -9,7 +9,7 @@ from fsrp_edge.cli import options
 
 if TYPE_CHECKING:
     from fsrp_edge.models.classifier import Classifier
-    from fsrp_edge.scoring.moments import InputMoments
+    from fsrp_edge.pruning.compensation import DenseOutputs
 
 
 @click.command()
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 @click.option(
     "--compensate",
     is_flag=True,
-    help="Fold what is removed into the layers that read it, by least squares on images.",
+    help="Fit what stays to the dense network, layer by layer, by least squares on images.",
 )
 @click.option(
     "--data",
     metavar="SOURCE",
-    help="Images for --compensate, and for the knapsack to measure on what each layer is worth: as for fsrp-edge "
-    "score.",
+    help="Images for --compensate, and for the knapsack to weigh plans on: as for fsrp-edge score.",
 )
 @click.option("--out", type=options.NewFile, default=Path("pruned.safetensors"))
 @options.output_options
@@ -73,13 +72,15 @@ def prune(
     wanted = options.checked(ChannelOptions, budgets=budgets, **asked)
     with show_progress():
         dense = load(CheckpointOptions(**given))
-        moments = _moments(dense, data) if compensate else None
+        outputs = _dense_outputs(dense, data) if compensate else None
         if plan is not None:
             chosen = PruningPlan.load(plan)
         else:
             assert scores is not None
-            chosen = plan_outside_of_runs(dense, FilterScores.load(scores), wanted, target, data, moments)
-        pruned = apply_plan(dense, chosen, moments)
+            chosen = plan_outside_of_runs(
+                dense, FilterScores.load(scores), wanted, target, data, compensated=compensate
+            )
+        pruned = apply_plan(dense, chosen, outputs)
         save_classifier(pruned, out)
         chosen.save(out.with_suffix(".plan.json"))
     before, after = measure_size(dense), measure_size(pruned)
@@ -104,10 +105,9 @@ def prune(
     )
 
 
-def _moments(dense: "Classifier", data: str | None) -> "dict[str, InputMoments]":
+def _dense_outputs(dense: "Classifier", data: str | None) -> "DenseOutputs":
     from fsrp_edge.data.open import open_dataset
-    from fsrp_edge.pipeline.inputs import default_score_images
-    from fsrp_edge.scoring.moments import measure_inputs
+    from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 
     images = open_dataset(data, dense.spec, seed=0).train
-    return measure_inputs(dense, images.sample(default_score_images(dense.spec), 0))
+    return DenseOutputs(dense, images.sample(most_images(dense.spec), 0))

@@ -1,7 +1,7 @@
 """Budgets in a run: what they are reckoned with, trials of real files before the long work, the verdict after it."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,11 +22,10 @@ from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import make_plan
-from fsrp_edge.pruning.sensitivity import Gauge, measure_sensitivity, plan_by_worth, probe_images
+from fsrp_edge.pruning.refinement import Gauge, Planner, probe_images
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.records import Record
 from fsrp_edge.report import schema
-from fsrp_edge.scoring.moments import InputMoments
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.costs import DeviceCosts, device_costs, pool_costs
 from fsrp_edge.targets.graph_cost import GraphCost, graph_cost
@@ -262,7 +261,8 @@ def plan_outside_of_runs(
     wanted: ChannelOptions,
     target: str | None,
     data: str | None,
-    moments: Mapping[str, InputMoments] | None,
+    *,
+    compensated: bool,
 ) -> PruningPlan:
     """The plan of `fsrp-edge prune`: no files are tried, so what can't be counted is estimated.
 
@@ -271,8 +271,8 @@ def plan_outside_of_runs(
         scores: of its filters.
         wanted: how channels are to be chosen.
         target: name or path of a device profile, for its channel multiple and what budgets are reckoned with.
-        data: what the knapsack measures layers on; None for what the checkpoint names, or photographs.
-        moments: of what layers read, where pruning will compensate.
+        data: what the knapsack weighs plans on; None for what the checkpoint names, or photographs.
+        compensated: whether pruning will compensate.
     """
     profile = None if target is None else load_target(target)
     multiple = profile.channel_multiple if profile else 1
@@ -283,9 +283,8 @@ def plan_outside_of_runs(
     asked = PlanOptions(**dict(wanted), channel_multiple=multiple)
     if wanted.chosen_allocation == "knapsack":
         images = open_dataset(data or None, dense.spec, seed=0).train
-        gauge = Gauge(dense, images.sample(probe_images(dense.spec), 0), moments)
-        worth = measure_sensitivity(gauge, scores, multiple)
-        plan = plan_by_worth(gauge, scores, asked, costs, worth)
+        gauge = Gauge(dense, images.sample(probe_images(dense.spec), 0), compensated=compensated)
+        plan = Planner(gauge, scores).plan(asked, costs)
     else:
         plan = make_plan(dense, scores, asked, costs)
     log_plan(plan)

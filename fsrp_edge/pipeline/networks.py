@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fsrp_edge import progress
 from fsrp_edge.data.check import check_baseline
+from fsrp_edge.data.images import ImageSet
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.results import Accuracy
@@ -19,17 +20,16 @@ from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.budgeting import Trial, log_plan, plan_with_trials, settle
 from fsrp_edge.pipeline.inputs import on_device
 from fsrp_edge.pipeline.run import Run
-from fsrp_edge.pruning.allocation import Sensitivity
 from fsrp_edge.pruning.budgets import Budgets
+from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import check_budgets, least_network, make_plan
-from fsrp_edge.pruning.sensitivity import Gauge, measure_sensitivity, plan_by_worth, probe_images
+from fsrp_edge.pruning.refinement import Gauge, Planner, probe_images
 from fsrp_edge.pruning.stepwise import plan_by_strategy, prune_gradually
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.schema import LedgerRow, Recovery
-from fsrp_edge.scoring.moments import InputMoments, measure_inputs
 from fsrp_edge.scoring.score import score
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.training.loop import TrainingResult
@@ -93,48 +93,39 @@ def _tried(run: Run) -> list[str]:
     return [*files, place.target.digest, place.device.name, str(place.threads), *run.options.budgets.asked]
 
 
-def _gauge(run: Run) -> Gauge:
-    """What the worth of channels is measured by."""
-    images = run.score_images().first(probe_images(run.dense.spec))
-    return Gauge(run.dense, images, _moments(run))
+def _dense_outputs(run: Run) -> DenseOutputs | None:
+    """What pruning fits what stays to, where it compensates."""
+    return DenseOutputs(run.dense, _fitting_images(run)) if run.options.compensates else None
 
 
-def _moments(run: Run) -> dict[str, InputMoments] | None:
-    """What the dense network's layers read, where pruning compensates."""
-    return measure_inputs(run.dense, run.score_images()) if run.options.compensates else None
+def _fitting_images(run: Run) -> ImageSet:
+    return run.dataset.train.sample(most_images(run.dense.spec), run.options.seed)
 
 
 def _planner(
     run: Run, scores: FilterScores, wanted: PlanOptions
 ) -> Callable[[PlanOptions, Costing | None], PruningPlan]:
-    """Makes one-shot plans; what each group of channels is worth is measured once, for the knapsack."""
+    """Makes one-shot plans; the knapsack weighs them on images."""
     if wanted.chosen_allocation != "knapsack":
         return partial(make_plan, run.dense, scores)
-    multiple, gauge = run.target.channel_multiple, cache(partial(_gauge, run))
-    inputs = {
-        "scores": scores,
-        "images": run.score_images().digest,
-        "multiple": multiple,
-        "compensates": run.options.compensates,
-    }
-    worth = run.stage(
-        "sensitivity", Sensitivity, inputs, lambda: measure_sensitivity(gauge(), scores, multiple)
-    )
-    return lambda options, costing: plan_by_worth(gauge(), scores, options, costing, worth)
+    images = run.score_images().first(probe_images(run.dense.spec))
+    return Planner(Gauge(run.dense, images, compensated=run.options.compensates), scores).plan
 
 
 def make_pruning_plan(
     run: Run, scores: FilterScores, wanted: PlanOptions, costs: Costing | None, recipe: Recipe | None
 ) -> PruningPlan:
     """plan.json: which channels stay; rounds.safetensors, where recovery goes on between the rounds."""
-    make = _planner(run, scores, wanted)
     inputs: dict[str, Any] = {"scores": scores, "options": wanted}
+    if wanted.chosen_allocation == "knapsack":
+        inputs |= {"compensates": run.options.compensates}
     if costs is not None:
         inputs |= {"costing": costs.digest, "tried": _tried(run)}
     if run.options.round_epochs:
         inputs |= {"recipe": recipe, "round_epochs": run.options.round_epochs}
 
     def work() -> PruningPlan:
+        make = _planner(run, scores, wanted)
         best = costs and plan_with_trials(run.place, costs, run.dense, wanted, make)
         if run.options.round_epochs and recipe is not None:
             plan = _prune_in_rounds(run, make(wanted, best or None), inputs, recipe)
@@ -180,12 +171,12 @@ def prune(run: Run, plan: PruningPlan) -> Classifier:
     if run.options.round_epochs:
         inputs |= {"rounds": sha256_file(run.path(ROUNDS))}
     if run.options.compensates:
-        inputs |= {"compensated on": run.score_images().digest}
+        inputs |= {"compensated on": _fitting_images(run).digest}
 
     def cut() -> Classifier:
         if run.options.round_epochs:
             return run.load(ROUNDS)
-        return apply_plan(run.dense, plan, _moments(run))
+        return apply_plan(run.dense, plan, _dense_outputs(run))
 
     def work() -> None:
         run.save(cut(), PRUNED)

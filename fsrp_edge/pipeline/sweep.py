@@ -24,7 +24,7 @@ from fsrp_edge.report.sweep import (
     point_of,
 )
 
-SHARED = ("baseline", "score", "sensitivity", "budgets", "evaluate-dense*", "export-dense")
+SHARED = ("baseline", "score", "budgets", "evaluate-dense*", "export-dense")
 """Stages that say nothing of the ratio or the budget; a record is used only where its inputs are the same."""
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from fsrp_edge.pruning.budgets import BudgetKind
-from fsrp_edge.records import Record
 
 Figures = Callable[[np.ndarray], Mapping[BudgetKind, np.ndarray]]
 """What plans come to: from channels removed (plans, groups) to (plans,) of each kind of budget."""
@@ -34,29 +33,6 @@ class Levels:
     losses: np.ndarray
 
 
-class Sensitivity(Record):
-    """By the group's root, pairs of (channels removed, divergence of the outputs), ascending from (0, 0).
-
-    The divergence is Kullback and Leibler's of the pruned network's outputs from the dense one's, in nats an image.
-    """
-
-    curves: dict[str, tuple[tuple[int, float], ...]]
-
-    def losses(self, root: str, channels: int, removed: np.ndarray) -> np.ndarray | None:
-        """Divergence with so many of a group's `channels` gone; None for a group that was not tried.
-
-        Linear between what was tried; beyond it, it grows as the logarithm of the share that stays.
-        """
-        if root not in self.curves:
-            return None
-        tried, seen = np.array(self.curves[root]).T
-        seen = np.maximum.accumulate(seen)
-        left = np.log(np.maximum(1 - removed / channels, 1e-9))
-        beyond = seen[-1] * left / np.log(1 - tried[-1] / channels)
-        losses: np.ndarray = np.where(removed > tried[-1], beyond, np.interp(removed, tried, seen))
-        return losses
-
-
 def allocate(levels: Sequence[Levels], figures: Figures, limits: Mapping[BudgetKind, float]) -> np.ndarray:
     """Channels to remove of each group, (groups,).
 
@@ -65,7 +41,7 @@ def allocate(levels: Sequence[Levels], figures: Figures, limits: Mapping[BudgetK
         figures: what a plan costs.
         limits: the most that is allowed; taking every group's last level meets them.
     """
-    search = _Search(levels, figures, limits)
+    search = Search(levels, figures, limits)
     chosen = search.shrink(np.zeros(len(levels), dtype=int))
     for _ in range(MOST_EXCHANGES):
         better = search.exchange(search.give_back(chosen))
@@ -76,7 +52,7 @@ def allocate(levels: Sequence[Levels], figures: Figures, limits: Mapping[BudgetK
     return removed
 
 
-class _Search:
+class Search:
     """Moves between choices of one level a group."""
 
     def __init__(
@@ -93,6 +69,10 @@ class _Search:
         """Channels that go, (choices, groups)."""
         found: np.ndarray = self._removed[np.arange(choices.shape[1]), choices]
         return found
+
+    def nearest(self, chosen: np.ndarray) -> np.ndarray:
+        """A choice that meets the limits and leaves no room, reached from another in the cheapest steps."""
+        return self.give_back(self.shrink(chosen))
 
     def shrink(self, chosen: np.ndarray) -> np.ndarray:
         """Take the step that loses least for what it saves, until the limits are met."""

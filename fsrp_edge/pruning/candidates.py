@@ -9,7 +9,7 @@ from torch import nn
 
 from fsrp_edge.models.channel_graph import ChannelGroup, Convolution
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.pruning.allocation import Levels, Sensitivity
+from fsrp_edge.pruning.allocation import Levels
 from fsrp_edge.pruning.options import PlanOptions, matches, require_known
 from fsrp_edge.scoring.scores import FilterScores
 
@@ -113,25 +113,20 @@ class Candidate:
             return self.group.channels
         return kept_count(self.group.channels, 1.0 if self.ratio is None else self.ratio, self.step)
 
-    def levels(self, sensitivity: Sensitivity | None) -> Levels:
-        """What may go, step by step, and what is lost with it.
+    def levels(self) -> Levels:
+        """What may go, step by step, and what is lost with it as far as scores tell.
 
-        Where the group's sensitivity was not measured, that is minus the logarithm of the share of the scores that
-        stays, once for each layer that makes the channels: over a chain of layers these add up to the share that
-        passes through all of them, and no group is emptied for being cheap.
+        That is minus the logarithm of the share of the scores that stays, once for each layer that makes the channels:
+        over a chain of layers these add up to the share that passes through all of them, and no group is emptied for
+        being cheap.
         """
         channels = self.group.channels
         if self.reason is not None or self.scores is None or self.ratio is not None:
             return Levels(np.array([channels - len(self.kept(0))]), np.zeros(1))
         counts = np.array([channels, *range((channels - 1) // self.step * self.step, 0, -self.step)])
-        losses = None
-        if sensitivity is not None:
-            losses = sensitivity.losses(self.group.root, channels, channels - counts)
-        if losses is None:
-            scores = np.sort(np.maximum(self.scores, 0) + 1e-12)[::-1]
-            share = np.cumsum(scores)[counts - 1] / scores.sum()
-            losses = -np.log(share) * len(self.group.members)
-        return Levels(channels - counts, losses)
+        scores = np.sort(np.maximum(self.scores, 0) + 1e-12)[::-1]
+        share = np.cumsum(scores)[counts - 1] / scores.sum()
+        return Levels(channels - counts, -np.log(share) * len(self.group.members))
 
     def _share(self, ratio: float) -> float:
         """The share of this group that lies in the lowest `ratio` of all."""

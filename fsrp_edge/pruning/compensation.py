@@ -1,64 +1,202 @@
-"""What removed channels carried, folded into the weights of the layers that read them.
+"""What removed channels carried, fitted into the weights that stay.
 
-By least squares over images: each removed channel is replaced by the linear mixture of the remaining ones that comes
-closest to it, and that mixture goes into the next layer's weights, at no cost when the network runs. In the manner of
-channel pruning by reconstruction (He et al., arXiv 1707.06168; ThiNet, arXiv 1707.06342), from the covariance of what
-the dense network's layers read, so that one pass over the images serves all layers.
+Layer by layer, in the order in which the network runs: the weights of each are changed so that its outputs, from what
+it reads now, come closest to those of the dense network, by least squares over a sample of images and places. So a
+layer makes up for the inputs that it lost and for what the layers before it could not make up for. In the manner of
+channel pruning by reconstruction (He et al., arXiv 1707.06168; ThiNet, arXiv 1707.06342), for all layers in one forward
+pass of either network.
 """
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from fsrp_edge.models.channel_graph import Convolution, find_layer
-from fsrp_edge.scoring.moments import InputMoments
+from fsrp_edge import compute
+from fsrp_edge.attacks import attackable
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.models.classifier import Classifier, ModelSpec
+from fsrp_edge.scoring.capture import as_maps
 
-RIDGE = 1e-3
-"""Of the mean square: channels that hardly vary or repeat one another would get huge weights of opposite signs."""
+Fitted = nn.Conv2d | nn.Linear
+
+ROWS = 8192
+"""Places, over all images, that a layer is fitted at."""
+CHECKED = 8
+"""One place in so many only judges whether the fit holds for images that it did not see."""
+RIDGE = 0.1
+"""Of the mean square of what is read: the pull towards the weights as they were. With a tenth of it, clean accuracy is
+the same and attacks find twice as many faults in a robust network that lost nine tenths of its channels."""
+BATCH = 64
 
 
-def compensate(
-    network: nn.Module, removed: Mapping[str, Collection[int]], moments: Mapping[str, InputMoments]
-) -> None:
-    """Change the weights of layers in place so that they need the channels that they will lose as little as possible.
+def most_images(spec: ModelSpec) -> int:
+    """How many images a network is fitted on: they run through it at once."""
+    height, width = spec.input_shape[1:]
+    return min(max(2**21 // (height * width), 64), 512)
 
-    Grouped convolutions, and layers of which nothing is known, stay as they are.
+
+@dataclass(frozen=True)
+class _Sample:
+    """What a layer of the dense network put out at some places.
 
     Args:
-        network: not smaller yet.
-        removed: input channels that each layer will lose, by its name.
-        moments: of the dense network's layers.
+        image, place: (rows,) where; places count row by row through a map.
+        width: of the map.
+        outputs: (rows, channels) float32.
     """
-    for name, gone in removed.items():
-        layer = find_layer(network, name)
-        if (
-            name in moments
-            and getattr(layer, "groups", 1) == 1
-            and isinstance(layer, nn.Linear | Convolution)
-        ):
-            _fold(layer, sorted(gone), moments[name])
+
+    image: Tensor
+    place: Tensor
+    width: int
+    outputs: Tensor
 
 
-def _fold(layer: nn.Linear | Convolution, removed: list[int], moments: InputMoments) -> None:
-    device = moments.mean.device
-    gone = torch.tensor(removed, device=device)
-    lost = set(removed)
-    stay = torch.tensor([c for c in range(len(moments.mean)) if c not in lost], device=device)
-    known = moments.covariance[stay[:, None], stay]
-    squares = known.diagonal() + moments.mean[stay].square()
-    ridge = RIDGE * squares.mean().clamp_min(torch.finfo(known.dtype).tiny)
-    mixture = torch.linalg.solve(
-        known + ridge * torch.eye(len(stay), dtype=known.dtype, device=device),
-        moments.covariance[stay[:, None], gone],
-    )  # (stay, gone)
-    with torch.no_grad():
-        weight = layer.weight.double().to(device)
-        by_input = weight if getattr(layer, "transposed", False) else weight.transpose(0, 1)
-        missing = by_input[gone]
-        by_input[stay] += torch.einsum("sg,g...->s...", mixture, missing)
-        layer.weight.copy_(weight)
-        if layer.bias is not None:
-            constant = moments.mean[gone] - moments.mean[stay] @ mixture
-            at_every_place = missing.reshape(*missing.shape[:2], -1).sum(dim=2)  # but at a padded border
-            layer.bias += (constant @ at_every_place).to(layer.bias)
+class DenseOutputs:
+    """What the layers of a dense network put out, for smaller copies of it to be fitted to.
+
+    Args:
+        classifier: the dense network, on the device to compute on.
+        images: `most_images` suffice; labels are not needed.
+        fitted: how many of them, the first ones, smaller networks are fitted on; None for all.
+        rows: places that are sampled for each layer.
+    """
+
+    def __init__(
+        self, classifier: Classifier, images: ImageSet, *, fitted: int | None = None, rows: int = ROWS
+    ) -> None:
+        device = compute.device_of(classifier)
+        self.pixels = torch.cat([pixels for pixels, _ in images.batches(BATCH)]).to(device)
+        self._fitted, self._rows = fitted or len(self.pixels), rows
+        self._generator = torch.Generator().manual_seed(0)
+        self._samples: dict[str, _Sample] = {}
+        calls = Counter[str]()
+
+        def record(name: str, layer: Fitted, _: Tensor, output: Tensor) -> None:
+            calls[name] += 1
+            self._samples[name] = self._sample(as_maps(layer, output))
+
+        with torch.no_grad(), attackable(classifier), _watching(classifier, after=record):
+            self.logits: Tensor = classifier(self.pixels).float()
+        for name, count in calls.items():
+            if count > 1:  # it would have to serve several inputs
+                del self._samples[name]
+
+    def fit(self, pruned: Classifier, gone: Mapping[str, Collection[int]]) -> Tensor:
+        """Change a smaller copy's weights in place.
+
+        A layer stays as it is where the fit would not serve the places that judge it.
+
+        Args:
+            pruned: of the same layers with fewer channels.
+            gone: output channels that layers lost, by the layer's name.
+
+        Returns:
+            The smaller network's logits for all images, (N, classes).
+        """
+
+        def fit(name: str, layer: Fitted, inputs: Tensor) -> None:
+            sample = self._samples.get(name)
+            if sample is None:
+                return
+            lost = set(gone.get(name, ()))
+            stay = [channel for channel in range(sample.outputs.shape[1]) if channel not in lost]
+            _fit(layer, _reads(layer, inputs, sample), sample.outputs[:, stay])
+
+        with torch.no_grad(), attackable(pruned), _watching(pruned, before=fit):
+            logits: Tensor = pruned(self.pixels).float()
+        return logits
+
+    def _sample(self, maps: Tensor) -> _Sample:
+        """Maps (N, C, H, W); the first dimension may be windows of images."""
+        places = maps.shape[2] * maps.shape[3]
+        there = maps.shape[0] * self._fitted // len(self.pixels) * places
+        chosen = torch.randperm(there, generator=self._generator)[: self._rows].sort().values.to(maps.device)
+        image, place = chosen // places, chosen % places
+        return _Sample(image, place, maps.shape[3], maps.flatten(2)[image, :, place].float())
+
+
+@contextmanager
+def _watching(
+    classifier: Classifier,
+    *,
+    before: Callable[[str, Fitted, Tensor], None] | None = None,
+    after: Callable[[str, Fitted, Tensor, Tensor], None] | None = None,
+) -> Iterator[None]:
+    """Call these around each call of a layer that can be fitted."""
+    hooks = []
+    for name, layer in classifier.network.named_modules():
+        if not isinstance(layer, Fitted):
+            continue
+        if before is not None:
+            hooks.append(
+                layer.register_forward_pre_hook(lambda layer, args, name=name: before(name, layer, args[0]))
+            )
+        if after is not None:
+            hooks.append(
+                layer.register_forward_hook(
+                    lambda layer, args, output, name=name: after(name, layer, args[0], output)
+                )
+            )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _reads(layer: Fitted, inputs: Tensor, sample: _Sample) -> Tensor:
+    """What a layer reads for each of the sampled outputs, (rows, input channels, taps)."""
+    if isinstance(layer, nn.Linear):
+        return as_maps(layer, inputs).flatten(2)[sample.image, :, sample.place, None].float()
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    maps = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+    top = sample.place // sample.width * layer.stride[0]
+    left = sample.place % sample.width * layer.stride[1]
+    taps = [
+        maps[sample.image, :, top + down * layer.dilation[0], left + right * layer.dilation[1]]
+        for down in range(layer.kernel_size[0])
+        for right in range(layer.kernel_size[1])
+    ]
+    return torch.stack(taps, 2).float()
+
+
+def _fit(layer: Fitted, reads: Tensor, wanted: Tensor) -> None:
+    """Ridge regression of what is missing, in each group of a grouped convolution."""
+    groups, rows = getattr(layer, "groups", 1), len(reads)
+    learnt = rows - rows // CHECKED
+    taps = reads.reshape(rows, groups, -1).transpose(0, 1)  # (groups, rows, taps)
+    weight = (
+        layer.weight.float().reshape(groups, -1, taps.shape[2]).transpose(1, 2)
+    )  # (groups, taps, outputs)
+    missing = wanted.reshape(rows, groups, -1).transpose(0, 1) - taps @ weight
+    taps_mean, missing_mean = torch.zeros_like(taps[:, :1]), torch.zeros_like(missing[:, :1])
+    if layer.bias is not None:
+        missing = missing - layer.bias.float().reshape(groups, 1, -1)
+        taps_mean, missing_mean = taps[:, :learnt].mean(1, True), missing[:, :learnt].mean(1, True)
+    known, error = taps[:, :learnt] - taps_mean, missing[:, :learnt] - missing_mean
+    change = _ridge_regression(known, error)
+    constant = missing_mean - taps_mean @ change
+    left = missing[:, learnt:] - taps[:, learnt:] @ change - constant
+    if not left.square().sum() < missing[:, learnt:].square().sum():
+        return
+    layer.weight += change.transpose(1, 2).reshape(layer.weight.shape).to(layer.weight)
+    if layer.bias is not None:
+        layer.bias += constant.flatten().to(layer.bias)
+
+
+def _ridge_regression(known: Tensor, wanted: Tensor) -> Tensor:
+    """(groups, taps, outputs) from (groups, rows, taps) and (groups, rows, outputs), by the smaller system."""
+    rows, taps = known.shape[1:]
+    across = known.transpose(1, 2)
+    products = (across @ known if taps <= rows else known @ across).double()
+    ridge = RIDGE * products.diagonal(dim1=1, dim2=2).sum(1) / taps
+    ridge = torch.where(ridge > 0, ridge, 1.0)  # nothing varies
+    factor = torch.linalg.cholesky(products + torch.diag_embed(ridge[:, None].expand(-1, products.shape[1])))
+    if taps <= rows:
+        return torch.cholesky_solve((across @ wanted).double(), factor).float()
+    return across @ torch.cholesky_solve(wanted.double(), factor).float()

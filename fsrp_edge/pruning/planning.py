@@ -3,6 +3,7 @@
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,12 +12,12 @@ from fsrp_edge.files import sha256_json
 from fsrp_edge.models.channel_graph import PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.pruning.allocation import Sensitivity, allocate
+from fsrp_edge.pruning.allocation import allocate
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Limit, show
 from fsrp_edge.pruning.candidates import Candidate, candidates_of, choose_channels
 from fsrp_edge.pruning.costs import Costing, PlanCosts
 from fsrp_edge.pruning.options import PlanOptions
-from fsrp_edge.pruning.plan import GroupPlan, PruningPlan
+from fsrp_edge.pruning.plan import Allocation, GroupPlan, PruningPlan
 from fsrp_edge.pruning.surgery import smaller
 from fsrp_edge.scoring.scores import FilterScores
 
@@ -24,25 +25,78 @@ _FINEST = 2**-24
 """Ratios are solved for to this: finer than one channel of any layer."""
 
 
-def make_plan(
-    classifier: Classifier,
-    scores: FilterScores,
-    options: PlanOptions,
-    costing: Costing | None = None,
-    sensitivity: Sensitivity | None = None,
-) -> PruningPlan:
-    """Plan which channels stay.
+@dataclass(frozen=True)
+class Planning:
+    """What plans of a network are made from, looked up once for all that are tried.
 
     Args:
         classifier: the network that was scored.
         scores: of its filters.
         options: how much is to go, of what, and what has to stay.
-        costing: what budgets of latency, size and memory are reckoned with.
-        sensitivity: what groups are worth, for the knapsack; without it each layer counts the same.
+        candidates: its groups.
+        costs: what plans come to.
+        budgets: what was asked for, beside the dense network's figure and the least; one of parameters or MACs where
+            the knapsack was asked for a ratio of these.
+    """
+
+    classifier: Classifier
+    scores: FilterScores
+    options: PlanOptions
+    candidates: Sequence[Candidate]
+    costs: PlanCosts
+    budgets: tuple[Budgeted, ...]
+
+    @property
+    def limits(self) -> dict[BudgetKind, float]:
+        """The most that is allowed."""
+        return {each.kind: each.limit for each in self.budgets}
+
+    def kept(self, counts: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """So many channels of each group, by its root: those with the highest scores."""
+        pairs = zip(self.candidates, counts, strict=True)
+        return {each.group.root: each.best(count) for each, count in pairs}
+
+    def plan(self, counts: Sequence[int]) -> PruningPlan:
+        """The plan that leaves so many channels of each group.
+
+        Raises:
+            BadInputError: nothing would be removed.
+        """
+        options, kept = self.options, self.kept(counts)
+        plans = tuple(
+            _plan_group(each, kept[each.group.root], options.channel_multiple) for each in self.candidates
+        )
+        if all(len(plan.kept) == plan.channels for plan in plans):
+            raise BadInputError(_nothing_to_remove(plans, self.budgets, options))
+        removed = np.array([[plan.channels - len(plan.kept) for plan in plans]])
+        figures, totals = self.costs.figures(removed), self.costs.counter.totals(removed)
+        share = 1 - float(totals["channels"][0]) / self.costs.counter.dense.channels
+        return PruningPlan(
+            architecture=self.classifier.spec.architecture,
+            model_sha256=self.scores.model_sha256,
+            criterion=self.scores.criterion,
+            scores_sha256=sha256_json(self.scores.model_dump(mode="json")),
+            ratio=round(share, 4) if options.budgets.asked else options.ratio,
+            ratio_of="channels" if options.budgets.asked else options.ratio_of,
+            channel_multiple=options.channel_multiple,
+            allocation=options.chosen_allocation,
+            budgets=tuple(
+                each.model_copy(update={"planned": float(figures[each.kind][0])})
+                for each in self.budgets
+                if each.kind in options.budgets.asked
+            ),
+            groups=plans,
+        )
+
+
+def planning_of(
+    classifier: Classifier, scores: FilterScores, options: PlanOptions, costing: Costing | None = None
+) -> Planning:
+    """Look up what plans of a network are made from; see `Planning`.
 
     Raises:
-        BadInputError: scores of another network, a pattern that fits no layer, a ratio or a budget that cannot be
-            reached (the nearest that can is named), or nothing would be removed.
+        BadInputError: scores of another network, a pattern that fits no layer, or a budget that cannot be reached (the
+            nearest that can is named).
     """
     model_sha256 = weights_sha256(classifier.network)
     if scores.model_sha256 != model_sha256:
@@ -53,33 +107,25 @@ def make_plan(
     groups = PruningGraph(classifier).groups()
     candidates = candidates_of(classifier, groups, scores, options)
     costs = PlanCosts(classifier, groups, costing)
-    budgets = _budgets(candidates, costs, options)
-    kept = _allocated(candidates, costs, options, {each.kind: each.limit for each in budgets}, sensitivity)
-    plans = tuple(
-        _plan_group(each, channels, options.channel_multiple)
-        for each, channels in zip(candidates, kept, strict=True)
-    )
-    if all(len(plan.kept) == plan.channels for plan in plans):
-        raise BadInputError(_nothing_to_remove(plans, budgets, options))
-    removed = np.array([[plan.channels - len(plan.kept) for plan in plans]])
-    figures, totals = costs.figures(removed), costs.counter.totals(removed)
-    share = 1 - float(totals["channels"][0]) / costs.counter.dense.channels
-    return PruningPlan(
-        architecture=classifier.spec.architecture,
-        model_sha256=model_sha256,
-        criterion=scores.criterion,
-        scores_sha256=sha256_json(scores.model_dump(mode="json")),
-        ratio=round(share, 4) if options.budgets.asked else options.ratio,
-        ratio_of="channels" if options.budgets.asked else options.ratio_of,
-        channel_multiple=options.channel_multiple,
-        allocation=options.chosen_allocation,
-        budgets=tuple(
-            each.model_copy(update={"planned": float(figures[each.kind][0])})
-            for each in budgets
-            if each.kind in options.budgets.asked
-        ),
-        groups=plans,
-    )
+    return Planning(classifier, scores, options, candidates, costs, _budgets(candidates, costs, options))
+
+
+def make_plan(
+    classifier: Classifier, scores: FilterScores, options: PlanOptions, costing: Costing | None = None
+) -> PruningPlan:
+    """Plan which channels stay, by scores alone; `pruning.refinement` improves on it with images.
+
+    Args:
+        classifier: the network that was scored.
+        scores: of its filters.
+        options: how much is to go, of what, and what has to stay.
+        costing: what budgets of latency, size and memory are reckoned with.
+
+    Raises:
+        BadInputError: as `planning_of`, a ratio that cannot be reached, or nothing would be removed.
+    """
+    planning = planning_of(classifier, scores, options, costing)
+    return planning.plan(allocated(planning, options.chosen_allocation))
 
 
 def check_budgets(
@@ -145,25 +191,22 @@ def _budgets(candidates: Sequence[Candidate], costs: PlanCosts, options: PlanOpt
     return found
 
 
-def _allocated(
-    candidates: Sequence[Candidate],
-    costs: PlanCosts,
-    options: PlanOptions,
-    limits: Mapping[BudgetKind, float],
-    sensitivity: Sensitivity | None,
-) -> list[tuple[int, ...]]:
-    """Channels that stay of each group."""
-    if options.chosen_allocation == "knapsack":
-        removed = allocate([each.levels(sensitivity) for each in candidates], costs.figures, limits)
-        return [
-            each.best(int(each.group.channels - gone)) for each, gone in zip(candidates, removed, strict=True)
-        ]
+def allocated(planning: Planning, allocation: Allocation) -> list[int]:
+    """Channels that stay of each group, as an allocation has it.
+
+    Raises:
+        BadInputError: no common ratio meets the budgets, or removes the share that was asked for.
+    """
+    candidates, costs, options = planning.candidates, planning.costs, planning.options
+    if allocation == "knapsack":
+        removed = allocate([each.levels() for each in candidates], costs.figures, planning.limits)
+        return [int(each.group.channels - gone) for each, gone in zip(candidates, removed, strict=True)]
     ratio = options.ratio
-    if limits:
-        ratio = _ratio_within(candidates, costs, limits)
+    if planning.limits:
+        ratio = _ratio_within(candidates, costs, planning.limits)
     elif options.ratio_of != "channels":
         ratio = _ratio_that_removes(candidates, costs, options)
-    return [each.kept(ratio) for each in candidates]
+    return [len(each.kept(ratio)) for each in candidates]
 
 
 def _removed(candidates: Sequence[Candidate], ratio: float) -> np.ndarray:

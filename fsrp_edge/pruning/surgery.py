@@ -13,21 +13,18 @@ from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGra
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.layer_shapes import with_layer_shapes
 from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.pruning.compensation import compensate
+from fsrp_edge.pruning.compensation import DenseOutputs
 from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.scoring.moments import InputMoments
 
 
-def apply_plan(
-    classifier: Classifier, plan: PruningPlan, moments: Mapping[str, InputMoments] | None = None
-) -> Classifier:
+def apply_plan(classifier: Classifier, plan: PruningPlan, outputs: DenseOutputs | None = None) -> Classifier:
     """A smaller copy of `classifier` that holds only the channels the plan keeps.
 
     Args:
         classifier: the network that the plan was made for; it is left as it is.
         plan: channels to keep, group by group.
-        moments: of what its layers read, to fold what is removed into what stays (`pruning.compensation`); None leaves
-            the remaining weights as they are.
+        outputs: of its layers, to fit what stays to (`pruning.compensation`); None leaves the remaining weights as they
+            are.
 
     Returns:
         The pruned classifier; its `spec.layer_shapes` says how to build it again.
@@ -44,14 +41,14 @@ def apply_plan(
         )
     groups = PruningGraph(classifier).groups()
     _require_fits(plan, groups)
-    return smaller(classifier, groups, {group.root: group.kept for group in plan.groups}, moments)
+    return smaller(classifier, groups, {group.root: group.kept for group in plan.groups}, outputs)
 
 
 def smaller(
     classifier: Classifier,
     groups: Sequence[ChannelGroup],
     kept: Mapping[str, Sequence[int]],
-    moments: Mapping[str, InputMoments] | None = None,
+    outputs: DenseOutputs | None = None,
 ) -> Classifier:
     """A copy of `classifier` without the channels of its `groups` that are not `kept`, by the group's root.
 
@@ -59,16 +56,15 @@ def smaller(
         ToolFailedError: the smaller network does not run or lost classes.
     """
     pruned = copy.deepcopy(classifier)
-    remove_channels(pruned.network, groups, kept, moments)
+    remove_channels(pruned.network, groups, kept)
     _require_runs(pruned)
+    if outputs is not None:
+        outputs.fit(pruned, removed_outputs(groups, kept))
     return Classifier(pruned.network, with_layer_shapes(pruned.network, pruned.spec))
 
 
 def remove_channels(
-    network: nn.Module,
-    groups: Sequence[ChannelGroup],
-    kept: Mapping[str, Sequence[int]],
-    moments: Mapping[str, InputMoments] | None = None,
+    network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
 ) -> None:
     """Resize every layer of `network` in place, each once.
 
@@ -79,13 +75,8 @@ def remove_channels(
         network: as it was when the groups were found.
         groups: of the network.
         kept: channels that stay, by the group's root.
-        moments: see `apply_plan`.
     """
-    removals = removed_channels(groups, kept)
-    if moments is not None:
-        inputs = {layer: removed for (layer, side), removed in removals.items() if side == "input"}
-        compensate(network, inputs, moments)
-    for (layer, side), removed in removals.items():
+    for (layer, side), removed in removed_channels(groups, kept).items():
         _shrink(network, layer, side, removed)
 
 
@@ -102,6 +93,12 @@ def removed_channels(
             pairs = zip(part.channels, part.root_channels, strict=True)
             removed[part.layer, part.side].update(channel for channel, root in pairs if root in gone)
     return {place: channels for place, channels in removed.items() if channels}
+
+
+def removed_outputs(groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
+    """Which of its output channels each layer loses."""
+    removals = removed_channels(groups, kept)
+    return {layer: removed for (layer, side), removed in removals.items() if side != "input"}
 
 
 def _shrink(network: nn.Module, name: str, side: Side, removed: set[int]) -> None:

@@ -12,12 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsrp_edge import compute, distributed
-from fsrp_edge.attacks import attackable
-from fsrp_edge.data.images import ImageSet
-from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
+from fsrp_edge import distributed
+from fsrp_edge.models.channel_graph import ChannelGroup
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.progress import track
 from fsrp_edge.scoring.capture import as_maps
 from fsrp_edge.scoring.fourier import low_coefficients
 
@@ -113,21 +110,6 @@ def read_input_moments(
 def readers(groups: Iterable[ChannelGroup]) -> list[str]:
     """Names of the layers that take channels of these groups as input."""
     return sorted({part.layer for group in groups for part in group.slices if part.side == "input"})
-
-
-def measure_inputs(classifier: Classifier, images: ImageSet) -> dict[str, InputMoments]:
-    """What the layers of a dense network read that can lose input channels, for `pruning.compensation`.
-
-    Adversarial examples would serve no better, also where the network is robust (`benchmarks/compensation.py`).
-
-    Args:
-        classifier: the dense network, on the device to compute on.
-        images: a few hundred; labels are not needed.
-    """
-    device, layers = compute.device_of(classifier), readers(PruningGraph(classifier).groups())
-    batches = track(images.batches(BATCH), "reading what layers take", images.batch_count(BATCH))
-    with attackable(classifier):
-        return read_input_moments(classifier, (pixels.to(device) for pixels, _ in batches), layers)
 
 
 def by_position(channels: Collection[int], roots: Collection[int]) -> list[tuple[list[int], list[int]]]:

@@ -15,6 +15,8 @@ from fsrp_edge.training.recipe import Recipe
 
 HELD_OUT_SHARE = 0.1
 MOST_HELD_OUT = 1000
+UNTRAINED = Recipe(method="natural")
+"""Says what networks that are not trained are judged by: clean accuracy before robust."""
 
 
 def split_held_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -57,7 +59,8 @@ def recover(
     Args:
         pruned: network to recover.
         images: training images; a tenth of them is held out to choose the best epoch.
-        recipe: of the fine-tuning; None recalibrates batch norm and trains nothing.
+        recipe: of the fine-tuning; None recalibrates batch norm, unless held-out images are against it (a compensated
+            network's statistics fit already), and trains nothing.
         seed: of every random draw.
         teacher: the dense network, for a recipe that distils.
         checkpoint: of the fine-tuning, rewritten after each epoch and continued from.
@@ -69,7 +72,8 @@ def recover(
     """
     learnt, held_out = split_held_out(images, seed)
     if recipe is None:
-        recalibrate_batch_norm(pruned, learnt, seed=seed)
+        with _kept_where_better(pruned, held_out, UNTRAINED, seed, or_equal=True):
+            recalibrate_batch_norm(pruned, learnt, seed=seed)
         return TrainingResult(pruned, 0, ())
     result = TrainingResult(pruned, 0, ())
     if recipe.epochs:
@@ -98,13 +102,14 @@ class _Change:
 
 @contextmanager
 def _kept_where_better(
-    network: Classifier, held_out: ImageSet, recipe: Recipe, seed: int
+    network: Classifier, held_out: ImageSet, recipe: Recipe, seed: int, *, or_equal: bool = False
 ) -> Iterator[_Change]:
-    """Undo what the block does to the network's values unless it is better on held-out images then."""
+    """Undo what the block does to the network's values unless it is better (or no worse) on held-out images then."""
     before = copy.deepcopy(network.state_dict())
     merit = held_out_merit(network, held_out, recipe, seed)
     change = _Change()
     yield change
-    change.improved = held_out_merit(network, held_out, recipe, seed) > merit
-    if not change.improved:
+    after = held_out_merit(network, held_out, recipe, seed)
+    change.improved = after > merit
+    if after < merit or (after == merit and not or_equal):
         network.load_state_dict(before)

@@ -29,6 +29,7 @@ from fsrp_edge.pipeline.inputs import choose_artifacts, load_data
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pipeline.rundir import RunDirectory
 from fsrp_edge.pruning.budgets import Budgets
+from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.evidence import Pictured
@@ -37,7 +38,6 @@ from fsrp_edge.report.store import load_report
 from fsrp_edge.report.verify import verify
 from fsrp_edge.runtimes import open_session
 from fsrp_edge.scoring.fsrp import FSRP
-from fsrp_edge.scoring.moments import measure_inputs
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.training.recipe import Recipe
@@ -210,7 +210,7 @@ def test_the_ledger_tells_each_network_and_each_file(finished: CompressResult) -
     for name in ("dense", "pruned", "recovered"):
         assert [(a.attack, a.images) for a in rows[name].accuracies] == [("clean", 100), ("pgd-2", 20)]
     assert rows["dense"].accuracies[0].accuracy > 0.9
-    assert rows["recovered"].accuracies[0].accuracy > rows["pruned"].accuracies[0].accuracy + 0.2
+    assert rows["recovered"].accuracies[0].accuracy >= rows["pruned"].accuracies[0].accuracy > 0.9
     for name in ("dense onnx fp32", "onnx fp32", "onnx int8"):
         assert rows[name].accuracies[0].images == 100
         assert rows[name].latency[0].p50_ms > 0 and all(check.passed for check in rows[name].parity)
@@ -283,10 +283,10 @@ def test_the_plan_gives_the_pruned_network_again(
     finished: CompressResult, options: CompressOptions, again: Any
 ) -> None:
     plan, dense = PruningPlan.load(finished.directory / "plan.json"), load_classifier(options.checkpoint)
-    images = load_data(dense, options.data, options.seed).train.sample(40, options.seed)
+    images = load_data(dense, options.data, options.seed).train.sample(most_images(dense.spec), options.seed)
 
     saved = load_classifier(finished.directory / "pruned.safetensors").state_dict()
-    made = apply_plan(dense, plan, measure_inputs(dense, images)).state_dict()
+    made = apply_plan(dense, plan, DenseOutputs(dense, images)).state_dict()
     torch.testing.assert_close(made, saved, rtol=1e-3, atol=1e-4)  # a run computes in another memory layout
     plain = again(compensate=False)
     saved_plain = load_classifier(plain.directory / "pruned.safetensors")

@@ -2,22 +2,17 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
 
 from fsrp_edge.bench.address import parse_address
-from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.export import ArtifactRequest
-from fsrp_edge.models.channel_graph import PruningGraph
-from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.budgeting import Workplace, costing, named_graph, plan_with_trials, settle
-from fsrp_edge.pruning.allocation import Levels, Sensitivity, allocate
+from fsrp_edge.pruning.allocation import Levels, allocate
 from fsrp_edge.pruning.budgets import Budgets, parse_limit
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import check_budgets, least_network, make_plan
-from fsrp_edge.pruning.sensitivity import Gauge, measure_sensitivity, plan_by_worth
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.load import load_target
@@ -147,61 +142,6 @@ def test_locked_groups_stay_whole_under_budgets(resnet, costs):
     for group in found.groups:
         if group.root.startswith("layer3") or group.root == "conv1":
             assert len(group.kept) == group.channels, group.root
-
-
-@pytest.mark.slow
-def test_sensitivity_tells_a_stream_that_all_blocks_share_from_channels_inside_a_block(resnet):
-    dense, before = resnet, weights_sha256(resnet.network)
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
-    images = ImageSet.of("noise", ArraySource(pixels), torch.zeros(64))
-    scores = random_scores(dense)
-    found = measure_sensitivity(Gauge(dense, images, None), scores, 4)
-    assert weights_sha256(dense.network) == before
-    groups = {group.root: group for group in PruningGraph(dense).groups()}
-    assert all(curve[0] == (0, 0.0) and curve[-1][1] > 0 for curve in found.curves.values())
-    at_half = {
-        root: found.losses(root, groups[root].channels, np.array([groups[root].channels // 2]))[0]
-        for root in found.curves
-    }
-    shared = [root for root in at_half if len(groups[root].members) > 1]
-    inside = [root for root in at_half if len(groups[root].members) == 1]
-    assert shared and min(at_half[root] for root in shared) > np.median([at_half[root] for root in inside])
-    # What was measured decides: the group that is worth nothing goes first.
-    root = inside[0]
-    cheap = Sensitivity(curves=found.curves | {root: ((0, 0.0), (groups[root].channels - 4, 1e-6))})
-    options = PlanOptions.model_validate({"budgets": {"macs": "0.8"}, "channel_multiple": 4})
-    kept = {each.root: len(each.kept) for each in make_plan(dense, scores, options, None, cheap).groups}
-    assert kept[root] == 4
-
-
-def test_under_budgets_the_plan_that_moves_outputs_less_is_taken(resnet, monkeypatch):
-    scores = random_scores(resnet)
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
-    gauge = Gauge(resnet, ImageSet.of("noise", ArraySource(pixels), torch.zeros(8)), None)
-    worth = Sensitivity(curves={})
-    options = PlanOptions.model_validate({"budgets": {"macs": "0.5"}, "channel_multiple": 4})
-    asked = []
-
-    def moved(first: float, second: float) -> None:
-        answers = iter((first, second))
-        monkeypatch.setattr(gauge, "divergence", lambda kept: (asked.append(kept), next(answers))[1])
-
-    for first, second, allocation in ((0.1, 0.2, "knapsack"), (0.2, 0.1, "uniform"), (0.1, 0.1, "knapsack")):
-        moved(first, second)
-        plan = plan_by_worth(gauge, scores, options, None, worth)
-        assert plan.allocation == allocation and plan.budgets[0].planned <= plan.budgets[0].limit
-    assert len(asked) == 6 and asked[0] != asked[1]
-    wanted = options.model_copy(update={"allocation": "knapsack"})
-    assert plan_by_worth(gauge, scores, wanted, None, worth).allocation == "knapsack"
-    assert len(asked) == 6, "who asks for the knapsack gets it"
-
-
-def test_divergence_is_interpolated_and_grows_without_bound_beyond_what_was_tried():
-    curve = Sensitivity(curves={"a": ((0, 0.0), (4, 0.2), (8, 1.0), (12, 0.9))})
-    losses = curve.losses("a", 16, np.array([0, 2, 8, 12, 14, 15]))
-    assert losses[:4].tolist() == pytest.approx([0, 0.1, 1.0, 1.0])
-    assert losses[4] == pytest.approx(1.5) and losses[5] > losses[4]
-    assert curve.losses("b", 16, np.array([1])) is None
 
 
 @pytest.mark.parametrize("share", ["75%", "40%", "15%"])

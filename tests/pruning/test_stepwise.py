@@ -109,7 +109,7 @@ def test_global_allocation_takes_more_from_layers_with_more_low_scores(planned):
 
 
 def in_rounds(classifier, scorer, tune=None):
-    plan = make_plan(classifier, scorer(classifier), PlanOptions(channel_multiple=4), None, None)
+    plan = make_plan(classifier, scorer(classifier), PlanOptions(channel_multiple=4))
     return prune_gradually(classifier, plan, scorer, rounds=3, multiple=4, tune=tune)
 
 

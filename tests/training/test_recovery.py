@@ -38,6 +38,25 @@ def test_without_a_recipe_only_the_statistics_of_batch_norm_change(digit_sets, s
     }
 
 
+@pytest.mark.parametrize(("statistics", "kept"), [(1e4, True), (None, False)])
+def test_statistics_that_fit_already_are_not_replaced_by_worse_ones(
+    digit_sets, small_cnn, monkeypatch: pytest.MonkeyPatch, statistics: float | None, kept: bool
+) -> None:
+    train, _ = digit_sets
+    network = recover(small_cnn(), train, Recipe(method="natural", epochs=2), seed=0).classifier
+    before = weights_sha256(network)
+
+    def recalibrate(classifier, images, **_: object) -> None:
+        for norm in (module for module in classifier.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            if statistics is None:
+                norm.running_mean.add_(1e-6)  # as good as before
+            else:
+                norm.running_var.fill_(statistics)
+
+    monkeypatch.setattr("fsrp_edge.training.recovery.recalibrate_batch_norm", recalibrate)
+    assert (weights_sha256(recover(network, train, None, seed=0).classifier) == before) == kept
+
+
 def test_recovery_repeats_to_the_bit_and_learns(digit_sets, small_cnn) -> None:
     recipe = Recipe(method="natural", epochs=2, batch_size=50, learning_rate=0.05)
     first, second = (recover(small_cnn(), digit_sets[0], recipe, seed=1) for _ in range(2))

@@ -1,0 +1,191 @@
+"""Plans weighed as wholes: channels move between groups for as long as the network's outputs move less with it.
+
+What a group loses alone says little of what it loses when all others shrink as well, so the worth of a step is measured
+around the plan at hand. In each round every group is tried with more and with fewer channels; the knapsack chooses
+within that range as if the differences added up; and its plan is taken if the whole network confirms it, else the range
+is halved: a trust-region method, in the terms of optimization (Conn, Gould and Toint, *Trust-Region Methods*, 2000).
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsrp_edge.attacks import attackable
+from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.channel_graph import PruningGraph
+from fsrp_edge.models.classifier import Classifier, ModelSpec
+from fsrp_edge.progress import log, track
+from fsrp_edge.pruning.allocation import Levels, Search, allocate
+from fsrp_edge.pruning.compensation import DenseOutputs
+from fsrp_edge.pruning.costs import Costing
+from fsrp_edge.pruning.options import PlanOptions
+from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.planning import Planning, allocated, planning_of
+from fsrp_edge.pruning.surgery import remove_channels, removed_outputs
+from fsrp_edge.scoring.scores import FilterScores
+
+ROUNDS, TRIALS = 6, 120
+"""At most; trials are forward passes, two for each group in a round."""
+FIRST_RANGE = 4
+"""The first round tries a quarter of a group's channels more or fewer."""
+WORTH_IT = 0.9
+"""A plan is taken where outputs move by less than this of what they moved by before: smaller gains did not outlast a
+recovery (`benchmarks/budget_allocation.py`)."""
+ROWS = 1024
+"""Places that a trial is compensated at."""
+FITTED_SHARE = 2 / 3
+"""Of the images; the others judge."""
+
+
+def probe_images(spec: ModelSpec) -> int:
+    """How many images are worth their time: each is run once for every trial."""
+    return 384 if max(spec.input_shape[1:]) <= 64 else 64
+
+
+class Gauge:
+    """How far a network's outputs move when channels go.
+
+    Where pruning will compensate, so does each trial, on some of the images, and the others judge. Where it will not,
+    batch norm uses the statistics of the images, as it would be recalibrated after pruning.
+
+    Args:
+        classifier: the dense network; it is left as it is.
+        images: a few hundred; labels are not needed.
+        compensated: whether pruning will compensate.
+    """
+
+    def __init__(self, classifier: Classifier, images: ImageSet, *, compensated: bool) -> None:
+        self.classifier, self._compensated = classifier, compensated
+        self._groups = PruningGraph(classifier).groups()
+        fitted = round(FITTED_SHARE * len(images))
+        self._dense = DenseOutputs(classifier, images, fitted=fitted, rows=ROWS)
+        self._judged = slice(fitted, None) if compensated else slice(None)
+
+    def divergence(self, kept: Mapping[str, Sequence[int]]) -> float:
+        """Kullback and Leibler's, in nats an image, with these channels left of the groups that are named."""
+        pruned = copy.deepcopy(self.classifier)
+        remove_channels(pruned.network, self._groups, kept)
+        if self._compensated:
+            logits = self._dense.fit(pruned, removed_outputs(self._groups, kept))
+        else:
+            logits = _renormalized(pruned, self._dense.pixels)
+        after, before = (F.log_softmax(each[self._judged], 1) for each in (logits, self._dense.logits))
+        return float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
+
+
+def _renormalized(classifier: Classifier, pixels: Tensor) -> Tensor:
+    """Logits with batch norm by the statistics of these images."""
+    with torch.no_grad(), attackable(classifier):
+        for module in classifier.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train()
+                module.momentum = 0.0
+        logits: Tensor = classifier(pixels).float()
+    return logits
+
+
+class Planner:
+    """Makes plans within budgets for one network.
+
+    The first plan is refined; those for other budgets are the nearest to it, without further trials.
+
+    Args:
+        gauge: of the dense network.
+        scores: of its filters.
+    """
+
+    def __init__(self, gauge: Gauge, scores: FilterScores) -> None:
+        self._gauge, self._scores = gauge, scores
+        self._refined: np.ndarray | None = None
+
+    def plan(self, options: PlanOptions, costing: Costing | None) -> PruningPlan:
+        """The plan for these budgets.
+
+        Raises:
+            BadInputError: as `make_plan`.
+        """
+        planning = planning_of(self._gauge.classifier, self._scores, options, costing)
+        levels = [each.levels() for each in planning.candidates]
+        if self._refined is None:
+            self._refined = _Refinement(planning, self._gauge, levels).run()
+        search = Search(levels, planning.costs.figures, planning.limits)
+        removed = search.removed(search.nearest(self._refined)[None])[0]
+        return planning.plan(
+            [each.group.channels - int(gone) for each, gone in zip(planning.candidates, removed, strict=True)]
+        )
+
+
+class _Refinement:
+    """One search, over choices of a level for each group."""
+
+    def __init__(self, planning: Planning, gauge: Gauge, levels: Sequence[Levels]) -> None:
+        self._planning, self._gauge, self._levels = planning, gauge, levels
+        self._last = np.array([len(each.removed) - 1 for each in levels])
+
+    def run(self) -> np.ndarray:
+        """The best choice that was found."""
+        chosen = self._start()
+        moved = first = self._moved(chosen)
+        reach = np.maximum(1, self._last // FIRST_RANGE)
+        rounds = min(ROUNDS, max(1, TRIALS // (2 * int((self._last > 0).sum()) + 1)))
+        for _ in track(range(rounds), "weighing plans", rounds):
+            proposed = self._propose(chosen, moved, reach)
+            if (after := self._moved(proposed)) < WORTH_IT * moved:
+                chosen, moved = proposed, after
+            elif reach.max() == 1:
+                break
+            else:
+                reach = np.maximum(1, reach // 2)
+        log(
+            f"plan: outputs move by {moved:.3g} nats an image, where the first plan moved them by {first:.3g}"
+        )
+        return chosen
+
+    def _start(self) -> np.ndarray:
+        """A common ratio, or what the knapsack makes of the scores where none meets the budgets."""
+        try:
+            counts = allocated(self._planning, "uniform")
+        except BadInputError:
+            counts = allocated(self._planning, "knapsack")
+        channels = [each.group.channels for each in self._planning.candidates]
+        return np.array(
+            [
+                list(level.removed).index(there - count)
+                for level, there, count in zip(self._levels, channels, counts, strict=True)
+            ]
+        )
+
+    def _moved(self, chosen: np.ndarray) -> float:
+        counts = [
+            each.group.channels - int(level.removed[place])
+            for each, level, place in zip(self._planning.candidates, self._levels, chosen, strict=True)
+        ]
+        return self._gauge.divergence(self._planning.kept(counts))
+
+    def _propose(self, chosen: np.ndarray, moved: float, reach: np.ndarray) -> np.ndarray:
+        """The knapsack's choice within reach, as if what each group changes alone added up."""
+        low, high = np.maximum(chosen - reach, 0), np.minimum(chosen + reach, self._last)
+        near = []
+        for group, level in enumerate(self._levels):
+            places = [low[group], chosen[group], high[group]]
+            losses = [min(self._alone(chosen, moved, group, places[0]), moved), moved]
+            losses.append(max(self._alone(chosen, moved, group, places[2]), moved))
+            span = np.arange(low[group], high[group] + 1)
+            near.append(Levels(level.removed[span], np.interp(span, places, losses)))
+        removed = allocate(near, self._planning.costs.figures, self._planning.limits)
+        return np.array(
+            [list(level.removed).index(gone) for level, gone in zip(self._levels, removed, strict=True)]
+        )
+
+    def _alone(self, chosen: np.ndarray, moved: float, group: int, place: int) -> float:
+        """How far outputs move with one group at another level."""
+        if place == chosen[group]:
+            return moved
+        changed = chosen.copy()
+        changed[group] = place
+        return self._moved(changed)
