@@ -41,7 +41,7 @@ AS_MADE = PGD(eps=0)
 FORMS: dict[str, Criterion] = {
     "fsrp-reconstruction": Reconstruction(attack=AS_MADE),
     "fsrp-reconstruction r=0.125": Reconstruction(attack=AS_MADE, radius=0.125),
-    "fsrp-reconstruction r=0.5": Reconstruction(attack=AS_MADE, radius=0.5),
+    "fsrp-reconstruction r=0.25": Reconstruction(attack=AS_MADE, radius=0.25),
     "fsrp-reconstruction r=1": Reconstruction(attack=AS_MADE, radius=1.0),
     "fsrp-reconstruction on clean images": Reconstruction(attack=AS_MADE),
     "fsrp": FSRP(attack=AS_MADE),

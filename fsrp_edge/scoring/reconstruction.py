@@ -2,22 +2,23 @@
 
 FSRP ranks each filter by itself, so the filters that it keeps resemble one another, and what only the others carried
 is gone. This criterion takes its finding, that a robust network attends to the low frequencies of adversarial examples'
-maps, as what has to be preserved: the next filter to keep is the one that adds most to the low-frequency variance that
-those before it explain, by least squares, in the layers that read them. That is a Cholesky factorization with complete
-pivoting (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002, 10.3) of the covariance matrix.
+maps, as what has to be preserved: the next filter to keep is the one that adds most to what those before it explain, by
+least squares, of the low-frequency variance that the reading layers make of all of them. With readers whose weights are
+the identity that would be a Cholesky factorization with complete pivoting (Higham, *Accuracy and Stability of Numerical
+Algorithms*, 2002, 10.3) of the covariance matrix; a variance that the readers' weights cancel counts for nothing here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.models.channel_graph import ChannelGroup, PruningGraph
+from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.records import Record
@@ -31,7 +32,7 @@ class Reconstruction(Record):
     """Options of the criterion; `benchmarks/compensation.py` chose the defaults (see ARCHITECTURE.md)."""
 
     name: Literal["fsrp-reconstruction"] = "fsrp-reconstruction"
-    radius: float = Field(0.25, gt=0, le=1)
+    radius: float = Field(0.5, gt=0, le=1)
     """Of the low-frequency region, as a fraction of the band (0 is DC, 1 is Nyquist)."""
     attack: PGD = PGD(steps=10)
     """The attack that makes the examples; eps 0 scores on clean images."""
@@ -53,8 +54,9 @@ def score_reconstruction(
         seed: of the attack's random starts.
 
     Returns:
-        For each channel the share, 0 to 1, of the group's low-frequency variance that it explains beyond the channels
-        with higher scores. Groups that no layer reads as a module are left out.
+        For each channel the share, 0 to 1, of the low-frequency variance in what the group's readers make of it, a mean
+        over readers, that it explains beyond the channels with higher scores. Groups that no layer reads as a module
+        are left out.
 
     Raises:
         BadInputError: a layer reads NaN or infinity; the one before it is named.
@@ -62,6 +64,7 @@ def score_reconstruction(
     groups = PruningGraph(classifier).groups()
     examples = my_adversarial_batches(classifier, images, options.attack, options.batch_size, seed=seed)
     moments = read_input_moments(classifier, examples, readers(groups), radius=options.radius)
+    scored = {group.root: _scores(classifier, group, moments) for group in groups}
     return FilterScores(
         criterion=options.name,
         options=flat(options),
@@ -70,50 +73,90 @@ def score_reconstruction(
         data_sha256=images.digest,
         images=len(images),
         seed=seed,
-        layers={group.root: found for group in groups if (found := _scores(group, moments)) is not None},
+        layers={root: found for root, found in scored.items() if found is not None},
     )
 
 
-def explained_shares(covariance: Tensor) -> Tensor:
-    """(C,) the share of the trace that each variable explains beyond those that were chosen before it.
+def explained_shares(read: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """(C,) the share that each variable explains beyond those that were chosen before it, a mean over readers.
 
-    The variable that has most variance left is chosen next, so the shares fall in the order of the choice.
+    The variable that explains most of what is left is chosen next; a share is never above the one before.
 
     Args:
-        covariance: (C, C) float64, positive semidefinite up to rounding.
+        read: for each reader the covariance (C, C) of the variables and the Gram matrix (C, C) of its weights on them,
+            float64, positive semidefinite up to rounding.
     """
-    count, left = len(covariance), covariance.diagonal().clamp_min(0).clone()
-    total = left.sum().clamp_min(torch.finfo(left.dtype).tiny)
-    factor, shares = torch.zeros_like(covariance), torch.zeros_like(left)
-    open_ = torch.ones(count, dtype=torch.bool, device=left.device)
-    for step in range(count):
-        chosen = int(torch.where(open_, left, -1.0).argmax())
-        variance = left[chosen].clone()
-        if variance <= 1e-12 * total:
+    shares = read[0][0].new_zeros(len(read[0][0]))
+    open_ = torch.ones(len(shares), dtype=torch.bool, device=shares.device)
+    readers = [reader for pair in read if (reader := _Reader(*pair)).total > 0]
+    last = 1.0
+    for _ in range(len(shares) if readers else 0):
+        gains = torch.stack([reader.gains() for reader in readers]).mean(0)
+        chosen = int(torch.where(open_, gains, -1.0).argmax())
+        if gains[chosen] <= 1e-12:
             break
-        shares[chosen], open_[chosen] = variance / total, False
-        column = (covariance[:, chosen] - factor[:, :step] @ factor[chosen, :step]) / variance.sqrt()
-        factor[:, step] = column
-        left = (left - column.square()).clamp_min(0)
+        last = min(float(gains[chosen]), last)
+        shares[chosen], open_[chosen] = last, False
+        for reader in readers:
+            reader.choose(chosen)
     return shares
 
 
-def _scores(group: ChannelGroup, moments: Mapping[str, InputMoments]) -> LayerScores | None:
+class _Reader:
+    """What the chosen variables leave of a covariance, and of the variance that a reader makes of it."""
+
+    def __init__(self, covariance: Tensor, gram: Tensor) -> None:
+        self._left, self._made = covariance.clone(), gram @ covariance
+        self._floor = 1e-6 * float(covariance.diagonal().mean())
+        made = float(self._made.trace())
+        self.total = made if made > 1e-12 * float(covariance.trace() * gram.trace()) else 0.0
+
+    def gains(self) -> Tensor:
+        """(C,) share that each variable would explain."""
+        variance = self._left.diagonal().clamp_min(0) + self._floor
+        return (self._left * self._made).sum(0) / variance / self.total
+
+    def choose(self, chosen: int) -> None:
+        """Take away what a variable explains."""
+        row = self._left[chosen] / (self._left[chosen, chosen].clamp_min(0) + self._floor)
+        self._made -= torch.outer(self._made[:, chosen].clone(), row)
+        self._left -= torch.outer(self._left[:, chosen].clone(), row)
+
+
+def _scores(
+    classifier: Classifier, group: ChannelGroup, moments: Mapping[str, InputMoments]
+) -> LayerScores | None:
     """Of a group's channels, at all places where layers read them; None where none was seen."""
-    read = [
+    found = [
         (part, moments[part.layer]) for part in group.slices if part.side == "input" and part.layer in moments
     ]
-    if not read:
+    if not found:
         return None
-    total = read[0][1].covariance.new_zeros(group.channels, group.channels)
-    for part, found in read:
+    read = []
+    for part, seen in found:
+        weights = _gram(find_layer(classifier.network, part.layer), seen.covariance)
         for channels, roots in by_position(part.channels, part.root_channels):
-            mine = torch.tensor(channels, device=total.device)
-            theirs = torch.tensor(roots, device=total.device)
-            total[theirs[:, None], theirs] += found.covariance[mine[:, None], mine]
-    shares = explained_shares(total)
-    if not torch.isfinite(shares).all():
+            mine, theirs = (torch.tensor(each, device=weights.device) for each in (channels, roots))
+            whole = weights.new_zeros(2, group.channels, group.channels)
+            for place, matrix in enumerate((seen.covariance, weights)):
+                whole[place, theirs[:, None], theirs] = matrix[mine[:, None], mine]
+            read.append((whole[0], whole[1]))
+    if not all(torch.isfinite(covariance).all() for covariance, _ in read):
         raise BadInputError(
             f"layer {group.root} responds with NaN or infinity; check the checkpoint's weights and the normalization"
         )
-    return LayerScores(scores=tuple(shares.tolist()), map_size=max(found.size for _, found in read))
+    shares = explained_shares(read)
+    return LayerScores(scores=tuple(shares.tolist()), map_size=max(seen.size for _, seen in found))
+
+
+def _gram(reader: nn.Module | None, like: Tensor) -> Tensor:
+    """(C, C) of a reader's weights on its input channels, over outputs and taps.
+
+    The identity for grouped convolutions, whose weights do not see all channels.
+    """
+    if not isinstance(reader, nn.Linear | Convolution) or getattr(reader, "groups", 1) > 1:
+        return torch.eye(len(like), dtype=like.dtype, device=like.device)
+    weight = reader.weight.detach().to(like)
+    weight = weight.transpose(0, 1) if not getattr(reader, "transposed", False) else weight
+    by_input = weight.flatten(1)
+    return by_input @ by_input.T

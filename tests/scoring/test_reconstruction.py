@@ -78,33 +78,49 @@ def test_positions_pair_a_layers_channels_with_the_groups():
     assert by_position([4, 2], [0, 1]) == [([4, 2], [0, 1])]
 
 
-def unexplained(covariance: np.ndarray, chosen: list[int]) -> np.ndarray:
-    """Variance of every variable that the chosen ones leave, by least squares."""
+def unexplained(covariance: np.ndarray, weights: np.ndarray, chosen: list[int]) -> float:
+    """Variance of what weights make of all variables that the chosen ones leave, by least squares."""
     cross = covariance[:, chosen]
-    return np.diag(covariance - cross @ np.linalg.pinv(covariance[np.ix_(chosen, chosen)]) @ cross.T)
+    left = covariance - cross @ np.linalg.pinv(covariance[np.ix_(chosen, chosen)]) @ cross.T
+    return float(np.trace(weights @ left @ weights.T))
 
 
-@given(st.integers(2, 9), st.integers(0, 10_000))
-def test_each_step_takes_the_variable_with_most_variance_left(count, seed):
+@given(st.integers(2, 7), st.integers(1, 3), st.integers(0, 10_000))
+def test_each_step_takes_the_variable_that_explains_most_of_what_readers_make(count, readers, seed):
     draw = np.random.default_rng(seed)
-    mixed = draw.normal(size=(count, 3 * count)) * draw.uniform(0.2, 3, (count, 1))
-    covariance = mixed @ mixed.T
-    shares = explained_shares(torch.tensor(covariance)).numpy()
+    mixed = draw.normal(size=(readers, count, 3 * count)) * draw.uniform(0.2, 3, (count, 1))
+    covariances, weights = mixed @ mixed.transpose(0, 2, 1), draw.normal(size=(readers, 4, count))
+    read = [
+        (torch.tensor(each), torch.tensor(made.T @ made))
+        for each, made in zip(covariances, weights, strict=True)
+    ]
+    shares = explained_shares(read).numpy()
     order = np.argsort(-shares, kind="stable").tolist()
-    left = np.diag(covariance)
-    for step, chosen in enumerate(order):
-        assert left[chosen] == pytest.approx(left.max(), rel=1e-6)
-        assert shares[chosen] == pytest.approx(left[chosen] / np.trace(covariance), rel=1e-6)
-        left = np.maximum(unexplained(covariance, order[: step + 1]), 0)
+
+    def left(chosen: list[int]) -> float:
+        pairs = zip(covariances, weights, strict=True)
+        return float(np.mean([unexplained(*pair, chosen) / unexplained(*pair, []) for pair in pairs]))
+
+    for step in range(len(order)):
+        if step + 1 < len(order) and shares[order[step]] - shares[order[step + 1]] < 1e-6:
+            break  # the order of equals is arbitrary
+        least = min(left([*order[:step], other]) for other in range(count) if other not in order[:step])
+        assert left(order[: step + 1]) == pytest.approx(least, rel=1e-4, abs=1e-6)
+    assert shares.min() >= 0 and shares.sum() <= 1 + 1e-9
 
 
-def test_copies_and_dead_channels_score_nothing():
-    values = torch.randn(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+def test_copies_and_channels_that_are_dead_or_not_read_score_nothing():
+    values = torch.randn(4, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     values = torch.cat([values, 2 * values[:1], torch.zeros(1, 50, dtype=torch.float64)])
-    shares = explained_shares(values @ values.T)
-    assert shares[3] > 0 and shares[0] < 1e-9 * shares[3], "the louder of two that say the same"
-    assert shares[4] == 0
-    assert torch.equal(explained_shares(torch.zeros(4, 4, dtype=torch.float64)), torch.zeros(4).double())
+    weights = torch.ones(6, dtype=torch.float64)
+    weights[3] = 0
+    shares = explained_shares([(values @ values.T, torch.diag(weights))])
+    first, again = max(shares[0], shares[4]), min(shares[0], shares[4])
+    assert first > 0.1 and again < 1e-6
+    assert shares[3] < 0.1 * shares[[1, 2]].min(), "but for what it tells of the others by chance"
+    assert shares[5] == 0
+    nothing = torch.zeros(4, 4, dtype=torch.float64)
+    assert torch.equal(explained_shares([(nothing, torch.eye(4).double())]), torch.zeros(4).double())
 
 
 def test_scores_stand_under_each_groups_root_and_do_not_change_the_network():
