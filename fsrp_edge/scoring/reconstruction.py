@@ -27,6 +27,9 @@ from fsrp_edge.scoring.fsrp import flat
 from fsrp_edge.scoring.moments import InputMoments, by_position, read_input_moments, readers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
+RIDGE = 1e-4
+"""Of the mean variance: more than what rounding leaves of a covariance from fewer samples than channels."""
+
 
 class Reconstruction(Record):
     """Options of the criterion; `benchmarks/compensation.py` chose the defaults (see ARCHITECTURE.md)."""
@@ -107,7 +110,7 @@ class _Reader:
 
     def __init__(self, covariance: Tensor, gram: Tensor) -> None:
         self._left, self._made = covariance.clone(), gram @ covariance
-        self._floor = 1e-6 * float(covariance.diagonal().mean())
+        self._floor = RIDGE * float(covariance.diagonal().mean())
         made = float(self._made.trace())
         self.total = made if made > 1e-12 * float(covariance.trace() * gram.trace()) else 0.0
 
