@@ -1,4 +1,4 @@
-"""How fast a compensated network should be trained again: a high learning rate undoes what compensation kept.
+"""How fast should a compensated network be trained again? A high learning rate undoes what compensation kept.
 
 Every layer loses the same share of its channels, chosen by fsrp-reconstruction; the same recovery follows with each
 rate and schedule. Finished cells are kept: run again to resume.
@@ -33,9 +33,6 @@ SCORE_IMAGES, MULTIPLE = 512, 8
 FORMS: tuple[tuple[Any, float], ...] = (
     ("one-cycle", 0.1),
     ("one-cycle", 0.03),
-    ("one-cycle", 0.01),
-    ("cosine", 0.03),
-    ("cosine", 0.01),
 )
 
 
