@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, bits, checkpoint_parser, load_both, provenance_now, save
+from benchmarks.common import RESULTS, bits, checkpoint_parser, lead, load_both, percent, provenance_now, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import Dataset
-from fsrp_edge.evaluation.paired import paired_difference
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.classifier import Classifier
@@ -163,14 +162,7 @@ def write_table() -> None:
 
 def _compared(uniform: str, allocated: str) -> list[str]:
     """Percent of both, and their difference, paired by image."""
-    first, second = (torch.tensor([each == "1" for each in one]) for one in (uniform, allocated))
-    paired = paired_difference(first, second)
-    low, high = (f"{100 * end:+.1f}" for end in paired.interval)
-    return [
-        f"{100 * first.double().mean():.1f}",
-        f"{100 * second.double().mean():.1f}",
-        f"{100 * paired.difference:+.1f} ({low} to {high})",
-    ]
+    return [percent(uniform), percent(allocated), lead(allocated, uniform)]
 
 
 if __name__ == "__main__":

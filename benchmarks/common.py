@@ -13,6 +13,7 @@ import torch
 from fsrp_edge import compute
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.data.open import open_dataset
+from fsrp_edge.evaluation.paired import paired_difference
 from fsrp_edge.files import write_json, write_text
 from fsrp_edge.models import registry
 from fsrp_edge.models.checkpoint import load_classifier
@@ -81,6 +82,19 @@ def median_ratio(times: dict[str, list[float]], name: str, against: str) -> floa
 def bits(judged: torch.Tensor) -> str:
     """A 1 for each image that is right or stands, a 0 for each other."""
     return "".join("01"[each] for each in judged.tolist())
+
+
+def lead(ours: str, theirs: str) -> str:
+    """Percentage points by which one row of `bits` is ahead of another, paired by image, with the 95 % interval."""
+    first, second = (torch.tensor([each == "1" for each in row]) for row in (theirs, ours))
+    paired = paired_difference(first, second)
+    low, high = (f"{100 * end:+.1f}" for end in paired.interval)
+    return f"{100 * paired.difference:+.1f} ({low} to {high})"
+
+
+def percent(row: str) -> str:
+    """The share of a row of `bits` that is right or stands."""
+    return f"{100 * (row.count('1') / len(row)):.1f}"
 
 
 def provenance_now() -> dict[str, Any]:

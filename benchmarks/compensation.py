@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, bits, checkpoint_parser, load_both, provenance_now, save
+from benchmarks.common import RESULTS, bits, checkpoint_parser, lead, load_both, percent, provenance_now, save
 from benchmarks.criterion_ablation import adversarial
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.evaluation.accuracy import clean_accuracy
-from fsrp_edge.evaluation.paired import paired_difference
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.classifier import Classifier
@@ -133,13 +132,8 @@ def write_table() -> None:
             if attack not in one["standing"]:
                 shown += ["–", "–"]
                 continue
-            mine, best = (
-                torch.tensor([m == "1" for m in each["standing"][attack]]) for each in (one, leader)
-            )
-            paired = paired_difference(mine, best)
-            low, high = (f"{100 * end:+.1f}" for end in paired.interval)
-            lead = "–" if one is leader else f"{100 * paired.difference:+.1f} ({low} to {high})"
-            shown += [f"{100 * mine.double().mean():.1f}", lead]
+            mine = one["standing"][attack]
+            shown += [percent(mine), "–" if one is leader else lead(leader["standing"][attack], mine)]
         kind = "compensated" if one["compensated"] else "plain"
         rows.append([one["network"], f"{one['ratio']:.0%}", one["name"], kind, *shown])
     header = (

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, bits, checkpoint_parser, load_both, provenance_now, save
+from benchmarks.common import RESULTS, bits, checkpoint_parser, lead, load_both, percent, provenance_now, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.evaluation.accuracy import clean_accuracy
-from fsrp_edge.evaluation.paired import paired_difference
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.pruning.compensation import DenseOutputs, most_images
@@ -101,13 +100,8 @@ def write_table() -> None:
             if attack not in one["standing"]:
                 shown += ["–", "–"]
                 continue
-            before, mine = (
-                torch.tensor([m == "1" for m in each["standing"][attack]]) for each in (first, one)
-            )
-            paired = paired_difference(before, mine)
-            low, high = (f"{100 * end:+.1f}" for end in paired.interval)
-            lead = "–" if one is first else f"{100 * paired.difference:+.1f} ({low} to {high})"
-            shown += [f"{100 * mine.double().mean():.1f}", lead]
+            mine = one["standing"][attack]
+            shown += [percent(mine), "–" if one is first else lead(mine, first["standing"][attack])]
         recipe = one["recipe"]
         rows.append([*run(one), recipe["schedule"], f"{recipe['learning_rate']:g}", *shown])
     header = (
