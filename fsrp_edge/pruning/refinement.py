@@ -34,8 +34,8 @@ ROUNDS, TRIALS = 6, 120
 FIRST_RANGE = 4
 """The first round tries a quarter of a group's channels more or fewer."""
 WORTH_IT = 0.9
-"""A plan is taken where outputs move by less than this of what they moved by before: smaller gains did not outlast a
-recovery (`benchmarks/budget_allocation.py`)."""
+"""A plan is taken where outputs move by less than this of what they moved by before: smaller gains are within what a
+recovery changes (`benchmarks/budget_allocation.py`)."""
 ROWS = 1024
 """Places that a trial is compensated at."""
 FITTED_SHARE = 2 / 3

@@ -18,7 +18,6 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.scoring.capture import as_maps
 from fsrp_edge.scoring.fourier import low_coefficients
 
-BATCH = 64
 MOST_CHANNELS = 4096
 """That a layer is read with: the matrix of a linear layer behind large maps would take gigabytes."""
 
