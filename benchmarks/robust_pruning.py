@@ -63,10 +63,9 @@ NETWORKS = {
 }
 SMALL = ("vgg16-w0.25", "resnet20")
 AUGMENTED: dict[str, Any] = {"method": "n-fgsm", "flip": True, "crop_padding": 4}
-DENSE = Recipe(**AUGMENTED, epochs=20, learning_rate=0.1, ema_decay=0.999)
+DENSE = Recipe(**AUGMENTED, epochs=10, learning_rate=0.1, ema_decay=0.999)
 RECOVERY = Recipe(**AUGMENTED, epochs=10, learning_rate=0.05, ema_decay=0.999)
-DISTILLED = RECOVERY.model_copy(update={"distillation": 0.5})
-"""Where the dense network is small: a full-width teacher costs a CPU ten times the pruned network's own steps."""
+"""Without distillation: a dense teacher costs a CPU several times the pruned network's own steps."""
 SCORE_IMAGES, SEEDS = 512, (0, 1, 2)
 FSRP_FORMS: dict[str, tuple[Criterion, dict[str, Any]]] = {
     "fsrp": (FSRP(), {}),
@@ -119,7 +118,7 @@ class Cell:
     @property
     def recipe(self) -> Recipe | None:
         """Of the dense network's training, or of the recovery; None where the cell is not trained."""
-        recipe = DENSE if self.criterion == "dense" else DISTILLED if self.network in SMALL else RECOVERY
+        recipe = DENSE if self.criterion == "dense" else RECOVERY
         return recipe.model_copy(update={"epochs": self.epochs}) if self.epochs else None
 
     @property
@@ -134,12 +133,15 @@ class Cell:
 
 
 def cells(networks: Sequence[str], dense_epochs: int, epochs: int) -> list[Cell]:
-    """All of them, those that decide most first; each dense network stands before what is cut from it."""
+    """All of them, those that decide most first; each dense network stands before what is cut from it.
+
+    All seeds of a network are cut from the same dense one: they tell what scoring, fitting and recovery vary by.
+    """
     budgets = ((0.9, "parameters"), (0.9, "channels"), (0.75, "parameters"), (0.5, "parameters"))
     found: list[Cell] = []
 
     def add(network: str, criteria: Iterable[str], budget: tuple[float, str], length: int, seed: int) -> None:
-        found.append(Cell(network, "dense", 0, "parameters", dense_epochs, seed))
+        found.append(Cell(network, "dense", 0, "parameters", dense_epochs, 0))
         found.extend(Cell(network, criterion, *budget, length, seed) for criterion in criteria)
 
     for budget, network in itertools.product(budgets[:2], networks):
@@ -169,27 +171,27 @@ class Bench:
     autoattack_images: int
 
     def dense(self, cell: Cell) -> Classifier:
-        """The network of a seed that is cut: given as a file, or trained here once."""
-        path = self.given.get(cell.network) or self.work / f"{cell.network}-seed{cell.seed}.safetensors"
+        """The network that is cut: given as a file, or trained here once."""
+        path = self.dense_file(cell.network)
         if not path.exists():
-            raise SystemExit(
-                f"{path} is missing: run the cell '{cell.network} dense …' of seed {cell.seed} first"
-            )
+            raise SystemExit(f"{path} is missing: run the cell '{cell.network} dense …' first")
         return _ready(load_classifier(path))
+
+    def dense_file(self, network: str) -> Path:
+        """Where that is."""
+        return self.given.get(network) or self.work / f"{network}.safetensors"
 
     def train(self, cell: Cell) -> Classifier:
         """The dense network of a cell, kept in the work folder."""
-        path = self.work / f"{cell.network}-seed{cell.seed}.safetensors"
-        if cell.network in self.given:
-            return self.dense(cell)
-        if not path.exists():
+        path = self.dense_file(cell.network)
+        if not path.exists() and cell.network not in self.given:
             assert cell.recipe is not None, "a dense network is trained"
             trained = train_dense(
                 NETWORKS[cell.network], self.data, cell.recipe,
                 classes=10, input_size=None, seed=cell.seed, checkpoint=path.with_suffix(".unfinished.pt"),
             )  # fmt: skip
             save_classifier(trained.classifier, path)
-        return _ready(load_classifier(path))
+        return self.dense(cell)
 
     def prune(self, cell: Cell, dense: Classifier, dataset: Dataset) -> Classifier:
         """Cut by the cell's criterion."""
@@ -253,7 +255,7 @@ class Bench:
     def file(self, cell: Cell) -> Path:
         """Checkpoint of a cell."""
         if cell.criterion == "dense":
-            return self.given.get(cell.network) or self.work / f"{cell.network}-seed{cell.seed}.safetensors"
+            return self.dense_file(cell.network)
         kept = KEPT / f"{cell.path.stem}.safetensors"
         return kept if kept.exists() else self.work / kept.name
 
@@ -264,14 +266,10 @@ class Bench:
             dense = self.dense(cell)
             dataset = open_dataset(self.data, dense.spec, seed=cell.seed)
             pruned = _ready(self.prune(cell, dense, dataset))
-            recipe = cell.recipe
-            result = recover(
-                pruned, dataset.train, recipe, seed=cell.seed,
-                teacher=dense if recipe is not None and recipe.distillation else None,
-                checkpoint=path.with_suffix(".unfinished.pt"),
-            )  # fmt: skip
+            unfinished = path.with_suffix(".unfinished.pt")
+            result = recover(pruned, dataset.train, cell.recipe, seed=cell.seed, checkpoint=unfinished)
             save_classifier(result.classifier, path)
-            path.with_suffix(".unfinished.pt").unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             if path.stat().st_size <= KEPT_BYTES:
                 KEPT.mkdir(exist_ok=True)
                 shutil.move(path, KEPT)
@@ -455,14 +453,10 @@ def main() -> None:
         pgd_images=arguments.pgd_images,
         autoattack_images=arguments.autoattack_images,
     )
-    needed = {
-        (cell.network, cell.seed)
-        for cell in wanted
-        if cell.network not in given and not bench.file(cell).exists()
-    }
+    needed = {cell.network for cell in wanted if cell.network not in given and not bench.file(cell).exists()}
     chosen = [
         cell for cell in everything
-        if cell in wanted or (cell.criterion == "dense" and (cell.network, cell.seed) in needed)
+        if cell in wanted or (cell.criterion == "dense" and cell.network in needed)
     ]  # fmt: skip
     print_plan(chosen, bench)
     if arguments.plan:
