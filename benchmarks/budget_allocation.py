@@ -1,12 +1,11 @@
-"""What allocation is worth, at equal estimated latency on a Raspberry Pi 4 and after the same short recovery.
+"""What allocation is worth, at equal estimated latency on a Raspberry Pi 4 and after the same recovery.
 
-The plan of the knapsack, which starts from the one that removes the same share everywhere and moves channels for as
-long as outputs move less, beside that one; both are compensated, and a robust network is recovered on adversarial
-examples (`--method n-fgsm`). Finished cells are kept: run again to resume.
+The plan of the knapsack beside the one that removes the same share everywhere; both are compensated, and a robust
+network is recovered on adversarial examples (`--method n-fgsm`). Finished cells are kept: run again to resume.
 
-python -m benchmarks.budget_allocation --checkpoint resnet20-cifar10.th --data cifar-10-batches-bin --latency 75%
+python -m benchmarks.budget_allocation --checkpoint resnet20-cifar10.th --data cifar-10-batches-bin --latency 50%
 python -m benchmarks.budget_allocation --checkpoint vgg16-cifar10-nfgsm.safetensors --data cifar-10-batches-bin \\
-    --latency 40% --method n-fgsm --images 8000 --attacked 1000
+    --latency 12% --method n-fgsm --images 15000 --epochs 2 --attacked 2000
 """
 
 from typing import Any
@@ -17,9 +16,11 @@ from benchmarks.common import RESULTS, bits, checkpoint_parser, lead, load_both,
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import Dataset
+from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.budgeting import costing, named_graph
 from fsrp_edge.pruning.budgets import Budgets, Limit
 from fsrp_edge.pruning.compensation import DenseOutputs, most_images
@@ -36,7 +37,7 @@ from fsrp_edge.training.recovery import recover
 
 CELLS = RESULTS / "budget_allocation_cells"
 TARGET, RUNTIME = "raspberry-pi-4", "litert"
-SCORE_IMAGES, JUDGED = 128, 2000
+SCORE_IMAGES = 128
 ALLOCATIONS = ("uniform", "knapsack")
 
 
@@ -69,31 +70,34 @@ def cell(
     outputs: DenseOutputs,
     method: Any,
     images: int,
+    epochs: int,
     seed: int,
     attacked: int,
 ) -> dict[str, Any]:
-    """Prune, recover on so many training images for one epoch, judge; the first `attacked` images under attack, too."""
+    """Prune, recover on so many training images, judge; the first `attacked` images under attack, too."""
     pruned = apply_plan(dense, plan, outputs)
     compute.to_fast_layout(pruned, torch.device("cpu"))
-    recipe = Recipe(method=method, epochs=1, learning_rate=0.02, schedule="cosine", flip=True, crop_padding=4)
+    before = clean_accuracy(pruned, dataset.evaluation)
+    recipe = Recipe(method=method, epochs=epochs, learning_rate=0.05, flip=True, crop_padding=4)
     recovered = recover(pruned, dataset.train.sample(images, seed), recipe, seed=seed).classifier.eval()
-    judged = dataset.evaluation.first(JUDGED)
-    with torch.no_grad():
-        right = torch.cat([recovered(pixels).argmax(1) == labels for pixels, labels in judged.batches(128)])
+    clean = clean_accuracy(recovered, dataset.evaluation)
     robust = {}
     if attacked:
-        standing = pgd_accuracy(recovered, judged.first(attacked), PGD(), seed=0).standing
+        standing = pgd_accuracy(recovered, dataset.evaluation.first(attacked), PGD(), seed=0).standing
         robust = {"standing": bits(standing)}
     (latency,) = plan.budgets
     return {
         "allocation": plan.allocation,
         "seed": seed,
         "images": images,
+        "epochs": epochs,
         "estimated_ms": latency.planned,
         "dense_ms": latency.dense,
         "kept": [len(group.kept) for group in plan.groups],
-        "accuracy": float(right.float().mean()),
-        "right": bits(right),
+        "parameters": measure_size(recovered).parameters,
+        "accuracy_before_training": before.result.accuracy,
+        "accuracy": clean.result.accuracy,
+        "right": bits(clean.standing),
         **robust,
         "provenance": provenance_now(),
     }
@@ -102,14 +106,17 @@ def cell(
 def main() -> None:
     """Fill in the missing cells, then write the table."""
     parser = checkpoint_parser(__doc__)
-    parser.add_argument("--latency", default="75%", help="share of the dense network's")
-    parser.add_argument("--images", type=int, default=4000, help="training images of the recovery")
+    parser.add_argument("--latency", default="50%", help="share of the dense network's")
+    parser.add_argument("--images", type=int, default=50_000, help="training images of the recovery")
+    parser.add_argument("--epochs", type=int, default=3, help="of the recovery")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--method", choices=("natural", "n-fgsm"), default="natural", help="of the recovery")
     parser.add_argument("--attacked", type=int, default=0, help="images that are judged under PGD-10, too")
     arguments = parser.parse_args()
     dense, dataset = load_both(arguments)
-    name = f"{arguments.checkpoint.stem}-{arguments.latency.rstrip('%')}-{arguments.images}"
+    name = (
+        f"{arguments.checkpoint.stem}-{arguments.latency.rstrip('%')}-{arguments.images}x{arguments.epochs}"
+    )
     name += "" if arguments.method == "natural" else f"-{arguments.method}"
     for seed in arguments.seeds:
         paths = {how: CELLS / f"{name}-{how}-{seed}.json" for how in ALLOCATIONS}
@@ -127,6 +134,7 @@ def main() -> None:
                 outputs,
                 arguments.method,
                 images=arguments.images,
+                epochs=arguments.epochs,
                 seed=seed,
                 attacked=arguments.attacked,
             )
@@ -146,17 +154,20 @@ def write_table() -> None:
         rows.append([
             name.partition("-uniform-")[0], uniform["seed"], f"{uniform['dense_ms']:.2f}",
             f"{uniform['estimated_ms']:.2f}", f"{allocated['estimated_ms']:.2f}",
+            *(f"{each['parameters'] / 1e3:.0f}" for each in (uniform, allocated)),
             f"{uniform['divergence']:.3f}", f"{allocated['divergence']:.3f}",
+            *(f"{100 * each['accuracy_before_training']:.1f}" for each in (uniform, allocated)),
             *_compared(uniform["right"], allocated["right"]),
             *(_compared(uniform["standing"], allocated["standing"]) if "standing" in uniform else [""] * 3),
         ])  # fmt: skip
     header = (
-        "network, share of latency, images", "seed", "dense ms", "uniform ms", "knapsack ms",
-        "uniform moves outputs by, nats", "knapsack by",
+        "network, share of latency, images and epochs", "seed", "dense ms", "uniform ms", "knapsack ms",
+        "uniform, k parameters", "knapsack", "uniform moves outputs by, nats", "knapsack by",
+        "uniform before training %", "knapsack before training %",
         "uniform %", "knapsack %", "paired difference, 95 %",
         "uniform, PGD-10 %", "knapsack, PGD-10 %", "paired difference, 95 %",
     )  # fmt: skip
-    results = {"cells": cells, "target": TARGET, "runtime": RUNTIME, "judged": JUDGED}
+    results = {"cells": cells, "target": TARGET, "runtime": RUNTIME}
     save("budget_allocation", results, header, rows)
 
 

@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -201,17 +201,65 @@ def allocated(planning: Planning, allocation: Allocation) -> list[int]:
     if allocation == "knapsack":
         removed = allocate([each.levels() for each in candidates], costs.figures, planning.limits)
         return [int(each.group.channels - gone) for each, gone in zip(candidates, removed, strict=True)]
-    ratio = options.ratio
     if planning.limits:
-        ratio = _ratio_within(candidates, costs, planning.limits)
-    elif options.ratio_of != "channels":
+        return tilted(planning, 0.0)
+    ratio = options.ratio
+    if options.ratio_of != "channels":
         ratio = _ratio_that_removes(candidates, costs, options)
     return [len(each.kept(ratio)) for each in candidates]
 
 
-def _removed(candidates: Sequence[Candidate], ratio: float) -> np.ndarray:
-    """Channels that go at a common ratio, (1, groups)."""
-    return np.array([[each.group.channels - len(each.kept(ratio)) for each in candidates]])
+def tilted(planning: Planning, tilt: float) -> list[int]:
+    """Channels that stay within the limits where the ratio changes evenly from the network's first layers to its last.
+
+    Args:
+        planning: with limits.
+        tilt: -1 to 1; the first layers' ratio is 1 - tilt times that in the middle, the last layers' 1 + tilt times.
+
+    Raises:
+        BadInputError: no such ratio meets the limits.
+    """
+    candidates, costs = planning.candidates, planning.costs
+    factors = 1 + tilt * (2 * _depths(planning.classifier, candidates) - 1)
+
+    def removed(ratio: float) -> np.ndarray:
+        return _removed(candidates, np.minimum(ratio * factors, 1.0))
+
+    def within(ratio: float) -> bool:
+        figures = costs.figures(removed(ratio))
+        return all(figures[kind][0] <= limit for kind, limit in planning.limits.items())
+
+    if not within(1.0):
+        raise BadInputError(
+            "no common ratio meets the budgets; leave the allocation to --allocation knapsack"
+        )
+    return [
+        int(each.group.channels - gone)
+        for each, gone in zip(candidates, removed(_smallest_ratio(within))[0], strict=True)
+    ]
+
+
+def _depths(classifier: Classifier, candidates: Sequence[Candidate]) -> np.ndarray:
+    """Where each group is in the network, from 0 at the first to 1 at the last; in the middle of its layers."""
+    place = {name: number for number, (name, _) in enumerate(classifier.network.named_modules())}
+    middles = np.array(
+        [np.mean([place[member.layer] for member in each.group.members]) for each in candidates]
+    )
+    span = max(float(np.ptp(middles)), 1.0)
+    depths: np.ndarray = (middles - middles.min()) / span
+    return depths
+
+
+def _removed(candidates: Sequence[Candidate], ratios: np.ndarray) -> np.ndarray:
+    """Channels that go at each group's ratio, (1, groups)."""
+    return np.array(
+        [
+            [
+                each.group.channels - len(each.kept(float(ratio)))
+                for each, ratio in zip(candidates, ratios, strict=True)
+            ]
+        ]
+    )
 
 
 def _smallest_ratio(enough: Callable[[float], bool]) -> float:
@@ -221,28 +269,13 @@ def _smallest_ratio(enough: Callable[[float], bool]) -> float:
     )
 
 
-def _ratio_within(
-    candidates: Sequence[Candidate], costs: PlanCosts, limits: Mapping[BudgetKind, float]
-) -> float:
-    """The smallest ratio, the same for every group, at which all limits hold."""
-
-    def within(ratio: float) -> bool:
-        figures = costs.figures(_removed(candidates, ratio))
-        return all(figures[kind][0] <= limit for kind, limit in limits.items())
-
-    if not within(1.0):
-        raise BadInputError(
-            "no common ratio meets the budgets; leave the allocation to --allocation knapsack"
-        )
-    return _smallest_ratio(within)
-
-
 def _ratio_that_removes(candidates: Sequence[Candidate], costs: PlanCosts, options: PlanOptions) -> float:
     """The ratio of channels, the same for every group, that comes nearest to the share of what was asked for."""
     dense: int = costs.counter.dense.model_dump()[options.ratio_of]
 
     def share(ratio: float) -> float:
-        return 1 - float(costs.counter.totals(_removed(candidates, ratio))[options.ratio_of][0]) / dense
+        ratios = np.full(len(candidates), ratio)
+        return 1 - float(costs.counter.totals(_removed(candidates, ratios))[options.ratio_of][0]) / dense
 
     if (reachable := share(1.0)) < options.ratio:
         raise BadInputError(
