@@ -108,7 +108,7 @@ def _planner(
     """Makes one-shot plans; the knapsack weighs them on images."""
     if wanted.chosen_allocation != "knapsack":
         return partial(make_plan, run.dense, scores)
-    images = run.score_images().first(probe_images(run.dense.spec))
+    images = run.dataset.train.sample(probe_images(run.dense.spec), run.options.seed)
     return Planner(Gauge(run.dense, images, compensated=run.options.compensates), scores).plan
 
 

@@ -12,7 +12,7 @@ from fsrp_edge.pipeline.budgeting import Workplace, costing, named_graph, plan_w
 from fsrp_edge.pruning.allocation import Levels, allocate
 from fsrp_edge.pruning.budgets import Budgets, parse_limit
 from fsrp_edge.pruning.options import PlanOptions
-from fsrp_edge.pruning.planning import check_budgets, least_network, make_plan
+from fsrp_edge.pruning.planning import check_budgets, least_network, make_plan, planning_of, tilted
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.load import load_target
@@ -108,6 +108,29 @@ def test_the_knapsack_uses_more_of_a_budget_than_a_common_ratio_can(resnet, cost
     )
     assert uniform.planned <= allocated.planned <= allocated.limit
     assert allocated.planned > 0.98 * allocated.limit
+
+
+@pytest.mark.parametrize("tilt", [-0.75, -0.5, 0.5, 0.75])
+def test_tilted_ratios_meet_the_budget_and_keep_more_at_one_end(resnet, costs, tilt):
+    wanted = PlanOptions.model_validate({"budgets": {"latency": "50%"}, "channel_multiple": 2})
+    planning = planning_of(resnet, random_scores(resnet), wanted, costs)
+    shares = {
+        each: np.array(tilted(planning, each)) / [c.group.channels for c in planning.candidates]
+        for each in (0.0, tilt)
+    }
+    (budget,) = planning.plan(tilted(planning, tilt)).budgets
+    assert budget.planned <= budget.limit
+    first, last = (
+        [
+            place
+            for place, c in enumerate(planning.candidates)
+            if c.group.root.startswith(stage) and not c.reason
+        ]
+        for stage in ("layer1", "layer3")
+    )
+    kept_more, kept_less = (first, last) if tilt > 0 else (last, first)
+    assert shares[tilt][kept_more].mean() > shares[0.0][kept_more].mean()
+    assert shares[tilt][kept_less].mean() < shares[0.0][kept_less].mean()
 
 
 def test_a_ratio_of_macs_can_be_allocated_too(resnet):

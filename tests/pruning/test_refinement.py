@@ -14,7 +14,7 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
-from fsrp_edge.pruning.refinement import Gauge, Planner
+from fsrp_edge.pruning.refinement import Gauge, Planner, tempered_divergence
 from tests.pruning.conftest import random_scores
 
 
@@ -102,6 +102,30 @@ def test_compensation_moves_outputs_back(trained_checkpoint):
     kept = {group.root: group.kept for group in plan.groups}
     with_it, without = (Gauge(dense, images, compensated=each).divergence(kept) for each in (True, False))
     assert with_it < without
+
+
+def test_what_is_only_too_sure_of_itself_has_lost_nothing():
+    dense = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    assert tempered_divergence(dense, dense) == 0
+    assert tempered_divergence(10 * dense, dense) < 1e-6
+    other = dense + torch.randn(dense.shape, generator=torch.Generator().manual_seed(1))
+    assert tempered_divergence(other, dense) == pytest.approx(
+        tempered_divergence(10 * other, dense), rel=1e-3
+    )
+    assert tempered_divergence(other, dense) > 0.1
+
+
+def test_the_search_starts_where_ratios_that_change_through_the_network_lose_less(resnet):
+    scores, wanted = random_scores(resnet), budgets(macs="0.5")
+    late = {
+        group.root: 100.0 if group.root.startswith("layer3") else 0.01
+        for group in PruningGraph(resnet).groups()
+    }
+    plan = Planner(Known(resnet, late), scores).plan(wanted, None)
+    uniform = make_plan(resnet, scores, wanted.model_copy(update={"allocation": "uniform"}))
+    for group in plan.groups:
+        if group.root.startswith("layer3"):
+            assert len(group.kept) > counts(uniform)[group.root]
 
 
 def test_images_may_be_few(resnet):
