@@ -106,24 +106,39 @@ def explained_shares(read: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 class _Reader:
-    """What the chosen variables leave of a covariance, and of the variance that a reader makes of it."""
+    """What the chosen variables leave of a covariance, and of the variance that a reader makes of it.
+
+    What is left, S, loses l l^T / d with each choice, where l is its column of the variable and d the variance there. So
+    the diagonal of S G S, where G is the reader's Gram matrix, can be carried along by two products of a matrix and a
+    vector, and neither S nor G S has to be written anew.
+    """
 
     def __init__(self, covariance: Tensor, gram: Tensor) -> None:
-        self._left, self._made = covariance.clone(), gram @ covariance
+        self._covariance, self._gram = covariance, gram
         self._floor = RIDGE * float(covariance.diagonal().mean())
-        made = float(self._made.trace())
-        self.total = made if made > 1e-12 * float(covariance.trace() * gram.trace()) else 0.0
+        self._variance = covariance.diagonal().clone()
+        made = gram @ covariance
+        self._squares = (covariance * made).sum(0)
+        self._taken, self._count = torch.zeros_like(covariance), 0
+        total = float(made.trace())
+        self.total = total if total > 1e-12 * float(covariance.trace() * gram.trace()) else 0.0
 
     def gains(self) -> Tensor:
         """(C,) share that each variable would explain."""
-        variance = self._left.diagonal().clamp_min(0) + self._floor
-        return (self._left * self._made).sum(0) / variance / self.total
+        return self._squares / (self._variance.clamp_min(0) + self._floor) / self.total
 
     def choose(self, chosen: int) -> None:
         """Take away what a variable explains."""
-        row = self._left[chosen] / (self._left[chosen, chosen].clamp_min(0) + self._floor)
-        self._made -= torch.outer(self._made[:, chosen].clone(), row)
-        self._left -= torch.outer(self._left[:, chosen].clone(), row)
+        taken = self._taken[: self._count]  # rows are l / sqrt(d)
+        column = self._covariance[chosen] - taken[:, chosen] @ taken
+        variance = column[chosen].clamp_min(0) + self._floor
+        made = self._gram @ column
+        back = self._covariance @ made - (taken @ made) @ taken
+        share = column / variance
+        self._squares += share * (share * (column @ made) - 2 * back)
+        self._variance -= share * column
+        self._taken[self._count] = column / variance.sqrt()
+        self._count += 1
 
 
 def _scores(
