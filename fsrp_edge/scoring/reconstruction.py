@@ -108,9 +108,9 @@ def explained_shares(read: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 class _Reader:
     """What the chosen variables leave of a covariance, and of the variance that a reader makes of it.
 
-    What is left, S, loses l l^T / d with each choice, where l is its column of the variable and d the variance there. So
-    the diagonal of S G S, where G is the reader's Gram matrix, can be carried along by two products of a matrix and a
-    vector, and neither S nor G S has to be written anew.
+    What is left, S, loses l l^T / d with each choice, where l is its column of the variable and d the variance there.
+    So the diagonal of S G S, where G is the reader's Gram matrix, can be carried along by two products of a matrix and
+    a vector, and neither S nor G S has to be written anew.
     """
 
     def __init__(self, covariance: Tensor, gram: Tensor) -> None:
