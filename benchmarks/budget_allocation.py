@@ -8,11 +8,22 @@ python -m benchmarks.budget_allocation --checkpoint vgg16-cifar10-nfgsm.safetens
     --latency 12% --method n-fgsm --images 15000 --epochs 2 --attacked 2000
 """
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, bits, checkpoint_parser, lead, load_both, percent, provenance_now, save
+from benchmarks.common import (
+    RESULTS,
+    bits,
+    checkpoint_parser,
+    load_both,
+    mean_lead,
+    percent,
+    provenance_now,
+    save,
+)
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import Dataset
@@ -39,6 +50,8 @@ CELLS = RESULTS / "budget_allocation_cells"
 TARGET, RUNTIME = "raspberry-pi-4", "litert"
 SCORE_IMAGES = 128
 ALLOCATIONS = ("uniform", "knapsack")
+Pair = tuple[dict[str, Any], dict[str, Any]]
+"""Of results: uniform, knapsack."""
 
 
 def plans(dense: Classifier, dataset: Dataset, share: str, seed: int) -> dict[str, tuple[PruningPlan, float]]:
@@ -144,22 +157,16 @@ def main() -> None:
 
 
 def write_table() -> None:
-    """One row for each network, latency and seed that has both cells."""
+    """One row for each network, latency and seed that has both cells, and one for the mean over the seeds."""
     cells = {path.stem: read_json(path) for path in sorted(CELLS.glob("*.json"))}
-    rows = []
+    pairs: dict[str, list[Pair]] = {}
     for name, uniform in cells.items():
-        allocated = cells.get(name.replace("-uniform-", "-knapsack-"))
-        if "-uniform-" not in name or allocated is None:
-            continue
-        rows.append([
-            name.partition("-uniform-")[0], uniform["seed"], f"{uniform['dense_ms']:.2f}",
-            f"{uniform['estimated_ms']:.2f}", f"{allocated['estimated_ms']:.2f}",
-            *(f"{each['parameters'] / 1e3:.0f}" for each in (uniform, allocated)),
-            f"{uniform['divergence']:.3f}", f"{allocated['divergence']:.3f}",
-            *(f"{100 * each['accuracy_before_training']:.1f}" for each in (uniform, allocated)),
-            *_compared(uniform["right"], allocated["right"]),
-            *(_compared(uniform["standing"], allocated["standing"]) if "standing" in uniform else [""] * 3),
-        ])  # fmt: skip
+        if "-uniform-" in name and (allocated := cells.get(name.replace("-uniform-", "-knapsack-"))):
+            pairs.setdefault(name.partition("-uniform-")[0], []).append((uniform, allocated))
+    rows = []
+    for name, found in pairs.items():
+        rows += [_row(name, str(uniform["seed"]), [(uniform, allocated)]) for uniform, allocated in found]
+        rows.append(_row(name, f"mean of {len(found)}", found))
     header = (
         "network, share of latency, images and epochs", "seed", "dense ms", "uniform ms", "knapsack ms",
         "uniform, k parameters", "knapsack", "uniform moves outputs by, nats", "knapsack by",
@@ -171,9 +178,23 @@ def write_table() -> None:
     save("budget_allocation", results, header, rows)
 
 
-def _compared(uniform: str, allocated: str) -> list[str]:
+def _row(name: str, seed: str, pairs: Sequence[Pair]) -> list[str]:
+    def means(of: str, scale: float, digits: int, sides: Sequence[int] = (0, 1)) -> list[str]:
+        return [f"{scale * statistics.mean(pair[side][of] for pair in pairs):.{digits}f}" for side in sides]
+
+    return [
+        name, seed, *means("dense_ms", 1, 2, (0,)), *means("estimated_ms", 1, 2), *means("parameters", 1e-3, 0),
+        *means("divergence", 1, 3), *means("accuracy_before_training", 100, 1),
+        *_compared(pairs, "right"), *_compared(pairs, "standing"),
+    ]  # fmt: skip
+
+
+def _compared(pairs: Sequence[Pair], of: str) -> list[str]:
     """Percent of both, and their difference, paired by image."""
-    return [percent(uniform), percent(allocated), lead(allocated, uniform)]
+    if of not in pairs[0][0]:
+        return [""] * 3
+    uniform, allocated = ([pair[side][of] for pair in pairs] for side in (0, 1))
+    return [percent("".join(uniform)), percent("".join(allocated)), mean_lead(allocated, uniform)]
 
 
 if __name__ == "__main__":

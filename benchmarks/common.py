@@ -2,12 +2,14 @@
 
 import argparse
 import datetime
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fsrp_edge import compute
@@ -90,6 +92,20 @@ def lead(ours: str, theirs: str) -> str:
     paired = paired_difference(first, second)
     low, high = (f"{100 * end:+.1f}" for end in paired.interval)
     return f"{100 * paired.difference:+.1f} ({low} to {high})"
+
+
+def mean_lead(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """The same of several runs that were judged on the same images, a row each: the mean over runs, then over images.
+
+    The interval tells what other images would change, not what other runs would.
+    """
+    first, second = (
+        np.array([[each == "1" for each in row] for row in rows], float) for rows in (theirs, ours)
+    )
+    by_image = 100 * (second - first).mean(0)
+    half = 1.96 * by_image.std(ddof=1) / math.sqrt(len(by_image))
+    mean = by_image.mean()
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
 
 
 def percent(row: str) -> str:

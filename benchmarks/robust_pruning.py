@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.common import RESULTS, bits, parser_of, provenance_now, save
+from benchmarks.common import RESULTS, bits, mean_lead, parser_of, provenance_now, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.cli.console import show_progress
@@ -32,7 +31,6 @@ from fsrp_edge.data.images import Dataset
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
-from fsrp_edge.evaluation.paired import paired_difference
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.files import read_json, write_json
 from fsrp_edge.models.checkpoint import load_classifier
@@ -372,7 +370,7 @@ def _mean(by_seed: dict[int, dict[str, Any]], attack: str) -> str:
 
 
 def _lead(leader: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], attack: str) -> str:
-    """Points by which one is ahead, with the interval over the images of the seeds that both have."""
+    """Points by which one is ahead, a mean over the seeds that both have."""
     seeds = [
         seed
         for seed in leader
@@ -380,15 +378,10 @@ def _lead(leader: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], a
     ]
     if not seeds:
         return "–"
-    ours, theirs = (
-        torch.tensor([mark == "1" for seed in seeds for mark in side[seed]["standing"][attack]])
-        for side in (leader, rival)
-    )
-    if len(ours) != len(theirs):
+    ours, theirs = ([side[seed]["standing"][attack] for seed in seeds] for side in (leader, rival))
+    if {len(row) for row in ours} != {len(row) for row in theirs}:
         return "–"
-    paired = paired_difference(theirs, ours)
-    low, high = (100 * end for end in paired.interval)
-    return f"{100 * paired.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+    return mean_lead(ours, theirs)
 
 
 def figure() -> None:
