@@ -53,6 +53,15 @@ def probe_images(spec: ModelSpec) -> int:
     return min(max(2**20 // (height * width), 64), 1024)
 
 
+def most_trials(groups: int) -> int:
+    """Of a plan for so many groups that may lose channels."""
+    return len(TILTS) + _rounds(groups) * (2 * groups + 1)
+
+
+def _rounds(groups: int) -> int:
+    return min(ROUNDS, max(1, TRIALS // (2 * groups + 1)))
+
+
 class Gauge:
     """How far a network's outputs move when channels go.
 
@@ -155,7 +164,7 @@ class _Refinement:
         tried = [self._moved(each) for each in track(starts, "weighing plans", len(starts))]
         chosen, moved = starts[int(np.argmin(tried))], min(tried)
         reach = np.maximum(1, self._last // FIRST_RANGE)
-        rounds = min(ROUNDS, max(1, TRIALS // (2 * int((self._last > 0).sum()) + 1)))
+        rounds = _rounds(int((self._last > 0).sum()))
         for _ in track(range(rounds), "exchanging channels", rounds):
             proposed = self._propose(chosen, moved, reach)
             if (after := self._moved(proposed)) < WORTH_IT * moved:

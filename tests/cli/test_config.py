@@ -122,7 +122,8 @@ def test_a_dry_run_tells_and_leaves_nothing(
     assert found["macs"][1] < found["macs"][0]
 
     assert run(cli, [*arguments, "--params", "0.5"]) == 0
-    assert "asked, " in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "asked, " in out and "weigh plans" in out
 
     assert run(cli, [*arguments, "--require", "size<=1kB"]) == 1
     assert "out of reach with these options: size<=1kB" in capfd.readouterr().err

@@ -14,7 +14,7 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
-from fsrp_edge.pruning.refinement import Gauge, Planner, tempered_divergence
+from fsrp_edge.pruning.refinement import Gauge, Planner, most_trials, tempered_divergence
 from tests.pruning.conftest import random_scores
 
 
@@ -51,6 +51,7 @@ def test_what_is_worth_nothing_goes_and_what_is_worth_much_stays(resnet):
     cheap, dear = inside[0], inside[1]
     gauge = Known(resnet, {cheap: 1e-3, dear: 100.0})
     plan = Planner(gauge, scores).plan(wanted, None)
+    assert gauge.asked <= most_trials(len(plan.groups))
     assert plan.allocation == "knapsack" and plan.budgets[0].planned <= plan.budgets[0].limit
     assert counts(plan)[cheap] < counts(uniform)[cheap] and counts(plan)[dear] > counts(uniform)[dear]
     before, after = (gauge.divergence({g.root: g.kept for g in each.groups}) for each in (uniform, plan))
