@@ -222,21 +222,16 @@ def tilted(planning: Planning, tilt: float) -> list[int]:
     candidates, costs = planning.candidates, planning.costs
     factors = 1 + tilt * (2 * _depths(planning.classifier, candidates) - 1)
 
-    def removed(ratio: float) -> np.ndarray:
-        return _removed(candidates, np.minimum(ratio * factors, 1.0))
-
     def within(ratio: float) -> bool:
-        figures = costs.figures(removed(ratio))
+        figures = costs.figures(_removed(candidates, np.minimum(ratio * factors, 1.0)))
         return all(figures[kind][0] <= limit for kind, limit in planning.limits.items())
 
     if not within(1.0):
         raise BadInputError(
             "no common ratio meets the budgets; leave the allocation to --allocation knapsack"
         )
-    return [
-        int(each.group.channels - gone)
-        for each, gone in zip(candidates, removed(_smallest_ratio(within))[0], strict=True)
-    ]
+    ratios = np.minimum(_smallest_ratio(within) * factors, 1.0)
+    return [len(each.kept(float(ratio))) for each, ratio in zip(candidates, ratios, strict=True)]
 
 
 def _depths(classifier: Classifier, candidates: Sequence[Candidate]) -> np.ndarray:

@@ -144,7 +144,7 @@ class Planner:
         levels = [each.levels() for each in planning.candidates]
         search = Search(levels, planning.costs.figures, planning.limits)
         if self._refined is None:
-            self._refined = search.nearest(_Refinement(planning, self._gauge, levels).run())
+            self._refined = search.nearest(_Refinement(planning, self._gauge, levels, search).run())
         removed = search.removed(search.nearest(self._refined)[None])[0]
         return planning.plan(
             [each.group.channels - int(gone) for each, gone in zip(planning.candidates, removed, strict=True)]
@@ -154,8 +154,8 @@ class Planner:
 class _Refinement:
     """One search, over choices of a level for each group."""
 
-    def __init__(self, planning: Planning, gauge: Gauge, levels: Sequence[Levels]) -> None:
-        self._planning, self._gauge, self._levels = planning, gauge, levels
+    def __init__(self, planning: Planning, gauge: Gauge, levels: Sequence[Levels], search: Search) -> None:
+        self._planning, self._gauge, self._levels, self._search = planning, gauge, levels, search
         self._last = np.array([len(each.removed) - 1 for each in levels])
 
     def run(self) -> np.ndarray:
@@ -184,18 +184,17 @@ class _Refinement:
         for tilt in TILTS:
             with suppress(BadInputError):
                 found.append(tilted(self._planning, tilt))
-        counts = list(dict.fromkeys(map(tuple, found))) or [tuple(allocated(self._planning, "knapsack"))]
-        search = Search(self._levels, self._planning.costs.figures, self._planning.limits)
-        return [search.give_back(self._levels_of(each)) for each in counts]
+        channels = np.array([each.group.channels for each in self._planning.candidates])
+        choices = [
+            self._search.give_back(self._choice(channels - counts))
+            for counts in found or [allocated(self._planning, "knapsack")]
+        ]
+        return [np.array(each) for each in dict.fromkeys(tuple(each.tolist()) for each in choices)]
 
-    def _levels_of(self, counts: Sequence[int]) -> np.ndarray:
-        channels = [each.group.channels for each in self._planning.candidates]
-        return np.array(
-            [
-                list(level.removed).index(there - count)
-                for level, there, count in zip(self._levels, channels, counts, strict=True)
-            ]
-        )
+    def _choice(self, removed: np.ndarray) -> np.ndarray:
+        """The levels at which so many channels go."""
+        pairs = zip(self._levels, removed, strict=True)
+        return np.array([list(level.removed).index(gone) for level, gone in pairs])
 
     def _moved(self, chosen: np.ndarray) -> float:
         counts = [
@@ -214,10 +213,7 @@ class _Refinement:
             losses.append(max(self._alone(chosen, moved, group, places[2]), moved))
             span = np.arange(low[group], high[group] + 1)
             near.append(Levels(level.removed[span], np.interp(span, places, losses)))
-        removed = allocate(near, self._planning.costs.figures, self._planning.limits)
-        return np.array(
-            [list(level.removed).index(gone) for level, gone in zip(self._levels, removed, strict=True)]
-        )
+        return self._choice(allocate(near, self._planning.costs.figures, self._planning.limits))
 
     def _alone(self, chosen: np.ndarray, moved: float, group: int, place: int) -> float:
         """How far outputs move with one group at another level."""
