@@ -11,6 +11,7 @@ import torch
 from pyautoattack import AutoAttack
 
 from benchmarks.common import checkpoint_parser, save
+from fsrp_edge import compute
 from fsrp_edge.attacks import DEFAULT_EPS
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.data.open import open_dataset
@@ -22,10 +23,11 @@ from fsrp_edge.models.classifier import Classifier
 def theirs(classifier: Classifier, images: ImageSet) -> torch.Tensor:
     """Verdicts of the library's driver on the network as `load_classifier` returns it."""
     pixels, labels = next(images.batches(len(images)))
-    suite = AutoAttack(copy.deepcopy(classifier), norm="Linf", eps=DEFAULT_EPS, seed=0)
+    device = compute.device_of(classifier)
+    suite = AutoAttack(copy.deepcopy(classifier), norm="Linf", eps=DEFAULT_EPS, seed=0, device=device)
     suite.verbose = False
-    _, predicted = suite.run_standard_evaluation(pixels, labels, batch_size=len(images))
-    return predicted == labels
+    _, predicted = suite.run_standard_evaluation(pixels.to(device), labels.to(device), batch_size=len(images))
+    return torch.eq(predicted.cpu(), labels)
 
 
 def ours(classifier: Classifier, images: ImageSet) -> torch.Tensor:
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--parts", type=int, default=2)
     arguments = parser.parse_args()
-    classifier = load_classifier(arguments.checkpoint)
+    classifier = load_classifier(arguments.checkpoint).to(compute.default_device())
     images = open_dataset(arguments.data, classifier.spec, seed=0).evaluation.first(arguments.images)
     drivers = {"library's driver": theirs, "fsrp-edge": ours}
     parts: list[dict[str, Any]] = []
@@ -80,7 +82,7 @@ def write(checkpoint: str, architecture: str, parts: list[dict[str, Any]]) -> No
         "threads": torch.get_num_threads(), "parts": parts,
     }  # fmt: skip
     save(
-        "attack_speed",
+        "attack_speed_gpu" if compute.default_device().type == "cuda" else "attack_speed",
         results,
         ("AutoAttack by", "robust accuracy %", "s", "CPU s", "speed-up in CPU s"),
         rows,

@@ -2,9 +2,10 @@
 
 Every cell (network, criterion, budget, seed, length of recovery) is a file in results/robust_pruning_cells and is
 worked on once; training, recovery and attacks resume within a cell too. The plan is printed first, with hours as far as
-cells of the same network were measured. The headline (90 % of the parameters) comes first. Pruned networks of up to a
-megabyte are kept in results/robust_pruning_networks, so that anyone can attack them without training, and an attack
-that a cell lacks (`--autoattack-images 0` leaves AutoAttack for later) is run on what is kept.
+cells of the same network were measured. The headline (90 % of the parameters) comes first. Networks of the first seed
+that lost 90 % and are no larger than a megabyte are kept in results/robust_pruning_networks, so that anyone can attack
+them without training, and an attack that a cell lacks, or had on fewer images (`--autoattack-images 0` leaves
+AutoAttack for later), is run on what is kept.
 
 python -m benchmarks.robust_pruning --data cifar-10-batches-bin --plan
 python -m benchmarks.robust_pruning --data cifar-10-batches-bin --only 'vgg16-w0.25 * 0.9 parameters *'
@@ -241,7 +242,11 @@ class Bench:
 
     def missing(self, cell: Cell, result: dict[str, Any]) -> list[str]:
         """The attacks that are wanted of a cell and not in its result."""
-        return [attack for attack in self.attacks(cell) if attack not in result.get("results", {})]
+        found = result.get("results", {})
+        return [
+            attack for attack, images in self.attacks(cell).items()
+            if attack not in found or found[attack]["images"] < (images or 0)
+        ]  # fmt: skip
 
     def attacks(self, cell: Cell) -> dict[str, int | None]:
         """Number of images each attack gets, the first of the test set; None for all of them."""
@@ -268,7 +273,7 @@ class Bench:
             result = recover(pruned, dataset.train, cell.recipe, seed=cell.seed, checkpoint=unfinished)
             save_classifier(result.classifier, path)
             unfinished.unlink(missing_ok=True)
-            if path.stat().st_size <= KEPT_BYTES:
+            if path.stat().st_size <= KEPT_BYTES and cell.seed == 0 and cell.ratio >= 0.9:
                 KEPT.mkdir(exist_ok=True)
                 shutil.move(path, KEPT)
         return _ready(load_classifier(self.file(cell)))
@@ -280,7 +285,8 @@ class Bench:
         if attack == "clean":
             return clean_accuracy(network, chosen)
         unfinished = self.work / f"{cell.path.stem}-{attack}.unfinished.json"
-        plan = EvaluationPlan(attacks=(attack,), batch_size=128)
+        on_gpu = compute.device_of(network).type == "cuda"
+        plan = EvaluationPlan(attacks=(attack,), batch_size=None if on_gpu else 128)
         return evaluate(network, chosen, plan, unfinished=unfinished)[1]
 
 

@@ -1,7 +1,8 @@
 """Adversarial training here against a plain PyTorch loop, and how much of it is not forward and backward passes.
 
 The plain loop is what one writes first: a DataLoader over tensors, torchvision's augmentations for each image, the
-attack's gradient by `loss.backward()` with everything trainable. Random images, so that nothing has to be at hand.
+attack's gradient by `loss.backward()` with everything trainable; on a GPU with bfloat16 autocast and two loading
+processes. Random images, so that nothing has to be at hand.
 
 python -m benchmarks.training_speed
 """
@@ -47,9 +48,10 @@ def passes_compiled(classifier: Classifier, images: ImageSet, _: ImageSet) -> fl
 
 def _passes(classifier: Classifier, images: ImageSet, *, compiled: bool) -> float:
     network = copy.deepcopy(classifier)
-    compute.to_fast_layout(network, torch.device("cpu"))
+    device = compute.device_of(network)
+    compute.to_fast_layout(network, device)
     forward = torch.compile(network) if compiled else network
-    pixels, labels = next(images.batches(BATCH))
+    pixels, labels = (part.to(device) for part in next(images.batches(BATCH)))
     pixels = pixels.contiguous(memory_format=torch.channels_last)
 
     def step() -> None:
@@ -62,10 +64,17 @@ def _passes(classifier: Classifier, images: ImageSet, *, compiled: bool) -> floa
         loss.backward()
 
     step()
-    started = time.perf_counter()
+    started = _now(device)
     for _step in range(len(images) // BATCH):
         step()
-    return time.perf_counter() - started
+    return _now(device) - started
+
+
+def _now(device: torch.device) -> float:
+    """Once what was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def plain(classifier: Classifier, images: ImageSet, _: ImageSet) -> float:
@@ -83,18 +92,26 @@ def plain(classifier: Classifier, images: ImageSet, _: ImageSet) -> float:
         def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
             return augment(pixels[place]), labels[place]
 
-    loader = torch.utils.data.DataLoader(Pictures(), BATCH, shuffle=True, drop_last=True)
+    device = compute.device_of(network)
+    amp = compute.autocast(device, enabled=device.type == "cuda")
+    workers = 2 if device.type == "cuda" else 0
+    loader = torch.utils.data.DataLoader(
+        Pictures(), BATCH, shuffle=True, drop_last=True, num_workers=workers, pin_memory=bool(workers)
+    )
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    started = time.perf_counter()
-    for batch, truth in loader:
+    started = _now(device)
+    for loaded in loader:
+        batch, truth = (part.to(device) for part in loaded)
         noisy = (batch + torch.empty_like(batch).uniform_(-2 * EPS, 2 * EPS)).clamp(0, 1).requires_grad_(True)
-        F.cross_entropy(network(noisy), truth).backward()
+        with amp:
+            F.cross_entropy(network(noisy), truth).backward()
         assert noisy.grad is not None
         adversarial = (noisy + EPS * noisy.grad.sign()).clamp(0, 1).detach()
         optimizer.zero_grad()
-        F.cross_entropy(network(adversarial), truth).backward()
+        with amp:
+            F.cross_entropy(network(adversarial), truth).backward()
         optimizer.step()
-    return time.perf_counter() - started
+    return _now(device) - started
 
 
 def main() -> None:
@@ -112,7 +129,7 @@ def main() -> None:
         architecture=arguments.arch, input_shape=(3, 32, 32), classes=10, mean=(0.5,) * 3, std=(0.25,) * 3,
         preprocessing=Preprocessing(resize=32),
     )  # fmt: skip
-    classifier = Classifier(build(spec.architecture, classes=10), spec)
+    classifier = Classifier(build(spec.architecture, classes=10), spec).to(compute.default_device())
     draws = np.random.default_rng(0)
     count = arguments.steps * BATCH
     pixels = draws.integers(0, 256, (count + 32, 3, 32, 32), dtype=np.uint8)
@@ -142,7 +159,7 @@ def main() -> None:
         "images": count,
         "batch": BATCH,
         "threads": torch.get_num_threads(),
-        "bfloat16": compute.gains_from_bfloat16(torch.device("cpu")),
+        "bfloat16": compute.gains_from_bfloat16(compute.default_device()),
         "seconds": seconds,
         "speed_against_plain_loop": ratio("plain loop", "fsrp-edge"),
         "share_outside_passes": 1 - ratio("its passes alone", "fsrp-edge"),
@@ -152,7 +169,9 @@ def main() -> None:
         for name, taken in seconds.items()
     ]
     rows.append(["share outside the passes", f"{100 * results['share_outside_passes']:.1f} %", ""])
-    save("training_speed", results, ("N-FGSM", "images/s", "against the plain loop"), rows)
+    on_gpu = compute.default_device().type == "cuda"
+    name = f"training_speed_gpu_{arguments.arch.removeprefix('cifar:')}" if on_gpu else "training_speed"
+    save(name, results, ("N-FGSM", "images/s", "against the plain loop"), rows)
 
 
 if __name__ == "__main__":

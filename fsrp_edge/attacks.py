@@ -78,8 +78,8 @@ def attackable(model: nn.Module) -> Iterator[None]:
 
 
 def random_start(pixels: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-    """`pixels` plus uniform noise in [-eps, eps], clipped to [0, 1]; drawn on the CPU, so equal on every device."""
-    noise = torch.rand(pixels.shape, generator=generator).to(pixels.device)
+    """`pixels` plus uniform noise in [-eps, eps], clipped to [0, 1]; drawn where the generator is."""
+    noise = torch.rand(pixels.shape, generator=generator, device=generator.device).to(pixels.device)
     return (pixels + (2 * noise - 1) * eps).clamp_(0, 1)
 
 

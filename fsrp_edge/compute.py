@@ -42,6 +42,14 @@ def autocast(device: torch.device, *, enabled: bool = True) -> AbstractContextMa
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled and gains_from_bfloat16(device))
 
 
+def full_float32() -> AbstractContextManager[object]:
+    """Convolutions in all of float32's precision; left to itself, CUDA rounds what they read to TF32's 10 bits."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )
+
+
 def to_fast_layout(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to `device` in channels_last, the faster layout for convolutions on CPU and CUDA."""
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -84,9 +92,9 @@ def all_trainable(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def generator(seed: int) -> torch.Generator:
-    """A CPU random generator of its own, so that stages do not disturb each other's draws."""
-    return torch.Generator().manual_seed(seed)
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator of its own, so that stages do not disturb each other's draws; devices draw differently."""
+    return torch.Generator(device).manual_seed(seed)
 
 
 def seed_of(*parts: int) -> int:

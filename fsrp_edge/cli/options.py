@@ -200,7 +200,7 @@ criterion_options = stack(
     click.option(
         "--radius",
         type=click.FloatRange(0, 1, min_open=True),
-        help="Of the low-frequency region, as a fraction of the band.  [default: 0.125, or 0.25 for "
+        help="Of the low-frequency region, as a fraction of the band.  [default: 0.125, or 0.5 for "
         "fsrp-reconstruction]",
     ),
     click.option(

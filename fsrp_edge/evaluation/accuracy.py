@@ -68,7 +68,7 @@ def predictions(predict: Predict, images: ImageSet, *, batch_size: int | None = 
     mine = distributed.my_part(len(images))
     part = images.subset(np.arange(mine.start, mine.stop))
     predicted = [torch.zeros(mine.start, dtype=torch.int64)]
-    with torch.no_grad(), nullcontext() if network is None else attackable(network):
+    with torch.no_grad(), compute.full_float32(), nullcontext() if network is None else attackable(network):
         batches = part.batches(batch_size)
         for pixels, _ in track(batches, f"predicting {images.name}", part.batch_count(batch_size)):
             predicted.append(predict(pixels.to(device)).argmax(1).cpu())

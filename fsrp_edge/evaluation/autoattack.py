@@ -157,7 +157,8 @@ class _Suite:
 
     def judge(self, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Where the network itself is wrong."""
-        wrong: Tensor = self.classifier(adversarial).argmax(1) != labels
+        with compute.full_float32():
+            wrong: Tensor = self.classifier(adversarial).argmax(1) != labels
         return wrong
 
     def _untargeted(self, climb: Callable[..., Tensor], loss: Loss) -> WithstandsHere:

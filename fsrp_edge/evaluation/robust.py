@@ -122,10 +122,17 @@ def _withstands(model: Classifier, pixels: Tensor, labels: Tensor, start: Tensor
         reached, adversarial = adversarial, ascent_step(adversarial, gradient, pixels[left], attack)
         suspects = (logits.argmax(1) != labels[left]).nonzero().squeeze(1)
         if len(suspects):
-            fallen = suspects[model(reached[suspects]).argmax(1) != labels[left[suspects]]]
+            fallen = suspects[_is_wrong(model, reached[suspects], labels[left[suspects]])]
             stands[left[fallen]] = False
             keep = stands[left]
             left, adversarial = left[keep], adversarial[keep]
     if len(left):
-        stands[left] = model(adversarial).argmax(1) == labels[left]
+        stands[left] = ~_is_wrong(model, adversarial, labels[left])
     return stands
+
+
+def _is_wrong(model: Classifier, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Bool (N,), the verdict in full precision."""
+    with compute.full_float32():
+        wrong: Tensor = model(pixels).argmax(1) != labels
+    return wrong

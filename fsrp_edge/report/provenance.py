@@ -3,6 +3,8 @@
 import platform
 from datetime import datetime
 
+import torch
+
 import fsrp_edge
 from fsrp_edge.bench import agent
 from fsrp_edge.packages import CORE, EXPORTERS, EXTRAS, installed_version
@@ -32,4 +34,5 @@ def this_machine() -> Machine:
         cpu=agent.Machine().cpu_name(),
         cores=agent.cores(),
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     )

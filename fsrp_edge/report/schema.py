@@ -232,6 +232,8 @@ class Machine(Record):
     cores: int
     """Logical cores this process could use."""
     os: str
+    gpu: str | None = None
+    """That was computed on, where there is one."""
 
 
 class Provenance(Record):

@@ -202,7 +202,10 @@ def provenance(report: RunReport) -> list[tuple[str, str]]:
         ("options", "; ".join(f"{name}: {value}" for name, value in report.request.options.items())),
         ("seed", str(report.request.seed)),
         ("stages", ", ".join(stages)),
-        ("machine", f"{machine.cpu}, {machine.cores} cores, {machine.os}"),
+        (
+            "machine",
+            ", ".join(filter(None, (machine.gpu, machine.cpu, f"{machine.cores} cores", machine.os))),
+        ),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("started", report.provenance.started_at.isoformat()),
     ]

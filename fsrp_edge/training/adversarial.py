@@ -68,7 +68,7 @@ def away_from_itself(
     """
     with torch.no_grad(), compute.autocast(pixels.device):
         clean = F.log_softmax(model(pixels).float(), dim=1)
-    noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
+    noise = torch.randn(pixels.shape, generator=generator, device=generator.device).to(pixels.device)
     adversarial = project(pixels + 1e-3 * noise, pixels, eps, "Linf")
     for _ in range(steps):
         adversarial = adversarial.detach().requires_grad_(True)

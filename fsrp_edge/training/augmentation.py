@@ -11,16 +11,16 @@ def augment(pixels: Tensor, *, flip: bool, crop_padding: int, generator: torch.G
     """Flip and shift every image of a batch on its own.
 
     Args:
-        pixels: (N, C, H, W) on the CPU.
+        pixels: (N, C, H, W).
         flip: mirror each image left to right with probability 1/2.
         crop_padding: zero pixels added on each side before a random crop of the original size.
-        generator: source of the draws.
+        generator: source of the draws, on the device of the pixels.
 
     Returns:
         (N, C, H, W); `pixels` itself where there is nothing to do.
     """
     if flip:
-        mirrored = torch.rand(len(pixels), generator=generator) < 0.5
+        mirrored = torch.rand(len(pixels), generator=generator, device=pixels.device) < 0.5
         pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(3), pixels)
     return _random_crop(pixels, crop_padding, generator) if crop_padding else pixels
 
@@ -36,10 +36,11 @@ def cutmix(pixels: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor
 def _random_crop(pixels: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     count, channels, height, width = pixels.shape
     padded = F.pad(pixels, (padding, padding, padding, padding))
-    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
+    here = pixels.device
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=here)
     return padded[
-        torch.arange(count).view(-1, 1, 1, 1),
-        torch.arange(channels).view(1, -1, 1, 1),
-        (top + torch.arange(height)).view(count, 1, height, 1),
-        (left + torch.arange(width)).view(count, 1, 1, width),
+        torch.arange(count, device=here).view(-1, 1, 1, 1),
+        torch.arange(channels, device=here).view(1, -1, 1, 1),
+        (top + torch.arange(height, device=here)).view(count, 1, height, 1),
+        (left + torch.arange(width, device=here)).view(count, 1, 1, width),
     ]

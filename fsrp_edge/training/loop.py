@@ -1,8 +1,9 @@
 """The training loop: SGD on the recipe's images, judged after each epoch on held-out ones, resumable."""
 
+import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel
 
 from fsrp_edge import compute, distributed, progress
 from fsrp_edge.attacks import PGD, attackable, pgd
@@ -31,6 +31,8 @@ HELD_OUT_IMAGES = 512
 HELD_OUT_STEPS = 5
 SAVE_SECONDS = 60.0
 """Of training between two checkpoints within an epoch."""
+LOOK_STEPS = 20
+"""Between two looks at whether the loss is finite."""
 
 
 class EpochRecord(Record):
@@ -168,17 +170,23 @@ class _Run:
         compute.to_fast_layout(classifier, compute.device_of(classifier))
         self.optimizer = _optimizer(classifier, recipe)
         self.scheduler = _scheduler(self.optimizer, recipe, recipe.epochs * steps_per_epoch)
-        self.average = _moving_average(classifier, recipe.ema_decay) if recipe.ema_decay else None
+        self.average = _MovingAverage(classifier, recipe.ema_decay) if recipe.ema_decay else None
         self.last_learning_rate = 0.0
-        self.step_in_epoch, self.loss, self.seconds = 0, 0.0, 0.0
+        self.step_in_epoch, self.seconds = 0, 0.0
+        self._loss = torch.zeros((), dtype=torch.float64, device=compute.device_of(classifier))
         self.history: list[EpochRecord] = []
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] = {}
 
     @property
+    def loss(self) -> float:
+        """Sum over the epoch's steps so far."""
+        return float(self._loss)
+
+    @property
     def judged(self) -> nn.Module:
         """The network whose accuracy counts."""
-        return self.classifier if self.average is None else self.average.module
+        return self.classifier if self.average is None else self.average.network
 
     @property
     def is_stale(self) -> bool:
@@ -192,15 +200,16 @@ class _Run:
         distributed.average_gradients(self.classifier)
         self.optimizer.step()
         self.step_in_epoch += 1
-        self.loss += loss.item()
+        self._loss += loss.detach()
         self.last_learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         if self.average is not None:
-            self.average.update_parameters(self.classifier)
+            self.average.update()
 
     def finish_epoch(self, record: EpochRecord) -> None:
         self.history.append(record)
-        self.step_in_epoch, self.loss, self.seconds = 0, 0.0, 0.0
+        self.step_in_epoch, self.seconds = 0, 0.0
+        self._loss.zero_()
         best = self.history[self.best_epoch - 1] if self.best_epoch else None
         # A tie goes to the later epoch, which had the lower learning rate.
         if best is None or _merit(self.recipe, record.clean, record.robust) >= _merit(
@@ -212,7 +221,7 @@ class _Run:
     def state(self) -> dict[str, Any]:
         return {
             "weights": self.classifier.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            "average": self.average and (self.average.network.state_dict(), self.average.steps),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "place": [self.step_in_epoch, self.loss, self.seconds, self.last_learning_rate],
@@ -224,10 +233,12 @@ class _Run:
     def load_state(self, state: dict[str, Any]) -> None:
         self.classifier.load_state_dict(state["weights"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            weights, self.average.steps = state["average"]
+            self.average.network.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.step_in_epoch, self.loss, self.seconds, self.last_learning_rate = state["place"]
+        self.step_in_epoch, loss, self.seconds, self.last_learning_rate = state["place"]
+        self._loss.fill_(loss)
         self.best_epoch = state["best_epoch"]
         self.best_weights = state["best_weights"]
         self.history = [EpochRecord(**record) for record in state["history"]]
@@ -274,17 +285,29 @@ def _scheduler(optimizer: torch.optim.SGD, recipe: Recipe, steps: int) -> LRSche
     return OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1, cycle_momentum=False)
 
 
-def _moving_average(classifier: Classifier, decay: float) -> AveragedModel:
-    def blend(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
-        # The decay grows with the steps taken, or short runs would average in the untrained start.
-        weight = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value.to(average.device), weight)
-            else:
-                average.copy_(value)
+class _MovingAverage:
+    """Exponential moving average of a network's parameters and running statistics.
 
-    return AveragedModel(classifier, multi_avg_fn=blend, use_buffers=True)
+    torch's AveragedModel keeps its count on the device, so that every step would wait for a GPU.
+    """
+
+    def __init__(self, averaged: nn.Module, decay: float) -> None:
+        self.network, self.decay, self.steps = copy.deepcopy(averaged), decay, 0
+        mine, theirs = ((*network.parameters(), *network.buffers()) for network in (self.network, averaged))
+        pairs = list(zip(mine, theirs, strict=True))
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counted = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the network as it is now."""
+        # The decay grows with the steps taken, or short runs would average in the untrained start.
+        weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 1.0
+        mine, theirs = map(list, zip(*self._averaged, strict=True))
+        torch._foreach_lerp_(mine, theirs, weight)
+        for average, value in self._counted:
+            average.copy_(value)
+        self.steps += 1
 
 
 def _train_epoch(
@@ -315,16 +338,16 @@ def _train_epoch(
         for pixels, labels in progress.track(stream, described, len(mine)):
             step_seed = compute.seed_of(seed, epoch, run.step_in_epoch, rank)
             torch.manual_seed(step_seed)
-            generator = compute.generator(step_seed)
-            loss = _loss(
-                classifier, pixels, labels, recipe, teacher=teacher, generator=generator, device=device
-            )
-            run.step(loss)
+            generator = compute.generator(step_seed, device)
+            here = pixels.to(device), labels.to(device)
+            run.step(_loss(classifier, *here, recipe, teacher=teacher, generator=generator))
+            at_end = run.step_in_epoch == run.steps_per_epoch
+            # Asking waits for a GPU, which then idles until it is fed again; a sum that is NaN once stays so.
+            if (at_end or run.step_in_epoch % LOOK_STEPS == 0) and not math.isfinite(run.loss):
+                raise _diverged(recipe, epoch, f"the loss became {run.loss}")
             now = time.perf_counter()
             run.seconds = before + now - started
-            if not math.isfinite(run.loss):
-                raise _diverged(recipe, epoch, f"the loss became {loss.item()}")
-            if now - saved >= SAVE_SECONDS and run.step_in_epoch < run.steps_per_epoch:
+            if now - saved >= SAVE_SECONDS and not at_end:
                 save()
                 saved = time.perf_counter()
     for network in {classifier, run.judged}:
@@ -351,14 +374,14 @@ def _loss(
     *,
     teacher: Classifier | None,
     generator: torch.Generator,
-    device: torch.device,
 ) -> Tensor:
+    """Of pixels and labels on the network's device."""
     pixels = augment(pixels, flip=recipe.flip, crop_padding=recipe.crop_padding, generator=generator)
     if recipe.cutmix:
         pixels, labels = cutmix(pixels, labels, classifier.spec.classes)
-    pixels, labels = pixels.to(device, memory_format=torch.channels_last), labels.to(device)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
     images = training_images(classifier, pixels, labels, recipe, generator)
-    with compute.autocast(device):
+    with compute.autocast(pixels.device):
         with torch.no_grad():
             teacher_logits = None if teacher is None else teacher(images).float()
         clean_logits = classifier(pixels).float() if recipe.method == "trades" else None
