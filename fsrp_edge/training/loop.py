@@ -21,10 +21,8 @@ from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.records import Record
 from fsrp_edge.training import checkpoint as checkpoints
-from fsrp_edge.training.adversarial import training_images
-from fsrp_edge.training.augmentation import augment, cutmix
 from fsrp_edge.training.batchnorm import following_batch_norm
-from fsrp_edge.training.losses import training_loss
+from fsrp_edge.training.passes import Passes
 from fsrp_edge.training.recipe import Recipe
 
 HELD_OUT_IMAGES = 512
@@ -110,7 +108,7 @@ def train(
         if checkpoint
         else {}
     )
-    run = _Run(classifier, recipe, steps_per_epoch=max(1, len(train) // recipe.batch_size))
+    run = _Run(classifier, recipe, teacher, steps_per_epoch=max(1, len(train) // recipe.batch_size))
     saved = checkpoints.load(checkpoint, identity) if checkpoint else None
     if saved is not None:
         run.load_state(saved)
@@ -131,7 +129,7 @@ def train(
             if run.is_stale:
                 break
             try:
-                _train_epoch(run, train, teacher, epoch, seed, save)
+                _train_epoch(run, train, epoch, seed, save)
             except ToolFailedError:
                 if checkpoint:
                     checkpoint.unlink(missing_ok=True)  # where it leads is known now
@@ -163,11 +161,14 @@ class _Run:
     There is no generator among it: each step draws from generators seeded by (seed, epoch, step).
     """
 
-    def __init__(self, classifier: Classifier, recipe: Recipe, *, steps_per_epoch: int) -> None:
+    def __init__(
+        self, classifier: Classifier, recipe: Recipe, teacher: Classifier | None, *, steps_per_epoch: int
+    ) -> None:
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
         self.classifier = classifier
         compute.to_fast_layout(classifier, compute.device_of(classifier))
+        self.passes = Passes(classifier, recipe, teacher)
         self.optimizer = _optimizer(classifier, recipe)
         self.scheduler = _scheduler(self.optimizer, recipe, recipe.epochs * steps_per_epoch)
         self.average = _MovingAverage(classifier, recipe.ema_decay) if recipe.ema_decay else None
@@ -195,12 +196,10 @@ class _Run:
         return patience is not None and len(self.history) - self.best_epoch >= patience
 
     def step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         distributed.average_gradients(self.classifier)
         self.optimizer.step()
         self.step_in_epoch += 1
-        self._loss += loss.detach()
+        self._loss += loss
         self.last_learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         if self.average is not None:
@@ -310,17 +309,10 @@ class _MovingAverage:
         self.steps += 1
 
 
-def _train_epoch(
-    run: _Run,
-    train: ImageSet,
-    teacher: Classifier | None,
-    epoch: int,
-    seed: int,
-    save: Callable[[], None],
-) -> None:
+def _train_epoch(run: _Run, train: ImageSet, epoch: int, seed: int, save: Callable[[], None]) -> None:
     """One pass over the images, or what is left of it; each process of torchrun takes its share of every batch."""
     recipe, classifier = run.recipe, run.classifier
-    device, rank = compute.device_of(classifier), distributed.processes()[0]
+    rank = distributed.processes()[0]
     size = min(recipe.batch_size, len(train))
     order = np.random.default_rng(compute.seed_of(seed, epoch)).permutation(len(train))
     share = distributed.my_part(size)
@@ -333,14 +325,11 @@ def _train_epoch(
     classifier.train()
     saved = started = time.perf_counter()
     before = run.seconds
-    with torch.random.fork_rng():  # dropout and CutMix draw from torch's global generator
+    with torch.random.fork_rng():
         described = f"epoch {epoch}/{recipe.epochs}"
         for pixels, labels in progress.track(stream, described, len(mine)):
             step_seed = compute.seed_of(seed, epoch, run.step_in_epoch, rank)
-            torch.manual_seed(step_seed)
-            generator = compute.generator(step_seed, device)
-            here = pixels.to(device), labels.to(device)
-            run.step(_loss(classifier, *here, recipe, teacher=teacher, generator=generator))
+            run.step(run.passes.loss(pixels, labels, step_seed))
             at_end = run.step_in_epoch == run.steps_per_epoch
             # Asking waits for a GPU, which then idles until it is fed again; a sum that is NaN once stays so.
             if (at_end or run.step_in_epoch % LOOK_STEPS == 0) and not math.isfinite(run.loss):
@@ -364,29 +353,6 @@ def _diverged(recipe: Recipe, epoch: int, what: str) -> ToolFailedError:
         f"training diverged in epoch {epoch} of {recipe.epochs}: {what}; lower the learning rate (it was "
         f"{recipe.learning_rate:g}){attack}"
     )
-
-
-def _loss(
-    classifier: Classifier,
-    pixels: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    *,
-    teacher: Classifier | None,
-    generator: torch.Generator,
-) -> Tensor:
-    """Of pixels and labels on the network's device."""
-    pixels = augment(pixels, flip=recipe.flip, crop_padding=recipe.crop_padding, generator=generator)
-    if recipe.cutmix:
-        pixels, labels = cutmix(pixels, labels, classifier.spec.classes)
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    images = training_images(classifier, pixels, labels, recipe, generator)
-    with compute.autocast(pixels.device):
-        with torch.no_grad():
-            teacher_logits = None if teacher is None else teacher(images).float()
-        clean_logits = classifier(pixels).float() if recipe.method == "trades" else None
-        logits = classifier(images).float()
-    return training_loss(logits, labels, recipe, teacher_logits=teacher_logits, clean_logits=clean_logits)
 
 
 def held_out_merit(

@@ -1,0 +1,107 @@
+"""The forward and backward passes of a training step."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsrp_edge import compute, progress
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.training.adversarial import training_images
+from fsrp_edge.training.augmentation import augment, cutmix
+from fsrp_edge.training.losses import training_loss
+from fsrp_edge.training.recipe import Recipe
+
+WARM_UP = 3
+"""Steps before a step is recorded, in which libraries choose their algorithms and take their memory."""
+
+
+class Passes:
+    """From a batch to its loss, and to the gradients of it in the parameters.
+
+    On CUDA a step is recorded as a graph and replayed from then on: launching its hundreds of kernels one by one takes
+    several times as long as running them where images are small.
+
+    Args:
+        classifier: network to train, on its device, in training mode whenever `loss` is called.
+        recipe: method, augmentation and loss.
+        teacher: in evaluation mode, for a recipe that distils.
+    """
+
+    def __init__(self, classifier: Classifier, recipe: Recipe, teacher: Classifier | None) -> None:
+        self._classifier, self._recipe, self._teacher = classifier, recipe, teacher
+        self._device = compute.device_of(classifier)
+        self._generator = compute.generator(0, self._device)
+        self._before_recording: float = WARM_UP if self._device.type == "cuda" else math.inf
+        self._recording: _Recording | None = None
+
+    def loss(self, pixels: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """A scalar; the gradients are left in the parameters, those of the step before are gone.
+
+        Args:
+            pixels: (N, C, H, W) in [0, 1]; of the same shape in every call.
+            labels: (N,) int64.
+            seed: of every random draw of the step.
+        """
+        torch.manual_seed(seed)  # dropout and CutMix draw from torch's global generator
+        self._generator.manual_seed(seed)
+        recipe = self._recipe
+        pixels, labels = pixels.to(self._device), labels.to(self._device)
+        pixels = augment(
+            pixels, flip=recipe.flip, crop_padding=recipe.crop_padding, generator=self._generator
+        )
+        if recipe.cutmix:
+            pixels, labels = cutmix(pixels, labels, self._classifier.spec.classes)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        if self._before_recording == 0:
+            self._record(pixels, labels)
+        self._before_recording -= 1
+        if self._recording is not None:
+            return self._recording.replay(pixels, labels)
+        return self._backward(pixels, labels)
+
+    def _backward(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        classifier = self._classifier
+        classifier.zero_grad(set_to_none=True)
+        images = training_images(classifier, pixels, labels, self._recipe, self._generator)
+        with compute.autocast(self._device):
+            with torch.no_grad():
+                teacher_logits = None if self._teacher is None else self._teacher(images).float()
+            clean_logits = classifier(pixels).float() if self._recipe.method == "trades" else None
+            logits = classifier(images).float()
+        loss = training_loss(
+            logits, labels, self._recipe, teacher_logits=teacher_logits, clean_logits=clean_logits
+        )
+        loss.backward()
+        return loss.detach()
+
+    def _record(self, pixels: Tensor, labels: Tensor) -> None:
+        """Nothing is computed meanwhile; a network that cannot be recorded goes on step by step."""
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._generator)
+        pixels, labels = pixels.clone(), labels.clone()
+        try:
+            with torch.cuda.graph(graph):
+                loss = self._backward(pixels, labels)
+        except RuntimeError as error:
+            progress.log(f"training goes on without CUDA graphs: {str(error).splitlines()[0]}")
+            self._generator = compute.generator(self._generator.initial_seed(), self._device)
+        else:
+            self._recording = _Recording(graph, pixels, labels, loss)
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A step on CUDA, its inputs and its output, each at the place in memory where the kernels expect them."""
+
+    graph: torch.cuda.CUDAGraph
+    pixels: Tensor
+    labels: Tensor
+    loss: Tensor
+
+    def replay(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        self.pixels.copy_(pixels)
+        self.labels.copy_(labels)
+        self.graph.replay()
+        return self.loss
