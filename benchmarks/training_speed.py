@@ -11,6 +11,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.models.registry import build
 from fsrp_edge.training.loop import train
+from fsrp_edge.training.passes import WARM_UP, Passes
 from fsrp_edge.training.recipe import Recipe
 
 BATCH, EPS = 128, 8 / 255
@@ -37,7 +39,7 @@ def ours(classifier: Classifier, images: ImageSet, held_out: ImageSet) -> float:
 
 
 def passes_alone(classifier: Classifier, images: ImageSet, _: ImageSet) -> float:
-    """Seconds of the epoch's forward and backward passes, on a batch that is there already."""
+    """Seconds of the epoch's forward and backward passes, on a batch that is there already; recorded, on a GPU."""
     return _passes(classifier, images, compiled=False)
 
 
@@ -54,7 +56,7 @@ def _passes(classifier: Classifier, images: ImageSet, *, compiled: bool) -> floa
     pixels, labels = (part.to(device) for part in next(images.batches(BATCH)))
     pixels = pixels.contiguous(memory_format=torch.channels_last)
 
-    def step() -> None:
+    def launched() -> None:
         with attackable(network):
             input_gradient(forward, pixels, labels)
         network.train()
@@ -63,7 +65,10 @@ def _passes(classifier: Classifier, images: ImageSet, *, compiled: bool) -> floa
         network.zero_grad(set_to_none=True)
         loss.backward()
 
-    step()
+    recorded = Passes(network.train(), RECIPE.model_copy(update={"flip": False, "crop_padding": 0}), None)
+    step = partial(recorded.loss, pixels, labels, 0) if device.type == "cuda" and not compiled else launched
+    for _step in range(WARM_UP + 1):
+        step()
     started = _now(device)
     for _step in range(len(images) // BATCH):
         step()
