@@ -13,6 +13,7 @@ python -m benchmarks.robust_pruning --data cifar-10-batches-bin --dense vgg16=vg
 """
 
 import fnmatch
+import functools
 import itertools
 import shutil
 import statistics
@@ -23,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.common import RESULTS, bits, mean_lead, parser_of, provenance_now, save
+from benchmarks.common import RESULTS, bits, mean_lead, parser_of, provenance_now, random_network, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.cli.console import show_progress
-from fsrp_edge.data.images import Dataset
+from fsrp_edge.data.images import ArraySource, Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset
+from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.results import Evaluation
@@ -38,6 +41,7 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import save_classifier
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.pipeline.budgeting import named_graph
 from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
@@ -48,11 +52,14 @@ from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import Criterion, score
 from fsrp_edge.scoring.scores import FilterScores
+from fsrp_edge.targets.estimate import estimate
+from fsrp_edge.targets.load import load_target
 from fsrp_edge.training.dense import train_dense
 from fsrp_edge.training.recipe import Recipe
 from fsrp_edge.training.recovery import recover
 
 CELLS = RESULTS / "robust_pruning_cells"
+TARGET, RUNTIME = "raspberry-pi-4", "litert"
 KEPT, KEPT_BYTES = RESULTS / "robust_pruning_networks", 1_000_000
 NETWORKS = {
     "vgg16-w0.25": "cifar:vgg16_bn-w0.25",
@@ -363,8 +370,30 @@ def rows() -> Iterator[list[str]]:
                 for attack in ("cw-20", "autoattack")
             ),
             f"{first['size']['macs'] / 1e6:.1f}", f"{first['size']['parameters'] / 1e3:.0f}",
-            f"{first['bytes'] / 1e3:.0f}",
+            f"{first['bytes'] / 1e3:.0f}", _latency(network, ratio, ratio_of, first["size"]["macs"]),
         ]  # fmt: skip
+
+
+def _latency(network: str, ratio: float, ratio_of: str, macs: int) -> str:
+    """Milliseconds as estimated for the target; a dash where the channels left are not those of the common ratio."""
+    try:
+        counted, milliseconds = _estimated(network, ratio, ratio_of)
+    except ToolFailedError:  # no exporters on this machine
+        return "–"
+    return f"{milliseconds:.1f}" if counted == macs else "–"
+
+
+@functools.cache
+def _estimated(network: str, ratio: float, ratio_of: str) -> tuple[int, float]:
+    """MACs and estimated milliseconds of a network that lost the same share everywhere: weights don't matter."""
+    classifier = random_network(NETWORKS[network])
+    if ratio:
+        nothing = ImageSet.of("none", ArraySource(np.zeros((1, 3, 32, 32), np.uint8)), torch.zeros(1))
+        scores = score(classifier, nothing, Rival(name="l1"), seed=0)
+        plan = make_plan(classifier, scores, PlanOptions(ratio=ratio, ratio_of=ratio_of))
+        classifier = apply_plan(classifier, plan)
+    graph = named_graph(classifier)
+    return measure_size(classifier).macs, estimate(graph, load_target(TARGET), runtime=RUNTIME).milliseconds
 
 
 def _mean(by_seed: dict[int, dict[str, Any]], attack: str) -> str:
@@ -475,7 +504,7 @@ def write_tables() -> None:
     header = (
         "network", "removed", "epochs", "criterion", "seeds", "clean %", "PGD-20 %", "CW-20 %", "AutoAttack %",
         "FSRP's lead, CW-20", "FSRP's lead, AutoAttack", "reconstruction's lead, CW-20",
-        "reconstruction's lead, AutoAttack", "M MACs", "k parameters", "kB",
+        "reconstruction's lead, AutoAttack", "M MACs", "k parameters", "kB", f"ms on {TARGET}, estimated",
     )  # fmt: skip
     lines = list(rows())
     names = [f"{network} {share} %" for network in ("ResNet18", "VGG16") for share in (50, 75, 90)]
@@ -484,7 +513,7 @@ def write_tables() -> None:
             clean, attacked = value.split("/")
             network, share, _ = name.split()
             lines.append([network, f"{share}% parameters", "–", f"{method} (published)", "–", clean, "–", "–", attacked,
-                          *"–––––––"])  # fmt: skip
+                          *"––––––––"])  # fmt: skip
     save("robust_pruning", {"rows": lines}, header, lines)
     figure()
 

@@ -42,6 +42,11 @@ def autocast(device: torch.device, *, enabled: bool = True) -> AbstractContextMa
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled and gains_from_bfloat16(device))
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor's copy on a device; a GPU is not waited for, as it would be with memory that can be paged out."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def full_float32() -> AbstractContextManager[object]:
     """Convolutions in all of float32's precision; left to itself, CUDA rounds what they read to TF32's 10 bits."""
     cudnn = torch.backends.cudnn

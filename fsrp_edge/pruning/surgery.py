@@ -60,7 +60,8 @@ def smaller(
     _require_runs(pruned)
     if outputs is not None:
         outputs.fit(pruned, removed_outputs(groups, kept))
-    return Classifier(pruned.network, with_layer_shapes(pruned.network, pruned.spec))
+    pruned.spec = with_layer_shapes(pruned.network, pruned.spec)
+    return pruned
 
 
 def remove_channels(

@@ -93,16 +93,18 @@ def read_input_moments(
 
         return read
 
-    hooks = [
-        classifier.network.get_submodule(name).register_forward_pre_hook(reader(name)) for name in layers
-    ]
-    try:
-        for pixels in batches:
+    for (
+        pixels
+    ) in batches:  # an attack that makes them runs the network, too, in reduced precision: not to be read
+        hooks = [
+            classifier.network.get_submodule(name).register_forward_pre_hook(reader(name)) for name in layers
+        ]
+        try:
             with torch.no_grad():
                 classifier(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        finally:
+            for hook in hooks:
+                hook.remove()
     return {name: sums[name].moments() for name in sorted(sums)}
 
 

@@ -47,7 +47,7 @@ class Passes:
         torch.manual_seed(seed)  # dropout and CutMix draw from torch's global generator
         self._generator.manual_seed(seed)
         recipe = self._recipe
-        pixels, labels = pixels.to(self._device), labels.to(self._device)
+        pixels, labels = (compute.sent(part, self._device) for part in (pixels, labels))
         pixels = augment(
             pixels, flip=recipe.flip, crop_padding=recipe.crop_padding, generator=self._generator
         )

@@ -1,5 +1,7 @@
 """The criterion that keeps what explains the others, and the moments it works on."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,20 @@ def test_moments_are_those_of_what_a_layer_reads():
     values = what_the_second_layer_reads(classifier, some).transpose(1, 0, 2, 3).reshape(8, -1)
     np.testing.assert_allclose(found.mean.numpy(), values.mean(1), rtol=1e-5)
     np.testing.assert_allclose(found.covariance.numpy(), np.cov(values, bias=True), rtol=1e-4, atol=1e-7)
+
+
+def test_what_the_attack_runs_is_not_read():
+    classifier, some = network().eval(), images()
+    plain = read_input_moments(classifier, batches(some), ["3"], radius=0.5)["3"]
+
+    def attacked() -> Iterator[torch.Tensor]:
+        for pixels in batches(some):
+            with torch.autocast("cpu", torch.bfloat16):  # as on a device that gains from it
+                classifier(1 - pixels)
+            yield pixels
+
+    found = read_input_moments(classifier, attacked(), ["3"], radius=0.5)["3"]
+    torch.testing.assert_close(found.covariance, plain.covariance, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("radius", [0.3, 0.5])
