@@ -73,7 +73,9 @@ def read_input_moments(
 ) -> dict[str, InputMoments]:
     """Run images through a network and sum up what its layers read.
 
-    A layer that is not called as a module, or has more than MOST_CHANNELS input features, is left out.
+    What the network runs while a batch is made is read, too: the steps of an attack are more samples of what it sees,
+    at no further pass. A layer that is not called as a module, or has more than MOST_CHANNELS input features, is left
+    out.
 
     Args:
         classifier: in evaluation mode, on the device to compute on.
@@ -86,25 +88,25 @@ def read_input_moments(
     def reader(name: str) -> Any:
         def read(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             maps = as_maps(layer, inputs[0].detach())
-            if maps.shape[1] <= MOST_CHANNELS:
+            if maps.shape[1] > MOST_CHANNELS:
+                return
+            with torch.autocast(maps.device.type, enabled=False):  # products in bfloat16 are no covariance
                 if name not in sums:
                     sums[name] = _Sums(maps)
                 sums[name].add(maps, radius)
 
         return read
 
-    for (
-        pixels
-    ) in batches:  # an attack that makes them runs the network, too, in reduced precision: not to be read
-        hooks = [
-            classifier.network.get_submodule(name).register_forward_pre_hook(reader(name)) for name in layers
-        ]
-        try:
+    hooks = [
+        classifier.network.get_submodule(name).register_forward_pre_hook(reader(name)) for name in layers
+    ]
+    try:
+        for pixels in batches:
             with torch.no_grad():
                 classifier(pixels)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    finally:
+        for hook in hooks:
+            hook.remove()
     return {name: sums[name].moments() for name in sorted(sums)}
 
 

@@ -47,8 +47,8 @@ def score_reconstruction(
 ) -> FilterScores:
     """Score every group of coupled channels, under the name of its root, by what the layers read that take them.
 
-    The adversarial examples are made against the classifier as it is. Under `torchrun` every process works on a part of
-    the images and all return the scores of the whole.
+    The adversarial examples are made against the classifier as it is, and read with the attack's steps towards them.
+    Under `torchrun` every process works on a part of the images and all return the scores of the whole.
 
     Args:
         classifier: the network to score, on the device to compute on.
