@@ -1,8 +1,4 @@
-"""Second moments of what layers read: how far some channels can stand in for others.
-
-Where a layer's input channels are x, with mean m and covariance S, the best linear guess of the channels that are
-removed from those that stay is m_removed + S_removed,stay S_stay,stay^-1 (x_stay - m_stay).
-"""
+"""Second moments of what layers read: how far some channels can stand in for others, by least squares."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -27,12 +23,10 @@ class InputMoments:
     """Of one layer's input channels, over images and places.
 
     Args:
-        mean: (C,) float64.
         covariance: (C, C) float64, a place; of the low frequencies or of all.
         size: (height, width) of the largest maps.
     """
 
-    mean: Tensor
     covariance: Tensor
     size: tuple[int, int]
 
@@ -65,7 +59,7 @@ class _Sums:
         for sum_ in (total, products, places):
             distributed.sum_over_processes(sum_)
         mean = total / places
-        return InputMoments(mean, products / places - torch.outer(mean, mean), self.size)
+        return InputMoments(products / places - torch.outer(mean, mean), self.size)
 
 
 def read_input_moments(
