@@ -280,7 +280,8 @@ class Bench:
             result = recover(pruned, dataset.train, cell.recipe, seed=cell.seed, checkpoint=unfinished)
             save_classifier(result.classifier, path)
             unfinished.unlink(missing_ok=True)
-            if path.stat().st_size <= KEPT_BYTES and cell.seed == 0 and cell.ratio >= 0.9:
+            worth_keeping = cell.epochs and cell.seed == 0 and cell.ratio >= 0.9
+            if worth_keeping and path.stat().st_size <= KEPT_BYTES:
                 KEPT.mkdir(exist_ok=True)
                 shutil.move(path, KEPT)
         return _ready(load_classifier(self.file(cell)))
