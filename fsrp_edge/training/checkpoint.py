@@ -12,6 +12,9 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training.recipe import Recipe
 
+FORMAT = 2
+"""Of the state; another version's is not continued."""
+
 
 def run_identity(
     classifier: Classifier,
@@ -24,6 +27,7 @@ def run_identity(
 ) -> dict[str, Any]:
     """All that decides the outcome of a run; a checkpoint continues only the run it was written by."""
     return {
+        "format": FORMAT,
         **{f"recipe.{name}": value for name, value in recipe.model_dump(mode="json").items()},
         "seed": seed,
         "training images": train.digest,
