@@ -98,10 +98,9 @@ def _machine() -> list[Finding]:
     machine = this_machine()
     bfloat16 = "pays" if compute.gains_from_bfloat16(torch.device("cpu")) else "does not pay"
     cpu = f"{machine.cpu}, {machine.cores} cores, {torch.backends.cpu.get_cpu_capability()}; bfloat16 {bfloat16}"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return [
         Finding("CPU", cpu),
-        _found("GPU", gpu, "none that torch can use: training and attacks run on the CPU"),
+        _found("GPU", machine.gpu, "none that torch can use: training and attacks run on the CPU"),
         _found("ssh", shutil.which("ssh"), "not found", "install an OpenSSH client"),
     ]
 

@@ -76,6 +76,13 @@ def predictions(predict: Predict, images: ImageSet, *, batch_size: int | None = 
     return distributed.sum_over_processes(torch.cat(predicted))
 
 
+def is_wrong(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Bool (N,), where the prediction is not the label: the last word on an image, in full float32."""
+    with compute.full_float32():
+        wrong: Tensor = classifier(pixels).argmax(1) != labels
+    return wrong
+
+
 def clean_accuracy(predict: Predict, images: ImageSet, *, batch_size: int | None = None) -> Evaluation:
     """Accuracy on the images as they are; with predicted labels, agreement with their predictor.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fsrp_edge import compute
 from fsrp_edge.attacks import Norm, attackable
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, predictions
+from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, is_wrong, predictions
 from fsrp_edge.evaluation.apgd import Loss, apgd, cross_entropy, dlr, targeted_dlr
 from fsrp_edge.evaluation.fab import fab_targeted
 from fsrp_edge.evaluation.results import Evaluation
@@ -157,9 +157,7 @@ class _Suite:
 
     def judge(self, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Where the network itself is wrong."""
-        with compute.full_float32():
-            wrong: Tensor = self.classifier(adversarial).argmax(1) != labels
-        return wrong
+        return is_wrong(self.classifier, adversarial, labels)
 
     def _untargeted(self, climb: Callable[..., Tensor], loss: Loss) -> WithstandsHere:
         return lambda pixels, labels: climb(pixels, labels, loss=loss, targets=labels)

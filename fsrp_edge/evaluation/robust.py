@@ -8,7 +8,7 @@ from torch import Tensor
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD, Norm, ascent_step, attackable, input_gradient, project, random_start
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, predictions
+from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, is_wrong, predictions
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
 from fsrp_edge.models.classifier import Classifier
@@ -122,17 +122,10 @@ def _withstands(model: Classifier, pixels: Tensor, labels: Tensor, start: Tensor
         reached, adversarial = adversarial, ascent_step(adversarial, gradient, pixels[left], attack)
         suspects = (logits.argmax(1) != labels[left]).nonzero().squeeze(1)
         if len(suspects):
-            fallen = suspects[_is_wrong(model, reached[suspects], labels[left[suspects]])]
+            fallen = suspects[is_wrong(model, reached[suspects], labels[left[suspects]])]
             stands[left[fallen]] = False
             keep = stands[left]
             left, adversarial = left[keep], adversarial[keep]
     if len(left):
-        stands[left] = ~_is_wrong(model, adversarial, labels[left])
+        stands[left] = ~is_wrong(model, adversarial, labels[left])
     return stands
-
-
-def _is_wrong(model: Classifier, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Bool (N,), the verdict in full precision."""
-    with compute.full_float32():
-        wrong: Tensor = model(pixels).argmax(1) != labels
-    return wrong
