@@ -1,7 +1,8 @@
 """Does FSRP keep more robust accuracy than other criteria? The same budget, the same recovery, image by image.
 
 Every cell (network, criterion, budget, seed, length of recovery) is a file in results/robust_pruning_cells and is
-worked on once; training, recovery and attacks resume within a cell too. The plan is printed first, with hours as far as
+worked on once; training, recovery and attacks resume within a cell too, and the same call may run several times side by
+side. The plan is printed first, with hours as far as
 cells of the same network were measured. The headline (90 % of the parameters) comes first. Networks of the first seed
 that lost 90 % and are no larger than a megabyte are kept in results/robust_pruning_networks, so that anyone can attack
 them without training, and an attack that a cell lacks, or had on fewer images (`--autoattack-images 0` leaves
@@ -12,6 +13,7 @@ python -m benchmarks.robust_pruning --data cifar-10-batches-bin --only 'vgg16-w0
 python -m benchmarks.robust_pruning --data cifar-10-batches-bin --dense vgg16=vgg16-cifar10-nfgsm.safetensors
 """
 
+import fcntl
 import fnmatch
 import functools
 import itertools
@@ -19,6 +21,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -217,7 +220,8 @@ class Bench:
 
     def run(self, cell: Cell) -> None:
         """Make the network of a cell unless it is there, then judge it by the attacks that its result lacks."""
-        result = read_json(cell.path) if cell.path.exists() else {}
+        # A network that is made again, on a GPU, is another one: it is not judged half by what the first one did.
+        result = read_json(cell.path) if cell.path.exists() and self.file(cell).exists() else {}
         started = time.perf_counter()
         network = self.train(cell) if cell.criterion == "dense" else self.recovered(cell)
         result = result or self.described(cell, network, seconds=time.perf_counter() - started)
@@ -492,12 +496,27 @@ def main() -> None:
     if arguments.plan:
         return
     for cell in [] if arguments.table else chosen:
-        if bench.missing(cell, on_disk().get(cell, {})):
-            print(f"== {cell.name}", flush=True)
-            with show_progress():
-                bench.run(cell)
-            print_plan(chosen, bench)
+        with claimed(arguments.work / f"{cell.path.stem}.lock") as mine:
+            if mine and bench.missing(cell, on_disk().get(cell, {})):
+                print(f"== {cell.name}", flush=True)
+                with show_progress():
+                    bench.run(cell)
+                print_plan(chosen, bench)
     write_tables()
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether no other process works inside a block of the same path; one that is killed gives it back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+            path.unlink(missing_ok=True)
 
 
 def write_tables() -> None:

@@ -305,9 +305,10 @@ recovery_options = stack(
     ),
     click.option(
         "--recover-method",
-        type=click.Choice(["auto", "n-fgsm", "pgd", "trades", "natural"]),
+        type=click.Choice(["auto", "n-fgsm", "pgd", "trades", "rslad", "natural"]),
         default="auto",
-        help="What is trained on: fast (n-fgsm) or multi-step (pgd, trades) adversarial examples, or clean images. "
+        help="What is trained on: fast (n-fgsm) or multi-step (pgd, trades, rslad) adversarial examples, or clean "
+        "images; rslad learns the dense network's predictions in place of labels. "
         "auto: n-fgsm, but clean images where compress finds that the dense network has no robustness to keep.",
     ),
     click.option(

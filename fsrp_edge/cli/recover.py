@@ -33,6 +33,7 @@ def recover(
     \b
     fsrp-edge recover pruned.safetensors --data cifar-10-batches-bin --recover-epochs 10
     fsrp-edge recover pruned.safetensors --teacher resnet18.pt
+    fsrp-edge recover pruned.safetensors --teacher resnet18.pt --data cifar-10-batches-bin --recover-method rslad
     fsrp-edge recover recovered.safetensors --recover-epochs 0 --int8-epochs 2 --out for-int8.safetensors
     """
     from fsrp_edge.cli.console import show_progress, show_result
@@ -56,9 +57,10 @@ def recover(
                     "these images have no labels to learn: name the dense network with --teacher, or labelled "
                     "images with --data"
                 )
-            weight = (chosen.distillation or 1.0) if dense else 0.0
-            distilling = chosen.model_copy(update={"distillation": weight})
-            chosen = fit_recipe(distilling, dataset, has_teacher=dense is not None)
+            if chosen.method != "rslad":
+                weight = (chosen.distillation or 1.0) if dense else 0.0
+                chosen = chosen.model_copy(update={"distillation": weight})
+            chosen = fit_recipe(chosen, dataset, has_teacher=dense is not None)
         result = run(pruned, dataset.train, chosen, seed=seed, teacher=dense, checkpoint=unfinished)
         save_classifier(result.classifier, out)
         unfinished.unlink(missing_ok=True)

@@ -230,7 +230,7 @@ def _recover(run: Run, pruned: Classifier, recipe: Recipe | None, checkpoint: Pa
         run.dataset.train,
         recipe,
         seed=run.options.seed,
-        teacher=run.dense if recipe is not None and recipe.distillation else None,
+        teacher=run.dense if recipe is not None and recipe.needs_teacher else None,
         checkpoint=checkpoint,
     )
 

@@ -139,7 +139,9 @@ def _steps(inputs: Inputs, plan: PruningPlan, pruned: Classifier) -> Iterator[St
     if options.recovery is not None:
         recipe, images = options.recovery, len(inputs.dataset.train)
         steps = recipe.attack_steps
-        times = {"natural": 1, "n-fgsm": 2, "pgd": steps + 1, "trades": steps + 2}[recipe.method]
+        times = {"natural": 1, "n-fgsm": 2, "pgd": steps + 1, "trades": steps + 2, "rslad": steps + 2}[
+            recipe.method
+        ]
         epochs = recipe.epochs + recipe.int8_epochs + options.round_epochs * (options.rounds - 1)
         # A gradient of the weights costs about a third more than one of the pixels alone.
         seconds = epochs * images * (times + 0.5) * small.gradient

@@ -10,21 +10,32 @@ from fsrp_edge.training.recipe import Recipe
 
 
 def training_images(
-    model: nn.Module, pixels: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator
+    model: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+    *,
+    teacher_logits: Tensor | None = None,
 ) -> Tensor:
     """What the recipe's method makes of a batch; (N, C, H, W) in [0, 1].
 
     The network is attacked in evaluation mode: batch-norm statistics are used, not touched, so the attack's
     own batches cannot pollute them, and clean accuracy comes out higher at equal robustness (Pang et al.,
-    "Bag of Tricks for Adversarial Training", arXiv 2010.00467, section 3).
+    "Bag of Tricks for Adversarial Training", arXiv 2010.00467, section 3). RSLAD needs the teacher's logits on
+    `pixels`.
     """
     if recipe.method == "natural":
         return pixels
     with attackable(model):
         if recipe.method == "pgd":
             return pgd(model, pixels, labels, PGD(eps=recipe.eps, steps=recipe.attack_steps), generator)
-        if recipe.method == "trades":
-            return away_from_itself(model, pixels, recipe.eps, recipe.attack_steps, generator)
+        if recipe.method in ("trades", "rslad"):
+            predicted = teacher_logits
+            if predicted is None:
+                with torch.no_grad(), compute.autocast(pixels.device):
+                    predicted = model(pixels).float()
+            return away_from(predicted, model, pixels, recipe.eps, recipe.attack_steps, generator)
         return n_fgsm(model, pixels, labels, recipe.eps, generator)
 
 
@@ -51,23 +62,24 @@ def n_fgsm(
     return (noisy + eps * gradient.sign()).clamp_(0, 1)
 
 
-def away_from_itself(
-    model: nn.Module, pixels: Tensor, eps: float, steps: int, generator: torch.Generator
+def away_from(
+    logits: Tensor, model: nn.Module, pixels: Tensor, eps: float, steps: int, generator: torch.Generator
 ) -> Tensor:
-    """TRADES' examples: the divergence from the predictions on the clean images is increased, whatever the labels.
+    """TRADES' and RSLAD's examples: the divergence from predictions on the clean images grows, whatever the labels.
 
     Args:
+        logits: (N, classes) of those predictions: of the network itself for TRADES, of the teacher for RSLAD.
         model: takes pixels and returns logits; call it inside `attackable`.
         pixels: (N, C, H, W) in [0, 1].
         eps: L∞ radius.
         steps: of 2.5 · eps / steps each (the authors': 10 of eps / 4).
-        generator: source of the small noise to start from, as the divergence has no gradient at the image itself.
+        generator: source of the small noise to start from, as the divergence from the network's own predictions has no
+            gradient at the image itself.
 
     Returns:
         (N, C, H, W) in [0, 1], inside the ball.
     """
-    with torch.no_grad(), compute.autocast(pixels.device):
-        clean = F.log_softmax(model(pixels).float(), dim=1)
+    clean = F.log_softmax(logits, dim=1)
     noise = torch.randn(pixels.shape, generator=generator, device=generator.device).to(pixels.device)
     adversarial = project(pixels + 1e-3 * noise, pixels, eps, "Linf")
     for _ in range(steps):

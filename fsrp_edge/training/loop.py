@@ -95,7 +95,7 @@ def train(
         recipe: what to do.
         seed: of the order, augmentation, attacks and dropout.
         checkpoint: file that is rewritten after each epoch and every minute, and continued from if it exists.
-        teacher: network whose soft labels are learnt where `recipe.distillation` is above 0.
+        teacher: network whose soft labels are learnt, for a recipe that needs one.
 
     Raises:
         BadInputError: too few images, teacher and recipe that disagree, or a checkpoint of another run.
@@ -252,12 +252,15 @@ def _check(train: ImageSet, held_out: ImageSet, recipe: Recipe, teacher: Classif
         raise BadInputError(
             f"{held_out.name} is empty; the best epoch is chosen on held-out images, give at least 1"
         )
-    if recipe.distillation > 0 and teacher is None:
+    if recipe.needs_teacher and teacher is None:
         raise BadInputError(
-            f"distillation {recipe.distillation} needs a teacher network; give one or set it to 0"
+            f"method {recipe.method} with distillation {recipe.distillation:g} needs a teacher network; give one, or "
+            "use another method without distillation"
         )
-    if recipe.distillation == 0 and teacher is not None:
-        raise BadInputError("a teacher was given, but the recipe's distillation is 0; set it between 0 and 1")
+    if not recipe.needs_teacher and teacher is not None:
+        raise BadInputError(
+            "a teacher was given, but the recipe's distillation is 0; set it between 0 and 1, or use method rslad"
+        )
 
 
 def _optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.SGD:

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from fsrp_edge.training.recipe import Recipe
 
+RSLAD_CLEAN = 1 / 6
+"""Weight of the clean images in RSLAD, the authors'."""
+
 
 def training_loss(
     logits: Tensor,
@@ -20,12 +23,16 @@ def training_loss(
         logits: (N, classes) of the images that the recipe's method made.
         labels: (N,) int64, or (N, classes) shares where images were mixed.
         recipe: label smoothing and the weight of distillation.
-        teacher_logits: (N, classes) of the teacher on the same images; None without distillation.
-        clean_logits: (N, classes) on the clean images; None but for TRADES.
+        teacher_logits: (N, classes) of the teacher on the same images, for RSLAD on the clean ones; None without
+            a teacher.
+        clean_logits: (N, classes) on the clean images; None but for TRADES and RSLAD.
 
     Returns:
         A scalar.
     """
+    if clean_logits is not None and teacher_logits is not None:
+        on_clean, on_adversarial = (soft_label_loss(each, teacher_logits) for each in (clean_logits, logits))
+        return RSLAD_CLEAN * on_clean + (1 - RSLAD_CLEAN) * on_adversarial
     if clean_logits is not None:
         natural = F.cross_entropy(clean_logits, labels, label_smoothing=recipe.label_smoothing)
         return natural + recipe.trades_beta * soft_label_loss(logits, clean_logits)

@@ -26,7 +26,7 @@ class Passes:
     Args:
         classifier: network to train, on its device, in training mode whenever `loss` is called.
         recipe: method, augmentation and loss.
-        teacher: in evaluation mode, for a recipe that distils.
+        teacher: in evaluation mode, for a recipe that needs one.
     """
 
     def __init__(self, classifier: Classifier, recipe: Recipe, teacher: Classifier | None) -> None:
@@ -64,17 +64,28 @@ class Passes:
     def _backward(self, pixels: Tensor, labels: Tensor) -> Tensor:
         classifier = self._classifier
         classifier.zero_grad(set_to_none=True)
-        images = training_images(classifier, pixels, labels, self._recipe, self._generator)
+        method = self._recipe.method
+        taught_on_clean = self._taught(pixels) if method == "rslad" else None
+        images = training_images(
+            classifier, pixels, labels, self._recipe, self._generator, teacher_logits=taught_on_clean
+        )
         with compute.autocast(self._device):
-            with torch.no_grad():
-                teacher_logits = None if self._teacher is None else self._teacher(images).float()
-            clean_logits = classifier(pixels).float() if self._recipe.method == "trades" else None
+            teacher_logits = taught_on_clean if method == "rslad" else self._taught(images)
+            clean_logits = classifier(pixels).float() if method in ("trades", "rslad") else None
             logits = classifier(images).float()
         loss = training_loss(
             logits, labels, self._recipe, teacher_logits=teacher_logits, clean_logits=clean_logits
         )
         loss.backward()
         return loss.detach()
+
+    def _taught(self, images: Tensor) -> Tensor | None:
+        """The teacher's logits, where there is one."""
+        if self._teacher is None:
+            return None
+        with torch.no_grad(), compute.autocast(self._device):
+            logits: Tensor = self._teacher(images).float()
+        return logits
 
     def _record(self, pixels: Tensor, labels: Tensor) -> None:
         """Nothing is computed meanwhile; a network that cannot be recorded goes on step by step."""

@@ -16,10 +16,11 @@ class Recipe(Record):
             noise (de Jorge et al., arXiv 2202.01181), twice the cost of natural training. `pgd`: projected
             gradient descent of `attack_steps` steps (Madry et al., arXiv 1706.06083), 1 + attack_steps times
             the cost. `trades`: clean images, and pull the predictions on `attack_steps` steps' worth of adversarial
-            ones to theirs (Zhang et al., arXiv 1901.08573).
+            ones to theirs (Zhang et al., arXiv 1901.08573). `rslad`: the same with a robust teacher's predictions on
+            the clean images in place of the network's own and of the labels (Zi et al., arXiv 2108.07969).
         eps: L∞ radius in units of pixels in [0, 1]; for `natural` it is only what the held-out check attacks
             with.
-        attack_steps: gradient steps of `pgd` and `trades`.
+        attack_steps: gradient steps of `pgd`, `trades` and `rslad`.
         trades_beta: weight of the pull; 6 is the paper's.
         epochs: passes over the training images; 0 only where there are `int8_epochs`.
         int8_epochs: passes after those in which weights and activations are rounded as in int8 files, at 1/20 of the
@@ -43,7 +44,7 @@ class Recipe(Record):
         patience: stop after so many epochs without a better one on held-out images; None trains all epochs.
     """
 
-    method: Literal["natural", "n-fgsm", "pgd", "trades"] = "n-fgsm"
+    method: Literal["natural", "n-fgsm", "pgd", "trades", "rslad"] = "n-fgsm"
     eps: float = Field(DEFAULT_EPS, ge=0, le=1)
     attack_steps: int = Field(7, ge=1)
     trades_beta: float = Field(6.0, gt=0)
@@ -61,6 +62,11 @@ class Recipe(Record):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     cutmix: bool = False
     patience: int | None = Field(None, ge=1)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether soft labels of another network are learnt."""
+        return self.method == "rslad" or self.distillation > 0
 
     def for_int8(self) -> "Recipe":
         """The recipe of the passes for int8."""
@@ -88,6 +94,8 @@ class Recipe(Record):
             )
         if self.method == "trades" and self.distillation > 0:
             raise ValueError(
-                "TRADES pulls to the network's own predictions; distillation to another's needs pgd or n-fgsm"
+                "TRADES pulls to the network's own predictions; distillation to another's needs rslad, pgd or n-fgsm"
             )
+        if self.method == "rslad" and self.distillation > 0:
+            raise ValueError("RSLAD learns a teacher's soft labels and nothing else: leave distillation at 0")
         return self

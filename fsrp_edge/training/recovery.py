@@ -40,7 +40,9 @@ def fit_recipe(recipe: Recipe, dataset: Dataset, *, has_teacher: bool) -> Recipe
             "flip": recipe.flip and dataset.mirrorable,
             "batch_size": batch_size,
             "learning_rate": recipe.learning_rate * batch_size / recipe.batch_size,
-            "distillation": 1.0 if predicted and has_teacher else recipe.distillation,
+            "distillation": 1.0
+            if predicted and has_teacher and recipe.method != "rslad"
+            else recipe.distillation,
         }
     )
 
@@ -62,7 +64,7 @@ def recover(
         recipe: of the fine-tuning; None recalibrates batch norm, unless held-out images are against it (a compensated
             network's statistics fit already), and trains nothing.
         seed: of every random draw.
-        teacher: the dense network, for a recipe that distils.
+        teacher: the dense network, for a recipe that needs a teacher.
         checkpoint: of the fine-tuning, rewritten after each epoch and continued from.
 
     Returns:

@@ -171,12 +171,13 @@ def test_frozen_parameters_stay_and_every_other_moves(digit_sets, small_cnn) -> 
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_a_teacher_alone_teaches(digit_sets, small_cnn) -> None:
+@pytest.mark.parametrize("change", [{"distillation": 1.0}, {"method": "rslad", "attack_steps": 2}])
+def test_a_teacher_alone_teaches(digit_sets, small_cnn, change) -> None:
     learnt, held_out = digit_sets
     teacher = train(small_cnn(), learnt, held_out, SHORT.model_copy(update={"epochs": 6}), seed=0).classifier
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     mislabelled = learnt.relabelled((learnt.labels + 1) % 10, "ground truth")
-    recipe = SHORT.model_copy(update={"epochs": 6, "distillation": 1.0})
+    recipe = SHORT.model_copy(update={"epochs": 6, **change})
     student = train(small_cnn(), mislabelled, held_out, recipe, seed=1, teacher=teacher)
     assert student.history[-1].clean > 0.8
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
@@ -229,6 +230,8 @@ def test_what_cannot_be_trained_is_refused_before_it_starts(digit_sets, small_cn
         train(small_cnn(), learnt, held_out.first(0), SHORT, seed=0)
     with pytest.raises(BadInputError, match="needs a teacher"):
         train(small_cnn(), learnt, held_out, SHORT.model_copy(update={"distillation": 0.5}), seed=0)
+    with pytest.raises(BadInputError, match="method rslad with distillation 0 needs a teacher"):
+        train(small_cnn(), learnt, held_out, SHORT.model_copy(update={"method": "rslad"}), seed=0)
     with pytest.raises(BadInputError, match="distillation is 0"):
         train(small_cnn(), learnt, held_out, SHORT, seed=0, teacher=small_cnn())
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from fsrp_edge.attacks import attackable, random_start
 from fsrp_edge.compute import generator
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.training.adversarial import away_from_itself, training_images
+from fsrp_edge.training.adversarial import away_from, training_images
 from fsrp_edge.training.augmentation import augment
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
 from fsrp_edge.training.loop import held_out_merit, train
@@ -129,6 +129,9 @@ def test_recalibration_averages_the_batches(digit_sets, small_cnn) -> None:
 def test_recipes_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ValidationError, match="use 'natural'"):
         Recipe(method="pgd", eps=0)
+    for method, why in (("trades", "own predictions"), ("rslad", "nothing else")):
+        with pytest.raises(ValidationError, match=why):
+            Recipe(method=method, distillation=0.5)
     with pytest.raises(ValidationError):
         Recipe(learning_rte=0.1)  # a misspelt key
 
@@ -141,11 +144,21 @@ def test_trades_weighs_the_pull_to_the_clean_predictions() -> None:
     assert loss.item() == pytest.approx(float(-clean.log_softmax(1)[0, 0] + 6 * pull), rel=1e-5)
 
 
+def test_rslad_learns_the_teacher_on_both_images_and_no_labels() -> None:
+    logits, clean, teacher = (torch.randn((8, 5), generator=generator(seed)) for seed in range(3))
+    expected = soft_label_loss(clean, teacher) / 6 + soft_label_loss(logits, teacher) * 5 / 6
+    for labels in (torch.zeros(8, dtype=torch.long), torch.ones(8, dtype=torch.long)):
+        loss = training_loss(
+            logits, labels, Recipe(method="rslad"), teacher_logits=teacher, clean_logits=clean
+        )
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_trades_examples_change_the_prediction_inside_the_ball(digit_sets, small_cnn) -> None:
     network = small_cnn()
     pixels, _ = next(digit_sets[0].batches(32))
     with attackable(network), torch.no_grad():
-        found = away_from_itself(network, pixels, 0.1, 5, generator(0))
+        found = away_from(network(pixels), network, pixels, 0.1, 5, generator(0))
         clean, moved, random = (
             network(images).log_softmax(1)
             for images in (pixels, found, random_start(pixels, 0.1, generator(0)))

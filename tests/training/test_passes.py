@@ -1,4 +1,5 @@
 import copy
+from typing import Literal
 
 import pytest
 import torch
@@ -48,10 +49,11 @@ def test_the_seed_decides_every_draw():
     assert loss(1) != pytest.approx(loss(2), rel=1e-4)
 
 
-def test_a_teacher_pulls():
+@pytest.mark.parametrize("method", ["n-fgsm", "rslad"])
+def test_a_teacher_pulls(method: Literal["n-fgsm", "rslad"]):
     dense, other = (here(built("cifar:resnet20-a")).eval() for _ in range(2))
     student = here(copy.deepcopy(dense))
-    distilled = Recipe(method="n-fgsm", distillation=1.0)
+    distilled = Recipe(method=method, distillation=0.0 if method == "rslad" else 1.0, attack_steps=2)
     with torch.no_grad():
         other.network.linear.bias[3] += 5  # type: ignore[index, operator, union-attr]
     near, far = (Passes(student, distilled, teacher).loss(*batch(), seed=0) for teacher in (dense, other))
@@ -61,11 +63,12 @@ def test_a_teacher_pulls():
 @on_a_gpu
 @pytest.mark.parametrize("recipe", [
     ROBUST, Recipe(method="pgd", attack_steps=2), Recipe(method="trades", attack_steps=2),
-    Recipe(method="natural", cutmix=True),
+    Recipe(method="rslad", attack_steps=2), Recipe(method="natural", cutmix=True),
 ])  # fmt: skip
 def test_a_recorded_step_is_the_step(recipe: Recipe):
     one, other = (here(built("cifar:vgg16_bn-w0.25")) for _ in range(2))
-    recorded, stepwise = Passes(one, recipe, None), Passes(other, recipe, None)
+    teacher = here(built("cifar:resnet20-a")).eval() if recipe.needs_teacher else None
+    recorded, stepwise = Passes(one, recipe, teacher), Passes(other, recipe, teacher)
     stepwise._before_recording = float("inf")
     for seed in range(WARM_UP + 4):
         losses = [float(passes.loss(*batch(), seed=seed)) for passes in (recorded, stepwise)]

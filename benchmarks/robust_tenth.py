@@ -1,0 +1,123 @@
+"""How robust is the tenth of a network that the tool makes? As a user would: train, score, prune, recover, evaluate.
+
+Every step is one of the tool's commands. It is skipped where its file is there already, and goes on where it stopped;
+recoveries by other methods, and from other teachers, share all steps before them. On an H100 a step takes minutes; on
+a CPU, a day.
+
+python -m benchmarks.robust_tenth --data cifar-10-batches-bin
+python -m benchmarks.robust_tenth --data cifar-10-batches-bin --network resnet18 --method trades
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.common import parser_of, save
+from benchmarks.robust_pruning import NETWORKS, PUBLISHED
+from fsrp_edge.files import read_json, write_json, write_text
+from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.size import measure_size
+
+DENSE: dict[str, Any] = {"ema_decay": 0.999}
+RECOVERY: dict[str, Any] = {"attack_steps": 5, "ema_decay": 0.999}
+PUBLISHED_PLACE = {"resnet18": 2, "vgg16": 5}
+"""Of 90 % of the parameters in the rows of `PUBLISHED`."""
+AUTOATTACK_DENSE = 1000
+"""Images; the recovered network is given more."""
+
+
+def main() -> None:
+    """Work on what is missing, then write the table."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--network", choices=PUBLISHED_PLACE, default="vgg16")
+    parser.add_argument("--work", type=Path, help="for checkpoints; runs/robust_tenth/NETWORK if not given")
+    parser.add_argument("--params", default="0.1", help="share of the parameters that is kept")
+    parser.add_argument("--dense-epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=60, help="of recovery")
+    parser.add_argument("--batch-size", type=int, default=256, help="of recovery")
+    parser.add_argument("--method", default="rslad", help="of recovery; all but trades learn from a teacher")
+    parser.add_argument("--teacher", type=Path, help="the dense network if not given")
+    parser.add_argument("--images", type=int, default=10_000, help="that AutoAttack is given")
+    parser.add_argument("--table", action="store_true", help="write the table of what is there and stop")
+    arguments = parser.parse_args()
+    work: Path = arguments.work or Path("runs/robust_tenth") / arguments.network
+    work.mkdir(parents=True, exist_ok=True)
+    if not arguments.table:
+        recover_and_judge(arguments, work)
+    write(arguments.network, work)
+
+
+def recover_and_judge(arguments: argparse.Namespace, work: Path) -> None:
+    """From an architecture to verdicts on the tenth of it, and on what it came from."""
+    data, method = ("--data", arguments.data), arguments.method
+    dense, scores, pruned = (
+        work / name for name in ("dense.safetensors", "scores.json", "pruned.safetensors")
+    )
+    for name, recipe in (("dense", DENSE), ("recovery", RECOVERY)):
+        write_text(work / f"{name}.yaml", yaml.safe_dump(recipe))
+    make(dense, "train", "--arch", NETWORKS[arguments.network], *data, "--epochs", arguments.dense_epochs,
+         "--recipe", work / "dense.yaml")  # fmt: skip
+    make(scores, "score", dense, *data, "--criterion", "fsrp-reconstruction")
+    make(pruned, "prune", dense, "--scores", scores, *data, "--params", arguments.params, "--compensate")
+    teacher = () if method == "trades" else ("--teacher", arguments.teacher or dense)
+    from_other = f"-{arguments.teacher.stem}" if arguments.teacher else ""
+    recovered = work / f"recovered-{method}{from_other}.safetensors"
+    make(recovered, "recover", pruned, *data, *teacher, "--recover-method", method, "--recover-epochs",
+         arguments.epochs, "--batch-size", arguments.batch_size, "--recipe", work / "recovery.yaml")  # fmt: skip
+    judged = ("--attack", "pgd-20", "--attack", "autoattack", "--images")
+    make(recovered.with_suffix(".json"), "evaluate", recovered, *data, *judged, arguments.images)
+    make(dense.with_suffix(".json"), "evaluate", dense, *data, *judged, AUTOATTACK_DENSE)
+    make(pruned.with_suffix(".json"), "evaluate", pruned, *data, *judged, AUTOATTACK_DENSE)
+
+
+def make(file: Path, *command: object) -> None:
+    """Run a command of the tool unless what it makes is there; its seconds are kept beside that."""
+    if file.exists():
+        return
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "fsrp_edge", *map(str, command), "--out", str(file)], check=True)
+    write_json(file.with_name(f"{file.name}.seconds"), {"seconds": time.perf_counter() - started})
+
+
+def write(network: str, work: Path) -> None:
+    """The table of every network in the work folder that was judged."""
+    found: dict[str, Any] = {}
+    for weights in sorted(work.glob("*.safetensors")):
+        if (judged := weights.with_suffix(".json")).exists():
+            found[weights.stem] = {
+                "evaluations": read_json(judged)["evaluations"],
+                "size": measure_size(load_classifier(weights)).model_dump(),
+                "bytes": weights.stat().st_size,
+            }
+    rows: list[Sequence[object]] = []
+    for name, each in found.items():
+        results = {evaluation["result"]["attack"]: evaluation["result"] for evaluation in each["evaluations"]}
+        size = each["size"]
+        rows.append([
+            f"{network}, {name}", *(_accuracy(results.get(attack)) for attack in ("clean", "pgd-20", "autoattack")),
+            f"{size['macs'] / 1e6:.0f}", f"{size['parameters'] / 1e6:.2f}", f"{each['bytes'] / 1e6:.1f}",
+        ])  # fmt: skip
+    for name, accuracies in PUBLISHED.items():
+        clean, attacked = accuracies[PUBLISHED_PLACE[network]].split("/")
+        rows.append([f"{name} (published, 90 % fewer parameters)", clean, "–", attacked, "–", "–", "–"])
+    seconds = {file.name: read_json(file)["seconds"] for file in sorted(work.glob("*.seconds"))}
+    header = ("network", "clean %", "PGD-20 %", "AutoAttack %", "M MACs", "M parameters", "MB")
+    save(f"robust_tenth_{network}", {"networks": found, "seconds": seconds}, header, rows)
+
+
+def _accuracy(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return "–"
+    low, high = result["interval"]
+    return f"{100 * result['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f}, n={result['images']})"
+
+
+if __name__ == "__main__":
+    main()
