@@ -44,7 +44,9 @@ def autocast(device: torch.device, *, enabled: bool = True) -> AbstractContextMa
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor's copy on a device; a GPU is not waited for, as it would be with memory that can be paged out."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def full_float32() -> AbstractContextManager[object]:

@@ -77,7 +77,7 @@ def test_a_recorded_step_is_the_step(recipe: Recipe):
         assert difference < 0.2  # a changed sign of one pixel's gradient is a changed image
     assert recorded._recording is not None
     again = float(recorded.loss(*batch(), seed=seed))
-    assert again == pytest.approx(losses[0], rel=0.05)
+    assert again == pytest.approx(losses[0], rel=0.1)  # running statistics, which attacks use, moved on
     assert float(recorded.loss(*batch(), seed=seed + 1)) != again
 
 
