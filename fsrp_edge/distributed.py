@@ -31,17 +31,19 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 def average_gradients(module: nn.Module) -> None:
     """Replace every gradient by its mean over the processes, in one message."""
-    _average([parameter.grad for parameter in module.parameters() if parameter.grad is not None])
+    if processes()[1] > 1:
+        _average([parameter.grad for parameter in module.parameters() if parameter.grad is not None])
 
 
 def average_buffers(module: nn.Module) -> None:
     """Replace running statistics by their mean over the processes."""
-    _average([buffer for buffer in module.buffers() if buffer.is_floating_point()])
+    if processes()[1] > 1:
+        _average([buffer for buffer in module.buffers() if buffer.is_floating_point()])
 
 
 def _average(tensors: list[Tensor]) -> None:
     size = processes()[1]
-    if size == 1 or not tensors:
+    if not tensors:
         return
     together = sum_over_processes(torch.cat([tensor.reshape(-1) for tensor in tensors])) / size
     for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):

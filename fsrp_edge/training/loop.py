@@ -307,8 +307,9 @@ class _MovingAverage:
         weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 1.0
         mine, theirs = map(list, zip(*self._averaged, strict=True))
         torch._foreach_lerp_(mine, theirs, weight)
-        for average, value in self._counted:
-            average.copy_(value)
+        if self._counted:
+            mine, theirs = map(list, zip(*self._counted, strict=True))
+            torch._foreach_copy_(mine, theirs)
         self.steps += 1
 
 

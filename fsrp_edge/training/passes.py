@@ -44,16 +44,11 @@ class Passes:
             labels: (N,) int64.
             seed: of every random draw of the step.
         """
-        torch.manual_seed(seed)  # dropout and CutMix draw from torch's global generator
+        compute.seed_global_draws(seed, self._device)  # dropout and CutMix draw from the global generators
         self._generator.manual_seed(seed)
-        recipe = self._recipe
         pixels, labels = (compute.sent(part, self._device) for part in (pixels, labels))
-        pixels = augment(
-            pixels, flip=recipe.flip, crop_padding=recipe.crop_padding, generator=self._generator
-        )
-        if recipe.cutmix:
-            pixels, labels = cutmix(pixels, labels, self._classifier.spec.classes)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        if self._recipe.cutmix:  # its boxes are drawn in Python, which cannot be recorded
+            pixels, labels = cutmix(self._augmented(pixels), labels, self._classifier.spec.classes)
         if self._before_recording == 0:
             self._record(pixels, labels)
         self._before_recording -= 1
@@ -61,9 +56,15 @@ class Passes:
             return self._recording.replay(pixels, labels)
         return self._backward(pixels, labels)
 
+    def _augmented(self, pixels: Tensor) -> Tensor:
+        recipe = self._recipe
+        return augment(pixels, flip=recipe.flip, crop_padding=recipe.crop_padding, generator=self._generator)
+
     def _backward(self, pixels: Tensor, labels: Tensor) -> Tensor:
         classifier = self._classifier
         classifier.zero_grad(set_to_none=True)
+        pixels = pixels if self._recipe.cutmix else self._augmented(pixels)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         method = self._recipe.method
         taught_on_clean = self._taught(pixels) if method == "rslad" else None
         images = training_images(
