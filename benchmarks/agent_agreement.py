@@ -83,7 +83,7 @@ def options(path: Path) -> Namespace:
 
 def timed_by_the_agent(runtime: agent.Runtime) -> list[float]:
     """The agent's own steps: load, feed, warm up, time."""
-    runtime.feed(agent.make_inputs(runtime.load(), 0))
+    runtime.feed(agent.make_inputs(runtime.load()))
     runtime.warm_up(lambda *_: None)
     return runtime.times_ms(lambda *_: None)
 
@@ -219,7 +219,7 @@ def main() -> None:
                 ours, own, interpreter = litert_in_one_round(tflite)
                 pairs["litert", side].append((ours, own))
                 pairs["litert, interpreter", side].append((interpreter, own))
-    results = [
+    results: list[dict[str, Any]] = [
         {
             "runtime": name,
             "side": side,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyautoattack import AutoAttack
 
-from benchmarks.common import checkpoint_parser, save
+from benchmarks.common import checkpoint_parser, name_here, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import DEFAULT_EPS
 from fsrp_edge.data.images import ImageSet
@@ -69,7 +69,7 @@ def write(checkpoint: str, architecture: str, parts: list[dict[str, Any]]) -> No
     images = sum(part["images"] for part in parts)
 
     def total(key: str, name: str) -> float:
-        return sum(part[key][name] for part in parts)
+        return float(sum(part[key][name] for part in parts))
 
     first = "library's driver"
     rows = [
@@ -82,7 +82,7 @@ def write(checkpoint: str, architecture: str, parts: list[dict[str, Any]]) -> No
         "threads": torch.get_num_threads(), "parts": parts,
     }  # fmt: skip
     save(
-        "attack_speed_gpu" if compute.default_device().type == "cuda" else "attack_speed",
+        name_here("attack_speed"),
         results,
         ("AutoAttack by", "robust accuracy %", "s", "CPU s", "speed-up in CPU s"),
         rows,

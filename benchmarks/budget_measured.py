@@ -53,8 +53,10 @@ def cell(dense: Classifier, share: str) -> dict[str, Any]:
     budgets = Budgets.model_validate({"latency": share})
     costs = place.costing(dense, absolute=False)
     wanted = PlanOptions(channel_multiple=target.channel_multiple)
-    ends = (place.try_network(each, costs, ("latency",)) for each in (dense, least_network(dense, wanted)))
-    costs, budgets = settle(place, costs, *ends, budgets)
+    most, least = (
+        place.try_network(each, costs, ("latency",)) for each in (dense, least_network(dense, wanted))
+    )
+    costs, budgets = settle(place, costs, most, least, budgets)
     wanted = wanted.model_copy(update={"budgets": budgets})
     scores = score(dense, images, Rival(name="l1"), seed=0)
 

@@ -119,6 +119,11 @@ def provenance_now() -> dict[str, Any]:
     return provenance(now).model_dump(mode="json")
 
 
+def name_here(name: str) -> str:
+    """The name of results that a GPU must not write over those of a CPU."""
+    return f"{name}_gpu" if compute.default_device().type == "cuda" else name
+
+
 def save(name: str, results: Any, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write results/NAME.json (with versions and machine) and results/NAME.md, and print the table."""
     content = {"provenance": provenance_now(), "results": results}

@@ -52,7 +52,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H/stride, W/stride)."""
-        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y: Tensor = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         y = self._bn2(self._project_conv(F.relu6(self._bn1(self._depthwise_conv(y)))))
         return x + y if self.adds else y
 

@@ -10,6 +10,7 @@ python -m benchmarks.export_stages resnet50
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def main() -> None:
         graph, lite = folder / "fp32.onnx", folder / "fp32.tflite"
         for module in ("onnx", "onnxsim", "onnxruntime.quantization", "onnxconverter_common.float16", "litert_torch",
                        "ai_edge_quantizer.quantizer", "tensorflow", "pnnx", "ncnn"):  # fmt: skip
-            stage(f"import {module.partition('.')[0]}", lambda module=module: require(module))
+            stage(f"import {module.partition('.')[0]}", partial(require, module))
         stage("onnx fp32", lambda: onnx.export_onnx(classifier, graph, opset=17, ir_version=8))
         stage("onnx fp16", lambda: onnx.convert_to_fp16(graph, folder / "fp16.onnx"))
         stage(
@@ -99,9 +100,7 @@ def main() -> None:
         ):
             stage(
                 f"verify {path.name} on {PARITY_IMAGES} images in every runtime",
-                lambda name=name, path=path: check_parity(
-                    classifier, path, kept[name], images.first(PARITY_IMAGES)
-                ),
+                partial(check_parity, classifier, path, kept[name], images.first(PARITY_IMAGES)),
             )
     rows = [
         (one["stage"], f"{one['seconds']:.1f}", f"{one['before_mb']:.0f}", f"{one['peak_mb']:.0f}")

@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.cost_pools import fit_all
 from benchmarks.latency_graphs import load_table
+from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.files import write_json, write_text
 from fsrp_edge.targets.calibration import Measured, Normal
 from fsrp_edge.targets.coefficients import COEFFICIENTS, Coefficients, Group, Pool
@@ -26,7 +27,13 @@ from fsrp_edge.targets.work import COSTS, Unit, Work, quantities
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parent.parent / "shared" / "latency" / "published.csv"
-PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "fp16-auto": "fp16", "int8": "int8", "int8-inferred": "int8"}
+PRECISIONS: dict[str, Precision] = {
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "fp16-auto": "fp16",
+    "int8": "int8",
+    "int8-inferred": "int8",
+}
 SAME_GRAPH = {
     "inception_v1": "googlenet_torchvision",
     "resnet_v1_101": "resnet101",
@@ -159,7 +166,9 @@ def fit(rows: Iterable[Row]) -> Fitted:
             np.stack([row.quantities for row in members]),
             np.array([row.milliseconds * 1e6 for row in members]),
         )
-    fits, pools, parents = {}, {}, {}
+    fits: dict[str, Normal] = {}
+    pools: dict[str, Normal] = {}
+    parents: dict[bool, Normal] = {}
     for cpu, groups in parts.items():
         found = fit_all(groups, CPUS_DIFFER if cpu else ACCELERATORS_DIFFER)
         fits, pools, parents[cpu] = fits | found[0], pools | found[1], found[2]

@@ -165,7 +165,10 @@ def _ncnn_layer(  # noqa: PLR0911
 
 
 def _ncnn_activation(y: Tensor, kind: int) -> Tensor:
-    return {0: lambda z: z, 1: F.relu, 2: F.leaky_relu, 3: F.relu6, 4: torch.sigmoid, 6: F.hardswish}[kind](y)
+    known: dict[int, Callable[[Tensor], Tensor]] = {
+        0: lambda z: z, 1: F.relu, 2: F.leaky_relu, 3: F.relu6, 4: torch.sigmoid, 6: F.hardswish,
+    }  # fmt: skip
+    return known[kind](y)
 
 
 def _conv(inside: int, outside: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -192,7 +195,8 @@ def mobilenet_v2(width: float) -> nn.Module:
     """Sandler et al., arXiv 1801.04381, with TensorFlow's 1,001 classes."""
     from torchvision import models
 
-    return models.mobilenet_v2(width_mult=width, num_classes=1001)
+    network: nn.Module = models.mobilenet_v2(width_mult=width, num_classes=1001)
+    return network
 
 
 def mobilenet_v3(size: str, width: float = 1.0, minimalistic: bool = False) -> nn.Module:
@@ -202,7 +206,7 @@ def mobilenet_v3(size: str, width: float = 1.0, minimalistic: bool = False) -> n
     if minimalistic:  # no squeeze-and-excitation, no 5×5, no hard-swish
         for setting in settings:
             setting.use_se, setting.use_hs, setting.kernel = False, False, 3
-    network = v3.MobileNetV3(
+    network: nn.Module = v3.MobileNetV3(
         settings, last_channel=max(last, 1024 if size == "small" else 1280), num_classes=1001,
         norm_layer=partial(nn.BatchNorm2d, eps=0.001),
     )  # fmt: skip
@@ -237,31 +241,31 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], int]]:
     """Name, factory and resolution of every network that is not ncnn's own."""
     for width in (0.25, 0.5, 0.75, 1.0):
         for size in (128, 160, 192, 224):
-            yield f"mobilenet_v1_{width}@{size}", lambda w=width: mobilenet_v1(w), size
+            yield f"mobilenet_v1_{width}@{size}", partial(mobilenet_v1, width), size
     for width in (0.35, 0.5, 0.75, 1.0):
         for size in (96, 128, 160, 192, 224):
-            yield f"mobilenet_v2_{width}@{size}", lambda w=width: mobilenet_v2(w), size
+            yield f"mobilenet_v2_{width}@{size}", partial(mobilenet_v2, width), size
     for width in (1.3, 1.4):
-        yield f"mobilenet_v2_{width}@224", lambda w=width: mobilenet_v2(w), 224
+        yield f"mobilenet_v2_{width}@224", partial(mobilenet_v2, width), 224
     for kind in ("large", "small"):
         for width in (0.75, 1.0):
-            yield f"mobilenet_v3_{kind}_{width}@224", lambda k=kind, w=width: mobilenet_v3(k, w), 224
-        yield f"mobilenet_v3_{kind}_minimalistic_1.0@224", lambda k=kind: mobilenet_v3(k, 1.0, True), 224
-    yield "vit_b32_384@384", lambda: torchvision_network("vit_b_32"), 384
+            yield f"mobilenet_v3_{kind}_{width}@224", partial(mobilenet_v3, kind, width), 224
+        yield f"mobilenet_v3_{kind}_minimalistic_1.0@224", partial(mobilenet_v3, kind, minimalistic=True), 224
+    yield "vit_b32_384@384", partial(torchvision_network, "vit_b_32"), 384
     plain = [
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_32x8d",
         "squeezenet1_0", "squeezenet1_1", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg19", "vgg19_bn",
         "densenet121", "densenet161", "densenet169", "densenet201", "alexnet",
     ]  # fmt: skip
     for name in plain:
-        yield f"{name}@224", lambda n=name: torchvision_network(n), 224
+        yield f"{name}@224", partial(torchvision_network, name), 224
     for name in ("resnet18", "resnet34"):
-        yield f"{name}@256", lambda n=name: torchvision_network(n), 256
-    yield "googlenet_torchvision@224", lambda: torchvision_network("googlenet"), 224
-    yield "inception_v3@299", lambda: torchvision_network("inception_v3"), 299
-    yield "inception_v3@224", lambda: torchvision_network("inception_v3"), 224
+        yield f"{name}@256", partial(torchvision_network, name), 256
+    yield "googlenet_torchvision@224", partial(torchvision_network, "googlenet"), 224
+    yield "inception_v3@299", partial(torchvision_network, "inception_v3"), 299
+    yield "inception_v3@224", partial(torchvision_network, "inception_v3"), 224
     for name in ("inception_v4", "inception_resnet_v2", "resnetv2_50", "resnetv2_101", "resnetv2_152"):
-        yield f"{name}@299", lambda n=name: timm_network(n), 299
+        yield f"{name}@299", partial(timm_network, name), 299
 
 
 def main() -> None:
@@ -276,7 +280,7 @@ def main() -> None:
     def ncnn_network(file: str) -> nn.Module:
         return ParamNetwork((folder / f"{file}.param").read_text())
 
-    own = [
+    own: list[tuple[str, Callable[[], nn.Module], int]] = [
         (name, partial(ncnn_network, file), int(name.partition("@")[2].partition("/")[0]))
         for name, file in NCNN_FILES.items()
     ]

@@ -7,6 +7,7 @@ python -m benchmarks.lite0_crops lite0.safetensors imagenet/train crops.npz
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def main() -> None:
     pixels = np.concatenate([more, photographs.train.source.load(np.arange(len(photographs.train))).numpy()])
     train = ImageSet.of("crops", ArraySource(pixels), torch.zeros(len(pixels)))
     labelled = pseudo_labelled(Dataset(train, photographs.evaluation, "crops"), dense)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, images in (("train", labelled.train), ("test", labelled.evaluation)):
         arrays[f"x_{split}"] = images.source.load(np.arange(len(images))).numpy()
         arrays[f"y_{split}"] = images.labels.numpy()

@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 
 from benchmarks.common import parser_of, save
-from benchmarks.robust_pruning import NETWORKS, PUBLISHED
+from benchmarks.robust_cells import NETWORKS
+from benchmarks.robust_tables import PUBLISHED
 from fsrp_edge.files import read_json, write_json, write_text
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.size import measure_size

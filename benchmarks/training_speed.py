@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import parser_of, save
+from benchmarks.common import name_here, parser_of, save
 from fsrp_edge import compute, torchvision_compat  # noqa: F401 (before torchvision)
 from fsrp_edge.attacks import attackable, input_gradient
 from fsrp_edge.data.images import ArraySource, ImageSet
@@ -52,7 +52,7 @@ def _passes(classifier: Classifier, images: ImageSet, *, compiled: bool) -> floa
     network = copy.deepcopy(classifier)
     device = compute.device_of(network)
     compute.to_fast_layout(network, device)
-    forward = torch.compile(network) if compiled else network
+    forward: Any = torch.compile(network) if compiled else network
     pixels, labels = (part.to(device) for part in next(images.batches(BATCH)))
     pixels = pixels.contiguous(memory_format=torch.channels_last)
 
@@ -174,9 +174,12 @@ def main() -> None:
         for name, taken in seconds.items()
     ]
     rows.append(["share outside the passes", f"{100 * results['share_outside_passes']:.1f} %", ""])
-    on_gpu = compute.default_device().type == "cuda"
-    name = f"training_speed_gpu_{arguments.arch.removeprefix('cifar:')}" if on_gpu else "training_speed"
-    save(name, results, ("N-FGSM", "images/s", "against the plain loop"), rows)
+    save(
+        name_here(f"training_speed_{arguments.arch.removeprefix('cifar:')}"),
+        results,
+        ("N-FGSM", "images/s", "against the plain loop"),
+        rows,
+    )
 
 
 if __name__ == "__main__":
