@@ -2,7 +2,7 @@
 
 Every step is one of the tool's commands. It is skipped where its file is there already, and goes on where it stopped;
 recoveries by other methods, and from other teachers, share all steps before them. On an H100 a step takes minutes; on
-a CPU, a day.
+a CPU, a day. What comes out is kept in results/robust_tenth_networks, to be attacked without any training.
 
 python -m benchmarks.robust_tenth --data cifar-10-batches-bin
 python -m benchmarks.robust_tenth --data cifar-10-batches-bin --network resnet18 --method trades
@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import parser_of, save
+from benchmarks.common import RESULTS, parser_of, save
 from benchmarks.robust_cells import NETWORKS
 from benchmarks.robust_tables import PUBLISHED
 from fsrp_edge.files import read_json, write_json, write_text
@@ -27,6 +27,7 @@ from fsrp_edge.models.size import measure_size
 
 DENSE: dict[str, Any] = {"ema_decay": 0.999}
 RECOVERY: dict[str, Any] = {"attack_steps": 5, "ema_decay": 0.999}
+KEPT = RESULTS / "robust_tenth_networks"
 PUBLISHED_PLACE = {"resnet18": 2, "vgg16": 5}
 """Of 90 % of the parameters in the rows of `PUBLISHED`."""
 AUTOATTACK_DENSE = 1000
@@ -56,7 +57,21 @@ def main() -> None:
 
 
 def recover_and_judge(arguments: argparse.Namespace, work: Path) -> None:
-    """From an architecture to verdicts on the tenth of it, and on what it came from."""
+    """From an architecture to verdicts on the tenth of it, and on what it came from where that was made here."""
+    data, method = ("--data", arguments.data), arguments.method
+    from_other = f"-{arguments.teacher.stem}" if arguments.teacher else ""
+    recovered = KEPT / f"{arguments.network}-{method}{from_other}.safetensors"
+    if not recovered.exists():
+        recover(arguments, work, recovered)
+    judged = ("--attack", "pgd-20", "--attack", "autoattack", "--images")
+    make(recovered.with_suffix(".json"), "evaluate", recovered, *data, *judged, arguments.images)
+    for before in (work / "dense.safetensors", work / "pruned.safetensors"):
+        if before.exists():
+            make(before.with_suffix(".json"), "evaluate", before, *data, *judged, AUTOATTACK_DENSE)
+
+
+def recover(arguments: argparse.Namespace, work: Path, recovered: Path) -> None:
+    """From an architecture to the tenth of it."""
     data, method = ("--data", arguments.data), arguments.method
     dense, scores, pruned = (
         work / name for name in ("dense.safetensors", "scores.json", "pruned.safetensors")
@@ -68,14 +83,9 @@ def recover_and_judge(arguments: argparse.Namespace, work: Path) -> None:
     make(scores, "score", dense, *data, "--criterion", "fsrp-reconstruction")
     make(pruned, "prune", dense, "--scores", scores, *data, "--params", arguments.params, "--compensate")
     teacher = () if method == "trades" else ("--teacher", arguments.teacher or dense)
-    from_other = f"-{arguments.teacher.stem}" if arguments.teacher else ""
-    recovered = work / f"recovered-{method}{from_other}.safetensors"
+    KEPT.mkdir(exist_ok=True)
     make(recovered, "recover", pruned, *data, *teacher, "--recover-method", method, "--recover-epochs",
          arguments.epochs, "--batch-size", arguments.batch_size, "--recipe", work / "recovery.yaml")  # fmt: skip
-    judged = ("--attack", "pgd-20", "--attack", "autoattack", "--images")
-    make(recovered.with_suffix(".json"), "evaluate", recovered, *data, *judged, arguments.images)
-    make(dense.with_suffix(".json"), "evaluate", dense, *data, *judged, AUTOATTACK_DENSE)
-    make(pruned.with_suffix(".json"), "evaluate", pruned, *data, *judged, AUTOATTACK_DENSE)
 
 
 def make(file: Path, *command: object) -> None:
@@ -88,9 +98,9 @@ def make(file: Path, *command: object) -> None:
 
 
 def write(network: str, work: Path) -> None:
-    """The table of every network in the work folder that was judged."""
+    """The table of every network that was judged."""
     found: dict[str, Any] = {}
-    for weights in sorted(work.glob("*.safetensors")):
+    for weights in (*sorted(work.glob("*.safetensors")), *sorted(KEPT.glob(f"{network}-*.safetensors"))):
         if (judged := weights.with_suffix(".json")).exists():
             found[weights.stem] = {
                 "evaluations": read_json(judged)["evaluations"],
@@ -102,13 +112,15 @@ def write(network: str, work: Path) -> None:
         results = {evaluation["result"]["attack"]: evaluation["result"] for evaluation in each["evaluations"]}
         size = each["size"]
         rows.append([
-            f"{network}, {name}", *(_accuracy(results.get(attack)) for attack in ("clean", "pgd-20", "autoattack")),
+            name if name.startswith(network) else f"{network}, {name}",
+            *(_accuracy(results.get(attack)) for attack in ("clean", "pgd-20", "autoattack")),
             f"{size['macs'] / 1e6:.0f}", f"{size['parameters'] / 1e6:.2f}", f"{each['bytes'] / 1e6:.1f}",
         ])  # fmt: skip
     for name, accuracies in PUBLISHED.items():
         clean, attacked = accuracies[PUBLISHED_PLACE[network]].split("/")
         rows.append([f"{name} (published, 90 % fewer parameters)", clean, "–", attacked, "–", "–", "–"])
-    seconds = {file.name: read_json(file)["seconds"] for file in sorted(work.glob("*.seconds"))}
+    times = (*sorted(work.glob("*.seconds")), *sorted(KEPT.glob(f"{network}-*.seconds")))
+    seconds = {file.name: read_json(file)["seconds"] for file in times}
     header = ("network", "clean %", "PGD-20 %", "AutoAttack %", "M MACs", "M parameters", "MB")
     save(f"robust_tenth_{network}", {"networks": found, "seconds": seconds}, header, rows)
 
