@@ -253,9 +253,9 @@ def _check(train: ImageSet, held_out: ImageSet, recipe: Recipe, teacher: Classif
             f"{held_out.name} is empty; the best epoch is chosen on held-out images, give at least 1"
         )
     if recipe.needs_teacher and teacher is None:
+        asked = "method rslad" if recipe.method == "rslad" else f"distillation {recipe.distillation:g}"
         raise BadInputError(
-            f"method {recipe.method} with distillation {recipe.distillation:g} needs a teacher network; give one, or "
-            "use another method without distillation"
+            f"{asked} needs a teacher network; give one (`recover --teacher`), or another method without distillation"
         )
     if not recipe.needs_teacher and teacher is not None:
         raise BadInputError(

@@ -294,6 +294,20 @@ def test_a_recipe_file_says_what_has_no_option(
     assert refused.code == 2 and "ema_dekay" in refused.err
 
 
+def test_rslad_learns_from_a_teacher_or_says_that_it_needs_one(
+    chain: Path, trained_checkpoint: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any
+) -> None:
+    out = tmp_path / "taught.safetensors"
+    (tmp_path / "recipe.yaml").write_text("attack_steps: 2\n")
+    asked = ("recover", chain / "pruned.safetensors", "--data", digits_npz, "--recover-method", "rslad",
+             "--recover-epochs", 1, "--recipe", tmp_path / "recipe.yaml", "--out", out)  # fmt: skip
+    refused = fsrp_edge(*asked)
+    assert refused.code == 2 and "needs a teacher network" in refused.err and not out.exists()
+    done = fsrp_edge(*asked, "--teacher", trained_checkpoint, "--json")
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)["history"]) == 1 and out.exists()
+
+
 def test_two_networks_are_compared_image_by_image(
     chain: Path, trained_checkpoint: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any
 ) -> None:
