@@ -29,6 +29,8 @@ from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 RIDGE = 1e-4
 """Of the mean variance: more than what rounding leaves of a covariance from fewer samples than channels."""
+PANEL = 64
+"""Choices after which what is left of a covariance is written anew."""
 
 
 class Reconstruction(Record):
@@ -109,17 +111,21 @@ class _Reader:
     """What the chosen variables leave of a covariance, and of the variance that a reader makes of it.
 
     What is left, S, loses l l^T / d with each choice, where l is its column of the variable and d the variance there.
-    So the diagonal of S G S, where G is the reader's Gram matrix, can be carried along by two products of a matrix and
-    a vector, and neither S nor G S has to be written anew.
+    So the diagonals of S and of S G S, where G is the reader's Gram matrix, can be carried along. S, S G and S G S
+    themselves are written anew only after a panel of choices, by products of matrices, as in blocked factorizations;
+    until then their columns are those of the panel's start less what its choices took.
     """
 
     def __init__(self, covariance: Tensor, gram: Tensor) -> None:
-        self._covariance, self._gram = covariance, gram
         self._floor = RIDGE * float(covariance.diagonal().mean())
         self._variance = covariance.diagonal().clone()
         made = gram @ covariance
-        self._squares = (covariance * made).sum(0)
-        self._taken, self._count = torch.zeros_like(covariance), 0
+        self._left, self._made = covariance.clone(), made.T.contiguous()
+        self._remade = covariance @ made
+        self._squares = self._remade.diagonal().clone()
+        # Of the panel's choices, rows: l / sqrt(d), G of it, and S of that, with the S of the panel's start.
+        self._taken, self._taken_made, self._taken_remade = covariance.new_zeros(3, PANEL, len(covariance))
+        self._count = 0
         total = float(made.trace())
         self.total = total if total > 1e-12 * float(covariance.trace() * gram.trace()) else 0.0
 
@@ -129,16 +135,29 @@ class _Reader:
 
     def choose(self, chosen: int) -> None:
         """Take away what a variable explains."""
-        taken = self._taken[: self._count]  # rows are l / sqrt(d)
-        column = self._covariance[chosen] - taken[:, chosen] @ taken
+        taken, taken_made, taken_remade = (
+            rows[: self._count] for rows in (self._taken, self._taken_made, self._taken_remade)
+        )
+        before = taken[:, chosen]
+        column = self._left[chosen] - before @ taken
+        made = self._made[chosen] - before @ taken_made
+        remade = self._remade[chosen] - before @ taken_remade
         variance = column[chosen].clamp_min(0) + self._floor
-        made = self._gram @ column
-        back = self._covariance @ made - (taken @ made) @ taken
-        share = column / variance
-        self._squares += share * (share * (column @ made) - 2 * back)
+        share, root = column / variance, variance.sqrt()
+        self._squares += share * (share * (column @ made) - 2 * (remade - (taken @ made) @ taken))
         self._variance -= share * column
-        self._taken[self._count] = column / variance.sqrt()
+        for rows, new in ((self._taken, column), (self._taken_made, made), (self._taken_remade, remade)):
+            rows[self._count] = new / root
         self._count += 1
+        if self._count == PANEL:
+            self._finish_panel()
+
+    def _finish_panel(self) -> None:
+        taken = self._taken
+        self._left -= taken.T @ taken
+        self._made -= taken.T @ self._taken_made
+        self._remade -= taken.T @ self._taken_remade + (self._made @ taken.T) @ taken
+        self._count = 0
 
 
 def _scores(
