@@ -207,6 +207,7 @@ def litert_in_one_round(path: Path) -> tuple[float, float, float]:
 
 
 def main() -> None:
+    common.parser_of(__doc__).parse_args()
     pairs: dict[tuple[str, int], list[tuple[float, float]]] = {
         (name, side): [] for name in COMPARED for side in SIDES
     }

@@ -45,6 +45,7 @@ def measure() -> dict[str, float]:
 
 
 def main() -> None:
+    common.parser_of(__doc__).parse_args()
     results = measure()
     rows = [
         ("in the reported time", "reported_ms_of_an_empty_call", "share_of_a_5_ms_inference_reported"),

@@ -3,13 +3,13 @@
 python -m benchmarks.efficientnet_lite0 efficientnet-lite0-57934424.pth lite0.safetensors
 """
 
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.common import parser_of
 from fsrp_edge.data.classes import imagenet_wnids
 from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.models.saved import save_classifier
@@ -103,4 +103,8 @@ def main(weights: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = parser_of(__doc__)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    main(arguments.weights, arguments.out)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import parser_of
 from benchmarks.cost_pools import fit_all
 from benchmarks.latency_graphs import load_table
 from fsrp_edge.exporting.artifact import Precision
@@ -296,6 +297,7 @@ def _threads(source: dict[str, str]) -> int:
 
 
 def main() -> None:
+    parser_of(__doc__).parse_args()
     rows, left = read_rows()
     fitted = fit(rows)
     inside, held = predict(rows, fitted), left_out(rows)
