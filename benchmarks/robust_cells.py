@@ -91,6 +91,12 @@ class Cell:
         return CELLS / f"{self.name.replace(' ', '_')}.json"
 
     @property
+    def result(self) -> dict[str, Any]:
+        """What is known of it; empty where nothing is."""
+        found: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
+        return found
+
+    @property
     def attacked_by_autoattack(self) -> bool:
         """At 90 % with every seed, elsewhere with the first."""
         return self.seed == 0 or self.ratio >= 0.9

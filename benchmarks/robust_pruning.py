@@ -45,7 +45,7 @@ from fsrp_edge.data.open import open_dataset
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.results import Evaluation
-from fsrp_edge.files import read_json, write_json
+from fsrp_edge.files import write_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import save_classifier
@@ -134,7 +134,7 @@ class Bench:
     def run(self, cell: Cell) -> None:
         """Make the network of a cell unless it is there, then judge it by the attacks that its result lacks."""
         # A network that is made again, on a GPU, is another one: it is not judged half by what the first one did.
-        result = read_json(cell.path) if cell.path.exists() and self.file(cell).exists() else {}
+        result = cell.result if self.file(cell).exists() else {}
         started = time.perf_counter()
         network = self.train(cell) if cell.criterion == "dense" else self.recovered(cell)
         result = result or self.described(cell, network, seconds=time.perf_counter() - started)
@@ -299,7 +299,7 @@ def main() -> None:
         return
     for cell in [] if arguments.table else chosen:
         with claimed(arguments.work / f"{cell.path.stem}.lock") as mine:
-            if mine and bench.missing(cell, on_disk().get(cell, {})):
+            if mine and bench.missing(cell, cell.result):
                 print(f"== {cell.name}", flush=True)
                 with show_progress():
                     bench.run(cell)

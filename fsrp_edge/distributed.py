@@ -1,6 +1,7 @@
 """Work shared by the processes of `torchrun`; outside it there is one process and nothing to share."""
 
 import os
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, distributed, nn
@@ -31,18 +32,19 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 def average_gradients(module: nn.Module) -> None:
     """Replace every gradient by its mean over the processes, in one message."""
-    if processes()[1] > 1:
-        _average([parameter.grad for parameter in module.parameters() if parameter.grad is not None])
+    _average(parameter.grad for parameter in module.parameters() if parameter.grad is not None)
 
 
 def average_buffers(module: nn.Module) -> None:
     """Replace running statistics by their mean over the processes."""
-    if processes()[1] > 1:
-        _average([buffer for buffer in module.buffers() if buffer.is_floating_point()])
+    _average(buffer for buffer in module.buffers() if buffer.is_floating_point())
 
 
-def _average(tensors: list[Tensor]) -> None:
+def _average(wanted: Iterable[Tensor]) -> None:
     size = processes()[1]
+    if size == 1:  # nothing is gone through then: this is asked after every step
+        return
+    tensors = list(wanted)
     if not tensors:
         return
     together = sum_over_processes(torch.cat([tensor.reshape(-1) for tensor in tensors])) / size

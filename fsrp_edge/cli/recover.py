@@ -57,10 +57,8 @@ def recover(
                     "these images have no labels to learn: name the dense network with --teacher, or labelled "
                     "images with --data"
                 )
-            if chosen.method != "rslad":
-                weight = (chosen.distillation or 1.0) if dense else 0.0
-                chosen = chosen.model_copy(update={"distillation": weight})
-            chosen = fit_recipe(chosen, dataset, has_teacher=dense is not None)
+            weight = (chosen.distillation or 1.0) if dense else 0.0
+            chosen = fit_recipe(chosen.distilling(weight), dataset, has_teacher=dense is not None)
         result = run(pruned, dataset.train, chosen, seed=seed, teacher=dense, checkpoint=unfinished)
         save_classifier(result.classifier, out)
         unfinished.unlink(missing_ok=True)

@@ -296,20 +296,21 @@ class _MovingAverage:
     def __init__(self, averaged: nn.Module, decay: float) -> None:
         self.network, self.decay, self.steps = copy.deepcopy(averaged), decay, 0
         mine, theirs = ((*network.parameters(), *network.buffers()) for network in (self.network, averaged))
-        pairs = list(zip(mine, theirs, strict=True))
-        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._counted = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._averaged, self._counted = (
+            [[each for each in side if each.is_floating_point() == averaged] for side in (mine, theirs)]
+            for averaged in (True, False)
+        )
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the network as it is now."""
         # The decay grows with the steps taken, or short runs would average in the untrained start.
         weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 1.0
-        mine, theirs = map(list, zip(*self._averaged, strict=True))
+        mine, theirs = self._averaged
         torch._foreach_lerp_(mine, theirs, weight)
-        if self._counted:
-            mine, theirs = map(list, zip(*self._counted, strict=True))
-            torch._foreach_copy_(mine, theirs)
+        counts, their_counts = self._counted
+        if counts:
+            torch._foreach_copy_(counts, their_counts)
         self.steps += 1
 
 

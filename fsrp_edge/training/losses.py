@@ -30,7 +30,8 @@ def training_loss(
     Returns:
         A scalar.
     """
-    if clean_logits is not None and teacher_logits is not None:
+    if recipe.method == "rslad":
+        assert clean_logits is not None and teacher_logits is not None, "Passes makes both"
         on_clean, on_adversarial = (soft_label_loss(each, teacher_logits) for each in (clean_logits, logits))
         return RSLAD_CLEAN * on_clean + (1 - RSLAD_CLEAN) * on_adversarial
     if clean_logits is not None:

@@ -68,6 +68,10 @@ class Recipe(Record):
         """Whether soft labels of another network are learnt."""
         return self.method == "rslad" or self.distillation > 0
 
+    def distilling(self, weight: float) -> "Recipe":
+        """The recipe with this weight of distillation; RSLAD, which learns nothing but a teacher, as it is."""
+        return self if self.method == "rslad" else self.model_copy(update={"distillation": weight})
+
     def for_int8(self) -> "Recipe":
         """The recipe of the passes for int8."""
         return self.model_copy(

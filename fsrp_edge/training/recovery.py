@@ -35,14 +35,13 @@ def fit_recipe(recipe: Recipe, dataset: Dataset, *, has_teacher: bool) -> Recipe
     """
     predicted = dataset.train.label_kind != "ground truth"
     batch_size = min(recipe.batch_size, max(2, len(dataset.train) // 8))
+    if predicted and has_teacher:
+        recipe = recipe.distilling(1.0)
     return recipe.model_copy(
         update={
             "flip": recipe.flip and dataset.mirrorable,
             "batch_size": batch_size,
             "learning_rate": recipe.learning_rate * batch_size / recipe.batch_size,
-            "distillation": 1.0
-            if predicted and has_teacher and recipe.method != "rslad"
-            else recipe.distillation,
         }
     )
 

@@ -140,6 +140,10 @@ def test_trades_weighs_the_pull_to_the_clean_predictions() -> None:
     logits, clean = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     labels = torch.tensor([0])
     loss = training_loss(logits, labels, Recipe(method="trades", trades_beta=6), clean_logits=clean)
+    beside_a_teacher = training_loss(
+        logits, labels, Recipe(method="trades", trades_beta=6), clean_logits=clean, teacher_logits=-clean
+    )
+    assert beside_a_teacher == loss
     pull = (clean.softmax(1) * (clean.log_softmax(1) - logits.log_softmax(1))).sum()
     assert loss.item() == pytest.approx(float(-clean.log_softmax(1)[0, 0] + 6 * pull), rel=1e-5)
 
