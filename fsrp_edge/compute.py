@@ -107,7 +107,7 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 def seed_global_draws(seed: int, device: torch.device) -> None:
     """Seed torch's global generators of the CPU and of a device.
 
-    `torch.manual_seed` also notes a stack trace for every kind of device that is not there, a millisecond each time.
+    `torch.manual_seed` also notes a stack trace for every kind of device that is not there, too slow for every step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
