@@ -3,9 +3,9 @@
 Every cell (network, criterion, budget, seed, length of recovery) is a file in results/robust_pruning_cells and is
 worked on once; training, recovery and attacks resume within a cell too, and the same call may run several times side by
 side. The plan is printed first, with hours as far as
-cells of the same network were measured. The headline (90 % of the parameters) comes first. Networks of the first seed
-that lost 90 % and are no larger than a megabyte are kept in results/robust_pruning_networks, so that anyone can attack
-them without training, and an attack that a cell lacks, or had on fewer images (`--autoattack-images 0` leaves
+cells of the same network were measured. The headline (90 % of the parameters) comes first. Small dense networks, and
+networks of the first seed that lost 90 %, are kept in results/robust_pruning_networks, so that anyone can cut and
+attack them without training, and an attack that a cell lacks, or had on fewer images (`--autoattack-images 0` leaves
 AutoAttack for later), is run on what is kept.
 
 python -m benchmarks.robust_pruning --data cifar-10-batches-bin --plan
@@ -63,7 +63,7 @@ from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.training.dense import train_dense
 from fsrp_edge.training.recovery import recover
 
-KEPT, KEPT_BYTES = RESULTS / "robust_pruning_networks", 1_000_000
+KEPT, KEPT_BYTES = RESULTS / "robust_pruning_networks", 4_000_000
 SCORE_IMAGES = 512
 
 
@@ -86,10 +86,15 @@ class Bench:
 
     def dense_file(self, network: str) -> Path:
         """Where that is."""
-        return self.given.get(network) or self.work / f"{network}.safetensors"
+        return self.given.get(network) or self._checkpoint(f"{network}_dense")
+
+    def _checkpoint(self, name: str) -> Path:
+        """Where a network is that is made here: among those kept, or in the work folder."""
+        kept = KEPT / f"{name}.safetensors"
+        return kept if kept.exists() else self.work / kept.name
 
     def train(self, cell: Cell) -> Classifier:
-        """The dense network of a cell, kept in the work folder."""
+        """The dense network of a cell."""
         path = self.dense_file(cell.network)
         if not path.exists() and cell.network not in self.given:
             assert cell.recipe is not None, "a dense network is trained"
@@ -98,6 +103,7 @@ class Bench:
                 classes=10, input_size=None, seed=cell.seed, checkpoint=path.with_suffix(".unfinished.pt"),
             )  # fmt: skip
             save_classifier(trained.classifier, path)
+            _keep(path)
         return self.dense(cell)
 
     def prune(self, cell: Cell, dense: Classifier, dataset: Dataset) -> Classifier:
@@ -181,10 +187,9 @@ class Bench:
 
     def file(self, cell: Cell) -> Path:
         """Checkpoint of a cell."""
-        if cell.criterion == "dense":
-            return self.dense_file(cell.network)
-        kept = KEPT / f"{cell.path.stem}.safetensors"
-        return kept if kept.exists() else self.work / kept.name
+        return (
+            self.dense_file(cell.network) if cell.criterion == "dense" else self._checkpoint(cell.path.stem)
+        )
 
     def recovered(self, cell: Cell) -> Classifier:
         """Prune and recover, unless that was done; then the dense network is not needed."""
@@ -197,10 +202,8 @@ class Bench:
             result = recover(pruned, dataset.train, cell.recipe, seed=cell.seed, checkpoint=unfinished)
             save_classifier(result.classifier, path)
             unfinished.unlink(missing_ok=True)
-            worth_keeping = cell.epochs and cell.seed == 0 and cell.ratio >= 0.9
-            if worth_keeping and path.stat().st_size <= KEPT_BYTES:
-                KEPT.mkdir(exist_ok=True)
-                shutil.move(path, KEPT)
+            if cell.epochs and cell.seed == 0 and cell.ratio >= 0.9:
+                _keep(path)
         return _ready(load_classifier(self.file(cell)))
 
     def judged(self, cell: Cell, attack: str, network: Classifier, dataset: Dataset) -> Evaluation:
@@ -213,6 +216,13 @@ class Bench:
         on_gpu = compute.device_of(network).type == "cuda"
         plan = EvaluationPlan(attacks=(attack,), batch_size=None if on_gpu else 128)
         return evaluate(network, chosen, plan, unfinished=unfinished)[1]
+
+
+def _keep(path: Path) -> None:
+    """For good, if it is small."""
+    if path.stat().st_size <= KEPT_BYTES:
+        KEPT.mkdir(exist_ok=True)
+        shutil.move(path, KEPT)
 
 
 def _ready(classifier: Classifier) -> Classifier:

@@ -252,15 +252,7 @@ def _check(train: ImageSet, held_out: ImageSet, recipe: Recipe, teacher: Classif
         raise BadInputError(
             f"{held_out.name} is empty; the best epoch is chosen on held-out images, give at least 1"
         )
-    if recipe.needs_teacher and teacher is None:
-        asked = "method rslad" if recipe.method == "rslad" else f"distillation {recipe.distillation:g}"
-        raise BadInputError(
-            f"{asked} needs a teacher network; give one (`recover --teacher`), or another method without distillation"
-        )
-    if not recipe.needs_teacher and teacher is not None:
-        raise BadInputError(
-            "a teacher was given, but the recipe's distillation is 0; set it between 0 and 1, or use method rslad"
-        )
+    recipe.check_teacher(given=teacher is not None)
 
 
 def _optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.SGD:

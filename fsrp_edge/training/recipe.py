@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fsrp_edge.attacks import DEFAULT_EPS
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.records import Record
 
 
@@ -67,6 +68,19 @@ class Recipe(Record):
     def needs_teacher(self) -> bool:
         """Whether soft labels of another network are learnt."""
         return self.method == "rslad" or self.distillation > 0
+
+    def check_teacher(self, *, given: bool) -> None:
+        """Raise BadInputError where a teacher is needed and not given, or the other way round."""
+        if self.needs_teacher and not given:
+            asked = "method rslad" if self.method == "rslad" else f"distillation {self.distillation:g}"
+            raise BadInputError(
+                f"{asked} needs a teacher network; give one (`recover --teacher`), or another method without "
+                "distillation"
+            )
+        if given and not self.needs_teacher:
+            raise BadInputError(
+                "a teacher was given, but the recipe's distillation is 0; set it between 0 and 1, or use method rslad"
+            )
 
     def distilling(self, weight: float) -> "Recipe":
         """The recipe with this weight of distillation; RSLAD, which learns nothing but a teacher, as it is."""

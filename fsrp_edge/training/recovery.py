@@ -70,7 +70,13 @@ def recover(
         The recovered network with the history of its epochs (empty without fine-tuning, best epoch 0), those for int8
         after the others. Batch norm is recalibrated once more after fine-tuning where that is better on the held-out
         images.
+
+    Raises:
+        BadInputError, ToolFailedError: as `train` does; teacher and recipe that disagree are told before anything is
+            computed.
     """
+    if recipe is not None:
+        recipe.check_teacher(given=teacher is not None)
     learnt, held_out = split_held_out(images, seed)
     if recipe is None:
         with _kept_where_better(pruned, held_out, UNTRAINED, seed, or_equal=True):

@@ -80,6 +80,16 @@ def test_a_teacher_alone_can_teach(digit_sets, small_cnn) -> None:
         assert (taught(pixels).argmax(1) == labels).float().mean() > 0.4  # though every label it saw was 0
 
 
+def test_a_missing_teacher_is_told_before_the_network_changes(digit_sets, small_cnn) -> None:
+    network = small_cnn()
+    before = weights_sha256(network)
+    with pytest.raises(BadInputError, match="needs a teacher network"):
+        recover(network, digit_sets[0], Recipe(method="rslad"), seed=0)
+    with pytest.raises(BadInputError, match="a teacher was given"):
+        recover(network, digit_sets[0], Recipe(method="natural"), seed=0, teacher=small_cnn())
+    assert weights_sha256(network) == before
+
+
 @pytest.mark.parametrize(
     ("mirrorable", "predicted", "teacher"), [(True, False, True), (False, True, True), (False, True, False)]
 )
