@@ -51,6 +51,15 @@ KNAPSACK = {
     for within, kinds in _WITHIN.items()
 }
 """Ratios that differ from layer to layer, within what the network with a common ratio has."""
+BY = ", recovered by "
+RECOVERIES = {
+    "n-fgsm, taught": RECOVERY.model_copy(update={"distillation": 0.5}),
+    **{
+        method: Recipe.model_validate({**RECOVERY.model_dump(), "method": method, "attack_steps": 5})
+        for method in ("pgd", "trades", "rslad")
+    },
+}
+"""Other ways to recover than the one all criteria share. They take longer: more passes a step, or the teacher's."""
 RIVALS = ("l1", "fpgm", "batch-norm-scale", "taylor", "random")
 OURS = f"fsrp-reconstruction{COMPENSATED}"
 MAIN = (
@@ -82,8 +91,15 @@ class Cell:
     @property
     def recipe(self) -> Recipe | None:
         """Of the dense network's training, or of the recovery; None where the cell is not trained."""
-        recipe = DENSE if self.criterion == "dense" else RECOVERY
+        recipe = (
+            DENSE if self.criterion == "dense" else RECOVERIES.get(self.criterion.partition(BY)[2], RECOVERY)
+        )
         return recipe.model_copy(update={"epochs": self.epochs}) if self.epochs else None
+
+    @property
+    def compensated(self) -> bool:
+        """Whether what stays is fitted to the dense network before it is recovered."""
+        return self.criterion.partition(BY)[0].endswith(COMPENSATED)
 
     @property
     def path(self) -> Path:
@@ -123,17 +139,18 @@ def cells(networks: Sequence[str], dense_epochs: int, epochs: int) -> list[Cell]
     for budget, network in itertools.product(budgets[2:], networks):
         for seed in SEEDS if network in SMALL else SEEDS[:1]:
             add(network, MAIN, budget, epochs, seed)
-    for network in small:  # ablations: length of recovery, then forms of the criterion
+    for network in small:  # ablations: length of recovery, forms of the criterion, ratios, other recoveries
         for length in (0, 30):
             add(network, ("fsrp", "l1", "random"), budgets[0], length, 0)
         add(network, [form for form in FSRP_FORMS if form not in MAIN], budgets[0], epochs, 0)
         add(network, KNAPSACK, budgets[0], epochs, 0)
+        add(network, [f"{OURS}{BY}{recovery}" for recovery in RECOVERIES], budgets[0], epochs, 0)
     return list(dict.fromkeys(found))
 
 
 def criterion_of(name: str) -> tuple[Criterion, dict[str, Any]]:
     """The criterion behind a cell's name for it, and the options of its plan."""
-    name = name.removesuffix(COMPENSATED).partition(" by knapsack")[0]
+    name = name.partition(BY)[0].removesuffix(COMPENSATED).partition(" by knapsack")[0]
     if name in FSRP_FORMS:
         return FSRP_FORMS[name]
     return Rival.model_validate({"name": name}), {}

@@ -26,7 +26,6 @@ from typing import Any
 
 from benchmarks.common import RESULTS, bits, parser_of, provenance_now
 from benchmarks.robust_cells import (
-    COMPENSATED,
     DENSE,
     KNAPSACK,
     NETWORKS,
@@ -119,7 +118,7 @@ class Bench:
         plan = plan_by_strategy(dense, make_plan(dense, scores, wanted), wanted, scorer)
         if kinds := KNAPSACK.get(cell.criterion):
             plan = self.allocated(cell, scores, apply_plan(dense, plan), kinds, dense, dataset)
-        if not cell.criterion.endswith(COMPENSATED):
+        if not cell.compensated:
             return apply_plan(dense, plan)
         fitting = dataset.train.sample(most_images(dense.spec), cell.seed)
         return apply_plan(dense, plan, DenseOutputs(dense, fitting))
@@ -133,7 +132,7 @@ class Bench:
         limits = {kind: Limit(amount=getattr(size, kind)) for kind in kinds}
         gauge = Gauge(
             dense, dataset.train.sample(probe_images(dense.spec), cell.seed),
-            compensated=cell.criterion.endswith(COMPENSATED),
+            compensated=cell.compensated,
         )  # fmt: skip
         return Planner(gauge, scores).plan(PlanOptions(budgets=Budgets(**limits)), None)
 
@@ -199,7 +198,10 @@ class Bench:
             dataset = open_dataset(self.data, dense.spec, seed=cell.seed)
             pruned = _ready(self.prune(cell, dense, dataset))
             unfinished = path.with_suffix(".unfinished.pt")
-            result = recover(pruned, dataset.train, cell.recipe, seed=cell.seed, checkpoint=unfinished)
+            teacher = dense if cell.recipe is not None and cell.recipe.needs_teacher else None
+            result = recover(
+                pruned, dataset.train, cell.recipe, seed=cell.seed, teacher=teacher, checkpoint=unfinished
+            )
             save_classifier(result.classifier, path)
             unfinished.unlink(missing_ok=True)
             if cell.epochs and cell.seed == 0 and cell.ratio >= 0.9:

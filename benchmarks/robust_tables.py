@@ -23,6 +23,7 @@ from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.load import load_target
 
 TARGET, RUNTIME = "raspberry-pi-4", "litert"
+ALL_IMAGES = 10_000
 PUBLISHED = {
     "R-ADMM": ("79.27/42.68", "78.81/40.79", "70.53/37.30", "74.58/39.67", "70.51/37.74", "58.58/31.79"),
     "HARP": ("77.38/42.73", "80.06/42.09", "77.88/41.59", "76.70/40.01", "73.61/39.14", "66.45/35.62"),
@@ -80,15 +81,20 @@ def _estimated(network: str, ratio: float, ratio_of: str) -> tuple[int, float]:
 
 
 def _mean(by_seed: dict[int, dict[str, Any]], attack: str) -> str:
-    values = [100 * r["results"][attack]["accuracy"] for r in by_seed.values() if attack in r["results"]]
-    if not values:
+    """Of the seeds that were attacked, on the images that all of them were judged on; their number where it is less."""
+    rows = _shared(
+        [result["standing"][attack] for result in by_seed.values() if attack in result["standing"]]
+    )
+    if not rows:
         return "–"
+    values = [100 * (row.count("1") / len(row)) for row in rows]
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    fewer = f" (n={len(rows[0]):,})" if len(rows[0]) < ALL_IMAGES else ""
+    return f"{statistics.mean(values):.1f}{spread}{fewer}"
 
 
 def _lead(leader: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], attack: str) -> str:
-    """Points by which one is ahead, a mean over the seeds that both have."""
+    """Points by which one is ahead, a mean over the seeds that both have, on the images that both were judged on."""
     seeds = [
         seed
         for seed in leader
@@ -96,10 +102,13 @@ def _lead(leader: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], a
     ]
     if not seeds:
         return "–"
-    ours, theirs = ([side[seed]["standing"][attack] for seed in seeds] for side in (leader, rival))
-    if {len(row) for row in ours} != {len(row) for row in theirs}:
-        return "–"
-    return mean_lead(ours, theirs)
+    rows = _shared([side[seed]["standing"][attack] for side in (leader, rival) for seed in seeds])
+    return mean_lead(rows[: len(seeds)], rows[len(seeds) :])
+
+
+def _shared(rows: list[str]) -> list[str]:
+    """Rows of `bits` as far as the shortest goes: whoever was judged on fewer images was so on the first of the set."""
+    return [row[: min(map(len, rows))] for row in rows]
 
 
 def figure() -> None:
