@@ -128,6 +128,11 @@ def save(name: str, results: Any, header: Sequence[str], rows: Sequence[Sequence
     """Write results/NAME.json (with versions and machine) and results/NAME.md, and print the table."""
     content = {"provenance": provenance_now(), "results": results}
     write_json(RESULTS / f"{name}.json", content)
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)]
+    lines = markdown_table(header, rows)
     write_text(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Its lines."""
+    return ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)]

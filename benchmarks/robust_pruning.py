@@ -36,6 +36,7 @@ from benchmarks.robust_cells import (
     criterion_of,
     on_disk,
 )
+from benchmarks.robust_summary import write_summary
 from benchmarks.robust_tables import write_tables
 from fsrp_edge import compute
 from fsrp_edge.cli.console import show_progress
@@ -281,7 +282,9 @@ def main() -> None:
     )
     parser.add_argument("--plan", action="store_true", help="print the plan and stop")
     parser.add_argument(
-        "--table", action="store_true", help="write tables and figure from the finished cells and stop"
+        "--table",
+        action="store_true",
+        help="write tables and figure from the finished cells, those of docs/robustness.md too, and stop",
     )
     parser.add_argument("--dense-epochs", type=int, default=DENSE.epochs)
     parser.add_argument("--epochs", type=int, default=RECOVERY.epochs, help="of recovery")
@@ -317,6 +320,7 @@ def main() -> None:
                     bench.run(cell)
                 print_plan(chosen, bench)
     write_tables()
+    write_summary()
 
 
 @contextmanager

@@ -34,20 +34,31 @@ PUBLISHED = {
 and 90 % of the parameters."""
 
 
+Setting = tuple[str, float, str, int]
+"""Network, ratio, what it is of, epochs."""
+Group = dict[int, dict[str, Any]]
+"""Results by seed."""
+
+
+def groups() -> dict[tuple[Setting, str], Group]:
+    """The cells of each setting and criterion."""
+    found: dict[tuple[Setting, str], Group] = {}
+    for cell, result in on_disk().items():
+        setting = (cell.network, cell.ratio, cell.ratio_of, cell.epochs)
+        found.setdefault((setting, cell.criterion), {})[cell.seed] = result
+    return found
+
+
 def rows() -> Iterator[list[str]]:
     """One row a network, budget, length and criterion: means over seeds, and leads, paired image by image."""
-    done = on_disk()
-    groups: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
-    for cell, result in done.items():
-        key = (cell.network, cell.ratio, cell.ratio_of, cell.epochs, cell.criterion)
-        groups.setdefault(key, {})[cell.seed] = result
-    for key, by_seed in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1:4], item[0][4])):
-        leaders = [groups.get((*key[:4], name), {}) for name in ("fsrp", OURS)]
-        network, ratio, ratio_of, epochs, criterion = key
+    found = groups()
+    for (setting, criterion), by_seed in sorted(found.items(), key=lambda item: item[0]):
+        leaders = [found.get((setting, name), {}) for name in ("fsrp", OURS)]
+        network, ratio, ratio_of, epochs = setting
         first = next(iter(by_seed.values()))
         yield [
             network, f"{ratio:.0%} {ratio_of}" if ratio else "–", str(epochs), criterion, str(len(by_seed)),
-            *(_mean(by_seed, attack) for attack in ("clean", "pgd-20", "cw-20", "autoattack")),
+            *(mean_accuracy(by_seed, attack) for attack in ("clean", "pgd-20", "cw-20", "autoattack")),
             *(
                 "–" if by_seed is leader else _lead(leader, by_seed, attack)
                 for leader in leaders
@@ -80,7 +91,7 @@ def _estimated(network: str, ratio: float, ratio_of: str) -> tuple[int, float]:
     return measure_size(classifier).macs, estimate(graph, load_target(TARGET), runtime=RUNTIME).milliseconds
 
 
-def _mean(by_seed: dict[int, dict[str, Any]], attack: str) -> str:
+def mean_accuracy(by_seed: Group, attack: str) -> str:
     """Of the seeds that were attacked, on the images that all of them were judged on; their number where it is less."""
     rows = _shared(
         [result["standing"][attack] for result in by_seed.values() if attack in result["standing"]]
@@ -93,7 +104,7 @@ def _mean(by_seed: dict[int, dict[str, Any]], attack: str) -> str:
     return f"{statistics.mean(values):.1f}{spread}{fewer}"
 
 
-def _lead(leader: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], attack: str) -> str:
+def _lead(leader: Group, rival: Group, attack: str) -> str:
     """Points by which one is ahead, a mean over the seeds that both have, on the images that both were judged on."""
     seeds = [
         seed

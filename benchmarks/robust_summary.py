@@ -1,0 +1,92 @@
+"""The short tables of docs/robustness.md, from the cells of `benchmarks.robust_pruning` that are on disk."""
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.common import RESULTS, markdown_table
+from benchmarks.robust_cells import BY, FSRP_FORMS, KNAPSACK, MAIN, OURS, RECOVERIES
+from benchmarks.robust_tables import Group, Setting, groups, mean_accuracy
+from fsrp_edge.files import write_text
+
+PAGE = RESULTS.parents[1] / "docs" / "robustness.md"
+TENTH: Setting = ("vgg16-w0.25", 0.9, "parameters", 5)
+LENGTHS = (0, 5, 30)
+Found = dict[tuple[Setting, str], Group]
+
+
+def write_summary() -> None:
+    """Replace the tables of the page; each stands between two comments of its name."""
+    found = groups()
+    recoveries = {"n-fgsm": OURS, **{name: f"{OURS}{BY}{name}" for name in RECOVERIES}}
+    tables = {
+        "criteria": _criteria(found),
+        "budgets": _budgets(found),
+        "lengths": _ablation(found, {
+            f"{criterion}, {length} epochs": ((*TENTH[:3], length), criterion)
+            for length in LENGTHS for criterion in ("fsrp", "l1", "random")
+        }),
+        "forms": _ablation(found, {name: (TENTH, name) for name in (*FSRP_FORMS, OURS)}),
+        "ratios": _ablation(found, {name: (TENTH, name) for name in (OURS, "l1, compensated", *KNAPSACK)}),
+        "recoveries": _ablation(found, {name: (TENTH, criterion) for name, criterion in recoveries.items()}),
+    }  # fmt: skip
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        text = _filled(text, name, table)
+    write_text(PAGE, text)
+
+
+def _filled(text: str, name: str, lines: Sequence[str]) -> str:
+    before, opening, rest = text.partition(f"<!-- {name} -->\n")
+    _, closing, after = rest.partition(f"<!-- /{name} -->\n")
+    assert opening and closing, f"{PAGE} has no place for {name}"
+    return "".join((before, opening, "\n", *(f"{line}\n" for line in lines), "\n", closing, after))
+
+
+def _criteria(found: Found) -> list[str]:
+    """Criteria against networks, each as clean / margin attack / AutoAttack."""
+    columns: dict[str, Setting] = {
+        "VGG16": ("vgg16", 0.9, "channels", 10),
+        "quarter width": TENTH,
+        "ResNet-20": ("resnet20", 0.9, "parameters", 5),
+    }
+    return _grid(found, columns, ("clean", "cw-20", "autoattack"))
+
+
+def _budgets(found: Found) -> list[str]:
+    """Criteria against budgets of the quarter width, each as clean / margin attack."""
+    budgets = ((0.5, "parameters"), (0.75, "parameters"), (0.9, "parameters"), (0.9, "channels"))
+    columns: dict[str, Setting] = {
+        f"{ratio:.0%} of {of} removed": (TENTH[0], ratio, of, TENTH[3]) for ratio, of in budgets
+    }
+    return _grid(found, columns, ("clean", "cw-20"))
+
+
+def _grid(
+    found: Found,
+    columns: dict[str, Setting],
+    attacks: Sequence[str],
+) -> list[str]:
+    rows = []
+    for criterion in MAIN:
+        groups_here = [found.get((column, criterion), {}) for column in columns.values()]
+        rows.append([criterion, *(" / ".join(_known(group, attacks)) or "–" for group in groups_here)])
+    return markdown_table(("criterion", *columns), rows)
+
+
+def _ablation(found: Found, keys: dict[str, tuple[Setting, str]]) -> list[str]:
+    rows = []
+    for name, key in keys.items():
+        if not (group := found.get(key)):
+            continue
+        size = next(iter(group.values()))["size"]
+        rows.append([
+            name, *(mean_accuracy(group, attack) for attack in ("clean", "pgd-20", "cw-20", "autoattack")),
+            f"{size['macs'] / 1e6:.1f}", f"{size['parameters'] / 1e3:.0f}",
+        ])  # fmt: skip
+    return markdown_table(
+        ("", "clean %", "PGD-20 %", "margin %", "AutoAttack %", "M MACs", "k parameters"), rows
+    )
+
+
+def _known(group: Group, attacks: Iterable[str]) -> list[str]:
+    """Accuracies as far as the attacks were run."""
+    return [each for attack in attacks if (each := mean_accuracy(group, attack)) != "–"]
