@@ -1,7 +1,5 @@
 """Targeted FAB (Croce and Hein, arXiv 1907.02044): steps to the linearized boundary, pulled towards the original."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -67,10 +65,11 @@ def _step(pixels: Tensor, current: Tensor, difference: Tensor, gradient: Tensor,
     shape = pixels.shape
     weights = gradient.flatten(1)
     offset = (weights * current.flatten(1)).sum(1) - difference
-    shifts = _projection(norm)(
+    shifts = shift_to_plane(
         torch.cat((current.flatten(1), pixels.flatten(1))),
         torch.cat((weights, weights)),
         torch.cat((offset, offset)),
+        norm,
     )
     lengths = shifts.abs().amax(1) if norm == "Linf" else shifts.norm(dim=1)
     from_here, from_original = lengths.clamp_(min=1e-8).view(2, -1, 1, 1, 1)
@@ -82,25 +81,18 @@ def _step(pixels: Tensor, current: Tensor, difference: Tensor, gradient: Tensor,
     return moved
 
 
-def _projection(norm: Norm) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    if norm == "Linf":
-        return linf_projection
-    from pyautoattack.fab_projections import projection_l2
+def shift_to_plane(points: Tensor, weights: Tensor, offset: Tensor, norm: Norm) -> Tensor:
+    """Shortest shifts of points to hyperplanes without leaving [0, 1].
 
-    return projection_l2  # type: ignore[no-any-return]
-
-
-def linf_projection(points: Tensor, weights: Tensor, offset: Tensor) -> Tensor:
-    """Shortest shifts, in L∞, of points to hyperplanes without leaving [0, 1].
-
-    What the library finds by sorting the pixels of every point, most of FAB's time for a small network. Here it is
-    found by Newton's method: the way towards the plane is concave and piecewise linear in the length of the shift, so
-    that a few rounds end at the length that gets there.
+    What the authors' code finds by sorting the pixels of every point, most of FAB's time for a small network, Newton's
+    method finds here: the way towards the plane is concave and piecewise linear in the length of the shift, so that a
+    few rounds end at the length that gets there.
 
     Args:
         points: (N, D) in [0, 1].
         weights: (N, D), the planes' normals.
         offset: (N,); the planes are where weights · x = offset.
+        norm: that measures a shift.
 
     Returns:
         (N, D); where a plane lies outside the box, the shift to the corner that is nearest to it.
@@ -108,16 +100,17 @@ def linf_projection(points: Tensor, weights: Tensor, offset: Tensor) -> Tensor:
     excess = (weights * points).sum(1, keepdim=True) - offset[:, None]
     downhill = -excess.sign() * weights.sign()
     room = torch.where(downhill > 0, 1 - points, points)
-    slopes = weights.abs()
-    length = torch.zeros_like(excess)
+    scale = (
+        weights.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    )  # squares shall not vanish
+    slopes, excess = weights.abs() / scale, excess.abs() / scale
+    speeds = torch.ones_like(slopes) if norm == "Linf" else slopes
+    length, longest = torch.zeros_like(excess), torch.finfo(excess.dtype).max
     while True:
-        moving = room > length
-        pace = (slopes * moving).sum(1, keepdim=True)
+        moving = room > length * speeds
+        pace = (slopes * speeds * moving).sum(1, keepdim=True)
         covered = (slopes * room.masked_fill(moving, 0)).sum(1, keepdim=True)
-        # At least as long as before, against rounding; the whole box where nothing is left to move.
-        further = torch.where(pace > 0, (excess.abs() - covered) / pace, 1).clamp(
-            length, torch.ones_like(length)
-        )
+        further = torch.where(pace > 0, (excess - covered) / pace, length).clamp(max=longest)
         if not (further > length).any():  # of NaN neither, so that it cannot go on for ever
-            return downhill * torch.minimum(room, length)
-        length = further
+            return downhill * torch.minimum(room, length * speeds)
+        length = torch.maximum(further, length)
