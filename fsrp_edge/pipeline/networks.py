@@ -103,13 +103,14 @@ def _fitting_images(run: Run) -> ImageSet:
 
 
 def _planner(
-    run: Run, scores: FilterScores, wanted: PlanOptions
+    run: Run, scores: FilterScores, wanted: PlanOptions, unfinished: Path
 ) -> Callable[[PlanOptions, Costing | None], PruningPlan]:
     """Makes one-shot plans; the knapsack weighs them on images."""
     if wanted.chosen_allocation != "knapsack":
         return partial(make_plan, run.dense, scores)
     images = run.dataset.train.sample(probe_images(run.dense.spec), run.options.seed)
-    return Planner(Gauge(run.dense, images, compensated=run.options.compensates), scores).plan
+    gauge = Gauge(run.dense, images, compensated=run.options.compensates, unfinished=unfinished)
+    return Planner(gauge, scores).plan
 
 
 def make_pruning_plan(
@@ -125,13 +126,15 @@ def make_pruning_plan(
         inputs |= {"recipe": recipe, "round_epochs": run.options.round_epochs}
 
     def work() -> PruningPlan:
-        make = _planner(run, scores, wanted)
+        unfinished = run.unfinished("plan", inputs, ".json")
+        make = _planner(run, scores, wanted, unfinished)
         best = costs and plan_with_trials(run.place, costs, run.dense, wanted, make)
         if run.options.round_epochs and recipe is not None:
             plan = _prune_in_rounds(run, make(wanted, best or None), inputs, recipe)
         else:
             plan = plan_by_strategy(run.dense, make(wanted, best or None), wanted, partial(_score, run))
         plan.save(run.path(PLAN))
+        unfinished.unlink(missing_ok=True)
         return plan
 
     plan = run.stage(

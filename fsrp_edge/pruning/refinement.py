@@ -8,8 +8,10 @@ is halved: a trust-region method, in the terms of optimization (Conn, Gould and 
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 from fsrp_edge.attacks import attackable
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import read_json, sha256_json, write_json
 from fsrp_edge.models.channel_graph import PruningGraph
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.progress import log, track
@@ -72,10 +75,16 @@ class Gauge:
         classifier: the dense network; it is left as it is.
         images: a few hundred; labels are not needed.
         compensated: whether pruning will compensate.
+        unfinished: file of what was measured so far, of this network and these images; a search that was interrupted
+            goes on from it.
     """
 
-    def __init__(self, classifier: Classifier, images: ImageSet, *, compensated: bool) -> None:
+    def __init__(
+        self, classifier: Classifier, images: ImageSet, *, compensated: bool, unfinished: Path | None = None
+    ) -> None:
         self.classifier, self._compensated = classifier, compensated
+        self._unfinished = unfinished
+        self._known: dict[str, float] = read_json(unfinished) if unfinished and unfinished.exists() else {}
         self._groups = PruningGraph(classifier).groups()
         fitted = round(FITTED_SHARE * len(images))
         self._dense = DenseOutputs(classifier, images, fitted=fitted, rows=ROWS)
@@ -83,6 +92,16 @@ class Gauge:
 
     def divergence(self, kept: Mapping[str, Sequence[int]]) -> float:
         """`tempered_divergence` of the outputs with these channels left of the groups that are named."""
+        key = sha256_json({root: list(channels) for root, channels in kept.items()})
+        if key in self._known:
+            return self._known[key]
+        moved = self._measured(kept)
+        if self._unfinished and math.isfinite(moved):  # JSON has no NaN
+            self._known[key] = moved
+            write_json(self._unfinished, self._known)
+        return moved
+
+    def _measured(self, kept: Mapping[str, Sequence[int]]) -> float:
         pruned = copy.deepcopy(self.classifier)
         remove_channels(pruned.network, self._groups, kept)
         if self._compensated:

@@ -1,6 +1,7 @@
 """Plans that are weighed on the whole network."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +95,24 @@ def test_outputs_move_more_with_fewer_channels_and_least_with_none_gone(trained_
     assert gauge.divergence({}) < moved[0] < moved[1] < moved[2]
     assert not compensated or gauge.divergence({}) < 1e-6
     assert weights_sha256(dense.network) == before
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(resnet, tmp_path: Path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+    images = ImageSet.of("noise", ArraySource(pixels), torch.zeros(8))
+    root = PruningGraph(resnet).groups()[0].root
+    measured = []
+
+    def gauge() -> Gauge:
+        return Gauge(resnet, images, compensated=True, unfinished=tmp_path / "trials.json")
+
+    first = gauge()
+    before = [first.divergence({root: range(count)}) for count in (4, 6)]
+    measure = Gauge._measured
+    monkeypatch.setattr(Gauge, "_measured", lambda self, kept: measured.append(kept) or measure(self, kept))
+    second = gauge()
+    assert [second.divergence({root: range(count)}) for count in (4, 6)] == before and not measured
+    assert second.divergence({root: range(5)}) not in before and len(measured) == 1
 
 
 def test_compensation_moves_outputs_back(trained_checkpoint):
