@@ -73,13 +73,15 @@ def _grid(
 
 
 def _ablation(found: Found, keys: dict[str, tuple[Setting, str]]) -> list[str]:
+    """One row each, over the seeds that all rows have: a seed moves accuracies by as much as some rows differ by."""
+    there = {name: found[key] for name, key in keys.items() if key in found}
+    seeds = set.intersection(*map(set, there.values()))
     rows = []
-    for name, key in keys.items():
-        if not (group := found.get(key)):
-            continue
-        size = next(iter(group.values()))["size"]
+    for name, group in there.items():
+        alike = {seed: result for seed, result in group.items() if seed in seeds}
+        size = next(iter(alike.values()))["size"]
         rows.append([
-            name, *(mean_accuracy(group, attack) for attack in ("clean", "pgd-20", "cw-20", "autoattack")),
+            name, *(mean_accuracy(alike, attack) for attack in ("clean", "pgd-20", "cw-20", "autoattack")),
             f"{size['macs'] / 1e6:.1f}", f"{size['parameters'] / 1e3:.0f}",
         ])  # fmt: skip
     return markdown_table(
