@@ -65,7 +65,7 @@ def test_passes_for_int8_win_back_what_rounding_loses(digit_sets, small_cnn, tmp
     learnt, judged = digit_sets
     recipe = Recipe(method="natural", epochs=6, batch_size=50, learning_rate=0.05)
     network = recover(small_cnn(), learnt, recipe, seed=1).classifier
-    widen(network, 150)
+    widen(network, 200)
 
     def accuracy_of_file() -> float:
         export_onnx(network, tmp_path / "m.onnx", opset=13, ir_version=7)
@@ -86,7 +86,7 @@ def test_passes_for_int8_win_back_what_rounding_loses(digit_sets, small_cnn, tmp
         recipe.model_copy(update={"epochs": 0, "int8_epochs": 4, "learning_rate": 0.2}),
         seed=1,
     )
-    assert accuracy_of_file() > before + 0.08
+    assert accuracy_of_file() > max(before + 0.08, 0.85)
 
 
 def widen(network: Classifier, factor: float) -> None:
