@@ -60,11 +60,7 @@ def _budgets(found: Found) -> list[str]:
     return _grid(found, columns, ("clean", "cw-20"))
 
 
-def _grid(
-    found: Found,
-    columns: dict[str, Setting],
-    attacks: Sequence[str],
-) -> list[str]:
+def _grid(found: Found, columns: dict[str, Setting], attacks: Sequence[str]) -> list[str]:
     rows = []
     for criterion in MAIN:
         groups_here = [found.get((column, criterion), {}) for column in columns.values()]

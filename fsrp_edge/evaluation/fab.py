@@ -100,9 +100,8 @@ def shift_to_plane(points: Tensor, weights: Tensor, offset: Tensor, norm: Norm) 
     excess = (weights * points).sum(1, keepdim=True) - offset[:, None]
     downhill = -excess.sign() * weights.sign()
     room = torch.where(downhill > 0, 1 - points, points)
-    scale = (
-        weights.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    )  # squares shall not vanish
+    # The squares of small weights would vanish.
+    scale = weights.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     slopes, excess = weights.abs() / scale, excess.abs() / scale
     speeds = torch.ones_like(slopes) if norm == "Linf" else slopes
     length, longest = torch.zeros_like(excess), torch.finfo(excess.dtype).max
