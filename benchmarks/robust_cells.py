@@ -29,6 +29,8 @@ DENSE = Recipe(**AUGMENTED, epochs=10, learning_rate=0.1, ema_decay=0.999)
 RECOVERY = Recipe(**AUGMENTED, epochs=5, learning_rate=0.05, ema_decay=0.999)
 """Without distillation: a dense teacher costs a CPU several times the pruned network's own steps."""
 SEEDS = (0, 1, 2)
+FIRST_IMAGES, ALL_IMAGES = 1_000, 10_000
+"""Of the test set: what AutoAttack gets unless more are asked for, and all there are."""
 COMPENSATED = ", compensated"
 """What stays is fitted to the dense network's layers (`pruning.compensation`), before the same recovery."""
 FSRP_FORMS: dict[str, tuple[Criterion, dict[str, Any]]] = {

@@ -26,7 +26,9 @@ from typing import Any
 
 from benchmarks.common import RESULTS, bits, parser_of, provenance_now
 from benchmarks.robust_cells import (
+    ALL_IMAGES,
     DENSE,
+    FIRST_IMAGES,
     KNAPSACK,
     NETWORKS,
     RECOVERY,
@@ -74,7 +76,6 @@ class Bench:
     data: str
     work: Path
     given: dict[str, Path]
-    pgd_images: int
     autoattack_images: int
 
     def dense(self, cell: Cell) -> Classifier:
@@ -175,12 +176,12 @@ class Bench:
         found = result.get("results", {})
         return [
             attack for attack, images in self.attacks(cell).items()
-            if attack not in found or found[attack]["images"] < (images or 0)
+            if attack not in found or found[attack]["images"] < images
         ]  # fmt: skip
 
-    def attacks(self, cell: Cell) -> dict[str, int | None]:
-        """Number of images each attack gets, the first of the test set; None for all of them."""
-        wanted: dict[str, int | None] = {"clean": None, "pgd-20": self.pgd_images, "cw-20": self.pgd_images}
+    def attacks(self, cell: Cell) -> dict[str, int]:
+        """Number of images each attack gets, the first of the test set."""
+        wanted = dict.fromkeys(("clean", "pgd-20", "cw-20"), ALL_IMAGES)
         if cell.attacked_by_autoattack and self.autoattack_images:
             wanted["autoattack"] = self.autoattack_images
         return wanted
@@ -211,8 +212,7 @@ class Bench:
 
     def judged(self, cell: Cell, attack: str, network: Classifier, dataset: Dataset) -> Evaluation:
         """Clean or under one attack, image by image."""
-        images = self.attacks(cell)[attack]
-        chosen = dataset.evaluation if images is None else dataset.evaluation.first(images)
+        chosen = dataset.evaluation.first(self.attacks(cell)[attack])
         if attack == "clean":
             return clean_accuracy(network, chosen)
         unfinished = self.work / f"{cell.path.stem}-{attack}.unfinished.json"
@@ -288,8 +288,10 @@ def main() -> None:
     )
     parser.add_argument("--dense-epochs", type=int, default=DENSE.epochs)
     parser.add_argument("--epochs", type=int, default=RECOVERY.epochs, help="of recovery")
-    parser.add_argument("--pgd-images", type=int, default=10_000)
-    parser.add_argument("--autoattack-images", type=int, default=1000, help="0: leave AutoAttack for later")
+    parser.add_argument(
+        "--autoattack-images", type=int, choices=(0, FIRST_IMAGES, ALL_IMAGES), default=FIRST_IMAGES,
+        help="the first of the test set; 0: leave AutoAttack for later",
+    )  # fmt: skip
     arguments = parser.parse_args()
     networks = arguments.networks.split(",")
     if unknown := set(networks) - set(NETWORKS):
@@ -301,7 +303,6 @@ def main() -> None:
         data=arguments.data,
         work=arguments.work,
         given=given,
-        pgd_images=arguments.pgd_images,
         autoattack_images=arguments.autoattack_images,
     )
     needed = {cell.network for cell in wanted if cell.network not in given and not bench.file(cell).exists()}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, mean_lead, random_network, save
-from benchmarks.robust_cells import MAIN, NETWORKS, OURS, on_disk
+from benchmarks.robust_cells import ALL_IMAGES, FIRST_IMAGES, MAIN, NETWORKS, OURS, on_disk
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.models.size import measure_size
@@ -23,7 +23,22 @@ from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.load import load_target
 
 TARGET, RUNTIME = "raspberry-pi-4", "litert"
-ALL_IMAGES = 10_000
+Judged = tuple[str, int]
+"""An attack, and on how many images, the first of the test set."""
+CLEAN, PGD, MARGIN = (("clean", ALL_IMAGES), ("pgd-20", ALL_IMAGES), ("cw-20", ALL_IMAGES))
+AUTOATTACK, AUTOATTACK_ON_ALL = ("autoattack", FIRST_IMAGES), ("autoattack", ALL_IMAGES)
+ACCURACIES: dict[str, Judged] = {
+    "clean %": CLEAN,
+    "PGD-20 %": PGD,
+    "CW-20 %": MARGIN,
+    f"AutoAttack % of {FIRST_IMAGES:,}": AUTOATTACK,
+    f"AutoAttack % of {ALL_IMAGES:,}": AUTOATTACK_ON_ALL,
+}
+LEADS: dict[str, Judged] = {
+    "CW-20": MARGIN,
+    f"AutoAttack on {FIRST_IMAGES:,}": AUTOATTACK,
+    f"AutoAttack on {ALL_IMAGES:,}": AUTOATTACK_ON_ALL,
+}
 PUBLISHED = {
     "R-ADMM": ("79.27/42.68", "78.81/40.79", "70.53/37.30", "74.58/39.67", "70.51/37.74", "58.58/31.79"),
     "HARP": ("77.38/42.73", "80.06/42.09", "77.88/41.59", "76.70/40.01", "73.61/39.14", "66.45/35.62"),
@@ -58,11 +73,11 @@ def rows() -> Iterator[list[str]]:
         first = next(iter(by_seed.values()))
         yield [
             network, f"{ratio:.0%} {ratio_of}" if ratio else "–", str(epochs), criterion, str(len(by_seed)),
-            *(mean_accuracy(by_seed, attack) for attack in ("clean", "pgd-20", "cw-20", "autoattack")),
+            *(mean_accuracy(by_seed, judged) for judged in ACCURACIES.values()),
             *(
-                "–" if by_seed is leader else _lead(leader, by_seed, attack)
+                "–" if by_seed is leader else lead_of(leader, by_seed, judged)
                 for leader in leaders
-                for attack in ("cw-20", "autoattack")
+                for judged in LEADS.values()
             ),
             f"{first['size']['macs'] / 1e6:.1f}", f"{first['size']['parameters'] / 1e3:.0f}",
             f"{first['bytes'] / 1e3:.0f}", _latency(network, ratio, ratio_of, first["size"]["macs"]),
@@ -91,35 +106,32 @@ def _estimated(network: str, ratio: float, ratio_of: str) -> tuple[int, float]:
     return measure_size(classifier).macs, estimate(graph, load_target(TARGET), runtime=RUNTIME).milliseconds
 
 
-def mean_accuracy(by_seed: Group, attack: str) -> str:
-    """Of the seeds that were attacked, on the images that all of them were judged on; their number where it is less."""
-    rows = _shared(
-        [result["standing"][attack] for result in by_seed.values() if attack in result["standing"]]
-    )
-    if not rows:
+def mean_accuracy(by_seed: Group, judged: Judged) -> str:
+    """Percent, over the seeds that were judged on so many images."""
+    values = _accuracies(by_seed, judged)
+    if not values:
         return "–"
-    values = [100 * (row.count("1") / len(row)) for row in rows]
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    fewer = f" (n={len(rows[0]):,})" if len(rows[0]) < ALL_IMAGES else ""
-    return f"{statistics.mean(values):.1f}{spread}{fewer}"
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
-def _lead(leader: Group, rival: Group, attack: str) -> str:
-    """Points by which one is ahead, a mean over the seeds that both have, on the images that both were judged on."""
-    seeds = [
-        seed
-        for seed in leader
-        if seed in rival and all(attack in side[seed]["standing"] for side in (leader, rival))
-    ]
-    if not seeds:
-        return "–"
-    rows = _shared([side[seed]["standing"][attack] for side in (leader, rival) for seed in seeds])
-    return mean_lead(rows[: len(seeds)], rows[len(seeds) :])
+def _accuracies(by_seed: Group, judged: Judged) -> list[float]:
+    """Percent of each seed."""
+    return [100 * (row.count("1") / len(row)) for row in _rows(by_seed, judged).values()]
 
 
-def _shared(rows: list[str]) -> list[str]:
-    """Rows of `bits` as far as the shortest goes: whoever was judged on fewer images was so on the first of the set."""
-    return [row[: min(map(len, rows))] for row in rows]
+def lead_of(leader: Group, rival: Group, judged: Judged) -> str:
+    """Points by which one is ahead, over the seeds that both have, paired by image."""
+    ours, theirs = (_rows(by_seed, judged) for by_seed in (leader, rival))
+    seeds = sorted(ours.keys() & theirs.keys())
+    return mean_lead([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else "–"
+
+
+def _rows(by_seed: Group, judged: Judged) -> dict[int, str]:
+    """Verdicts by seed, of those that got so many images; whoever got more was judged on these first."""
+    attack, images = judged
+    standing = {seed: result["standing"].get(attack, "") for seed, result in by_seed.items()}
+    return {seed: row[:images] for seed, row in standing.items() if len(row) >= images}
 
 
 def figure() -> None:
@@ -129,23 +141,31 @@ def figure() -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    done = {cell: r for cell, r in on_disk().items() if cell.seed == 0 and "autoattack" in r["results"]}
-    networks = list(dict.fromkeys(cell.network for cell in done if cell.criterion != "dense"))
+    # The first images only: whoever met AutoAttack on all of them would stand lower for that.
+    points = [
+        (setting, criterion, next(iter(by_seed.values()))["size"]["macs"] / 1e6, statistics.mean(accuracies))
+        for (setting, criterion), by_seed in groups().items()
+        if (accuracies := _accuracies(by_seed, AUTOATTACK))
+    ]
+    networks = list(dict.fromkeys(setting[0] for setting, criterion, *_ in points if criterion != "dense"))
     if not networks:
         return
     drawing, panels = pyplot.subplots(1, len(networks), figsize=(5 * len(networks), 4), squeeze=False)
     for panel, network in zip(panels[0], networks, strict=True):
-        mine = {cell: r for cell, r in done.items() if cell.network == network}
-        epochs = statistics.mode(cell.epochs for cell in mine if cell.criterion != "dense")
-        for criterion in ("dense", *MAIN):
-            points = sorted(
-                (r["size"]["macs"] / 1e6, 100 * r["results"]["autoattack"]["accuracy"])
-                for cell, r in mine.items()
-                if cell.criterion == criterion and (criterion == "dense" or cell.epochs == epochs)
+        mine = [point for point in points if point[0][0] == network]
+        epochs = statistics.mode(setting[3] for setting, criterion, *_ in mine if criterion != "dense")
+        for name in ("dense", *MAIN):
+            line = sorted(
+                (macs, accuracy)
+                for setting, criterion, macs, accuracy in mine
+                if criterion == name and (criterion == "dense" or setting[3] == epochs)
             )
-            if points:
-                panel.plot(*np.array(points).T, marker="o", label=criterion)
-        panel.set(title=network, xlabel="million MACs", ylabel="AutoAttack accuracy, %", xscale="log")
+            if line:
+                panel.plot(*np.array(line).T, marker="o", label=name)
+        panel.set(
+            title=network, xlabel="million MACs", xscale="log",
+            ylabel=f"AutoAttack accuracy on {FIRST_IMAGES:,} images, %",
+        )  # fmt: skip
         panel.legend()
     drawing.tight_layout()
     drawing.savefig(RESULTS / "robust_pruning.svg")
@@ -154,9 +174,9 @@ def figure() -> None:
 def write_tables() -> None:
     """robust_pruning.md and .json, and the figure."""
     header = (
-        "network", "removed", "epochs", "criterion", "seeds", "clean %", "PGD-20 %", "CW-20 %", "AutoAttack %",
-        "FSRP's lead, CW-20", "FSRP's lead, AutoAttack", "reconstruction's lead, CW-20",
-        "reconstruction's lead, AutoAttack", "M MACs", "k parameters", "kB", f"ms on {TARGET}, estimated",
+        "network", "removed", "epochs", "criterion", "seeds", *ACCURACIES,
+        *(f"{leader}'s lead, {attack}" for leader in ("FSRP", "reconstruction") for attack in LEADS),
+        "M MACs", "k parameters", "kB", f"ms on {TARGET}, estimated",
     )  # fmt: skip
     lines = list(rows())
     names = [f"{network} {share} %" for network in ("ResNet18", "VGG16") for share in (50, 75, 90)]
@@ -164,7 +184,18 @@ def write_tables() -> None:
         for name, value in zip(names, values, strict=True):
             clean, attacked = value.split("/")
             network, share, _ = name.split()
-            lines.append([network, f"{share}% parameters", "–", f"{method} (published)", "–", clean, "–", "–", attacked,
-                          *"––––––––"])  # fmt: skip
+            start = [
+                network,
+                f"{share}% parameters",
+                "–",
+                f"{method} (published)",
+                "–",
+                clean,
+                "–",
+                "–",
+                "–",
+                attacked,
+            ]
+            lines.append([*start, *("–" for _ in header[len(start) :])])
     save("robust_pruning", {"rows": lines}, header, lines)
     figure()
