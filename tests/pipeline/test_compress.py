@@ -655,7 +655,7 @@ def test_budgets_are_tried_as_real_files_and_judged_at_the_end(
         "out": tmp_path / "run",
         "precisions": ("fp32",),
         "recovery": None,
-        "budgets": Budgets.model_validate({"size": "50%", "macs": "0.6", "memory": "90%", "latency": "10s"}),
+        "budgets": Budgets.model_validate({"size": "50%", "macs": "0.9", "memory": "90%", "latency": "10s"}),
     }
     result = compress(options.model_copy(update=update))
     rows = {row.name: row for row in result.report.ledger}
@@ -664,10 +664,10 @@ def test_budgets_are_tried_as_real_files_and_judged_at_the_end(
     assert all(gate.passed for gate in gates.values()), gates
     dense_bytes, file_bytes = rows["dense onnx fp32"].bytes, rows["onnx fp32"].bytes
     assert dense_bytes is not None and file_bytes is not None
-    # The plan is held against a trial file, so it does not stop far below what was allowed either.
+    # Size is what binds here, and the plan is held against trial files, so it does not stop far below that either.
     assert 0.4 * dense_bytes <= file_bytes <= 0.5 * dense_bytes
     assert gates["size"].value == file_bytes
-    assert result.report.pruning.after.macs <= 0.6 * result.report.pruning.before.macs
+    assert result.report.pruning.after.macs <= 0.9 * result.report.pruning.before.macs
     assert "measured" in gates["latency"].message and result.plan.allocation == "knapsack"
     assert "size at most" in (result.directory / "report.md").read_text()
     assert redone(compress(options.model_copy(update=update))) == []
