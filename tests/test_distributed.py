@@ -78,12 +78,14 @@ import sys, torch
 sys.path.insert(0, sys.argv[1])
 import runpy
 run = runpy.run_path(sys.argv[1])
+from fsrp_edge import compute
 from fsrp_edge.training.loop import train
 from fsrp_edge.training.recipe import Recipe
 network = run["small_cnn"]()
 for name, layer in list(network.network.named_children()):
     if type(layer).__name__ in ("BatchNorm2d", "Dropout"):
         network.network[int(name)] = torch.nn.Identity()
+compute.gains_from_bfloat16 = lambda device: False  # its rounding depends on how a batch is shared
 recipe = Recipe(method="natural", eps=0.1, epochs=2, batch_size=64, learning_rate=0.05, ema_decay=0.9)
 learnt, held_out = run["digit_sets"]()
 result = train(network, learnt, held_out, recipe, seed=1)
