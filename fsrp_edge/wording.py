@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # progress lines are worded here too, and must not wait for torch
-    from fsrp_edge.evaluation.results import Accuracy
+    from fsrp_edge.evaluation.results import Accuracy, PairedDifference
 
 NONE = "–"
 
@@ -47,6 +47,14 @@ def interval(accuracy: "Accuracy") -> str:
 def share_with_interval(accuracy: "Accuracy") -> str:
     """`62.5 % (59.5–65.4), n=1000`."""
     return f"{percent(accuracy.accuracy)} ({interval(accuracy)}), n={accuracy.images}"
+
+
+def change(paired: "PairedDifference") -> str:
+    """Points with their 95 % interval: `−1.3 points (−2.0 to −0.5)`."""
+    value, low, high = (
+        f"{100 * share:+.1f}".replace("-", "−") for share in (paired.difference, *paired.interval)
+    )
+    return f"{value} points ({low} to {high})"
 
 
 def count(value: float | None) -> str:

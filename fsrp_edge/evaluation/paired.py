@@ -1,30 +1,13 @@
 """Two networks on the same images: image by image, which is far sharper than two separate accuracies."""
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
-from pydantic import Field
 from torch import Tensor
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.evaluation.results import Accuracy, EvaluationFile
-from fsrp_edge.records import Record
-
-
-class PairedDifference(Record):
-    """How much more often the second network is right than the first, on the same images under the same attack."""
-
-    images: int = Field(gt=0)
-    only_first: int = Field(ge=0)
-    """Images on which only the first network is right."""
-    only_second: int = Field(ge=0)
-    difference: float = Field(ge=-1, le=1)
-    """Accuracy of the second minus that of the first."""
-    interval: tuple[float, float]
-    """95 % interval of the difference (Agresti and Min, Statistics in Medicine 24, 2005: half an image is added to each
-    cell of the table)."""
-    p_value: float = Field(ge=0, le=1)
-    """Exact McNemar test, two-sided: the chance of discordant images at least this lopsided between equal networks."""
+from fsrp_edge.evaluation.results import Accuracy, EvaluationFile, Judged, PairedDifference
 
 
 def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
@@ -54,15 +37,29 @@ def compare_files(first: EvaluationFile, second: EvaluationFile) -> list[tuple[A
         raise BadInputError(
             f"{first.name} and {second.name} were evaluated on different images; give both the same --data and --images"
         )
-    others = {row.key: row for row in second.evaluations}
+    others = {(row.file, row.attack): row for row in second.evaluations}
     rows = [
-        (row.result, paired_difference(row.stands, others[row.key].stands))
+        (row.result, paired_difference(row.stands, others[key].stands))
         for row in first.evaluations
-        if row.key in others
+        if (key := (row.file, row.attack)) in others
     ]
     if not rows:
         raise BadInputError(f"{first.name} and {second.name} have no attack, norm and eps in common")
     return rows
+
+
+def since_dense(dense: Sequence[Judged], judged: Sequence[Judged]) -> tuple[Accuracy, ...]:
+    """Accuracies of a network or file, with the change since the dense network wherever that met the same.
+
+    Both were judged on the same images, of which an attack may have been given fewer.
+    """
+    before = {(each.attack, each.result.images): each.stands for each in dense}
+    return tuple(
+        each.result.model_copy(update={"since_dense": paired_difference(before[key], each.stands)})
+        if (key := (each.attack, each.result.images)) in before
+        else each.result
+        for each in judged
+    )
 
 
 def _mcnemar(one: int, other: int) -> float:

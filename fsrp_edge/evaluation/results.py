@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from pydantic import Field
@@ -10,6 +11,22 @@ from torch import Tensor
 from fsrp_edge.attacks import Norm
 from fsrp_edge.data.images import LabelKind
 from fsrp_edge.records import Document, Record
+
+
+class PairedDifference(Record):
+    """How much more often the second network is right than the first, on the same images under the same attack."""
+
+    images: int = Field(gt=0)
+    only_first: int = Field(ge=0)
+    """Images on which only the first network is right."""
+    only_second: int = Field(ge=0)
+    difference: float = Field(ge=-1, le=1)
+    """Accuracy of the second minus that of the first."""
+    interval: tuple[float, float]
+    """95 % interval of the difference (Agresti and Min, Statistics in Medicine 24, 2005: half an image is added to each
+    cell of the table)."""
+    p_value: float = Field(ge=0, le=1)
+    """Exact McNemar test, two-sided: the chance of discordant images at least this lopsided between equal networks."""
 
 
 class Accuracy(Record):
@@ -31,6 +48,8 @@ class Accuracy(Record):
     label_kind: LabelKind
     """With predicted labels the number is agreement with the dense network, not accuracy."""
     warnings: tuple[str, ...] = ()
+    since_dense: PairedDifference | None = None
+    """In a run's report: the change from the dense network (the first) to this one (the second)."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +65,33 @@ class Evaluation:
     standing: Tensor
 
 
-class _Row(Record):
-    file: str | None = None
-    """Name of the exported file that was judged; None for the network."""
+class Judged(Record):
+    """An evaluation as it is saved."""
+
     result: Accuracy
     standing: str = Field(pattern="^[01]+$")
+    """A 1 for each image that still stands, in their order."""
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Self:
+        """Put an evaluation in this form."""
+        marks = "".join("01"[stands] for stands in evaluation.standing.tolist())
+        return cls(result=evaluation.result, standing=marks)
 
     @property
-    def key(self) -> tuple[str | None, str, str | None, float | None]:
-        return self.file, self.result.attack, self.result.norm, self.result.eps
+    def attack(self) -> tuple[str, Norm | None, float | None]:
+        """What two of them have in common that can be compared."""
+        return self.result.attack, self.result.norm, self.result.eps
 
     @property
     def stands(self) -> Tensor:
+        """Bool (images,)."""
         return torch.tensor([mark == "1" for mark in self.standing])
+
+
+class _Row(Judged):
+    file: str | None = None
+    """Name of the exported file that was judged; None for the network."""
 
 
 class EvaluationFile(Document):
@@ -83,11 +116,7 @@ class EvaluationFile(Document):
     ) -> "EvaluationFile":
         """Put evaluations in the form they are saved in; they are given by file, those of the network under ""."""
         rows = tuple(
-            _Row(
-                file=file or None,
-                result=one.result,
-                standing="".join("01"[stands] for stands in one.standing.tolist()),
-            )
+            _Row(file=file or None, **dict(Judged.of(one)))
             for file, judged in evaluations.items()
             for one in judged
         )

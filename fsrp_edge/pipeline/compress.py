@@ -51,22 +51,20 @@ def compress(options: CompressOptions) -> CompressResult:
 def _stages(run: Run) -> CompressResult:
     started_at = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     wanted, costs = networks.settle_budgets(run)
-    dense_row = networks.network_row(run, "dense", run.dense, networks.baseline(run))
-    recipe = networks.choose_recipe(run, dense_row)
+    dense = networks.judge(run, "dense", run.dense, networks.baseline(run))
+    recipe = networks.choose_recipe(run, dense)
     scores = networks.score_filters(run)
     plan = networks.make_pruning_plan(run, scores, wanted, costs, recipe)
     pruned = networks.prune(run, plan)
     recovered, recovery = networks.recover_network(run, pruned, recipe)
-    rows = [
-        dense_row,
-        networks.network_row(run, "pruned", pruned),
-        networks.network_row(run, "recovered", recovered),
-    ]
+    rows = [networks.network_row("dense", run.dense, dense, ())]
+    for name, network in (("pruned", pruned), ("recovered", recovered)):
+        rows.append(networks.network_row(name, network, networks.judge(run, name, network), dense))
     dense_files = files.export(run, "dense", run.dense, files.references(run))
     own_files = files.export(run, "artifacts", recovered, run.requests)
     latencies = files.bench(run, (dense_files, own_files))
-    rows += files.file_rows(run, "dense ", run.dense, dense_files, latencies, attack=False)
-    rows += files.file_rows(run, "", recovered, own_files, latencies, attack=True)
+    rows += files.file_rows(run, "dense ", run.dense, dense, dense_files, latencies, attack=False)
+    rows += files.file_rows(run, "", recovered, dense, own_files, latencies, attack=True)
     evidence.picture(run, scores, recovered, own_files.artifacts)
     exports = {"dense": dense_files, "artifacts": own_files}
     report = write_records(run, started_at, plan, recovered, recovery, rows, exports)

@@ -12,7 +12,8 @@ from fsrp_edge.bench.results import BenchResults, Latency
 from fsrp_edge.bench.setup import DEFAULT_RUNTIMES, Setup
 from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy
 from fsrp_edge.evaluation.files import file_robust_accuracy, transfer_examples
-from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.evaluation.paired import since_dense
+from fsrp_edge.evaluation.results import Judged
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.exporting.options import ExportOptions
@@ -102,17 +103,18 @@ def file_rows(
     run: Run,
     prefix: str,
     classifier: Classifier,
+    dense: Sequence[Judged],
     exported: Exported,
     latencies: Mapping[Path, Latency],
     *,
     attack: bool,
 ) -> list[LedgerRow]:
-    """Accuracy of each file under its own runtime, with its latency and parity."""
-    size, accuracies = measure_size(classifier), _judge(run, classifier, attack=attack)
+    """Accuracy of each file under its own runtime beside the dense network's, with its latency and parity."""
+    size, judged = measure_size(classifier), _judge(run, classifier, attack=attack)
     return [
         LedgerRow(
             name=prefix + artifact.name,
-            accuracies=accuracies(artifact),
+            accuracies=since_dense(dense, judged(artifact)),
             macs=size.macs,
             parameters=size.parameters,
             bytes=artifact.bytes,
@@ -123,35 +125,35 @@ def file_rows(
     ]
 
 
-def _judge(run: Run, classifier: Classifier, *, attack: bool) -> Callable[[Artifact], tuple[Accuracy, ...]]:
-    """What tells the accuracies of a network's files: clean, and under attack where that is asked for."""
+def _judge(run: Run, classifier: Classifier, *, attack: bool) -> Callable[[Artifact], tuple[Judged, ...]]:
+    """What judges a network's files: clean, and under attack where that is asked for."""
     options, evaluation = run.options, run.dataset.evaluation
     attacked, eps, seed = evaluation.first(options.file_images), options.eps, options.seed
     examples = cache(lambda: transfer_examples(classifier, attacked, eps=eps, seed=seed))
 
-    def clean(predict: Predict) -> Accuracy:
-        return clean_accuracy(predict, evaluation).result
+    def clean(predict: Predict) -> Judged:
+        return Judged.of(clean_accuracy(predict, evaluation))
 
-    def robust(predict: Predict) -> Accuracy:
-        return file_robust_accuracy(predict, attacked, examples(), eps=eps, seed=seed).result
+    def robust(predict: Predict) -> Judged:
+        return Judged.of(file_robust_accuracy(predict, attacked, examples(), eps=eps, seed=seed))
 
-    def accuracies(artifact: Artifact) -> tuple[Accuracy, ...]:
+    def judged(artifact: Artifact) -> tuple[Judged, ...]:
         unharmed = _file_stage(run, artifact, "", {}, clean)
         if not attack or not len(attacked):
             return (unharmed,)
         inputs = {"eps": eps, "images": len(attacked), "network": weights_sha256(classifier)}
         return unharmed, _file_stage(run, artifact, "-attacked", inputs, robust)
 
-    return accuracies
+    return judged
 
 
 def _file_stage(
-    run: Run, artifact: Artifact, suffix: str, inputs: dict[str, Any], judge: Callable[[Predict], Accuracy]
-) -> Accuracy:
-    """One accuracy of a file, which is loaded only where it is not on record."""
+    run: Run, artifact: Artifact, suffix: str, inputs: dict[str, Any], judge: Callable[[Predict], Judged]
+) -> Judged:
+    """One evaluation of a file, which is loaded only where it is not on record."""
 
-    def work() -> Accuracy:
+    def work() -> Judged:
         return judge(open_session(run.path(artifact.path), threads=ALL_CORES).predict)
 
     name = f"evaluate-{artifact.path.parent}-{artifact.format}-{artifact.precision}{suffix}"
-    return run.stage(name, Accuracy, {"file": artifact.sha256} | inputs, work)
+    return run.stage(name, Judged, {"file": artifact.sha256} | inputs, work)

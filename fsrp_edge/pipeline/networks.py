@@ -1,7 +1,7 @@
 """Stages that make networks: dense → scores → plan → pruned → recovered, and what each network is worth."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from fsrp_edge.data.check import check_baseline
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
-from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.evaluation.paired import since_dense
+from fsrp_edge.evaluation.results import Judged
 from fsrp_edge.exporting.export import smoke_test
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
@@ -40,12 +41,12 @@ SCORES, PLAN = "scores.json", "plan.json"
 ROUNDS, PRUNED, RECOVERED = "rounds.safetensors", "pruned.safetensors", "recovered.safetensors"
 
 
-def baseline(run: Run) -> Accuracy:
+def baseline(run: Run) -> Judged:
     """Clean accuracy of the dense network; labels that don't fit it stop the run here."""
     images = run.dataset.evaluation
-    accuracy = run.stage("baseline", Accuracy, {}, lambda: clean_accuracy(run.dense, images).result)
-    check_baseline(images, accuracy.correct, run.dense.spec.classes)
-    return accuracy
+    judged = run.stage("baseline", Judged, {}, lambda: Judged.of(clean_accuracy(run.dense, images)))
+    check_baseline(images, judged.result.correct, run.dense.spec.classes)
+    return judged
 
 
 def score_filters(run: Run) -> FilterScores:
@@ -194,12 +195,12 @@ def prune(run: Run, plan: PruningPlan) -> Classifier:
     return run.load(PRUNED)
 
 
-def choose_recipe(run: Run, dense: LedgerRow) -> Recipe | None:
+def choose_recipe(run: Run, dense: Sequence[Judged]) -> Recipe | None:
     """How to recover: on clean images where `natural_if_undefended` says so; None recalibrates batch norm only."""
     recipe, classes = run.options.recovery, run.dense.spec.classes
     if recipe is None:
         return None
-    undefended = any(accuracy.eps and accuracy.accuracy < 1 / classes for accuracy in dense.accuracies)
+    undefended = any(each.result.eps and each.result.accuracy < 1 / classes for each in dense)
     if run.options.natural_if_undefended and undefended:
         recipe = recipe.model_copy(update={"method": "natural"})
     return fit_recipe(recipe, run.dataset, has_teacher=True)
@@ -238,7 +239,7 @@ def _recover(run: Run, pruned: Classifier, recipe: Recipe | None, checkpoint: Pa
     )
 
 
-def network_row(run: Run, name: str, classifier: Classifier, clean: Accuracy | None = None) -> LedgerRow:
+def judge(run: Run, name: str, classifier: Classifier, clean: Judged | None = None) -> tuple[Judged, ...]:
     """Clean accuracy on all evaluation images, and under attack on the first of them."""
     options, attacked, stage = run.options, run.attacked_images(), f"evaluate-{name}"
     inputs = {
@@ -248,16 +249,24 @@ def network_row(run: Run, name: str, classifier: Classifier, clean: Accuracy | N
         "images": len(attacked),
     }
 
-    def work() -> tuple[Accuracy, ...]:
+    def work() -> tuple[Judged, ...]:
         progress.log(f"evaluating the {name} network")
-        first = clean or clean_accuracy(classifier, run.dataset.evaluation).result
+        first = clean or Judged.of(clean_accuracy(classifier, run.dataset.evaluation))
         if not options.attacks:
             return (first,)
         plan = EvaluationPlan(attacks=options.attacks, eps=options.eps, seed=options.seed)
         unfinished = run.unfinished(stage, inputs, ".json")
         _, *others = evaluate(classifier, attacked, plan, unfinished=unfinished)
-        return first, *(evaluation.result for evaluation in others)
+        return first, *map(Judged.of, others)
 
-    accuracies = run.stage(stage, tuple[Accuracy, ...], inputs, work)
+    return run.stage(stage, tuple[Judged, ...], inputs, work)
+
+
+def network_row(
+    name: str, classifier: Classifier, judged: Sequence[Judged], dense: Sequence[Judged]
+) -> LedgerRow:
+    """A network in the ledger, beside the dense one; for that itself `dense` is empty."""
     size = measure_size(classifier)
-    return LedgerRow(name=name, accuracies=accuracies, macs=size.macs, parameters=size.parameters)
+    return LedgerRow(
+        name=name, accuracies=since_dense(dense, judged), macs=size.macs, parameters=size.parameters
+    )

@@ -82,18 +82,17 @@ def _accuracy(*, attacked: bool) -> Look:
 
 
 def _drop(*, attacked: bool) -> Look:
-    figures = _accuracy(attacked=attacked)
-
     def look(report: RunReport) -> list[Seen]:
-        dense = {
-            wording.attack(a): Seen("dense", "", a.accuracy, a.interval)
-            for row in report.ledger[:1]
-            for a in _accuracies(row, attacked=attacked)
-        }
         return [
-            Seen(seen.row, seen.where, *difference(dense[seen.where], seen))
-            for seen in figures(report)
-            if seen.where in dense
+            Seen(
+                row.name,
+                wording.attack(accuracy),
+                -change.difference,
+                (-change.interval[1], -change.interval[0]),
+            )
+            for row in _shipped(report)
+            for accuracy in _accuracies(row, attacked=attacked)
+            if (change := accuracy.since_dense)
         ]
 
     return look
@@ -276,7 +275,7 @@ def difference(first: Seen, second: Seen) -> tuple[float, tuple[float, float]]:
     """`first` minus `second`, and its 95 % interval from theirs.
 
     By the method of variance estimates recovery (Zou and Donner 2008; for proportions it is Newcombe's tenth, 1998).
-    It takes both as independent, so for two networks on the same images the interval is on the wide side.
+    It takes both as independent, so for two runs on the same images the interval is on the wide side.
     """
     (low, high), (other_low, other_high) = first.interval, second.interval
     value = first.value - second.value

@@ -110,14 +110,16 @@ def parity_figures(parity: Parity) -> str:
 
 
 def accuracy_verdicts(report: RunReport) -> list[str]:
-    """For each kind of accuracy: the dense network's beside that of the last network in torch."""
+    """For each kind of accuracy: the dense network's beside that of the last network in torch, and the change."""
     networks = [row for row in report.ledger if row.name in {"dense", "pruned", "recovered"}]
     lines = []
     for column in columns(networks):
         having = [(row.name, accuracy) for row in networks if (accuracy := column.of(row)) is not None]
         kept = having if len(having) < 3 else [having[0], having[-1]]
         figures = [f"{name} {wording.share_with_interval(accuracy)}" for name, accuracy in kept]
-        lines.append(f"{column.title}: {' → '.join(figures)}")
+        since_dense = kept[-1][1].since_dense
+        change = f"; {wording.change(since_dense)}, image by image" if since_dense else ""
+        lines.append(f"{column.title}: {' → '.join(figures)}{change}")
     return lines
 
 

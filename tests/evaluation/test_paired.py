@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import evaluation_of
-from fsrp_edge.evaluation.paired import compare_files, paired_difference
-from fsrp_edge.evaluation.results import EvaluationFile
+from fsrp_edge.evaluation.paired import compare_files, paired_difference, since_dense
+from fsrp_edge.evaluation.results import EvaluationFile, Judged
 
 
 def standing(*counts: tuple[int, bool]) -> torch.Tensor:
@@ -58,6 +58,25 @@ def test_files_are_compared_on_what_both_hold(trained, tmp_path) -> None:
         compare_files(one, elsewhere)
     with pytest.raises(BadInputError, match="in common"):
         compare_files(EvaluationFile.of("x", "c", images.digest, {"": [weak]}), other)
+
+
+def test_only_the_same_attack_on_the_same_images_is_compared_with_the_dense_network(trained) -> None:
+    images, attack = trained.images.first(8), {"attack": "pgd-5", "norm": "Linf"}
+    dense = [
+        evaluation_of(standing((6, True), (2, False)), images, attack="clean"),
+        evaluation_of(standing((4, True)), images.first(4), **attack, eps=0.1),
+    ]
+    judged = [
+        evaluation_of(standing((2, False), (6, True)), images, attack="clean"),
+        evaluation_of(standing((8, True)), images, **attack, eps=0.1),
+        evaluation_of(standing((4, False)), images.first(4), **attack, eps=0.2),
+    ]
+    before, after = ([Judged.of(each) for each in side] for side in (dense, judged))
+    clean, more, farther = since_dense(before, after)
+    assert clean.since_dense == paired_difference(dense[0].standing, judged[0].standing)
+    assert (clean.since_dense.only_first, clean.since_dense.only_second) == (2, 2)
+    assert more == judged[1].result and farther == judged[2].result
+    assert since_dense((), after) == tuple(each.result for each in judged)
 
 
 def test_other_files_are_refused(tmp_path) -> None:

@@ -220,6 +220,20 @@ def test_the_ledger_tells_each_network_and_each_file(finished: CompressResult) -
         assert (attacked.attack, attacked.images, attacked.norm) == ("transfer+square-500", 6, "Linf")
 
 
+def test_rows_are_held_against_the_dense_network_image_by_image(finished: CompressResult) -> None:
+    dense, *others = (row for row in finished.report.ledger if row.accuracies)
+    assert not any(accuracy.since_dense for accuracy in dense.accuracies)
+    before = {accuracy.attack: accuracy.accuracy for accuracy in dense.accuracies}
+    for row in others:
+        for accuracy in row.accuracies:
+            if accuracy.attack not in before:  # files are attacked in ways of their own
+                continue
+            change = accuracy.since_dense
+            assert change is not None, row.name
+            assert change.difference == pytest.approx(accuracy.accuracy - before[accuracy.attack])
+            assert change.interval[0] <= change.difference <= change.interval[1]
+
+
 def test_the_network_and_its_files_became_smaller(finished: CompressResult) -> None:
     before, after = finished.report.pruning.before, finished.report.pruning.after
     assert after.channels < 0.6 * before.channels

@@ -119,11 +119,16 @@ def test_a_file_attacked_on_few_images_can_refute_a_gate_on_everything_but_need_
     assert not strict.passed
 
 
-def test_a_drop_is_judged_with_the_uncertainty_of_both(run_report: RunReport) -> None:
+def test_a_drop_is_judged_image_by_image(run_report: RunReport) -> None:
     (exact,) = judge(run_report, ["clean_drop[recovered]<=17.1"])
-    assert exact.value == pytest.approx(0.171)
-    assert exact.judged is not None and 0.2 < exact.judged < 0.21 and not exact.passed
-    assert judge(run_report, ["clean_drop[recovered]<=21"])[0].passed
+    assert exact.value == pytest.approx(0.171) and not exact.passed
+    # Of networks on images of their own the drop could be 20.4 points.
+    assert exact.judged is not None and 0.19 < exact.judged < 0.2
+    assert judge(run_report, ["clean_drop[recovered]<=20"])[0].passed
+    (worst,) = judge(run_report, ["clean_drop<=20"])
+    assert (worst.row, worst.value) == ("tflite int8", pytest.approx(0.176))
+    (gain,) = judge(run_report, ["robust_drop<=0"])
+    assert gain.passed and gain.value == pytest.approx(-0.419)
 
 
 @given(st.integers(0, 400), st.integers(0, 400))

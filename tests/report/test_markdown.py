@@ -24,6 +24,10 @@ def test_the_verdict_comes_first(run_report: RunReport) -> None:
     assert lines[0] == r"# fsrp-edge: resnet20\_cifar10.th → raspberry-pi-4"
     assert lines[2] == "- **✓ parity: 2 of 2 files compute what the network computes**"
     assert "- asked: 50.0 % of channels removed by criterion fsrp, channels in multiples of 4" in lines
+    assert (
+        "- clean accuracy: dense 91.7 % (89.8–93.2), n=1000 → recovered 74.6 % (71.8–77.2), n=1000; "
+        "−17.1 points (−19.7 to −14.4), image by image" in lines
+    )
     assert "- MACs: 40.8 M → 10.4 M (−74.4 %, 3.91× fewer)" in lines
     assert (
         "- latency of onnx fp32 (onnxruntime, 1 thread): 1.23 → 0.412 ms, 3.00× faster; MACs 3.91× fewer"
