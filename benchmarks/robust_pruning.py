@@ -39,7 +39,7 @@ from benchmarks.robust_cells import (
     on_disk,
 )
 from benchmarks.robust_summary import write_summary
-from benchmarks.robust_tables import write_tables
+from benchmarks.robust_tables import groups, write_tables
 from fsrp_edge import compute
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import Dataset
@@ -320,8 +320,9 @@ def main() -> None:
                 with show_progress():
                     bench.run(cell)
                 print_plan(chosen, bench)
-    write_tables()
-    write_summary()
+    found = groups()
+    write_tables(found)
+    write_summary(found)
 
 
 @contextmanager

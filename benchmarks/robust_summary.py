@@ -11,9 +11,9 @@ from benchmarks.robust_tables import (
     MARGIN,
     PGD,
     Group,
+    Groups,
     Judged,
     Setting,
-    groups,
     lead_of,
     mean_accuracy,
 )
@@ -24,12 +24,10 @@ TENTH: Setting = ("vgg16-w0.25", 0.9, "parameters", 5)
 WIDE: Setting = ("vgg16", 0.9, "channels", 10)
 RESNET: Setting = ("resnet20", 0.9, "parameters", 5)
 LENGTHS = (0, 5, 30)
-Found = dict[tuple[Setting, str], Group]
 
 
-def write_summary() -> None:
+def write_summary(found: Groups) -> None:
     """Replace the tables of the page; each stands between two comments of its name."""
-    found = groups()
     recoveries = {"n-fgsm": OURS, **{name: f"{OURS}{BY}{name}" for name in RECOVERIES}}
     tables = {
         "criteria": _criteria(found),
@@ -56,13 +54,13 @@ def _filled(text: str, name: str, lines: Sequence[str]) -> str:
     return "".join((before, opening, "\n", *(f"{line}\n" for line in lines), "\n", closing, after))
 
 
-def _criteria(found: Found) -> list[str]:
+def _criteria(found: Groups) -> list[str]:
     """Criteria against small networks, each as clean / margin attack / AutoAttack."""
     columns = {"VGG16, quarter width": TENTH, "ResNet-20": RESNET}
     return _grid(found, columns, (CLEAN, MARGIN, AUTOATTACK))
 
 
-def _on_all_images(found: Found) -> list[str]:
+def _on_all_images(found: Groups) -> list[str]:
     """Criteria whose networks met AutoAttack on all images, and how far ours is ahead of each."""
     rows = []
     for criterion in MAIN:
@@ -77,7 +75,7 @@ def _on_all_images(found: Found) -> list[str]:
     return markdown_table(("criterion", "VGG16", "our lead", "quarter width", "our lead"), rows)
 
 
-def _budgets(found: Found) -> list[str]:
+def _budgets(found: Groups) -> list[str]:
     """Criteria against budgets of the quarter width, each as clean / margin attack."""
     budgets = ((0.5, "parameters"), (0.75, "parameters"), (0.9, "parameters"), (0.9, "channels"))
     columns: dict[str, Setting] = {
@@ -86,7 +84,7 @@ def _budgets(found: Found) -> list[str]:
     return _grid(found, columns, (CLEAN, MARGIN))
 
 
-def _grid(found: Found, columns: dict[str, Setting], judged: Sequence[Judged]) -> list[str]:
+def _grid(found: Groups, columns: dict[str, Setting], judged: Sequence[Judged]) -> list[str]:
     rows = []
     for criterion in MAIN:
         groups_here = [found.get((column, criterion), {}) for column in columns.values()]
@@ -94,7 +92,7 @@ def _grid(found: Found, columns: dict[str, Setting], judged: Sequence[Judged]) -
     return markdown_table(("criterion", *columns), rows)
 
 
-def _ablation(found: Found, keys: dict[str, tuple[Setting, str]]) -> list[str]:
+def _ablation(found: Groups, keys: dict[str, tuple[Setting, str]]) -> list[str]:
     """One row each, over the seeds that all rows have: a seed moves accuracies by as much as some rows differ by."""
     there = {name: found[key] for name, key in keys.items() if key in found}
     seeds = set.intersection(*map(set, there.values()))

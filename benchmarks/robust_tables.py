@@ -53,20 +53,20 @@ Setting = tuple[str, float, str, int]
 """Network, ratio, what it is of, epochs."""
 Group = dict[int, dict[str, Any]]
 """Results by seed."""
+Groups = dict[tuple[Setting, str], Group]
 
 
-def groups() -> dict[tuple[Setting, str], Group]:
+def groups() -> Groups:
     """The cells of each setting and criterion."""
-    found: dict[tuple[Setting, str], Group] = {}
+    found: Groups = {}
     for cell, result in on_disk().items():
         setting = (cell.network, cell.ratio, cell.ratio_of, cell.epochs)
         found.setdefault((setting, cell.criterion), {})[cell.seed] = result
     return found
 
 
-def rows() -> Iterator[list[str]]:
+def rows(found: Groups) -> Iterator[list[str]]:
     """One row a network, budget, length and criterion: means over seeds, and leads, paired image by image."""
-    found = groups()
     for (setting, criterion), by_seed in sorted(found.items(), key=lambda item: item[0]):
         leaders = [found.get((setting, name), {}) for name in ("fsrp", OURS)]
         network, ratio, ratio_of, epochs = setting
@@ -134,7 +134,7 @@ def _rows(by_seed: Group, judged: Judged) -> dict[int, str]:
     return {seed: row[:images] for seed, row in standing.items() if len(row) >= images}
 
 
-def figure() -> None:
+def figure(found: Groups) -> None:
     """AutoAttack against MACs, one line a criterion, one panel a network; at the length of most of its cells."""
     import matplotlib as mpl
 
@@ -144,7 +144,7 @@ def figure() -> None:
     # The first images only: whoever met AutoAttack on all of them would stand lower for that.
     points = [
         (setting, criterion, next(iter(by_seed.values()))["size"]["macs"] / 1e6, statistics.mean(accuracies))
-        for (setting, criterion), by_seed in groups().items()
+        for (setting, criterion), by_seed in found.items()
         if (accuracies := _accuracies(by_seed, AUTOATTACK))
     ]
     networks = list(dict.fromkeys(setting[0] for setting, criterion, *_ in points if criterion != "dense"))
@@ -171,14 +171,14 @@ def figure() -> None:
     drawing.savefig(RESULTS / "robust_pruning.svg")
 
 
-def write_tables() -> None:
+def write_tables(found: Groups) -> None:
     """robust_pruning.md and .json, and the figure."""
     header = (
         "network", "removed", "epochs", "criterion", "seeds", *ACCURACIES,
         *(f"{leader}'s lead, {attack}" for leader in ("FSRP", "reconstruction") for attack in LEADS),
         "M MACs", "k parameters", "kB", f"ms on {TARGET}, estimated",
     )  # fmt: skip
-    lines = list(rows())
+    lines = list(rows(found))
     names = [f"{network} {share} %" for network in ("ResNet18", "VGG16") for share in (50, 75, 90)]
     for method, values in PUBLISHED.items():
         for name, value in zip(names, values, strict=True):
@@ -198,4 +198,4 @@ def write_tables() -> None:
             ]
             lines.append([*start, *("–" for _ in header[len(start) :])])
     save("robust_pruning", {"rows": lines}, header, lines)
-    figure()
+    figure(found)
