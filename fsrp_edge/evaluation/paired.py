@@ -54,12 +54,11 @@ def since_dense(dense: Sequence[Judged], judged: Sequence[Judged]) -> tuple[Accu
     Both were judged on the same images, of which an attack may have been given fewer.
     """
     before = {(each.attack, each.result.images): each.stands for each in dense}
-    return tuple(
-        each.result.model_copy(update={"since_dense": paired_difference(before[key], each.stands)})
-        if (key := (each.attack, each.result.images)) in before
-        else each.result
-        for each in judged
-    )
+    found = []
+    for each in judged:
+        first = before.get((each.attack, each.result.images))
+        found.append(each.kept_with(None if first is None else paired_difference(first, each.stands)))
+    return tuple(found)
 
 
 def _mcnemar(one: int, other: int) -> float:

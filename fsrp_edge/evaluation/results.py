@@ -1,11 +1,13 @@
 """What an evaluation measured, with all that is needed to read the number."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fsrp_edge.attacks import Norm
@@ -50,6 +52,23 @@ class Accuracy(Record):
     warnings: tuple[str, ...] = ()
     since_dense: PairedDifference | None = None
     """In a run's report: the change from the dense network (the first) to this one (the second)."""
+    standing: str | None = Field(None, pattern="^([0-9a-f]{2})+$")
+    """In a run's report, for comparisons with other runs: a bit for each image, 1 where the prediction is still right;
+    eight of them are two hexadecimal digits, the first image's bit is the highest."""
+
+    @model_validator(mode="after")
+    def _a_bit_for_each_image(self) -> Self:
+        if self.standing is not None and len(self.standing) != 2 * math.ceil(self.images / 8):
+            raise ValueError(f"standing has to hold a bit for each of {self.images} images")
+        return self
+
+    @property
+    def stands(self) -> Tensor | None:
+        """Bool (images,); None where it was not kept."""
+        if self.standing is None:
+            return None
+        marks = np.unpackbits(np.frombuffer(bytes.fromhex(self.standing), np.uint8), count=self.images)
+        return torch.from_numpy(marks.astype(bool))
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,11 @@ class Judged(Record):
     def stands(self) -> Tensor:
         """Bool (images,)."""
         return torch.tensor([mark == "1" for mark in self.standing])
+
+    def kept_with(self, since_dense: PairedDifference | None) -> Accuracy:
+        """The accuracy as a run's report holds it."""
+        standing = np.packbits(self.stands.numpy()).tobytes().hex()
+        return self.result.model_copy(update={"since_dense": since_dense, "standing": standing})
 
 
 class _Row(Judged):

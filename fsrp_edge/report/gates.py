@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
+from torch import Tensor
 
 from fsrp_edge import wording
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.paired import paired_difference
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.report.schema import GateResult, LedgerRow, RunReport
 from fsrp_edge.units import BYTES, COUNT, SHARE, TIME, parse_amount
@@ -34,6 +36,8 @@ class Seen:
     interval: tuple[float, float]
     doubt: str = ""
     spot_check: bool = False
+    stands: Tensor | None = None
+    """Of an accuracy: the verdict on every image, where it was kept."""
 
 
 Look = Callable[[RunReport], list[Seen]]
@@ -75,6 +79,7 @@ def _accuracy(*, attacked: bool) -> Look:
             accuracy.interval,
             # Files are attacked in their own runtimes, slowly, so on few images.
             spot_check=attacked and row.name != "recovered",
+            stands=accuracy.stands,
         )
         for row in _shipped(report)
         for accuracy in _accuracies(row, attacked=attacked)
@@ -248,7 +253,8 @@ def judge_regressions(
 ) -> tuple[GateResult, ...]:
     """Judge a run by an earlier one: no figure may be worse by more than allowed, beyond what chance explains.
 
-    Figures are matched by ledger row and by attack or runtime and device; the baseline's dense network does not matter.
+    Figures are matched by ledger row and by attack or runtime and device; accuracies are compared image by image where
+    both reports hold the verdicts. The baseline's dense network does not matter.
 
     Raises:
         BadInputError: the two were evaluated on different images.
@@ -275,7 +281,7 @@ def difference(first: Seen, second: Seen) -> tuple[float, tuple[float, float]]:
     """`first` minus `second`, and its 95 % interval from theirs.
 
     By the method of variance estimates recovery (Zou and Donner 2008; for proportions it is Newcombe's tenth, 1998).
-    It takes both as independent, so for two runs on the same images the interval is on the wide side.
+    It takes both as independent, so for two accuracies on the same images the interval is on the wide side.
     """
     (low, high), (other_low, other_high) = first.interval, second.interval
     value = first.value - second.value
@@ -317,24 +323,25 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
         why = f"{name}: the two runs have no row, attack, runtime and device in common: not passed"
         return GateResult(gate=label, passed=False, message=why)
 
-    def moved(figure: float) -> float:
-        if metric.units is SHARE:
-            return figure - allowed
-        return figure * (1 - allowed if metric.higher_is_better else 1 + allowed)
-
-    # The loss in the metric's unit, counted from what the allowance makes of the baseline.
-    losses = []
-    for old, new in pairs:
-        low, value, high = (moved(figure) for figure in (old.interval[0], old.value, old.interval[1]))
-        floor = Seen("", "", value, (low, high))
-        loss = difference(floor, new) if metric.higher_is_better else difference(new, floor)
-        losses.append((loss[1][0], old, new))
+    losses = [(_surely_lost(metric, allowed, old, new), old, new) for old, new in pairs]
     surely_lost, old, new = max(losses, key=lambda loss: loss[0])
     passed = surely_lost <= 0
     message = f"{_figure(metric, new)}; baseline {metric.show(old.value)}" + _doubt(passed, new)
     return GateResult(
         gate=label, passed=passed, row=new.row, value=new.value, judged=surely_lost, bound=0.0, message=message
     )  # fmt: skip
+
+
+def _surely_lost(metric: Metric, allowed: float, old: Seen, new: Seen) -> float:
+    """The least that was lost, by the 95 % interval, beyond what is allowed; in the metric's unit."""
+    if metric.units is SHARE:
+        if old.stands is not None and new.stands is not None and len(old.stands) == len(new.stands):
+            return -paired_difference(old.stands, new.stands).interval[1] - allowed
+        return difference(old, new)[1][0] - allowed
+    factor = 1 - allowed if metric.higher_is_better else 1 + allowed
+    low, value, high = (factor * figure for figure in (old.interval[0], old.value, old.interval[1]))
+    floor = Seen("", "", value, (low, high))
+    return (difference(floor, new) if metric.higher_is_better else difference(new, floor))[1][0]
 
 
 def _figure(metric: Metric, seen: Seen) -> str:

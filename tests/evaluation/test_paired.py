@@ -2,11 +2,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import evaluation_of
 from fsrp_edge.evaluation.paired import compare_files, paired_difference, since_dense
-from fsrp_edge.evaluation.results import EvaluationFile, Judged
+from fsrp_edge.evaluation.results import Accuracy, Evaluation, EvaluationFile, Judged
 
 
 def standing(*counts: tuple[int, bool]) -> torch.Tensor:
@@ -75,8 +76,20 @@ def test_only_the_same_attack_on_the_same_images_is_compared_with_the_dense_netw
     clean, more, farther = since_dense(before, after)
     assert clean.since_dense == paired_difference(dense[0].standing, judged[0].standing)
     assert (clean.since_dense.only_first, clean.since_dense.only_second) == (2, 2)
-    assert more == judged[1].result and farther == judged[2].result
-    assert since_dense((), after) == tuple(each.result for each in judged)
+    assert more.since_dense is None and farther.since_dense is None
+    assert not any(each.since_dense for each in since_dense((), after))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_a_report_keeps_the_verdict_on_every_image(marks) -> None:
+    accuracy = Accuracy(
+        attack="clean", images=len(marks), correct=sum(marks), accuracy=sum(marks) / len(marks), interval=(0, 1),
+        data="digits", label_kind="ground truth",
+    )  # fmt: skip
+    kept = Judged.of(Evaluation(accuracy, torch.tensor(marks))).kept_with(None)
+    assert Accuracy.model_validate_json(kept.model_dump_json()).stands.tolist() == marks
+    with pytest.raises(ValidationError, match="a bit for each of"):
+        Accuracy.model_validate(kept.model_dump() | {"images": len(marks) + 8})
 
 
 def test_other_files_are_refused(tmp_path) -> None:

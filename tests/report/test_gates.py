@@ -4,12 +4,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.results import Evaluation, Judged
 from fsrp_edge.evaluation.statistics import wilson_interval
 from fsrp_edge.report.gates import (
     Gate,
@@ -178,6 +180,29 @@ def test_a_regression_is_more_than_chance(run_report: RunReport) -> None:
         (result,) = judge_regressions(new, run_report, [f"robust_accuracy={allowed}"])
         assert result.passed is passed, (accuracy.accuracy, allowed)
         assert "baseline 42.1 %" in result.message
+
+
+def test_accuracies_of_two_runs_are_compared_image_by_image(run_report: RunReport) -> None:
+    """23 images lost of 1,000 are within chance of two samples, and not of the same images."""
+    clean, pgd = run_report.ledger[2].accuracies
+
+    def with_robust(standing: int) -> RunReport:
+        result = pgd.model_copy(
+            update={
+                "correct": standing,
+                "accuracy": standing / 1000,
+                "interval": wilson_interval(standing, 1000),
+            }
+        )
+        judged = Judged.of(Evaluation(result, torch.arange(1000) < standing))
+        return changed(run_report, "recovered", accuracies=(clean, judged.kept_with(None)))
+
+    (unsure,) = judge_regressions(with_robust(398), run_report, ["robust_accuracy=1"])
+    assert unsure.passed  # the baseline's report holds no verdicts
+    (found,) = judge_regressions(with_robust(398), with_robust(421), ["robust_accuracy=1"])
+    assert not found.passed and found.judged == pytest.approx(0.004, abs=0.001)
+    (allowed,) = judge_regressions(with_robust(398), with_robust(421), ["robust_accuracy=2"])
+    assert allowed.passed
 
 
 def test_latency_and_size_regress_by_their_share(run_report: RunReport) -> None:
