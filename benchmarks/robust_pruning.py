@@ -38,6 +38,7 @@ from benchmarks.robust_cells import (
     criterion_of,
     on_disk,
 )
+from benchmarks.robust_figure import draw
 from benchmarks.robust_summary import write_summary
 from benchmarks.robust_tables import groups, write_tables
 from fsrp_edge import compute
@@ -322,6 +323,7 @@ def main() -> None:
                 print_plan(chosen, bench)
     found = groups()
     write_tables(found)
+    draw(found)
     write_summary(found)
 
 

@@ -1,4 +1,4 @@
-"""Tables and figure of `benchmarks.robust_pruning`, from the cells that are on disk, beside published rows."""
+"""Tables of `benchmarks.robust_pruning`, from the cells that are on disk, beside published rows."""
 
 import functools
 import statistics
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, mean_lead, random_network, save
-from benchmarks.robust_cells import ALL_IMAGES, FIRST_IMAGES, MAIN, NETWORKS, OURS, on_disk
+from benchmarks.common import mean_lead, random_network, save
+from benchmarks.robust_cells import ALL_IMAGES, FIRST_IMAGES, NETWORKS, OURS, on_disk
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.models.size import measure_size
@@ -108,15 +108,15 @@ def _estimated(network: str, ratio: float, ratio_of: str) -> tuple[int, float]:
 
 def mean_accuracy(by_seed: Group, judged: Judged) -> str:
     """Percent, over the seeds that were judged on so many images."""
-    values = _accuracies(by_seed, judged)
+    values = accuracies(by_seed, judged)
     if not values:
         return "–"
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def _accuracies(by_seed: Group, judged: Judged) -> list[float]:
-    """Percent of each seed."""
+def accuracies(by_seed: Group, judged: Judged) -> list[float]:
+    """Percent of each seed that was judged on so many images."""
     return [100 * (row.count("1") / len(row)) for row in _rows(by_seed, judged).values()]
 
 
@@ -134,45 +134,8 @@ def _rows(by_seed: Group, judged: Judged) -> dict[int, str]:
     return {seed: row[:images] for seed, row in standing.items() if len(row) >= images}
 
 
-def figure(found: Groups) -> None:
-    """AutoAttack against MACs, one line a criterion, one panel a network; at the length of most of its cells."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    # The first images only: whoever met AutoAttack on all of them would stand lower for that.
-    points = [
-        (setting, criterion, next(iter(by_seed.values()))["size"]["macs"] / 1e6, statistics.mean(accuracies))
-        for (setting, criterion), by_seed in found.items()
-        if (accuracies := _accuracies(by_seed, AUTOATTACK))
-    ]
-    networks = list(dict.fromkeys(setting[0] for setting, criterion, *_ in points if criterion != "dense"))
-    if not networks:
-        return
-    drawing, panels = pyplot.subplots(1, len(networks), figsize=(5 * len(networks), 4), squeeze=False)
-    for panel, network in zip(panels[0], networks, strict=True):
-        mine = [point for point in points if point[0][0] == network]
-        epochs = statistics.mode(setting[3] for setting, criterion, *_ in mine if criterion != "dense")
-        for name in ("dense", *MAIN):
-            line = sorted(
-                (macs, accuracy)
-                for setting, criterion, macs, accuracy in mine
-                if criterion == name and (criterion == "dense" or setting[3] == epochs)
-            )
-            if line:
-                panel.plot(*np.array(line).T, marker="o", label=name)
-        panel.set(
-            title=network, xlabel="million MACs", xscale="log",
-            ylabel=f"AutoAttack accuracy on {FIRST_IMAGES:,} images, %",
-        )  # fmt: skip
-        panel.legend()
-    drawing.tight_layout()
-    drawing.savefig(RESULTS / "robust_pruning.svg")
-
-
 def write_tables(found: Groups) -> None:
-    """robust_pruning.md and .json, and the figure."""
+    """robust_pruning.md and .json."""
     header = (
         "network", "removed", "epochs", "criterion", "seeds", *ACCURACIES,
         *(f"{leader}'s lead, {attack}" for leader in ("FSRP", "reconstruction") for attack in LEADS),
@@ -198,4 +161,3 @@ def write_tables(found: Groups) -> None:
             ]
             lines.append([*start, *("–" for _ in header[len(start) :])])
     save("robust_pruning", {"rows": lines}, header, lines)
-    figure(found)
