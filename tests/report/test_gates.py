@@ -25,6 +25,7 @@ from fsrp_edge.report.gates import (
 from fsrp_edge.report.junit import render_junit
 from fsrp_edge.report.schema import RunReport
 from fsrp_edge.report.store import write_report
+from fsrp_edge.report.summary import side_by_side
 
 
 def changed(report: RunReport, row: str, **update: Any) -> RunReport:
@@ -182,27 +183,27 @@ def test_a_regression_is_more_than_chance(run_report: RunReport) -> None:
         assert "baseline 42.1 %" in result.message
 
 
+def with_verdicts(run_report: RunReport, standing: int) -> RunReport:
+    """The first so many of 1,000 images withstand the attack, and the report says which."""
+    clean, pgd = run_report.ledger[2].accuracies
+    update = {"correct": standing, "accuracy": standing / 1000, "interval": wilson_interval(standing, 1000)}
+    judged = Judged.of(Evaluation(pgd.model_copy(update=update), torch.arange(1000) < standing))
+    return changed(run_report, "recovered", accuracies=(clean, judged.kept_with(None)))
+
+
 def test_accuracies_of_two_runs_are_compared_image_by_image(run_report: RunReport) -> None:
     """23 images lost of 1,000 are within chance of two samples, and not of the same images."""
-    clean, pgd = run_report.ledger[2].accuracies
-
-    def with_robust(standing: int) -> RunReport:
-        result = pgd.model_copy(
-            update={
-                "correct": standing,
-                "accuracy": standing / 1000,
-                "interval": wilson_interval(standing, 1000),
-            }
-        )
-        judged = Judged.of(Evaluation(result, torch.arange(1000) < standing))
-        return changed(run_report, "recovered", accuracies=(clean, judged.kept_with(None)))
-
-    (unsure,) = judge_regressions(with_robust(398), run_report, ["robust_accuracy=1"])
+    before, after = (with_verdicts(run_report, standing) for standing in (421, 398))
+    (unsure,) = judge_regressions(after, run_report, ["robust_accuracy=1"])
     assert unsure.passed  # the baseline's report holds no verdicts
-    (found,) = judge_regressions(with_robust(398), with_robust(421), ["robust_accuracy=1"])
+    (found,) = judge_regressions(after, before, ["robust_accuracy=1"])
     assert not found.passed and found.judged == pytest.approx(0.004, abs=0.001)
-    (allowed,) = judge_regressions(with_robust(398), with_robust(421), ["robust_accuracy=2"])
+    (allowed,) = judge_regressions(after, before, ["robust_accuracy=2"])
     assert allowed.passed
+    rows = {name: figures for name, *figures in side_by_side((before, after, run_report))}
+    first, second, without = rows["recovered: PGD-20 L∞ 8/255 accuracy"]
+    assert (first, without) == ("42.1 % (39.1–45.2)", "42.1 % (39.1–45.2)")
+    assert second == "39.8 % (36.8–42.9); −2.3 points (−3.2 to −1.3)"  # by hand: -2.295 ± 0.948
 
 
 def test_latency_and_size_regress_by_their_share(run_report: RunReport) -> None:
