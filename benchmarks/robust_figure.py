@@ -8,8 +8,9 @@ import numpy as np
 from benchmarks.common import RESULTS
 from benchmarks.robust_cells import ALL_IMAGES, MAIN, OURS
 from benchmarks.robust_tables import AUTOATTACK, AUTOATTACK_ON_ALL, MARGIN, Groups, Judged, accuracies
+from fsrp_edge.plots import pyplot, save_png
 
-FIGURE = RESULTS.parents[1] / "docs" / "pictures" / "robust_pruning.svg"
+FIGURE = RESULTS.parents[1] / "docs" / "pictures" / "robust_pruning.png"
 COMPENSATED_LINE = {"linestyle": "--", "markerfacecolor": "white"}
 STYLES: dict[str, dict[str, Any]] = {
     "dense": {"color": "black", "marker": "*", "markersize": 11},
@@ -29,16 +30,10 @@ STYLES: dict[str, dict[str, Any]] = {
 
 def draw(found: Groups) -> None:
     """A column a network, AutoAttack above the attack on the margin, means over seeds."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = FIGURE.name  # the same file from the same cells
-    from matplotlib import pyplot
-
     networks = list(dict.fromkeys(setting[0] for setting, criterion in found if criterion != "dense"))
     if not networks:
         return
-    drawing, axes = pyplot.subplots(2, len(networks), figsize=(4.5 * len(networks), 7.5), squeeze=False)
+    drawing, axes = pyplot().subplots(2, len(networks), figsize=(4.5 * len(networks), 7.5), squeeze=False)
     for column, network in enumerate(networks):
         mine = _of_one_length(found, network)
         for axis, name, judged in zip(
@@ -52,8 +47,7 @@ def draw(found: Groups) -> None:
     shown = [name for name in STYLES if name in lines]
     drawing.legend([lines[name] for name in shown], shown, loc="lower center", ncols=4)
     drawing.tight_layout(rect=(0, 0.1, 1, 1))
-    drawing.savefig(FIGURE, metadata={"Date": None})
-    pyplot.close(drawing)
+    save_png(drawing, FIGURE)
 
 
 def _of_one_length(found: Groups, network: str) -> Groups:
@@ -72,7 +66,7 @@ def _autoattack(mine: Groups) -> Judged:
 
 def _panel(axis: Any, mine: Groups, judged: Judged) -> None:
     """One network under one attack."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator
 
     for name, style in STYLES.items():
         points = sorted(
@@ -84,6 +78,6 @@ def _panel(axis: Any, mine: Groups, judged: Judged) -> None:
             axis.plot(*np.array(points).T, label=name, **{"marker": "o", "markersize": 4} | style)
     axis.set(xlabel="million MACs", xscale="log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
+    axis.xaxis.set_minor_formatter("")
     axis.grid(alpha=0.3)

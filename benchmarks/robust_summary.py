@@ -66,10 +66,8 @@ def _on_all_images(found: Groups) -> list[str]:
     for criterion in MAIN:
         cells = []
         for setting in (WIDE, TENTH):
-            group = found.get((setting, criterion), {})
-            ours = found.get((setting, OURS), {})
+            group, ours = (found.get((setting, name), {}) for name in (criterion, OURS))
             cells += [mean_accuracy(group, AUTOATTACK_ON_ALL), lead_of(ours, group, AUTOATTACK_ON_ALL)]
-            cells[-1] = "–" if criterion == OURS else cells[-1]
         if set(cells) != {"–"}:
             rows.append([criterion, *cells])
     return markdown_table(("criterion", "VGG16", "our lead", "quarter width", "our lead"), rows)

@@ -75,7 +75,7 @@ def rows(found: Groups) -> Iterator[list[str]]:
             network, f"{ratio:.0%} {ratio_of}" if ratio else "–", str(epochs), criterion, str(len(by_seed)),
             *(mean_accuracy(by_seed, judged) for judged in ACCURACIES.values()),
             *(
-                "–" if by_seed is leader else lead_of(leader, by_seed, judged)
+                lead_of(leader, by_seed, judged)
                 for leader in leaders
                 for judged in LEADS.values()
             ),
@@ -121,10 +121,14 @@ def accuracies(by_seed: Group, judged: Judged) -> list[float]:
 
 
 def lead_of(leader: Group, rival: Group, judged: Judged) -> str:
-    """Points by which one is ahead, over the seeds that both have, paired by image."""
+    """Points by which one is ahead, over the seeds that both have, paired by image; a dash against itself."""
     ours, theirs = (_rows(by_seed, judged) for by_seed in (leader, rival))
     seeds = sorted(ours.keys() & theirs.keys())
-    return mean_lead([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else "–"
+    return (
+        mean_lead([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+        if seeds and leader is not rival
+        else "–"
+    )
 
 
 def _rows(by_seed: Group, judged: Judged) -> dict[int, str]:
@@ -148,16 +152,7 @@ def write_tables(found: Groups) -> None:
             clean, attacked = value.split("/")
             network, share, _ = name.split()
             start = [
-                network,
-                f"{share}% parameters",
-                "–",
-                f"{method} (published)",
-                "–",
-                clean,
-                "–",
-                "–",
-                "–",
-                attacked,
-            ]
+                network, f"{share}% parameters", "–", f"{method} (published)", "–", clean, "–", "–", "–", attacked
+            ]  # fmt: skip
             lines.append([*start, *("–" for _ in header[len(start) :])])
     save("robust_pruning", {"rows": lines}, header, lines)

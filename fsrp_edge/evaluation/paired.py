@@ -48,6 +48,13 @@ def compare_files(first: EvaluationFile, second: EvaluationFile) -> list[tuple[A
     return rows
 
 
+def paired_change(first: Accuracy, second: Accuracy) -> PairedDifference | None:
+    """Between accuracies of two runs on the same images; None where a report holds no verdicts, or of fewer images."""
+    if first.images != second.images or first.stands is None or second.stands is None:
+        return None
+    return paired_difference(first.stands, second.stands)
+
+
 def since_dense(dense: Sequence[Judged], judged: Sequence[Judged]) -> tuple[Accuracy, ...]:
     """Accuracies of a network or file, with the change since the dense network wherever that met the same.
 

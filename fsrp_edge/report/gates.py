@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
-from torch import Tensor
 
 from fsrp_edge import wording
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.evaluation.paired import paired_difference
+from fsrp_edge.evaluation.paired import paired_change
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.report.schema import GateResult, LedgerRow, RunReport
 from fsrp_edge.units import BYTES, COUNT, SHARE, TIME, parse_amount
@@ -28,6 +27,7 @@ class Seen:
         interval: low and high, both `value` where nothing is known of its spread.
         doubt: why the figure may be off, such as a disturbed measurement; "" for none.
         spot_check: whether it is of so few images that it can refute a promise, but hardly show it.
+        accuracy: that it is, to be compared image by image; None for other figures.
     """
 
     row: str
@@ -36,8 +36,7 @@ class Seen:
     interval: tuple[float, float]
     doubt: str = ""
     spot_check: bool = False
-    stands: Tensor | None = None
-    """Of an accuracy: the verdict on every image, where it was kept."""
+    accuracy: Accuracy | None = None
 
 
 Look = Callable[[RunReport], list[Seen]]
@@ -79,7 +78,7 @@ def _accuracy(*, attacked: bool) -> Look:
             accuracy.interval,
             # Files are attacked in their own runtimes, slowly, so on few images.
             spot_check=attacked and row.name != "recovered",
-            stands=accuracy.stands,
+            accuracy=accuracy,
         )
         for row in _shipped(report)
         for accuracy in _accuracies(row, attacked=attacked)
@@ -334,10 +333,9 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
 
 def _surely_lost(metric: Metric, allowed: float, old: Seen, new: Seen) -> float:
     """The least that was lost, by the 95 % interval, beyond what is allowed; in the metric's unit."""
-    if metric.units is SHARE:
-        if old.stands is not None and new.stands is not None and len(old.stands) == len(new.stands):
-            return -paired_difference(old.stands, new.stands).interval[1] - allowed
-        return difference(old, new)[1][0] - allowed
+    if old.accuracy is not None and new.accuracy is not None:
+        change = paired_change(old.accuracy, new.accuracy)
+        return (-change.interval[1] if change else difference(old, new)[1][0]) - allowed
     factor = 1 - allowed if metric.higher_is_better else 1 + allowed
     low, value, high = (factor * figure for figure in (old.interval[0], old.value, old.interval[1]))
     floor = Seen("", "", value, (low, high))

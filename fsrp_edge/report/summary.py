@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from fsrp_edge import wording
-from fsrp_edge.evaluation.paired import paired_difference
+from fsrp_edge.evaluation.paired import paired_change
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.pruning.budgets import show
@@ -161,7 +159,8 @@ def side_by_side(reports: Sequence[RunReport]) -> list[tuple[str, ...]]:
     Accuracies are held against those of the first run, image by image, where both hold verdicts on the same images.
     """
     figures: list[dict[str, str]] = []
-    first = _stands(reports[0])
+    before = {_figure_name(row, each): each for row in reports[0].ledger for each in row.accuracies}
+    images = reports[0].data.evaluation.sha256
     for report in reports:
         found = {"asked": asked(report), "gates": _gates(report)}
         found |= {what: f"{new} ({change})" for what, _, new, change in totals(report)}
@@ -169,9 +168,9 @@ def side_by_side(reports: Sequence[RunReport]) -> list[tuple[str, ...]]:
             for accuracy in row.accuracies:
                 name = _figure_name(row, accuracy)
                 found[name] = f"{wording.percent(accuracy.accuracy)} ({wording.interval(accuracy)})"
-                key, stands = (report.data.evaluation.sha256, name, accuracy.images), accuracy.stands
-                if report is not reports[0] and stands is not None and key in first:
-                    found[name] += f"; {wording.change(paired_difference(first[key], stands))}"
+                comparable = report is not reports[0] and report.data.evaluation.sha256 == images
+                if comparable and name in before and (change := paired_change(before[name], accuracy)):
+                    found[name] += f"; {wording.change(change)}"
             if row.bytes is not None:
                 found[f"{row.name}: size"] = wording.size(row.bytes)
             for latency in row.latency:
@@ -182,16 +181,6 @@ def side_by_side(reports: Sequence[RunReport]) -> list[tuple[str, ...]]:
         figures.append(found)
     names = dict.fromkeys(name for found in figures for name in found)
     return [(name, *(found.get(name, wording.NONE) for found in figures)) for name in names]
-
-
-def _stands(report: RunReport) -> dict[tuple[str, str, int], Tensor]:
-    """Verdicts of a run, by the set of images, the name of the accuracy in `side_by_side`, and how many images."""
-    return {
-        (report.data.evaluation.sha256, _figure_name(row, accuracy), accuracy.images): stands
-        for row in report.ledger
-        for accuracy in row.accuracies
-        if (stands := accuracy.stands) is not None
-    }
 
 
 def _figure_name(row: LedgerRow, accuracy: Accuracy) -> str:

@@ -661,15 +661,16 @@ def test_a_network_built_by_the_users_own_file_goes_all_the_way(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("macs", "binding"), [("0.6", "macs"), ("0.9", "size")])
 def test_budgets_are_tried_as_real_files_and_judged_at_the_end(
-    options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, macs: str, binding: str
 ) -> None:
     monkeypatch.setattr("fsrp_edge.pipeline.budgeting.TRIAL_METHOD", options.method)
     update = {
         "out": tmp_path / "run",
         "precisions": ("fp32",),
         "recovery": None,
-        "budgets": Budgets.model_validate({"size": "50%", "macs": "0.9", "memory": "90%", "latency": "10s"}),
+        "budgets": Budgets.model_validate({"size": "50%", "macs": macs, "memory": "90%", "latency": "10s"}),
     }
     result = compress(options.model_copy(update=update))
     rows = {row.name: row for row in result.report.ledger}
@@ -678,10 +679,12 @@ def test_budgets_are_tried_as_real_files_and_judged_at_the_end(
     assert all(gate.passed for gate in gates.values()), gates
     dense_bytes, file_bytes = rows["dense onnx fp32"].bytes, rows["onnx fp32"].bytes
     assert dense_bytes is not None and file_bytes is not None
-    # Size is what binds here, and the plan is held against trial files, so it does not stop far below that either.
-    assert 0.4 * dense_bytes <= file_bytes <= 0.5 * dense_bytes
+    assert file_bytes <= 0.5 * dense_bytes
+    # The plan is held against trial files, so it does not stop far below what binds either.
+    bound, value = gates[binding].bound, gates[binding].value
+    assert bound is not None and value is not None and value >= 0.8 * bound
     assert gates["size"].value == file_bytes
-    assert result.report.pruning.after.macs <= 0.9 * result.report.pruning.before.macs
+    assert result.report.pruning.after.macs <= float(macs) * result.report.pruning.before.macs
     assert "measured" in gates["latency"].message and result.plan.allocation == "knapsack"
     assert "size at most" in (result.directory / "report.md").read_text()
     assert redone(compress(options.model_copy(update=update))) == []
