@@ -15,6 +15,7 @@ from benchmarks.robust_tables import (
     Judged,
     Setting,
     lead_of,
+    leads_by_seed,
     mean_accuracy,
 )
 from fsrp_edge.files import write_text
@@ -22,7 +23,10 @@ from fsrp_edge.files import write_text
 PAGE = RESULTS.parents[1] / "docs" / "robustness.md"
 TENTH: Setting = ("vgg16-w0.25", 0.9, "parameters", 5)
 WIDE: Setting = ("vgg16", 0.9, "channels", 10)
-RESNET: Setting = ("resnet20", 0.9, "parameters", 5)
+SMALL_TENTHS: dict[str, Setting] = {
+    "VGG16, quarter width": TENTH,
+    "ResNet-20": ("resnet20", 0.9, "parameters", 5),
+}
 LENGTHS = (0, 5, 30)
 
 
@@ -31,6 +35,7 @@ def write_summary(found: Groups) -> None:
     recoveries = {"n-fgsm": OURS, **{name: f"{OURS}{BY}{name}" for name in RECOVERIES}}
     tables = {
         "criteria": _criteria(found),
+        "seeds": _by_seed(found),
         "all images": _on_all_images(found),
         "budgets": _budgets(found),
         "lengths": _ablation(found, {
@@ -56,8 +61,22 @@ def _filled(text: str, name: str, lines: Sequence[str]) -> str:
 
 def _criteria(found: Groups) -> list[str]:
     """Criteria against small networks, each as clean / margin attack / AutoAttack."""
-    columns = {"VGG16, quarter width": TENTH, "ResNet-20": RESNET}
-    return _grid(found, columns, (CLEAN, MARGIN, AUTOATTACK))
+    return _grid(found, SMALL_TENTHS, (CLEAN, MARGIN, AUTOATTACK))
+
+
+def _by_seed(found: Groups) -> list[str]:
+    """How far ours is ahead on the margin: over seeds, paired by image, and of each seed."""
+    rows = []
+    for criterion in MAIN:
+        cells = []
+        for setting in SMALL_TENTHS.values():
+            group, ours = (found.get((setting, name), {}) for name in (criterion, OURS))
+            cells += [lead_of(ours, group, MARGIN), leads_by_seed(ours, group, MARGIN)]
+        if criterion != OURS:
+            rows.append([criterion, *cells])
+    return markdown_table(
+        ("criterion", *(title for name in SMALL_TENTHS for title in (name, "seed by seed"))), rows
+    )
 
 
 def _on_all_images(found: Groups) -> list[str]:

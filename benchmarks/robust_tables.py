@@ -122,13 +122,23 @@ def accuracies(by_seed: Group, judged: Judged) -> list[float]:
 
 def lead_of(leader: Group, rival: Group, judged: Judged) -> str:
     """Points by which one is ahead, over the seeds that both have, paired by image; a dash against itself."""
+    pairs = _pairs(leader, rival, judged)
+    return mean_lead(*zip(*pairs, strict=True)) if pairs and leader is not rival else "–"
+
+
+def leads_by_seed(leader: Group, rival: Group, judged: Judged) -> str:
+    """The points of each seed that both have: how much a lead owes to chance in scoring, fitting and recovery."""
+    points = [
+        100 * (ours.count("1") - theirs.count("1")) / len(ours)
+        for ours, theirs in _pairs(leader, rival, judged)
+    ]
+    return ", ".join(f"{lead:+.1f}" for lead in points) or "–"
+
+
+def _pairs(leader: Group, rival: Group, judged: Judged) -> list[tuple[str, str]]:
+    """Verdicts of both, by seed."""
     ours, theirs = (_rows(by_seed, judged) for by_seed in (leader, rival))
-    seeds = sorted(ours.keys() & theirs.keys())
-    return (
-        mean_lead([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
-        if seeds and leader is not rival
-        else "–"
-    )
+    return [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
 
 
 def _rows(by_seed: Group, judged: Judged) -> dict[int, str]:

@@ -82,7 +82,7 @@ def make_report(*, label_kind: Any = "ground truth", warnings: tuple[str, ...] =
 
     from fsrp_edge.bench.results import Latency
     from fsrp_edge.evaluation.paired import paired_difference
-    from fsrp_edge.evaluation.results import Accuracy, PairedDifference
+    from fsrp_edge.evaluation.results import PairedDifference, ReportedAccuracy
     from fsrp_edge.exporting.artifact import Artifact
     from fsrp_edge.exporting.parity import TOLERANCES, Parity
     from fsrp_edge.models.classifier import ModelSpec, Preprocessing
@@ -99,9 +99,9 @@ def make_report(*, label_kind: Any = "ground truth", warnings: tuple[str, ...] =
         high: float,
         attack: str = "clean",
         since_dense: PairedDifference | None = None,
-    ) -> Accuracy:
+    ) -> ReportedAccuracy:
         attacked: dict[str, Any] = {"norm": "Linf", "eps": 8 / 255, "seed": 0} if attack != "clean" else {}
-        return Accuracy(
+        return ReportedAccuracy(
             attack=attack,
             images=1000,
             correct=correct,

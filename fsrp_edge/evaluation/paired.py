@@ -7,7 +7,7 @@ from statistics import NormalDist
 from torch import Tensor
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.evaluation.results import Accuracy, EvaluationFile, Judged, PairedDifference
+from fsrp_edge.evaluation.results import Accuracy, EvaluationFile, Judged, PairedDifference, ReportedAccuracy
 
 
 def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
@@ -48,14 +48,14 @@ def compare_files(first: EvaluationFile, second: EvaluationFile) -> list[tuple[A
     return rows
 
 
-def paired_change(first: Accuracy, second: Accuracy) -> PairedDifference | None:
+def paired_change(first: ReportedAccuracy, second: ReportedAccuracy) -> PairedDifference | None:
     """Between accuracies of two runs on the same images; None where a report holds no verdicts, or of fewer images."""
     if first.images != second.images or first.stands is None or second.stands is None:
         return None
     return paired_difference(first.stands, second.stands)
 
 
-def since_dense(dense: Sequence[Judged], judged: Sequence[Judged]) -> tuple[Accuracy, ...]:
+def since_dense(dense: Sequence[Judged], judged: Sequence[Judged]) -> tuple[ReportedAccuracy, ...]:
     """Accuracies of a network or file, with the change since the dense network wherever that met the same.
 
     Both were judged on the same images, of which an attack may have been given fewer.

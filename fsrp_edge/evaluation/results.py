@@ -50,11 +50,16 @@ class Accuracy(Record):
     label_kind: LabelKind
     """With predicted labels the number is agreement with the dense network, not accuracy."""
     warnings: tuple[str, ...] = ()
+
+
+class ReportedAccuracy(Accuracy):
+    """An accuracy as a run's report holds it, to be compared with other networks' on the same images."""
+
     since_dense: PairedDifference | None = None
-    """In a run's report: the change from the dense network (the first) to this one (the second)."""
+    """The change from the dense network (the first) to this one (the second)."""
     standing: str | None = Field(None, pattern="^([0-9a-f]{2})+$")
-    """In a run's report, for comparisons with other runs: a bit for each image, 1 where the prediction is still right;
-    eight of them are two hexadecimal digits, the first image's bit is the highest."""
+    """A bit for each image, 1 where the prediction is still right; eight of them are two hexadecimal digits, the first
+    image's bit is the highest."""
 
     @model_validator(mode="after")
     def _a_bit_for_each_image(self) -> Self:
@@ -107,10 +112,10 @@ class Judged(Record):
         """Bool (images,)."""
         return torch.tensor([mark == "1" for mark in self.standing])
 
-    def kept_with(self, since_dense: PairedDifference | None) -> Accuracy:
+    def kept_with(self, since_dense: PairedDifference | None) -> ReportedAccuracy:
         """The accuracy as a run's report holds it."""
         standing = np.packbits(self.stands.numpy()).tobytes().hex()
-        return self.result.model_copy(update={"since_dense": since_dense, "standing": standing})
+        return ReportedAccuracy(**{**dict(self.result), "since_dense": since_dense, "standing": standing})
 
 
 class _Row(Judged):

@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 from fsrp_edge import wording
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.paired import paired_change
-from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.evaluation.results import ReportedAccuracy
 from fsrp_edge.report.schema import GateResult, LedgerRow, RunReport
 from fsrp_edge.units import BYTES, COUNT, SHARE, TIME, parse_amount
 
@@ -36,7 +36,7 @@ class Seen:
     interval: tuple[float, float]
     doubt: str = ""
     spot_check: bool = False
-    accuracy: Accuracy | None = None
+    accuracy: ReportedAccuracy | None = None
 
 
 Look = Callable[[RunReport], list[Seen]]
@@ -64,7 +64,7 @@ def _shipped(report: RunReport) -> list[LedgerRow]:
     return [row for row in report.ledger if not row.is_dense and row.name != "pruned"]
 
 
-def _accuracies(row: LedgerRow, *, attacked: bool) -> list[Accuracy]:
+def _accuracies(row: LedgerRow, *, attacked: bool) -> list[ReportedAccuracy]:
     """Those that are no mere agreement with the dense network."""
     return [a for a in row.accuracies if (a.eps is not None) == attacked and a.label_kind == "ground truth"]
 

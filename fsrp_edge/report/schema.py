@@ -7,7 +7,7 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, Json
 
 from fsrp_edge.bench.results import Latency
 from fsrp_edge.data.images import Dataset, ImageSet, LabelKind
-from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.evaluation.results import ReportedAccuracy
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.files import sha256_file, without_folders
@@ -165,7 +165,7 @@ class LedgerRow(Record):
     """
 
     name: str
-    accuracies: tuple[Accuracy, ...] = ()
+    accuracies: tuple[ReportedAccuracy, ...] = ()
     macs: Count | None = None
     parameters: Count | None = None
     bytes: Count | None = None

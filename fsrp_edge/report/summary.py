@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fsrp_edge import wording
 from fsrp_edge.evaluation.paired import paired_change
-from fsrp_edge.evaluation.results import Accuracy
+from fsrp_edge.evaluation.results import ReportedAccuracy
 from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.pruning.budgets import show
 from fsrp_edge.report.schema import LedgerRow, Recovery, RunReport, SpeedUp
@@ -28,12 +28,12 @@ class Column:
         """`PGD-20 L∞ 8/255 accuracy`."""
         return f"{self.attack} {self.measure}"
 
-    def of(self, row: LedgerRow) -> Accuracy | None:
+    def of(self, row: LedgerRow) -> ReportedAccuracy | None:
         """The row's number in this column."""
         return next((accuracy for accuracy in row.accuracies if column_of(accuracy) == self), None)
 
 
-def column_of(accuracy: Accuracy) -> Column:
+def column_of(accuracy: ReportedAccuracy) -> Column:
     """The column that a number belongs to."""
     return Column(wording.attack(accuracy), wording.measure(accuracy))
 
@@ -183,7 +183,7 @@ def side_by_side(reports: Sequence[RunReport]) -> list[tuple[str, ...]]:
     return [(name, *(found.get(name, wording.NONE) for found in figures)) for name in names]
 
 
-def _figure_name(row: LedgerRow, accuracy: Accuracy) -> str:
+def _figure_name(row: LedgerRow, accuracy: ReportedAccuracy) -> str:
     return f"{row.name}: {column_of(accuracy).title}"
 
 

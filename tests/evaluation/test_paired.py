@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import evaluation_of
 from fsrp_edge.evaluation.paired import compare_files, paired_difference, since_dense
-from fsrp_edge.evaluation.results import Accuracy, Evaluation, EvaluationFile, Judged
+from fsrp_edge.evaluation.results import Accuracy, Evaluation, EvaluationFile, Judged, ReportedAccuracy
 
 
 def standing(*counts: tuple[int, bool]) -> torch.Tensor:
@@ -87,9 +87,9 @@ def test_a_report_keeps_the_verdict_on_every_image(marks) -> None:
         data="digits", label_kind="ground truth",
     )  # fmt: skip
     kept = Judged.of(Evaluation(accuracy, torch.tensor(marks))).kept_with(None)
-    assert Accuracy.model_validate_json(kept.model_dump_json()).stands.tolist() == marks
+    assert ReportedAccuracy.model_validate_json(kept.model_dump_json()).stands.tolist() == marks
     with pytest.raises(ValidationError, match="a bit for each of"):
-        Accuracy.model_validate(kept.model_dump() | {"images": len(marks) + 8})
+        ReportedAccuracy.model_validate(kept.model_dump() | {"images": len(marks) + 8})
 
 
 def test_other_files_are_refused(tmp_path) -> None:
