@@ -214,8 +214,13 @@ def test_busy_neighbours_are_noticed():
     before = agent.Machine().busy_seconds()
     if before is None:
         pytest.skip("this system has no /proc/stat")
-    subprocess.run([sys.executable, "-c", "sum(range(20_000_000))"], check=True)
-    after = agent.Machine().busy_seconds()
+    busy = "sum(range(20_000_000)); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as neighbour:
+        neighbour.stdout.readline()
+        after = agent.Machine().busy_seconds()  # while it lives: once awaited, a child's time is our own
+        neighbour.communicate(b"\n")
     assert agent.foreign_cores(before, after, 1.0) > 0.05
 
 
