@@ -1,6 +1,6 @@
 """The short tables of docs/robustness.md, from the cells of `benchmarks.robust_pruning` that are on disk."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.common import RESULTS, markdown_table
 from benchmarks.robust_cells import BY, FSRP_FORMS, KNAPSACK, MAIN, OURS, RECOVERIES
@@ -66,30 +66,44 @@ def _criteria(found: Groups) -> list[str]:
 
 def _by_seed(found: Groups) -> list[str]:
     """How far ours is ahead on the margin: over seeds, paired by image, and of each seed."""
-    rows = []
-    for criterion in MAIN:
-        cells = []
-        for setting in SMALL_TENTHS.values():
-            group, ours = (found.get((setting, name), {}) for name in (criterion, OURS))
-            cells += [lead_of(ours, group, MARGIN), leads_by_seed(ours, group, MARGIN)]
-        if criterion != OURS:
-            rows.append([criterion, *cells])
-    return markdown_table(
-        ("criterion", *(title for name in SMALL_TENTHS for title in (name, "seed by seed"))), rows
+    rows = _beside_ours(
+        found,
+        tuple(SMALL_TENTHS.values()),
+        lambda group, ours: [lead_of(ours, group, MARGIN), leads_by_seed(ours, group, MARGIN)],
     )
+    titles = (title for name in SMALL_TENTHS for title in (name, "seed by seed"))
+    return markdown_table(("criterion", *titles), rows)
 
 
 def _on_all_images(found: Groups) -> list[str]:
     """Criteria whose networks met AutoAttack on all images, and how far ours is ahead of each."""
-    rows = []
-    for criterion in MAIN:
-        cells = []
-        for setting in (WIDE, TENTH):
-            group, ours = (found.get((setting, name), {}) for name in (criterion, OURS))
-            cells += [mean_accuracy(group, AUTOATTACK_ON_ALL), lead_of(ours, group, AUTOATTACK_ON_ALL)]
-        if set(cells) != {"–"}:
-            rows.append([criterion, *cells])
+    rows = _beside_ours(
+        found,
+        (WIDE, TENTH),
+        lambda group, ours: [
+            mean_accuracy(group, AUTOATTACK_ON_ALL),
+            lead_of(ours, group, AUTOATTACK_ON_ALL),
+        ],
+    )
     return markdown_table(("criterion", "VGG16", "our lead", "quarter width", "our lead"), rows)
+
+
+def _beside_ours(
+    found: Groups, settings: Sequence[Setting], cells: Callable[[Group, Group], list[str]]
+) -> list[list[str]]:
+    """A row a criterion of which anything is known: at every setting, the cells of its group and ours."""
+    rows = [
+        [
+            criterion,
+            *(
+                cell
+                for key in settings
+                for cell in cells(found.get((key, criterion), {}), found.get((key, OURS), {}))
+            ),
+        ]
+        for criterion in MAIN
+    ]
+    return [row for row in rows if set(row[1:]) != {"–"}]
 
 
 def _budgets(found: Groups) -> list[str]:

@@ -123,7 +123,7 @@ def accuracies(by_seed: Group, judged: Judged) -> list[float]:
 def lead_of(leader: Group, rival: Group, judged: Judged) -> str:
     """Points by which one is ahead, over the seeds that both have, paired by image; a dash against itself."""
     pairs = _pairs(leader, rival, judged)
-    return mean_lead(*zip(*pairs, strict=True)) if pairs and leader is not rival else "–"
+    return mean_lead(*zip(*pairs, strict=True)) if pairs else "–"
 
 
 def leads_by_seed(leader: Group, rival: Group, judged: Judged) -> str:
@@ -136,7 +136,9 @@ def leads_by_seed(leader: Group, rival: Group, judged: Judged) -> str:
 
 
 def _pairs(leader: Group, rival: Group, judged: Judged) -> list[tuple[str, str]]:
-    """Verdicts of both, by seed."""
+    """Verdicts of both, by seed; none of a group and itself."""
+    if leader is rival:
+        return []
     ours, theirs = (_rows(by_seed, judged) for by_seed in (leader, rival))
     return [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
 
