@@ -6,16 +6,18 @@ maps, as what has to be preserved: the next filter to keep is the one that adds 
 least squares, of the low-frequency variance that the reading layers make of all of them. With readers whose weights are
 the identity that would be a Cholesky factorization with complete pivoting (Higham, *Accuracy and Stability of Numerical
 Algorithms*, 2002, 10.3) of the covariance matrix; a variance that the readers' weights cancel counts for nothing here.
+What a reader makes counts as batch norm lets it through: the weights before a batch norm can be of any size.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fsrp_edge.attacks import PGD
+from fsrp_edge.attacks import PGD, attackable
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, find_layer
@@ -39,6 +41,8 @@ class Reconstruction(Record):
     name: Literal["fsrp-reconstruction"] = "fsrp-reconstruction"
     radius: float = Field(0.5, gt=0, le=1)
     """Of the low-frequency region, as a fraction of the band (0 is DC, 1 is Nyquist)."""
+    through_batch_norm: bool = True
+    """Whether a reader's outputs count as the batch norm behind it scales them, or as they are."""
     attack: PGD = PGD(steps=10)
     """The attack that makes the examples; eps 0 scores on clean images."""
     batch_size: int = Field(128, ge=1)
@@ -69,7 +73,8 @@ def score_reconstruction(
     groups = PruningGraph(classifier).groups()
     examples = my_adversarial_batches(classifier, images, options.attack, options.batch_size, seed=seed)
     moments = read_input_moments(classifier, examples, readers(groups), radius=options.radius)
-    scored = {group.root: _scores(classifier, group, moments) for group in groups}
+    scales = batch_norm_scales(classifier) if options.through_batch_norm else {}
+    scored = {group.root: _scores(classifier, group, moments, scales) for group in groups}
     return FilterScores(
         criterion=options.name,
         options=flat(options),
@@ -80,6 +85,38 @@ def score_reconstruction(
         seed=seed,
         layers={root: found for root, found in scored.items() if found is not None},
     )
+
+
+def batch_norm_scales(classifier: Classifier) -> dict[str, Tensor]:
+    """By what batch norm multiplies the outputs of the layers that it follows directly, (C,), by the layer's name.
+
+    Args:
+        classifier: in evaluation mode; it is run once.
+    """
+    made: dict[int, tuple[str, Tensor]] = {}  # the outputs are kept so that no other tensor gets their address
+    scales: dict[str, Tensor] = {}
+
+    def remember(name: str, output: Tensor) -> None:
+        made[id(output)] = (name, output)
+
+    def look(norm: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        name, _ = made.get(id(inputs[0]), (None, None))
+        if name is not None and norm.running_var is not None:
+            scale = (norm.running_var + norm.eps).rsqrt()
+            scales[name] = (scale if norm.weight is None else norm.weight.abs() * scale).detach()
+
+    with ExitStack() as stack:
+        for name, module in classifier.network.named_modules():
+            if isinstance(module, nn.Linear | Convolution):
+                hook = module.register_forward_hook(lambda _, __, output, name=name: remember(name, output))
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                hook = module.register_forward_pre_hook(look)
+            else:
+                continue
+            stack.callback(hook.remove)
+        with torch.no_grad(), attackable(classifier):
+            classifier(classifier.example_pixels(1))
+    return scales
 
 
 def explained_shares(read: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -161,7 +198,10 @@ class _Reader:
 
 
 def _scores(
-    classifier: Classifier, group: ChannelGroup, moments: Mapping[str, InputMoments]
+    classifier: Classifier,
+    group: ChannelGroup,
+    moments: Mapping[str, InputMoments],
+    scales: Mapping[str, Tensor],
 ) -> LayerScores | None:
     """Of a group's channels, at all places where layers read them; None where none was seen."""
     found = [
@@ -171,7 +211,9 @@ def _scores(
         return None
     read = []
     for part, seen in found:
-        weights = _gram(find_layer(classifier.network, part.layer), seen.covariance)
+        weights = _gram(
+            find_layer(classifier.network, part.layer), seen.covariance, scales.get(part.layer)
+        )
         for channels, roots in by_position(part.channels, part.root_channels):
             mine, theirs = (torch.tensor(each, device=weights.device) for each in (channels, roots))
             whole = weights.new_zeros(2, group.channels, group.channels)
@@ -186,8 +228,8 @@ def _scores(
     return LayerScores(scores=tuple(shares.tolist()), map_size=max(seen.size for _, seen in found))
 
 
-def _gram(reader: nn.Module | None, like: Tensor) -> Tensor:
-    """(C, C) of a reader's weights on its input channels, over outputs and taps.
+def _gram(reader: nn.Module | None, like: Tensor, scale: Tensor | None) -> Tensor:
+    """(C, C) of a reader's weights on its input channels, over outputs and taps, where outputs are scaled.
 
     The identity for grouped convolutions, whose weights do not see all channels.
     """
@@ -195,5 +237,8 @@ def _gram(reader: nn.Module | None, like: Tensor) -> Tensor:
         return torch.eye(len(like), dtype=like.dtype, device=like.device)
     weight = reader.weight.detach().to(like)
     weight = weight.transpose(0, 1) if not getattr(reader, "transposed", False) else weight
-    by_input = weight.flatten(1)
+    by_input = weight.flatten(2) if weight.dim() > 2 else weight[..., None]
+    if scale is not None:
+        by_input = by_input * scale.to(like)[:, None]
+    by_input = by_input.flatten(1)
     return by_input @ by_input.T

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ArraySource, ImageSet
@@ -19,7 +20,12 @@ from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.scoring import reconstruction
 from fsrp_edge.scoring.moments import MOST_CHANNELS, by_position, read_input_moments
-from fsrp_edge.scoring.reconstruction import Reconstruction, explained_shares, score_reconstruction
+from fsrp_edge.scoring.reconstruction import (
+    Reconstruction,
+    batch_norm_scales,
+    explained_shares,
+    score_reconstruction,
+)
 from tests.nets import as_classifier, built
 
 
@@ -182,3 +188,59 @@ def test_what_is_not_finite_is_refused_by_name():
         classifier.network[0].bias[3] = torch.nan  # type: ignore[index]
     with pytest.raises(BadInputError, match="layer 0 responds with NaN"):
         score_reconstruction(classifier, images(), Reconstruction(attack=PGD(eps=0)), seed=0)
+
+
+def normalized_network() -> Classifier:
+    """Every layer but the last before a batch norm, one of which has no weights of its own."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.ConvTranspose2d(8, 6, 2, stride=2), nn.BatchNorm2d(6), nn.ReLU(),
+            nn.Conv2d(6, 7, 3, bias=False), nn.BatchNorm2d(7, affine=False), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4),
+        )  # fmt: skip
+    for norm in body.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.running_mean.normal_(generator=draw)
+            norm.running_var.uniform_(0.01, 4, generator=draw)
+            if norm.affine:
+                nn.init.uniform_(norm.weight, -2, 2, generator=draw)
+    return as_classifier(body, shape=(3, 16, 12), classes=4)
+
+
+def test_readers_count_as_if_batch_norm_were_part_of_them():
+    classifier, options = normalized_network().eval(), Reconstruction(attack=PGD(eps=0))
+    layers = list(classifier.network)  # type: ignore[call-overload]
+    for place, layer in enumerate(layers):
+        if isinstance(layer, nn.Linear) and place + 1 < len(layers):
+            layers[place] = fuse_linear_bn_eval(layer, layers[place + 1])
+        elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layers[place] = fuse_conv_bn_eval(
+                layer, layers[place + 1], transpose=isinstance(layer, nn.ConvTranspose2d)
+            )
+    folded = as_classifier(
+        nn.Sequential(
+            *(nn.Identity() if isinstance(each, nn.modules.batchnorm._BatchNorm) else each for each in layers)
+        ),
+        shape=(3, 16, 12),
+        classes=4,
+    ).eval()
+    assert set(batch_norm_scales(classifier)) == {"0", "3", "6", "11"} and not batch_norm_scales(folded)
+    scores, wanted = (score_reconstruction(each, images(), options, seed=0) for each in (classifier, folded))
+    bare = options.model_copy(update={"through_batch_norm": False})
+    otherwise = score_reconstruction(classifier, images(), bare, seed=0)
+    assert scores.layers.keys() == wanted.layers.keys() == {"0", "3", "6", "11"}
+    for root, layer in wanted.layers.items():
+        assert scores.layers[root].scores == pytest.approx(layer.scores, rel=1e-3, abs=1e-6)
+        if root != "11":  # read by the logits, which no batch norm follows
+            assert otherwise.layers[root].scores != pytest.approx(layer.scores, rel=1e-2)
+
+
+def test_batch_norm_counts_only_behind_a_layer_and_with_statistics():
+    body = nn.Sequential(
+        nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4),
+        nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5, track_running_stats=False), nn.Flatten(), nn.Linear(5 * 4, 4),
+    )  # fmt: skip
+    assert batch_norm_scales(as_classifier(body, shape=(3, 2, 2), classes=4)) == {}
