@@ -96,7 +96,14 @@ def _tried(run: Run) -> list[str]:
 
 def _dense_outputs(run: Run) -> DenseOutputs | None:
     """What pruning fits what stays to, where it compensates."""
-    return DenseOutputs(run.dense, _fitting_images(run)) if run.options.compensates else None
+    if not run.options.compensates:
+        return None
+    return DenseOutputs(run.dense, _fitting_images(run), last=not _learns(run))
+
+
+def _learns(run: Run) -> bool:
+    """Whether the pruned network is trained."""
+    return run.options.recovery is not None and run.options.recovery.epochs > 0
 
 
 def _fitting_images(run: Run) -> ImageSet:
@@ -175,7 +182,7 @@ def prune(run: Run, plan: PruningPlan) -> Classifier:
     if run.options.round_epochs:
         inputs |= {"rounds": sha256_file(run.path(ROUNDS))}
     if run.options.compensates:
-        inputs |= {"compensated on": _fitting_images(run).digest}
+        inputs |= {"compensated on": _fitting_images(run).digest, "trained after": _learns(run)}
 
     def cut() -> Classifier:
         if run.options.round_epochs:

@@ -5,6 +5,9 @@ it reads now, come closest to those of the dense network, by least squares over 
 layer makes up for the inputs that it lost and for what the layers before it could not make up for. In the manner of
 channel pruning by reconstruction (He et al., arXiv 1707.06168; ThiNet, arXiv 1707.06342), for all layers in one forward
 pass of either network.
+
+Weights that stand in for many become large. Before a batch norm their size does nothing but divide what they learn from
+a step, so there it stays as it was and the statistics of the batch norm take up the factor.
 """
 
 from collections import Counter
@@ -19,6 +22,7 @@ from torch.nn import functional as F
 from fsrp_edge import compute
 from fsrp_edge.attacks import attackable
 from fsrp_edge.data.images import ImageSet
+from fsrp_edge.models.batch_norms import BatchNorm, batch_norms_behind
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.scoring.capture import as_maps
 
@@ -63,16 +67,25 @@ class DenseOutputs:
         images: `most_images` suffice; labels are not needed.
         fitted: how many of them, the first ones, smaller networks are fitted on; None for all.
         rows: places that are sampled for each layer.
+        last: whether the last layer is fitted, too. It is the one to leave where training follows: large weights there
+            make for sure answers, and training against attacks begins from those.
     """
 
     def __init__(
-        self, classifier: Classifier, images: ImageSet, *, fitted: int | None = None, rows: int = ROWS
+        self,
+        classifier: Classifier,
+        images: ImageSet,
+        *,
+        fitted: int | None = None,
+        rows: int = ROWS,
+        last: bool = True,
     ) -> None:
         device = compute.device_of(classifier)
         self.pixels = torch.cat([pixels for pixels, _ in images.batches(BATCH)]).to(device)
         self._fitted, self._rows = fitted or len(self.pixels), rows
         self._generator = torch.Generator().manual_seed(0)
         self._samples: dict[str, _Sample] = {}
+        self._norms = batch_norms_behind(classifier)
         calls = Counter[str]()
 
         def record(name: str, layer: Fitted, _: Tensor, output: Tensor) -> None:
@@ -84,6 +97,8 @@ class DenseOutputs:
         for name, count in calls.items():
             if count > 1:  # it would have to serve several inputs
                 del self._samples[name]
+        if not last:
+            self._samples.pop(next(reversed(calls), ""), None)
 
     def fit(self, pruned: Classifier, gone: Mapping[str, Collection[int]]) -> Tensor:
         """Change a smaller copy's weights in place.
@@ -104,7 +119,10 @@ class DenseOutputs:
                 return
             lost = set(gone.get(name, ()))
             stay = [channel for channel in range(sample.outputs.shape[1]) if channel not in lost]
+            before = layer.weight.clone()
             _fit(layer, _reads(layer, inputs, sample), sample.outputs[:, stay])
+            if name in self._norms:
+                _keep_size(layer, before, pruned.network.get_submodule(self._norms[name]))
 
         with torch.no_grad(), attackable(pruned), _watching(pruned, before=fit):
             logits: Tensor = pruned(self.pixels).float()
@@ -186,6 +204,18 @@ def _fit(layer: Fitted, reads: Tensor, wanted: Tensor) -> None:
     layer.weight += change.transpose(1, 2).reshape(layer.weight.shape).to(layer.weight)
     if layer.bias is not None:
         layer.bias += constant.flatten().to(layer.bias)
+
+
+def _keep_size(layer: Fitted, before: Tensor, norm: nn.Module) -> None:
+    """Give each output channel's weights the norm they had, and batch norm the statistics that go with that."""
+    sizes = [weight.flatten(1).norm(dim=1) for weight in (before, layer.weight)]
+    factor = torch.where((sizes[0] > 0) & (sizes[1] > 0), sizes[0] / sizes[1], 1.0)
+    assert isinstance(norm, BatchNorm) and norm.running_mean is not None and norm.running_var is not None
+    layer.weight *= factor.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    if layer.bias is not None:
+        layer.bias *= factor
+    norm.running_mean *= factor
+    norm.running_var *= factor.square()
 
 
 def _ridge_regression(known: Tensor, wanted: Tensor) -> Tensor:

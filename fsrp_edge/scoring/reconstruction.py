@@ -10,16 +10,16 @@ What a reader makes counts as batch norm lets it through: the weights before a b
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fsrp_edge.attacks import PGD, attackable
+from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.batch_norms import BatchNorm, batch_norms_behind
 from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
@@ -73,7 +73,8 @@ def score_reconstruction(
     groups = PruningGraph(classifier).groups()
     examples = my_adversarial_batches(classifier, images, options.attack, options.batch_size, seed=seed)
     moments = read_input_moments(classifier, examples, readers(groups), radius=options.radius)
-    scales = batch_norm_scales(classifier) if options.through_batch_norm else {}
+    norms = batch_norms_behind(classifier) if options.through_batch_norm else {}
+    scales = {layer: _scale(classifier.network.get_submodule(norm)) for layer, norm in norms.items()}
     scored = {group.root: _scores(classifier, group, moments, scales) for group in groups}
     return FilterScores(
         criterion=options.name,
@@ -85,38 +86,6 @@ def score_reconstruction(
         seed=seed,
         layers={root: found for root, found in scored.items() if found is not None},
     )
-
-
-def batch_norm_scales(classifier: Classifier) -> dict[str, Tensor]:
-    """By what batch norm multiplies the outputs of the layers that it follows directly, (C,), by the layer's name.
-
-    Args:
-        classifier: in evaluation mode; it is run once.
-    """
-    made: dict[int, tuple[str, Tensor]] = {}  # the outputs are kept so that no other tensor gets their address
-    scales: dict[str, Tensor] = {}
-
-    def remember(name: str, output: Tensor) -> None:
-        made[id(output)] = (name, output)
-
-    def look(norm: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        name, _ = made.get(id(inputs[0]), (None, None))
-        if name is not None and norm.running_var is not None:
-            scale = (norm.running_var + norm.eps).rsqrt()
-            scales[name] = (scale if norm.weight is None else norm.weight.abs() * scale).detach()
-
-    with ExitStack() as stack:
-        for name, module in classifier.network.named_modules():
-            if isinstance(module, nn.Linear | Convolution):
-                hook = module.register_forward_hook(lambda _, __, output, name=name: remember(name, output))
-            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-                hook = module.register_forward_pre_hook(look)
-            else:
-                continue
-            stack.callback(hook.remove)
-        with torch.no_grad(), attackable(classifier):
-            classifier(classifier.example_pixels(1))
-    return scales
 
 
 def explained_shares(read: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -211,9 +180,7 @@ def _scores(
         return None
     read = []
     for part, seen in found:
-        weights = _gram(
-            find_layer(classifier.network, part.layer), seen.covariance, scales.get(part.layer)
-        )
+        weights = _gram(find_layer(classifier.network, part.layer), seen.covariance, scales.get(part.layer))
         for channels, roots in by_position(part.channels, part.root_channels):
             mine, theirs = (torch.tensor(each, device=weights.device) for each in (channels, roots))
             whole = weights.new_zeros(2, group.channels, group.channels)
@@ -226,6 +193,13 @@ def _scores(
         )
     shares = explained_shares(read)
     return LayerScores(scores=tuple(shares.tolist()), map_size=max(seen.size for _, seen in found))
+
+
+def _scale(norm: nn.Module) -> Tensor:
+    """(C,) what batch norm in evaluation multiplies its inputs by, but for the sign."""
+    assert isinstance(norm, BatchNorm) and norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    return scale if norm.weight is None else (norm.weight.abs() * scale).detach()
 
 
 def _gram(reader: nn.Module | None, like: Tensor, scale: Tensor | None) -> Tensor:

@@ -143,3 +143,39 @@ def test_layers_behind_concatenations_and_depthwise_ones_are_fitted_too(carried,
         for each in (plain, compensated)
     )
     assert kept < 0.7 * lost
+
+
+def normalized() -> Classifier:
+    """A bias before one batch norm, none before the other; statistics as of a trained network."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+        )  # fmt: skip
+    classifier = as_classifier(body, shape=(3, 16, 16), classes=4)
+    recalibrate_batch_norm(classifier, images())
+    return classifier.eval()
+
+
+def test_weights_before_a_batch_norm_keep_their_size_and_outputs_are_as_well_fitted(monkeypatch):
+    dense = normalized()
+    outputs = DenseOutputs(dense, images())
+    found = without(dense, {0, 3, 5}, outputs)
+    monkeypatch.setattr(compensation, "_keep_size", lambda *_: None)
+    free = without(dense, {0, 3, 5}, outputs)
+    assert not torch.allclose(found.network[3].weight, free.network[3].weight)
+    assert torch.allclose(logits(found, outputs.pixels), logits(free, outputs.pixels), atol=1e-3)
+    kept = [channel for channel in range(8) if channel not in {0, 3, 5}]
+    sizes = [
+        each.flatten(1).norm(dim=1) for each in (found.network[3].weight, dense.network[3].weight[:, kept])
+    ]
+    assert torch.allclose(*sizes)
+
+
+def test_the_last_layer_stays_as_it_is_where_training_follows():
+    dense = normalized()
+    found, left = (without(dense, {0, 3}, DenseOutputs(dense, images(), last=last)) for last in (True, False))
+    assert torch.equal(left.network[8].weight, dense.network[8].weight)
+    assert not torch.equal(found.network[8].weight, dense.network[8].weight)
+    assert torch.equal(left.network[3].weight, found.network[3].weight)

@@ -22,7 +22,6 @@ from fsrp_edge.scoring import reconstruction
 from fsrp_edge.scoring.moments import MOST_CHANNELS, by_position, read_input_moments
 from fsrp_edge.scoring.reconstruction import (
     Reconstruction,
-    batch_norm_scales,
     explained_shares,
     score_reconstruction,
 )
@@ -227,7 +226,6 @@ def test_readers_count_as_if_batch_norm_were_part_of_them():
         shape=(3, 16, 12),
         classes=4,
     ).eval()
-    assert set(batch_norm_scales(classifier)) == {"0", "3", "6", "11"} and not batch_norm_scales(folded)
     scores, wanted = (score_reconstruction(each, images(), options, seed=0) for each in (classifier, folded))
     bare = options.model_copy(update={"through_batch_norm": False})
     otherwise = score_reconstruction(classifier, images(), bare, seed=0)
@@ -236,11 +234,3 @@ def test_readers_count_as_if_batch_norm_were_part_of_them():
         assert scores.layers[root].scores == pytest.approx(layer.scores, rel=1e-3, abs=1e-6)
         if root != "11":  # read by the logits, which no batch norm follows
             assert otherwise.layers[root].scores != pytest.approx(layer.scores, rel=1e-2)
-
-
-def test_batch_norm_counts_only_behind_a_layer_and_with_statistics():
-    body = nn.Sequential(
-        nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4),
-        nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5, track_running_stats=False), nn.Flatten(), nn.Linear(5 * 4, 4),
-    )  # fmt: skip
-    assert batch_norm_scales(as_classifier(body, shape=(3, 2, 2), classes=4)) == {}

@@ -1,0 +1,30 @@
+from torch import nn
+
+from fsrp_edge.models.batch_norms import batch_norms_behind
+from tests.nets import as_classifier, built
+
+
+def test_each_layer_of_a_residual_network_has_its_own():
+    found = batch_norms_behind(built("cifar:resnet20-a"))
+    assert (found["conv1"], found["layer2.1.conv2"]) == ("bn1", "layer2.1.bn2")
+    assert len(found) == 19 and "linear" not in found
+
+
+def test_only_those_right_behind_a_layer_with_statistics():
+    body = nn.Sequential(
+        nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4),
+        nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5, track_running_stats=False), nn.Flatten(), nn.Linear(5 * 4, 4),
+    )  # fmt: skip
+    assert batch_norms_behind(as_classifier(body, shape=(3, 2, 2), classes=4)) == {}
+
+
+def test_what_is_used_twice_belongs_to_nobody():
+    norm, layer = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+    for body in (
+        nn.Sequential(layer, norm, nn.Conv2d(3, 3, 1), norm),
+        nn.Sequential(layer, nn.BatchNorm2d(3), layer, nn.BatchNorm2d(3)),
+    ):
+        found = batch_norms_behind(
+            as_classifier(nn.Sequential(body, nn.Flatten(), nn.Linear(12, 4)), shape=(3, 2, 2), classes=4)
+        )
+        assert found == {}
