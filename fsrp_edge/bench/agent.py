@@ -373,6 +373,8 @@ def make_inputs(specifications: List[Specification]) -> Dict[str, Any]:
         fixed = [1 if axis == 0 and not known(size) else size for axis, size in enumerate(shape)]
         if not all(known(size) for size in fixed):
             raise AgentError("open-shape", f"input {name!r} has the open shape {shape}; fix it at export")
+        if len(fixed) == 4 and fixed[0] > 1:
+            raise AgentError("batch", f"input {name!r} takes {fixed[0]} images at a time; export it for one")
         if kind in ("uint8", "int8"):
             limits = numpy.iinfo(kind)
             inputs[name] = random.randint(limits.min, limits.max + 1, fixed).astype(kind)
@@ -667,9 +669,12 @@ def core_numbers(text: str) -> List[int]:
     """The cores that `0,2,4-7` names."""
     found: List[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
+        first, hyphen, last = part.partition("-")
+        these = range(int(first), int(last if hyphen else first) + 1)
+        if not these:
+            raise ValueError("no cores from " + part)
+        found += these
+    return sorted(set(found))
 
 
 def stay_on(text: str) -> None:

@@ -101,12 +101,23 @@ def _running(
 
 def _events(agent: subprocess.Popen[str], work: str, stop: threading.Event) -> Iterator[dict[str, Any]]:
     """The agent's events until it closes its output."""
+    before, begun = "", False
     for line in _lines(agent, work, stop, SILENCE_SECONDS):
         try:
-            yield json.loads(line)
+            event = json.loads(line)
         except json.JSONDecodeError:
-            message = f"{work}: the measuring process said {line.strip()!r}, which is no event"
-            raise ToolFailedError(message) from None
+            before = before or line
+            if begun:
+                raise ToolFailedError(_no_event(work, line)) from None
+            continue  # a login script may talk before
+        begun = True
+        yield event
+    if before and not begun:
+        raise ToolFailedError(_no_event(work, before))
+
+
+def _no_event(work: str, line: str) -> str:
+    return f"{work}: the measuring process said {line.strip()!r}, which is no event"
 
 
 def _lines(child: subprocess.Popen[str], work: str, stop: threading.Event, silence: float) -> Iterator[str]:

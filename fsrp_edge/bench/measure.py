@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,12 +156,14 @@ def _precision_of(path: Path) -> str:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """Of files; with their folder where several have the same, as dense and pruned files do."""
-    names = [path.name for path in files]
-    return [
-        f"{path.resolve().parent.name}/{path.name}" if names.count(path.name) > 1 else path.name
-        for path in files
-    ]
+    """Of files; with as many of their folders as tell them apart, as dense and pruned files need."""
+    whole = [(path.parent.resolve() / path.name).parts for path in files]
+    return ["/".join(own[-_depth(own, {*whole} - {own}) :]) for own in whole]
+
+
+def _depth(own: tuple[str, ...], others: Set[tuple[str, ...]]) -> int:
+    """How many of the last parts of a path no other path has."""
+    return next(depth for depth in range(1, len(own) + 1) if all(own[-depth:] != o[-depth:] for o in others))
 
 
 def _join(

@@ -10,7 +10,7 @@ from fsrp_edge.data.images import UNLABELLED, ImageSet
 from fsrp_edge.errors import FsrpEdgeError
 from fsrp_edge.runtimes import open_session
 
-_BATCH = 256
+_BATCH = 32
 
 
 def save_images(images: ImageSet, folder: Path) -> Path:
@@ -31,9 +31,9 @@ def recognize_here(path: Path, packed: Path) -> np.ndarray | None:
     try:
         session = open_session(path)
         with np.load(packed) as file:
-            pixels = file["pixels"].astype(np.float32) / 255
-        classes: np.ndarray = session.run(pixels).argmax(axis=1)
-        return classes
+            pixels = file["pixels"]
+        parts = np.array_split(pixels, -(-len(pixels) // _BATCH))  # an open batch would take all at once
+        return np.concatenate([session.run(part.astype(np.float32) / 255).argmax(axis=1) for part in parts])
     except FsrpEdgeError:
         return None
 

@@ -83,7 +83,7 @@ class RemoteShell:
         if there in self._sound:
             return there
         look = f"test ! -f {_quote(there)} || sha256sum < {_quote(there)}"
-        if not self._shell(look, "looking for files").startswith(digest):
+        if digest not in self._shell(look, "looking for files"):  # a login script may talk before
             self._copy(path, digest, folder, there)
         self._sound.add(there)
         return there
@@ -93,7 +93,7 @@ class RemoteShell:
         with path.open("rb") as stream:
             write = f"mkdir -p {_quote(folder)} && cat > {_quote(part)} && sha256sum < {_quote(part)}"
             arrived = self._shell(write, f"copying {path.name}", stream)
-        if not arrived.startswith(digest):
+        if digest not in arrived:
             raise ToolFailedError(f"{self.address.name}: {path.name} arrived damaged; is its disk sound?")
         self._shell(f"mv -f {_quote(part)} {_quote(there)}", f"copying {path.name}")
 
@@ -108,7 +108,8 @@ class RemoteShell:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
         )
 

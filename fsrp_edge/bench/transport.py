@@ -54,7 +54,8 @@ class LocalTransport:
                 env=ours | dict(environment),
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
             )
         except OSError as error:
             raise BadInputError(

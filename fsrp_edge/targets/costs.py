@@ -167,7 +167,10 @@ def _exponents(group: Group) -> np.ndarray:
     others = [
         each
         for each in load_coefficients().groups
-        if all(getattr(each, key) == getattr(group, key) for key in keys) and each.threads != group.threads
+        if all(getattr(each, key) == getattr(group, key) for key in keys)
+        and each.threads != group.threads
+        # Threads on the big cores and on all cores are not of one kind; one thread is the same on either.
+        and (each.backend == group.backend or 1 in (each.threads, group.threads))
     ]
     if not others:
         return np.full(len(COSTS), THREAD_EXPONENT)

@@ -23,7 +23,7 @@ from fsrp_edge.targets.work import COSTS, TILE, Unit, Work, quantities
 Statistic = Literal["p50", "min"]
 FEWEST = 3
 """Networks below which a fit would only repeat its prior."""
-PROGRAMS = {"tflite-benchmark": "litert"}
+PROGRAMS = {"tflite-benchmark": "litert", "benchncnn": "ncnn"}
 """Programs that time a runtime which profiles know by another name."""
 TILES = (0.0, 4.0, TILE)
 """Tried for `work.TILE`: kernels that lay channels out in blocks, as on x86, lose little on narrow layers."""
@@ -65,7 +65,7 @@ def calibrate(
         target: the profile of the device that was measured.
         results: the files.
         folders: where the measured .onnx files are, beside the folders of `results`; they are known by their digest.
-            For a .tflite file the .onnx file of the same network has to lie beside it (`x-fp32.onnx` for
+            For any other file the .onnx file of the same network has to lie beside it (`x-fp32.onnx` for
             `x-int8.tflite`).
         statistic: what is estimated afterwards. The minimum stands for an undisturbed device.
 
@@ -76,7 +76,7 @@ def calibrate(
         BadInputError: a measured file is not found, or nothing was measured on enough networks.
     """
     latencies = [
-        each.latency.model_copy(update={"runtime": PROGRAMS.get(each.latency.runtime, each.latency.runtime)})
+        _as_profiled(target, each.latency)
         for path in results
         for each in BenchResults.load(path).measurements
     ]
@@ -93,7 +93,7 @@ def calibrate(
             continue
         fits.append(_fit(target, members, statistic))
     if not fits:
-        disturbed = len(latencies) - len(rows)
+        disturbed = sum(not each.valid for each in latencies) if statistic != "min" else 0
         hint = f" ({disturbed} disturbed ones left out; --statistic min takes them too)" if disturbed else ""
         raise BadInputError(
             f"nothing was measured on {FEWEST} networks or more with one runtime, number of threads and precision"
@@ -102,11 +102,18 @@ def calibrate(
     return tuple(fits)
 
 
+def _as_profiled(target: Target, latency: Latency) -> Latency:
+    """Under the runtime that profiles know, and with 0 threads where they don't matter, as in `Group`."""
+    runtime = PROGRAMS.get(latency.runtime, latency.runtime)
+    threads = latency.threads if unit_of(target, runtime).kind == "cpu" else 0
+    return latency.model_copy(update={"runtime": runtime, "threads": threads})
+
+
 def _rows(latencies: Iterable[Latency], folders: Sequence[Path], statistic: Statistic) -> Iterator[_Row]:
     files = {
         sha256_file(path): path
         for folder in dict.fromkeys(folders)
-        for suffix in ("*.onnx", "*.tflite")
+        for suffix in ("*.onnx", "*.tflite", "*.ncnn")
         for path in sorted(folder.glob(suffix))
     }
     for latency in latencies:
@@ -119,6 +126,9 @@ def _rows(latencies: Iterable[Latency], folders: Sequence[Path], statistic: Stat
                 f"the measured file {latency.model} ({latency.sha256[:12]}…) is in none of "
                 f"{', '.join(map(str, dict.fromkeys(folders)))}; name its folder with --models"
             )
+        if path.stem.endswith("-int8-dynamic"):
+            log(f"left out: {latency.model}: nothing is estimated for int8-dynamic")
+            continue
         graph = read_graph(_graph_file(path))
         precision: Precision = "int8" if graph.quantized else _precision_of(path)
         yield _Row(latency, precision, Work.of(graph.operators))

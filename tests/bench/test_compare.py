@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from fsrp_edge.bench.compare import compare_results
+from fsrp_edge.bench.measure import _names
 from fsrp_edge.bench.results import BenchResults, Latency, Measurement, Round, State
 from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.errors import BadInputError
@@ -93,3 +94,12 @@ def test_a_fleet_with_one_file_each_is_paired_by_device():
     after = results(measurement(3.0, model="b", address="ssh://pi4"), measurement(2.0, model="b"))
     found = compare_results(before, after)
     assert [round(one.change, 1) for one in found] == [-0.5, -0.5]
+
+
+def test_files_of_two_runs_keep_their_names_apart(tmp_path):
+    files = [tmp_path / run / "artifacts" / "model.onnx" for run in ("a", "b")]
+    assert _names(files) == ["a/artifacts/model.onnx", "b/artifacts/model.onnx"]
+    assert _names([files[0], tmp_path / "a" / "dense" / "model.onnx", tmp_path / "x.onnx"]) == [
+        "artifacts/model.onnx", "dense/model.onnx", "x.onnx",
+    ]  # fmt: skip
+    assert _names([files[0], files[0]]) == ["model.onnx", "model.onnx"]

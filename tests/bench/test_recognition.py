@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from fsrp_edge.bench import recognition
 from fsrp_edge.bench.measure import measure
 from fsrp_edge.bench.results import BenchResults
 from fsrp_edge.bench.setup import Method
@@ -74,3 +75,18 @@ def test_files_of_no_runtime_are_refused(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(BadInputError, match=r"unknown suffix '\.pt'; allowed: \.onnx, \.tflite, \.ncnn"):
         measure(path)
+
+
+def test_images_are_recognized_here_a_few_at_a_time(tmp_path, monkeypatch):
+    seen = []
+    images = np.zeros((70, 3, 4, 4), np.uint8)
+    np.savez(tmp_path / "images.npz", pixels=images)
+
+    class Session:
+        def run(self, pixels):
+            seen.append(len(pixels))
+            return np.zeros((len(pixels), 2), np.float32)
+
+    monkeypatch.setattr(recognition, "open_session", lambda path: Session())
+    assert len(recognition.recognize_here(tmp_path / "a.onnx", tmp_path / "images.npz")) == 70
+    assert max(seen) <= 32

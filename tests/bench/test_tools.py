@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 
 from fsrp_edge.bench import agent, tools
 from fsrp_edge.bench.address import parse_address
-from fsrp_edge.bench.agent_process import AGENT
+from fsrp_edge.bench.agent_process import AGENT, run_tool
 from fsrp_edge.bench.measure import measure, measure_on
 from fsrp_edge.bench.setup import Method, Setup
+from fsrp_edge.bench.transport import open_transport
 from fsrp_edge.errors import BadInputError, ToolFailedError
 
 SHORT = Method(warmup_runs=2, warmup_seconds=0.25, runs=6, seconds=2, rounds=2)
@@ -320,3 +322,36 @@ def outputs_of(path: Path, runtime: str, *more: str) -> list[list[float]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     return json.loads(done.stdout.splitlines()[-1])["outputs"]
+
+
+def test_a_core_that_is_named_twice_counts_once():
+    assert agent.core_numbers("0-3,2") == [0, 1, 2, 3]
+    for text in ("7-4", "4-"):
+        with pytest.raises(ValueError):
+            agent.core_numbers(text)
+
+
+def test_benchncnn_keeps_to_no_cores(tmp_path):
+    (tmp_path / "a.ncnn").mkdir()
+    with pytest.raises(BadInputError, match="benchncnn spreads over all cores"):
+        Setup("benchncnn", affinity="0", input_shape=(3, 8, 8)).runtime_of(tmp_path / "a.ncnn")
+
+
+def test_bytes_that_are_no_text_do_not_end_what_is_heard(stand_in):
+    stand_in("said", "sys.stdout.buffer.write(b'caf\\xe9\\nfine\\n')")
+    with open_transport(parse_address("local")) as here:
+        said = run_tool(here, ["said"], work="w", stop=threading.Event(), silence=20)
+    assert said.splitlines()[1] == "fine"
+
+
+def test_a_device_cannot_write_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(tools, "run_tool", lambda *_, **__: f"@@ {tmp_path}/victim\nbad\n@@ model\n")
+    with pytest.raises(ToolFailedError, match="not asked for"):
+        tools._state(None, "w", None)
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_file_of_several_images_is_not_timed_as_one():
+    assert agent.make_inputs([("pixels", ["n", 3, 8, 8], "float32")])["pixels"].shape == (1, 3, 8, 8)
+    with pytest.raises(agent.AgentError, match="takes 8 images at a time"):
+        agent.make_inputs([("pixels", [8, 3, 8, 8], "float32")])

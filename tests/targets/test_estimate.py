@@ -4,6 +4,7 @@ import pytest
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.targets.coefficients import load_coefficients
+from fsrp_edge.targets.costs import device_costs
 from fsrp_edge.targets.estimate import Estimate, estimate
 from fsrp_edge.targets.graph_cost import GraphCost, Operator
 from fsrp_edge.targets.load import load_target
@@ -145,3 +146,8 @@ def test_ncnn_computes_fp32_files_in_fp16_where_the_cores_can() -> None:
     assert found.calibrated
     assert found.precision == "fp32"
     assert "ncnn computes fp32 files in fp16" in found.basis
+
+
+def test_all_cores_tell_nothing_of_threads_on_the_big_ones():
+    one, four = (device_costs(load_target("orange-pi-5"), "fp16", runtime="ncnn", threads=n) for n in (1, 4))
+    assert (one.nanoseconds > 1.5 * four.nanoseconds).all()

@@ -162,3 +162,40 @@ def test_what_was_calibrated_under_a_variant_of_a_profile_by_path_is_scaled_for_
     slow, fast = (estimate(graph, load_target(f"{profile}{which}")) for which in ("@slow", ""))
     assert slow.calibrated and not fast.calibrated
     assert fast.milliseconds == pytest.approx(slow.milliseconds / 2) and "0.50 times" in fast.basis
+
+
+def test_what_a_gpu_was_calibrated_with_holds_for_every_number_of_threads(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path, own_folder: Path
+) -> None:
+    nano = load_target("jetson-nano")  # 4 threads; `bench --runtime tensorrt` records 1
+    taken = [measurement(path, truth[path], runtime="tensorrt") for path in models]
+    bench = write(tmp_path / "bench.json", taken)
+    arguments = ["calibrate", "jetson-nano", "--from", str(bench), "--models", str(models[0].parent)]
+    CliRunner().invoke(targets, arguments, catch_exceptions=False)
+    found = estimate(read_graph(models[0]), nano, runtime="tensorrt")
+    assert found.calibrated and "your own" in found.basis
+    assert found.milliseconds == pytest.approx(truth[models[0]], rel=0.25)
+
+
+def test_int8_dynamic_files_are_no_measurements_of_fp32(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path
+) -> None:
+    taken = []
+    for path in models:
+        for precision, faster in (("fp32", 1.0), ("int8-dynamic", 0.3)):
+            file = path.with_name(path.name.replace("-fp32.onnx", f"-{precision}.tflite"))
+            file.write_bytes(file.name.encode())
+            taken.append(measurement(file, faster * truth[path], runtime="litert"))
+    (fit,) = calibrate(X86, [write(tmp_path / "bench.json", taken)], [models[0].parent])
+    assert (fit.group.precision, fit.group.networks) == ("fp32", len(models))
+
+
+def test_folders_of_ncnn_are_found(models: list[Path], truth: dict[Path, float], tmp_path: Path) -> None:
+    taken = []
+    for path in models:
+        folder = path.with_suffix(".ncnn")
+        folder.mkdir()
+        (folder / "model.param").write_text(path.name)
+        taken.append(measurement(folder, truth[path], runtime="benchncnn"))
+    (fit,) = calibrate(X86, [write(tmp_path / "bench.json", taken)], [models[0].parent])
+    assert fit.group.runtime == "ncnn"
