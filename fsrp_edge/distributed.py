@@ -30,6 +30,14 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def least_of_processes(number: int) -> int:
+    """The smallest of every process's number, the same in all of them."""
+    rank, size = processes()
+    numbers = torch.zeros(size, dtype=torch.int64)
+    numbers[rank] = number
+    return int(sum_over_processes(numbers).min())
+
+
 def average_gradients(module: nn.Module) -> None:
     """Replace every gradient by its mean over the processes, in one message."""
     _average(parameter.grad for parameter in module.parameters() if parameter.grad is not None)

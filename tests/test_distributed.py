@@ -73,6 +73,26 @@ def test_two_processes_give_the_scores_of_one(folder: Path) -> None:
     assert together["images"] == 17
 
 
+UNEVEN = """
+from fsrp_edge import distributed
+from fsrp_edge.evaluation import evaluate
+sizes = (12, 5)
+evaluate.default_batch_size = lambda *_: sizes[distributed.processes()[0]]  # as GPUs with other free memory
+from fsrp_edge.cli import main
+main()
+"""
+
+
+def test_processes_of_unlike_memory_leave_no_image_out(folder: Path) -> None:
+    (folder / "uneven.py").write_text(UNEVEN)
+    arguments = ["evaluate", "net.safetensors", "--images", "24", "--eps", "0.5", "--attack", "pgd-2"]
+    run(ALONE, folder, *arguments, "--out", "even.json")
+    run([*TOGETHER[:-2], "uneven.py"], folder, *arguments, "--out", "uneven.json")
+    even, uneven = (EvaluationFile.load(folder / name) for name in ("even.json", "uneven.json"))
+    assert even.evaluations[0] == uneven.evaluations[0]
+    assert uneven.evaluations[1].result.correct == even.evaluations[1].result.correct
+
+
 LEARN = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])

@@ -88,6 +88,10 @@ def evaluate(
 
     if files and norm != "Linf":
         raise click.UsageError("--file is judged in L-infinity only; leave --norm out")
+    if len({file.name for file in files}) < len(files):
+        raise click.UsageError(
+            "results are kept by file name, and two of these --file have the same; rename one"
+        )
     plan = options.checked(
         EvaluationPlan,
         attacks=() if clean_only else attacks,
@@ -105,11 +109,12 @@ def evaluate(
                 "without labels, this pruned network would be compared with itself; give labelled images with --data"
             )
         chosen = evaluated.first(images or len(evaluated))
-        judged = {"": run(classifier, chosen, plan, unfinished=unfinished)}
-        for file in files:
-            judged[file.name] = evaluate_file(
-                file, classifier, chosen, eps=0 if clean_only else eps, seed=seed
-            )
+        # Files first: what is no such file is told at once, and verdicts of the long attacks stay on disk to the end.
+        of_files = {
+            file.name: evaluate_file(file, classifier, chosen, eps=0 if clean_only else eps, seed=seed)
+            for file in files
+        }
+        judged = {"": run(classifier, chosen, plan, unfinished=unfinished), **of_files}
     results = [(name, one.result) for name, evaluations in judged.items() for one in evaluations]
     warnings = dict.fromkeys(warning for _, result in results for warning in result.warnings)
     footer = [f"warning: {warning}" for warning in warnings]

@@ -77,7 +77,9 @@ def _eps(text: str) -> float:
         eps = float(over) / float(under or 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{text!r} is not a number or a fraction such as 8/255") from None
-    if not 0 <= eps <= 1 and not (eps > 1 and click.get_current_context().params.get("norm") == "L2"):
+    if not 0 <= eps <= 1 and not (
+        1 < eps < math.inf and click.get_current_context().params.get("norm") == "L2"
+    ):
         raise ValueError(f"{eps:g} is outside 0 to 1 (pixels are in [0, 1]); 8/255 is usual")
     return eps
 

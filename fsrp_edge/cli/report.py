@@ -46,12 +46,14 @@ def report(
     fsrp-edge report half quarter tenth --page compared.html    # several runs side by side
     """
     if len(runs) > 1:
-        if gates or baseline:
+        if gates or baseline or max_regression:
             raise click.UsageError("gates judge one run; give one RUN with --require and --baseline")
         _side_by_side(runs, page)
         return
     if page is not None:
         raise click.UsageError("--page compares several runs; a single one has its report.html")
+    if max_regression and baseline is None:
+        raise click.UsageError("--max-regression judges nothing without --baseline; give the earlier run")
     (run,) = runs
     from fsrp_edge.cli.console import shown_as_json
     from fsrp_edge.cli.report_table import print_report
@@ -88,10 +90,16 @@ def _side_by_side(runs: tuple[Path, ...], page: Path | None) -> None:
 
 
 def _write_page(page: Path, folders: list[Path], reports: list["RunReport"]) -> None:
+    from fsrp_edge.errors import BadInputError
     from fsrp_edge.files import write_text
     from fsrp_edge.report.html import render_runs
-    from fsrp_edge.report.sweep import SideBySide, attack_of, dense_point, point_of
+    from fsrp_edge.report.sweep import SideBySide, attack_of, basis_of, dense_point, point_of
 
+    first, *others = map(basis_of, reports)
+    if differ := [what for what, value in first.items() if any(other[what] != value for other in others)]:
+        raise BadInputError(
+            f"--page ranks runs, but these differ in {' and '.join(differ)}; leave it out to see their figures"
+        )
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = list(map(str, folders))
@@ -101,6 +109,6 @@ def _write_page(page: Path, folders: list[Path], reports: list["RunReport"]) -> 
     ]
     if len({report.source.sha256 for report in reports}) == 1:
         points.insert(0, dense_point(reports[0]))
-    judged = SideBySide.of(", ".join(dict.fromkeys(map(attack_of, reports))), points)
+    judged = SideBySide.of(attack_of(reports[0]), points)
     by_name = dict(zip(names, reports, strict=True))
     write_text(page, render_runs(f"{len(reports)} runs side by side", judged, by_name))

@@ -132,6 +132,11 @@ def _image_set(path: Path, split: str, x: np.ndarray, y: np.ndarray, spec: Model
     pixels, quantized = _to_uint8(_to_nchw(x, spec, where), where)
     source, note = fit(ArraySource(pixels), spec)
     images = ImageSet.of(f"{path.stem}/{split}", source, _labels(y, len(pixels), where), spec.class_names)
+    classes = images.labels.numpy()
+    if len(classes) and (np.diff(classes) >= 0).all():
+        # Sorted by class, the first n images, which attacks are given, would be of one class: classes in turn instead.
+        rank = np.arange(len(classes)) - np.searchsorted(classes, classes)
+        images = images.subset(np.lexsort((classes, rank)))
     return images, note + quantized
 
 

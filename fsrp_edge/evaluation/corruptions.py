@@ -21,7 +21,7 @@ from fsrp_edge.attacks import attackable
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of
 from fsrp_edge.evaluation.results import Evaluation
-from fsrp_edge.evaluation.standing import attack_standing
+from fsrp_edge.evaluation.standing import Verdicts, attack_standing
 from fsrp_edge.models.classifier import Classifier
 
 Corruption = Callable[[Tensor, Any, torch.Generator], Tensor]
@@ -109,7 +109,8 @@ def fog(pixels: Tensor, haze: tuple[float, float], generator: torch.Generator) -
 def brightness(pixels: Tensor, shift: float, _generator: torch.Generator) -> Tensor:
     """The value channel of HSV is raised; hue and saturation stay."""
     value = pixels.amax(1, keepdim=True)
-    return pixels * ((value + shift).clamp(max=1) / value.clamp(min=1e-6))
+    raised = (value + shift).clamp(max=1)
+    return torch.where(value > 0, pixels * (raised / value.clamp(min=1e-6)), raised)  # black becomes grey
 
 
 def contrast(pixels: Tensor, share: float, _generator: torch.Generator) -> Tensor:
@@ -201,7 +202,12 @@ def corrupt(pixels: Tensor, family: str, severity: int, seed: int) -> Tensor:
 
 
 def corruption_accuracies(
-    classifier: Classifier, images: ImageSet, *, seed: int, batch_size: int | None = None
+    classifier: Classifier,
+    images: ImageSet,
+    *,
+    seed: int,
+    batch_size: int | None = None,
+    verdicts: Verdicts | None = None,
 ) -> tuple[Evaluation, ...]:
     """Accuracy under each family.
 
@@ -213,6 +219,7 @@ def corruption_accuracies(
         images: images and labels.
         seed: of the noise.
         batch_size: images at once; None chooses by their size.
+        verdicts: of an interrupted evaluation, and to be kept in case this one is.
     """
     batch_size = batch_size or default_batch_size(images)
     device = compute.device_of(classifier)
@@ -229,7 +236,9 @@ def corruption_accuracies(
             return right
 
         everything = torch.ones(len(images), dtype=torch.bool)
-        standing = attack_standing(images, everything, withstands, name=family, batch_size=batch_size)
+        standing = attack_standing(
+            images, everything, withstands, name=family, batch_size=batch_size, verdicts=verdicts
+        )
         return evaluation_of(standing, images, attack=family, seed=seed)
 
     with attackable(classifier), torch.no_grad():

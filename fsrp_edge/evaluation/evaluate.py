@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from fsrp_edge import distributed
 from fsrp_edge.attacks import DEFAULT_EPS, PGD, Loss, Norm, check_radius
 from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import clean_accuracy, default_batch_size, evaluation_of
 from fsrp_edge.evaluation.autoattack import autoattack_accuracy
 from fsrp_edge.evaluation.corruptions import corruption_accuracies
@@ -87,12 +88,18 @@ def evaluate(
         unfinished: file that holds the verdicts known so far, continued from where it exists and removed at the end.
 
     Raises:
-        BadInputError: there are no images, or `unfinished` belongs to another evaluation.
+        BadInputError: there are no images, corruptions of images that are neither grey nor RGB, or `unfinished` belongs
+            to another evaluation.
     """
+    if plan.corruptions and (channels := classifier.spec.input_shape[0]) not in (1, 3):
+        raise BadInputError(f"common corruptions are made for 1 or 3 channels, this network takes {channels}")
     if plan.batch_size is None:
-        plan = plan.model_copy(update={"batch_size": default_batch_size(images, classifier)})
+        # Of all processes alike, as they share batches: a GPU with less free memory would form others.
+        size = distributed.least_of_processes(default_batch_size(images, classifier))
+        plan = plan.model_copy(update={"batch_size": size})
     identity = {
         "weights": weights_sha256(classifier),
+        "spec": classifier.spec.model_dump(mode="json"),
         "images": images.digest,
         "plan": plan.model_dump(mode="json", exclude={"attacks", "corruptions"}),
         "processes": distributed.processes()[1],
@@ -105,7 +112,9 @@ def evaluate(
         attacked = [_with_warnings(evaluation, found) for evaluation in attacked]
     worst = (_worst_case([clean, *attacked], images, plan),) if len(attacked) > 1 else ()
     corrupted = (
-        corruption_accuracies(classifier, images, seed=plan.seed, batch_size=plan.batch_size)
+        corruption_accuracies(
+            classifier, images, seed=plan.seed, batch_size=plan.batch_size, verdicts=verdicts
+        )
         if plan.corruptions
         else ()
     )

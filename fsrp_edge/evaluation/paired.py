@@ -70,5 +70,8 @@ def since_dense(dense: Sequence[Judged], judged: Sequence[Judged]) -> tuple[Repo
 
 def _mcnemar(one: int, other: int) -> float:
     discordant = one + other
-    tail = sum(math.comb(discordant, count) for count in range(min(one, other) + 1))
+    term = tail = 1
+    for count in range(min(one, other)):  # one binomial coefficient from the one before
+        term = term * (discordant - count) // (count + 1)
+        tail += term
     return float(min(1, 2 * tail / 2**discordant))

@@ -1,10 +1,10 @@
 """manifest.json: which files a folder holds, by digest, what they were made from, and how to check them again."""
 
 import contextlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
-from pydantic import JsonValue
+from pydantic import JsonValue, model_validator
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.results import Accuracy
@@ -60,6 +60,13 @@ class Manifest(Document):
     accuracies: dict[str, tuple[Accuracy, ...]] = {}
     """By the path of the artifact, or the name of a network: dense, pruned, recovered."""
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _stays_in_its_folder(self) -> Self:
+        for path in map(PurePosixPath, (*self.files, *(artifact.path for artifact in self.artifacts))):
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{path} leads out of the folder")
+        return self
 
     def origin(self, artifact: Artifact) -> Origin:
         """What an artifact was made from."""

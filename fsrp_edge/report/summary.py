@@ -174,7 +174,8 @@ def side_by_side(reports: Sequence[RunReport]) -> list[tuple[str, ...]]:
             if row.bytes is not None:
                 found[f"{row.name}: size"] = wording.size(row.bytes)
             for latency in row.latency:
-                name = f"{row.name}: p50, {latency.runtime}, {threads(latency.threads)}"
+                where = f"{latency.runtime}, {threads(latency.threads)} on {latency.device}"
+                name = f"{row.name}: p50, {where}"
                 found[name] = f"{wording.digits(latency.p50_ms)} ms" + (
                     "" if latency.valid else " (not valid)"
                 )

@@ -104,6 +104,15 @@ def attack_of(report: RunReport) -> str:
     return next((each.attack for each in report.ledger[0].accuracies if each.eps is not None), "clean")
 
 
+def basis_of(report: RunReport) -> dict[str, object]:
+    """What two runs have to share before their points can be held against each other."""
+    attacks = [
+        (each.attack, each.norm, each.eps) for each in report.ledger[0].accuracies if each.eps is not None
+    ]
+    devices = sorted({latency.device for row in report.ledger for latency in row.latency})
+    return {"attack": attacks[:1], "evaluation images": report.data.evaluation.sha256, "device": devices}
+
+
 def _point(name: str, directory: str | None, network: LedgerRow, files: Sequence[LedgerRow]) -> Point:
     clean = next((each.accuracy for each in network.accuracies if each.eps is None), None)
     robust = next((each.accuracy for each in network.accuracies if each.eps is not None), None)

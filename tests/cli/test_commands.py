@@ -422,6 +422,7 @@ def place(tmp_path: Path, chain: Path, trained_checkpoint: Path, digits_npz: Pat
     """Names that the wrong commands below use."""
     (tmp_path / "text.pt").write_text("this is no checkpoint")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "model-fp32.onnx").write_text("another file of that name")
     (tmp_path / "half.npz").write_bytes(digits_npz.read_bytes()[:1000])
     plan = read_json(chain / "pruned.plan.json")
     for name, change in (
@@ -494,6 +495,13 @@ WRONG = {
     "bench {here}/text.pt": "unknown suffix '.pt'; allowed: .onnx, .tflite",
     "report {here}/empty": "{here}/empty has no report.json; give the directory of a finished run",
     "report {chain}/scores.json": "not a valid report",
+    "report {chain} --max-regression size=0%": "--max-regression judges nothing without --baseline",
+    "report {chain} {chain} --max-regression size=0%": "gates judge one run",
+    "compress {net} --target generic-x86 --max-regression size=0% --out {out}":
+        "--max-regression judges nothing without --baseline",
+    "evaluate {net} --data {data} --norm L2 --eps inf": "is outside 0 to 1",
+    "evaluate {net} --data {data} --file {chain}/artifacts/model-fp32.onnx --file {here}/model-fp32.onnx":
+        "two of these --file have the same",
     "targets show jetson-nan": "unknown target 'jetson-nan'; did you mean jetson-nano",
     "train --arch cifar:vgg16_bn --data digits --out model.onnx": "give a name that ends in .pt or .safetensors",
     "train --arch cifar:vgg --data digits --out {out}.pt": "unknown architecture 'cifar:vgg'; nearest:",

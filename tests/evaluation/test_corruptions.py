@@ -1,10 +1,16 @@
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fsrp_edge.data.embedded import photographs
+from fsrp_edge.data.images import ArraySource, ImageSet
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.corruptions import FAMILIES, corrupt, corruption_accuracies
+from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.models.classifier import ModelSpec, Preprocessing
+from tests.nets import as_classifier
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +67,17 @@ def test_accuracy_under_each_family(trained) -> None:
     mean = sum(evaluation.result.accuracy for evaluation in evaluations) / len(evaluations)
     assert 0.2 < mean < clean.accuracy
     assert evaluations[0].result.eps is None
+
+
+def test_brightness_raises_the_value_of_black_too() -> None:
+    for severity, shift in enumerate((0.05, 0.1, 0.15, 0.2, 0.3), start=1):
+        black = corrupt(torch.zeros(1, 3, 32, 32), "brightness", severity, seed=0)
+        assert black == pytest.approx(torch.full_like(black, shift), abs=1 / 255)
+
+
+def test_channels_that_are_no_picture_are_refused_before_any_attack() -> None:
+    body = nn.Sequential(nn.Conv2d(4, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(128, 2))
+    pixels = np.zeros((2, 4, 8, 8), np.uint8)
+    images = ImageSet.of("four channels", ArraySource(pixels), torch.tensor([0, 1]))
+    with pytest.raises(BadInputError, match="made for 1 or 3 channels, this network takes 4"):
+        evaluate(as_classifier(body, shape=(4, 8, 8), classes=2), images, EvaluationPlan(corruptions=True))

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -96,3 +98,18 @@ def test_other_files_are_refused(tmp_path) -> None:
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(BadInputError, match="not a result of `fsrp-edge evaluate --out`"):
         EvaluationFile.load(tmp_path / "report.json")
+
+
+def test_mcnemar_is_that_of_the_binomial_on_few_images_and_on_many() -> None:
+    for one, other in ((0, 0), (0, 5), (3, 9), (40, 31)):
+        first, second = (
+            standing((one, True), (other, False), (1, True)),
+            standing((one, False), (other, True), (1, True)),
+        )
+        paired = paired_difference(first, second)
+        tail = sum(math.comb(one + other, count) for count in range(min(one, other) + 1))
+        assert paired.p_value == pytest.approx(min(1, 2 * tail / 2 ** (one + other)))
+    many = paired_difference(
+        standing((24_800, True), (25_200, False)), standing((24_800, False), (25_200, True))
+    )
+    assert many.p_value == pytest.approx(math.erfc(399 / 50_000**0.5 / 2**0.5), rel=1e-2)

@@ -6,6 +6,7 @@ from fsrp_edge import distributed
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
+from fsrp_edge.models.classifier import Classifier
 
 PLAN = EvaluationPlan(attacks=("pgd-4x2", "cw-3", "autoattack"), eps=0.2, seed=2, batch_size=5)
 
@@ -52,6 +53,43 @@ def test_verdicts_of_another_evaluation_are_refused(trained, tmp_path) -> None:
         Verdicts(path, {"eps": 2})
     with pytest.raises(BadInputError, match="another evaluation"):
         evaluate(trained.robust, trained.images.first(3), PLAN, unfinished=path)
+
+
+def test_verdicts_of_these_weights_behind_another_normalization_are_refused(
+    trained, tmp_path, monkeypatch
+) -> None:
+    images, path = trained.images.first(6), tmp_path / "unfinished.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(Verdicts, "discard", lambda self: None)  # as an interruption leaves them
+        evaluate(trained.robust, images, PLAN, unfinished=path)
+    spec = trained.robust.spec
+    other = Classifier(
+        trained.robust.network, spec.model_copy(update={"std": tuple(2 * std for std in spec.std)})
+    )
+    with pytest.raises(BadInputError, match="another evaluation"):
+        evaluate(other, images, PLAN, unfinished=path)
+
+
+def test_corruptions_go_on_where_they_stopped(trained, tmp_path, monkeypatch) -> None:
+    images, path = trained.images.first(4), tmp_path / "unfinished.json"
+    plan = EvaluationPlan(corruptions=True, batch_size=4)
+    add = Verdicts.add
+
+    def killed(self, name: str, *arguments) -> None:
+        add(self, name, *arguments)
+        if name == "fog":
+            raise KilledError
+
+    monkeypatch.setattr(Verdicts, "add", killed)
+    with pytest.raises(KilledError):
+        evaluate(trained.robust, images, plan, unfinished=path)
+    written: list[str] = []
+    monkeypatch.setattr(
+        Verdicts, "add", lambda self, name, *rest: (written.append(name), add(self, name, *rest))
+    )
+    resumed = evaluate(trained.robust, images, plan, unfinished=path)
+    assert "fog" not in written and "gaussian noise" not in written and "jpeg" in written
+    assert [one.result for one in resumed] == [one.result for one in evaluate(trained.robust, images, plan)]
 
 
 def test_processes_share_whole_batches(trained, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """manifest.json, model card, bill of materials, `verify` and `bundle`, on files that were really exported."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.exporting.saved_model import export_saved_model
 from fsrp_edge.exporting.verified import export_verified
-from fsrp_edge.files import sha256_file
+from fsrp_edge.files import read_json, sha256_file
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pipeline.inputs import load_data
@@ -205,3 +206,54 @@ def test_the_example_for_a_saved_model_does_too(
         archive.extractall(folder, ["labels.txt", "preprocessing.json"])
     write_manifest(load_manifest(exported).model_copy(update={"artifacts": (artifact,)}), folder)
     answers(folder, classifier, digits_npz, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../../outside.sh", "/outside.sh", "artifacts/../../outside.sh"])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(copied: Path, tmp_path: Path, path: str) -> None:
+    manifest = read_json(copied / "manifest.json")
+    manifest["files"][path] = next(iter(manifest["files"].values()))
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInputError, match="leads out of the folder"):
+        bundle(copied, tmp_path / "model.zip")
+    assert not list(tmp_path.glob("*.zip"))
+
+
+def test_the_example_reads_16_bits_as_evaluation_does(
+    exported: Path, classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle(exported, tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        archive.extractall(tmp_path / "model")
+    _, height, width = classifier.spec.input_shape
+    grey = np.linspace(0, 65535, height * width).reshape(height, width).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    monkeypatch.syspath_prepend(str(tmp_path / "model" / "examples"))
+    monkeypatch.delitem(sys.modules, "preprocess", raising=False)
+    preprocess = importlib.import_module("preprocess")
+    assert np.array_equal(
+        preprocess.load(str(tmp_path / "grey.png")), decode_image(tmp_path / "grey.png", classifier.spec)
+    )
+
+
+WITHOUT_LITERT = """
+import runpy, sys
+sys.modules["ai_edge_litert"] = None
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0])
+"""
+
+
+@pytest.mark.slow
+def test_the_example_for_tflite_runs_where_only_tensorflow_is(exported: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    bundle(exported, tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        archive.extractall(tmp_path / "model")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
+    script, file = tmp_path / "model/examples/run_litert.py", tmp_path / "model/model-fp32.tflite"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LITERT, script, file, tmp_path / "black.png"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 5

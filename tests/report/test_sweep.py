@@ -82,3 +82,28 @@ def test_report_writes_the_page_of_several_runs(run_report, tmp_path):
     )
     assert str(tmp_path) not in text and "<td>dense</td>" in text  # both came from one network
     assert call(cli, ["report", runs[0], "--page", str(page)]) == 2
+
+
+def test_runs_under_other_attacks_are_not_ranked(run_report, tmp_path, capsys):
+    from fsrp_edge.cli import cli
+    from fsrp_edge.cli.errors import run as call
+    from fsrp_edge.report.store import write_report
+
+    ledger = [
+        row.model_copy(
+            update={
+                "accuracies": tuple(
+                    each if each.eps is None else each.model_copy(update={"eps": 0.001})
+                    for each in row.accuracies
+                )
+            }
+        )
+        for row in run_report.ledger
+    ]
+    weaker = run_report.model_copy(update={"ledger": tuple(ledger)})
+    for name, report in (("one", run_report), ("two", weaker)):
+        write_report(report, tmp_path / name)
+    runs = [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert call(cli, ["report", *runs, "--page", str(tmp_path / "page.html")]) == 2
+    assert "these differ in attack" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
+    assert call(cli, ["report", *runs]) == 0

@@ -13,7 +13,10 @@ def load(path: str) -> np.ndarray:
     """Bytes (C, H, W): the shorter side resized, the centre cropped."""
     how = json.loads((HERE / "preprocessing.json").read_text())
     channels, height, width = how["input_shape"]
-    image = ImageOps.exif_transpose(Image.open(path)).convert("L" if channels == 1 else "RGB")
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    image = image.convert("L" if channels == 1 else "RGB")
     shorter = min(image.size)
     size = (int(how["resize"] * image.width / shorter), int(how["resize"] * image.height / shorter))
     image = image.resize(size, Image.Resampling[how["interpolation"].upper()])

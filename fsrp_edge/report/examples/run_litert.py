@@ -8,7 +8,9 @@ from preprocess import load, tell
 try:
     from ai_edge_litert.interpreter import Interpreter
 except ImportError:
-    from tensorflow.lite import Interpreter
+    import tensorflow as tf
+
+    Interpreter = tf.lite.Interpreter
 
 interpreter = Interpreter(model_path=sys.argv[1])
 interpreter.allocate_tensors()
