@@ -127,7 +127,9 @@ def cells(networks: Sequence[str], dense_epochs: int, epochs: int) -> list[Cell]
 
     def main(budget: tuple[float, str]) -> list[str]:
         """One control will do where the budget is not that of the main claim."""
-        return [name for name in MAIN if budget == budgets[0] or name not in CONTROLS or name.startswith("l1")]
+        return [
+            name for name in MAIN if budget == budgets[0] or name not in CONTROLS or name.startswith("l1")
+        ]
 
     def add(network: str, criteria: Iterable[str], budget: tuple[float, str], length: int, seed: int) -> None:
         found.append(Cell(network, "dense", 0, "parameters", dense_epochs, 0))

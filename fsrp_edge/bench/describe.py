@@ -63,7 +63,10 @@ def require_ready(address: Address, runtimes: Iterable[str]) -> None:
     Raises:
         ToolFailedError: not so; the text names the command that installs what is missing.
     """
-    missing = describe(address).missing(["numpy", *runtimes])
+    wanted, there = set(runtimes), describe(address)
+    if "tensorrt" in wanted and there.trtexec is None:
+        raise ToolFailedError(f"{address.name} lacks trtexec, which runs TensorRT; NVIDIA's JetPack has it")
+    missing = there.missing(["numpy", *sorted(wanted - {"tensorrt"})])
     if missing:
         raise ToolFailedError(
             f"{address.name} lacks {', '.join(missing)}; install there with: "

@@ -1,6 +1,6 @@
 """What a measurement is asked for: how long, and how files are run."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class Setup:
         input_shape: (C, H, W) of an image, for ncnn, whose files do not tell.
         images: what to recognize on the device after measuring; None for nothing.
         origins: what manifests say of files, by SHA-256; a device's outputs are compared with the network's then.
+        preferred: runtimes that are taken in place of the default for what they run.
     """
 
     runtime: str | None = None
@@ -63,6 +64,7 @@ class Setup:
     input_shape: tuple[int, ...] | None = None
     images: ImageSet | None = None
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    preferred: Collection[str] = ()
 
     def runtime_of(self, path: Path) -> str:
         """The runtime for a file.
@@ -90,4 +92,4 @@ class Setup:
             raise BadInputError(
                 "benchncnn spreads over all cores whatever it was kept on; take --runtime ncnn"
             )
-        return self.runtime or fitting[0]
+        return self.runtime or next((name for name in fitting if name in self.preferred), fitting[0])

@@ -136,9 +136,11 @@ def measure(
     from fsrp_edge.cli.console import show_progress, shown_as_json
     from fsrp_edge.files import write_text
 
+    if picture is not None and picture.suffix != ".png":
+        raise click.UsageError(f"--picture {picture.name}: give a name that ends in .png")
     method = _method(**lengths)
     addresses = [parse_address(device) for device in dict.fromkeys(devices)]
-    images = None if evaluate is None else _images(evaluate, models[0])
+    images = None if evaluate is None else evaluated_images(evaluate, models[0])
     setup = Setup(runtime, threads, affinity, input_shape, images, _origins(models))
     with show_progress():
         results = measure_fleet(addresses, models, setup, method=method)
@@ -164,12 +166,16 @@ def _method(quick: bool, official: bool, sustained: float | None, cool_down: flo
     return method.model_copy(update={"cool_down_seconds": cool_down})
 
 
-def _images(source: str, model: Path) -> "ImageSet":
+def evaluated_images(source: str, model: Path) -> "ImageSet":
     """The first evaluation images of a data set, at the size that a file takes."""
     from fsrp_edge.data.open import open_dataset
     from fsrp_edge.models.classifier import ModelSpec, Preprocessing
+    from fsrp_edge.report.manifest import manifest_of_file
     from fsrp_edge.runtimes import open_session
 
+    if (known := manifest_of_file(model)) is not None:  # preprocessing, class names and split as in the run
+        manifest, _ = known
+        return open_dataset(source, manifest.source.model, seed=manifest.seed).evaluation.first(EVALUATED)
     session = open_session(model)
     sizes = [size or 0 for size in session.input.shape[1:]]
     if 0 in sizes:
@@ -190,10 +196,15 @@ def _origins(models: Sequence[Path]) -> "dict[str, Origin]":
     """What manifests beside the files say of them, by digest."""
     from fsrp_edge.bench.agreement import Origin
     from fsrp_edge.files import sha256_file
-    from fsrp_edge.report.manifest import origin_of_file
+    from fsrp_edge.report.manifest import manifest_of_file
 
-    known = {path: origin_of_file(path) for path in models}
-    return {sha256_file(path): Origin(*found) for path, found in known.items() if found is not None}
+    known = {path: manifest_of_file(path) for path in models}
+    return {
+        sha256_file(path): Origin(artifact, manifest.origin(artifact).probe)
+        for path, found in known.items()
+        if found is not None
+        for manifest, artifact in [found]
+    }
 
 
 def _fail(results: "BenchResults", require_valid: bool) -> None:

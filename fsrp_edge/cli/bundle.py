@@ -22,7 +22,7 @@ def bundle(directory: Path, out: Path | None) -> None:
     unzip resnet18-jetson-nano.zip -d model
     python model/examples/run_onnxruntime.py model/artifacts/model-fp32.onnx cat.jpg
     """
-    from fsrp_edge.cli.console import show_result
+    from fsrp_edge.cli.console import next_step, show_result
     from fsrp_edge.files import sha256_file
     from fsrp_edge.report.bundle import bundle as run
 
@@ -33,5 +33,5 @@ def bundle(directory: Path, out: Path | None) -> None:
         {"archive": archive, "sha256": sha256_file(archive), "files": sorted(manifest.files)},
         ("in the archive", "bytes"),
         [(name, f"{entry.bytes:,}") for name, entry in sorted(manifest.files.items())],
-        footer=f"{archive}\nNext: unzip {archive} -d model && fsrp-edge verify model",
+        footer=f"{archive}\n{next_step('unzip', archive, '-d', 'model')} && fsrp-edge verify model",
     )

@@ -123,7 +123,8 @@ def options_from(given: dict[str, Any]) -> "CompressOptions":
         CompressOptions,
         criterion=options.criterion_from(given),
         budgets=options.budgets_from(given),
-        natural_if_undefended=given["recover_method"] == "auto",
+        natural_if_undefended=given["recover_method"] == "auto"
+        and "method" not in options.read_recipe(given["recipe"]),
         recovery=options.recipe_from(given),
         formats=given.pop("formats") or None,
         precisions=given.pop("precisions") or None,

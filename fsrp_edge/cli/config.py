@@ -59,6 +59,8 @@ def _read(context: click.Context, _parameter: click.Parameter, path: Path | None
 
 def _as_typed(value: Any, parameter: click.Parameter, place: str) -> Any:
     """A YAML value as the command line would give it: `{a: 1}` as `a=1`, a list where one text is meant as `1,2`."""
+    if isinstance(value, bool | float) and isinstance(parameter.type, click.types.IntParamType):
+        raise BadInputError(f"{place} is {value}; give a whole number")
     repeated = parameter.multiple if isinstance(parameter, click.Option) else False
     if isinstance(value, dict):
         value = [f"{key}={each}" for key, each in value.items()]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -178,6 +179,11 @@ def show_result(
     """Write the result of a command to stdout: `value` as JSON under --json, else the table."""
     if not shown_as_json(value):
         print_rows(header, rows, footer=footer)
+
+
+def next_step(*words: object) -> str:
+    """The line that ends a table: a command to paste, whatever the names of files in it."""
+    return "Next: " + shlex.join(map(str, words))
 
 
 def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]], *, footer: str = "") -> None:

@@ -90,8 +90,10 @@ def _extras() -> list[Finding]:
 
 
 def _machine() -> list[Finding]:
-    import torch
-
+    try:
+        import torch
+    except Exception:  # as `_core` has told
+        return [_found("ssh", shutil.which("ssh"), "not found", "install an OpenSSH client")]
     from fsrp_edge import compute
     from fsrp_edge.report.provenance import this_machine
 

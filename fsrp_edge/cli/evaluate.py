@@ -75,7 +75,7 @@ def evaluate(
     torchrun --nproc-per-node 4 -m fsrp_edge evaluate recovered.safetensors --attack autoattack
     """
     from fsrp_edge import wording
-    from fsrp_edge.cli.console import show_progress, show_result
+    from fsrp_edge.cli.console import next_step, show_progress, show_result
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.evaluation.corruptions import FAMILIES
     from fsrp_edge.evaluation.evaluate import EvaluationPlan
@@ -125,7 +125,7 @@ def evaluate(
     saved = EvaluationFile.of(checkpoint.name, weights_sha256(classifier), chosen.digest, judged)
     if out is not None:
         saved.save(out)
-        footer.append(f"{out}\nNext: fsrp-edge compare OTHER.json {out}")
+        footer += [str(out), next_step("fsrp-edge", "compare", "OTHER.json", out)]
     show_result(
         saved,
         ("of", "attack", "measure", "95 % interval", "images"),

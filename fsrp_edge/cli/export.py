@@ -43,7 +43,7 @@ def export(
     fsrp-edge export net.pt --target raspberry-pi-5 --data photos/ --precision int8 --int8-max-drop 1 --layer-errors
     fsrp-edge export net.pt --target raspberry-pi-5 --format ncnn --format saved_model
     """
-    from fsrp_edge.cli.console import print_rows, show_progress, shown_as_json
+    from fsrp_edge.cli.console import next_step, print_rows, show_progress, shown_as_json
     from fsrp_edge.exporting.options import ExportOptions
     from fsrp_edge.exporting.verified import export_verified
     from fsrp_edge.pipeline.inputs import choose_artifacts, load, load_data
@@ -98,7 +98,7 @@ def export(
             *(f"{a.path}: {len(a.kept_in_float)} layers in float" for a in exported.artifacts if a.kept_in_float),
             *(f"{a.path}: TRANSPOSE {reason}" for a in exported.artifacts for reason in a.transpose_reasons),
             *(f"On the device: sh {script}" for script in exported.scripts),
-            f"Next: fsrp-edge bench {out / exported.artifacts[0].path}",
-            f"      fsrp-edge bundle {out}",
+            next_step("fsrp-edge", "bench", out / exported.artifacts[0].path),
+            next_step("fsrp-edge", "bundle", out).replace("Next:", "     "),
         ]),
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Options that several commands share. Imports nothing heavy: `--help` goes through here."""
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,9 +12,22 @@ from fsrp_edge.cli.errors import traceback_option
 
 Command = TypeVar("Command", bound=Callable[..., object])
 Value = TypeVar("Value")
+
+
+class _New(click.Path):
+    """A path to write to, refused before the work where its folder can't be made or written into."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        folder = next((each for each in path.absolute().parents if each.exists()), path)
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            self.fail(f"{path} can't be written: {folder} is no folder that you may write into", param, ctx)
+        return path
+
+
 ExistingFile = click.Path(exists=True, dir_okay=False, path_type=Path)
-NewFile = click.Path(dir_okay=False, path_type=Path)
-NewFolder = click.Path(file_okay=False, path_type=Path)
+NewFile = _New(dir_okay=False, path_type=Path)
+NewFolder = _New(file_okay=False, path_type=Path)
 CRITERIA = (
     "fsrp", "fsrp-reconstruction",
     "random", "l1", "l2", "fpgm", "batch-norm-scale", "lamp", "taylor", "hessian", "activation",
@@ -410,20 +424,25 @@ def criterion_from(given: dict[str, Any]) -> Any:
 
 def recipe_from(given: dict[str, Any]) -> Any:
     """The recovery that the command line names, taken out of `given`; None where nothing is trained."""
-    recipe, method = given.pop("recipe"), given.pop("recover_method")
+    more, method = read_recipe(given.pop("recipe")), given.pop("recover_method")
     values = {name: given.pop(name) for name in ("int8_epochs", "batch_size")}
     values |= {name: given.pop(f"recover_{name}") for name in ("epochs", "learning_rate")}
-    if values["epochs"] + values["int8_epochs"] == 0:
+    values |= {"method": "n-fgsm" if method == "auto" else method, "eps": given["eps"]} | more
+    if values["epochs"] == values["int8_epochs"] == 0:
         return None
-    values |= {"method": "n-fgsm" if method == "auto" else method, "eps": given["eps"]}
-    return checked_recipe(recipe, **values, flip=True, crop_padding=4)
+    return checked_recipe(**{"flip": True, "crop_padding": 4} | values)
 
 
-def checked_recipe(file: Path | None, **values: Any) -> Any:
-    """A recipe of these values and, above them, those of a YAML file."""
-    import yaml
-
+def checked_recipe(**values: Any) -> Any:
+    """A recipe of these values."""
     from fsrp_edge.training.recipe import Recipe
+
+    return checked(Recipe, **values)
+
+
+def read_recipe(file: Path | None) -> dict[str, Any]:
+    """What the YAML file of --recipe says; its keys win over the options."""
+    import yaml
 
     try:
         more = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -431,4 +450,4 @@ def checked_recipe(file: Path | None, **values: Any) -> Any:
         raise click.UsageError(f"--recipe {file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(more, dict):
         raise click.UsageError(f"--recipe {file}: give keys and values, such as `ema_decay: 0.999`")
-    return checked(Recipe, **{**values, **more})
+    return more

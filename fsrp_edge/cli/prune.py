@@ -53,7 +53,7 @@ def prune(
     """
     if (scores is None) == (plan is None):
         raise click.UsageError("give either --scores or --plan")
-    from fsrp_edge.cli.console import show_progress, show_result
+    from fsrp_edge.cli.console import next_step, show_progress, show_result
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.models.size import measure_size
     from fsrp_edge.pipeline.budgeting import plan_outside_of_runs
@@ -101,13 +101,14 @@ def prune(
             )
             for each in chosen.budgets
         ],
-        footer=f"{out}\n{out.with_suffix('.plan.json')}\nNext: fsrp-edge recover {out} --data SOURCE",
+        footer=f"{out}\n{out.with_suffix('.plan.json')}\n{next_step('fsrp-edge', 'recover', out, '--data', 'SOURCE')}",
     )
 
 
 def _dense_outputs(dense: "Classifier", data: str | None) -> "DenseOutputs":
     from fsrp_edge.data.open import open_dataset
     from fsrp_edge.pruning.compensation import DenseOutputs, most_images
+    from fsrp_edge.training.recovery import without_held_out
 
-    images = open_dataset(data, dense.spec, seed=0).train
+    images = without_held_out(open_dataset(data, dense.spec, seed=0).train, 0)
     return DenseOutputs(dense, images.sample(most_images(dense.spec), 0))

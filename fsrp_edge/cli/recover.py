@@ -36,7 +36,7 @@ def recover(
     fsrp-edge recover pruned.safetensors --teacher resnet18.pt --data cifar-10-batches-bin --recover-method rslad
     fsrp-edge recover recovered.safetensors --recover-epochs 0 --int8-epochs 2 --out for-int8.safetensors
     """
-    from fsrp_edge.cli.console import show_progress, show_result
+    from fsrp_edge.cli.console import next_step, show_progress, show_result
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.pipeline.inputs import load, load_data
@@ -59,7 +59,12 @@ def recover(
                 )
             weight = (chosen.distillation or 1.0) if dense else 0.0
             chosen = fit_recipe(chosen.distilling(weight), dataset, has_teacher=dense is not None)
-        result = run(pruned, dataset.train, chosen, seed=seed, teacher=dense, checkpoint=unfinished)
+        # Where there are no labels, the dense network gives them, whether or not the method takes a teacher.
+        labels_only = (
+            chosen is not None and not chosen.needs_teacher and dataset.train.label_kind != "ground truth"
+        )
+        learnt_from = None if labels_only else dense
+        result = run(pruned, dataset.train, chosen, seed=seed, teacher=learnt_from, checkpoint=unfinished)
         save_classifier(result.classifier, out)
         unfinished.unlink(missing_ok=True)
     show_result(
@@ -75,5 +80,5 @@ def recover(
             )
             for record in result.history
         ],
-        footer=f"{out}\nNext: fsrp-edge export {out} --target NAME",
+        footer=f"{out}\n{next_step('fsrp-edge', 'export', out, '--target', 'NAME')}",
     )

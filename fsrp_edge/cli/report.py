@@ -45,15 +45,15 @@ def report(
     fsrp-edge report new-run --baseline last/report.json --max-regression latency_p50=5%
     fsrp-edge report half quarter tenth --page compared.html    # several runs side by side
     """
+    if max_regression and baseline is None:
+        raise click.UsageError("--max-regression is judged by an earlier run; name it with --baseline")
     if len(runs) > 1:
-        if gates or baseline or max_regression:
+        if gates or baseline:
             raise click.UsageError("gates judge one run; give one RUN with --require and --baseline")
         _side_by_side(runs, page)
         return
     if page is not None:
         raise click.UsageError("--page compares several runs; a single one has its report.html")
-    if max_regression and baseline is None:
-        raise click.UsageError("--max-regression judges nothing without --baseline; give the earlier run")
     (run,) = runs
     from fsrp_edge.cli.console import shown_as_json
     from fsrp_edge.cli.report_table import print_report

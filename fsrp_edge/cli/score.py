@@ -47,17 +47,18 @@ def score(
         raise click.UsageError(
             f"--explain speaks of fsrp's spectra; it does not go with --criterion {given['criterion']}"
         )
-    from fsrp_edge.cli.console import print_rows, show_progress, shown_as_json
+    from fsrp_edge.cli.console import next_step, print_rows, show_progress, shown_as_json
     from fsrp_edge.pipeline.inputs import default_score_images, load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.scoring.pictures import explain_into
     from fsrp_edge.scoring.score import score as run
+    from fsrp_edge.training.recovery import without_held_out
 
     chosen = options.criterion_from(given)
     del given["eps"]
     with show_progress():
         classifier = load(CheckpointOptions(**given))
-        images = load_data(classifier, data, seed).train
+        images = without_held_out(load_data(classifier, data, seed).train, seed)
         sample = images.sample(score_images or default_score_images(classifier.spec), seed)
         if explain_to is None:
             scores, explanation = run(classifier, sample, chosen, seed=seed), None
@@ -79,7 +80,8 @@ def score(
             )
             for name, layer in scores.layers.items()
         ],
-        footer=f"{out}\nNext: fsrp-edge prune {given['checkpoint']} --scores {out} --target NAME",
+        footer=f"{out}\n"
+        + next_step("fsrp-edge", "prune", given["checkpoint"], "--scores", out, "--target", "NAME"),
     )
 
 

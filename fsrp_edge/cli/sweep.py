@@ -70,6 +70,9 @@ def sweep(
     from fsrp_edge.pipeline.sweep import Variant
     from fsrp_edge.pipeline.sweep import sweep as run
 
+    fixed = [f"--{option}" for option, name in VARIED.items() if name != "ratio" and given[name] is not None]
+    if fixed and any(option == "ratio" for option, _ in over):
+        raise click.UsageError(f"--over ratio does not go with {fixed[0]}, which decides that itself")
     variants = [
         Variant(
             f"{option}={value}",

@@ -127,7 +127,9 @@ def new(name: str, out: Path | None) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         load_target(str(temporary))
-    click.echo(f"wrote {path}\nNext: fsrp-edge targets show {path if out else name}")
+    from fsrp_edge.cli.console import next_step
+
+    click.echo(f"wrote {path}\n{next_step('fsrp-edge', 'targets', 'show', path if out else name)}")
 
 
 @targets.command()
@@ -167,7 +169,7 @@ def calibrate(
     """
     from typing import cast
 
-    from fsrp_edge.cli.console import show_progress, show_result
+    from fsrp_edge.cli.console import next_step, show_progress, show_result
     from fsrp_edge.targets.coefficients import Calibration, calibrated_groups, calibration_file
     from fsrp_edge.targets.load import load_target
     from fsrp_edge.targets.own_costs import Statistic
@@ -191,5 +193,6 @@ def calibrate(
             )
             for each in found
         ],
-        footer=f"mean absolute errors; {path}\nNext: fsrp-edge estimate MODEL.onnx --target {target}",
+        footer=f"mean absolute errors; {path}\n"
+        + next_step("fsrp-edge", "estimate", "MODEL.onnx", "--target", target),
     )  # fmt: skip

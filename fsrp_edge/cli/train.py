@@ -1,6 +1,5 @@
 """`fsrp-edge train`: adversarial training of a dense network, to have something robust to compress."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +51,27 @@ def train(
     """
     if out.suffix not in {".pt", ".safetensors"}:
         raise click.UsageError(f"--out {out.name}: give a name that ends in .pt or .safetensors")
-    from fsrp_edge.cli.console import show_progress, show_result
+    from fsrp_edge.cli.console import next_step, show_progress, show_result
     from fsrp_edge.data.open import EMBEDDED
     from fsrp_edge.models.registry import is_user_code, normalize_name
     from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier
     from fsrp_edge.training.dense import train_dense
 
-    chosen = options.checked_recipe(
-        recipe, method=method, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        flip=True, crop_padding=crop_padding,
-    )  # fmt: skip
+    chosen = options.checked_recipe(**{
+        "method": method, "eps": eps, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+        "flip": True, "crop_padding": crop_padding,
+    } | options.read_recipe(recipe))  # fmt: skip
     unfinished = out.with_suffix(".unfinished.pt")
     with show_progress():
         result = train_dense(architecture, data, chosen, checkpoint=unfinished, **network)
         (save_checkpoint_pt if out.suffix == ".pt" else save_classifier)(result.classifier, out)
         unfinished.unlink(missing_ok=True)
     best = result.history[result.best_epoch - 1]
-    next_command = ["fsrp-edge", "compress", shlex.quote(str(out))]
+    next_command = ["fsrp-edge", "compress", str(out)]
     if is_user_code(normalize_name(architecture)):  # the file names it, but is not trusted with running it
-        next_command += ["--arch", shlex.quote(architecture)]
+        next_command += ["--arch", architecture]
     if data not in EMBEDDED:
-        next_command += ["--data", shlex.quote(data)]
+        next_command += ["--data", data]
     show_result(
         {"best_epoch": result.best_epoch, "history": result.history},
         ("epoch kept", "held-out clean %", "held-out robust %", "images/s"),
@@ -84,5 +83,5 @@ def train(
                 f"{best.images_per_second:.0f}",
             )
         ],
-        footer=f"{out}\nNext: {' '.join(next_command)} --target NAME",
+        footer=f"{out}\n{next_step(*next_command, '--target', 'NAME')}",
     )

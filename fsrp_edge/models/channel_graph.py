@@ -157,6 +157,8 @@ class PruningGraph:
                 reason = f"{self._names[module]} computes its weight from other tensors (a parametrization)"
             else:
                 reason = by_function.get(node.grad_fn) if type(module).__name__ == "_OutputOp" else None
+            if type(module).__name__ == "_ConcatOp" and module.offsets is None:
+                reason = "they are flattened after a concatenation, which torch-pruning does not follow"
             if reason:
                 reasons[node] = reason
         return reasons

@@ -104,7 +104,9 @@ def _rebuild(
 ) -> Classifier:
     """A network of our own files: architecture, then the shapes it was pruned to, then weights."""
     if architecture is not None:
-        spec = spec.model_copy(update={"architecture": registry.normalize_name(architecture)})
+        possible = registry.possible_names(architecture)
+        chosen = spec.architecture if spec.architecture in possible else possible[0]
+        spec = spec.model_copy(update={"architecture": chosen})
     elif registry.is_user_code(spec.architecture):
         raise BadInputError(
             f"this network is built by {spec.architecture}, which is code outside this package; "
@@ -132,7 +134,12 @@ def _rebuild(
         )
     for name in ("mean", "std"):
         changed[name] = getattr(wishes, name) or changed[name]
-    return Classifier(network, _validated(changed))
+    wanted = _validated(changed)
+    if _count_logits(network, spec.architecture, wanted.input_shape) != spec.classes:
+        raise BadInputError(
+            f"{spec.architecture} does not return the {spec.classes} logits that were recorded"
+        )
+    return Classifier(network, wanted)
 
 
 def _classifier(network: nn.Module, architecture: str, channels: int, wishes: _Wishes) -> Classifier:
@@ -184,9 +191,12 @@ def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, 
 
 
 def _with_weights(state: dict[str, Tensor], match: Match, wishes: _Wishes) -> Classifier:
-    network = registry.build(match.architecture, classes=match.classes, input_channels=match.input_channels)
+    channels = match.input_channels
+    if registry.is_user_code(match.architecture) and wishes.mean:
+        channels = len(wishes.mean)  # a factory decides on its input itself
+    network = registry.build(match.architecture, classes=match.classes, input_channels=channels)
     _load(network, state, match.architecture)
-    return _classifier(network, match.architecture, match.input_channels, wishes)
+    return _classifier(network, match.architecture, channels, wishes)
 
 
 def _compute_the_same(module: nn.Module, classifier: Classifier) -> bool:

@@ -153,7 +153,7 @@ def _find_weights(path: Path, loaded: Any) -> Any:
             return loaded
         if not isinstance(loaded, Mapping):
             break
-        names = [name for name in _NESTED if isinstance(loaded.get(name), Mapping | nn.Module)]
+        names = [name for name in _NESTED if _leads_to_weights(loaded.get(name))]
         names = names or [name for name, value in loaded.items() if _is_state(value)]
         if not names:
             break
@@ -166,6 +166,15 @@ def _find_weights(path: Path, loaded: Any) -> Any:
         seen = f"a {type(loaded).__name__}"
     raise BadInputError(
         f"{path} holds no weights: {seen}; needed is a state dict, bare or under 'state_dict'"
+    )
+
+
+def _leads_to_weights(value: Any) -> bool:
+    """Whether it is a module or a state dict, or a mapping that holds one: not settings under the same name."""
+    if isinstance(value, nn.Module) or _is_state(value):
+        return True
+    return isinstance(value, Mapping) and any(
+        isinstance(each, nn.Module) or _is_state(each) for each in value.values()
     )
 
 

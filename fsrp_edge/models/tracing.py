@@ -96,9 +96,12 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         """Run the call; let it pass or cut around it."""
         kwargs = kwargs or {}
-        if self._running and isinstance(self._running[-1], LAYERS):
-            return func(*args, **kwargs)
         name = getattr(func, "__name__", "").strip("_")
+        if self._running and isinstance(self._running[-1], LAYERS):
+            if name in ("linear", "layer_norm") and args[0].dim() > 2 and _CONVOLVED in _behind(args[0]):
+                # Channels are axis 1 of what a convolution put out; this layer works along the last.
+                args = (self._cut(self._reason(name), [args[0]], args[0]), *args[1:])
+            return func(*args, **kwargs)
         result = func(*args, **kwargs)
         sources = [leaf for leaf in _tensors((args, kwargs)) if leaf.requires_grad]
         if not sources or not any(True for _ in _tensors(result)):
@@ -156,15 +159,38 @@ def _keeps_channels(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], re
     return rule(args, kwargs, result)
 
 
+_CONVOLVED = "ConvolutionBackward0"
+_MOVED = {"PermuteBackward0", "TransposeBackward0"}
+_MADE = {_CONVOLVED, "AddmmBackward0", "MmBackward0"}
+
+
+def _behind(value: Tensor) -> set[str]:
+    """Which of these operations autograd's record of a value ends at: what moves axes, else what makes channels."""
+    found, seen, waiting = set[str](), set[Any](), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() in _MOVED | _MADE:
+            found.add(node.name())
+        else:
+            waiting += [before for before, _ in node.next_functions]
+    return found
+
+
 def _reshape_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
     source = args[0]
     if max(source.dim(), result.dim()) > 4 or source.shape[0] != result.shape[0] or result.dim() < 2:
         return False
-    return result.dim() == 2 or bool(source.shape[1] == result.shape[1])
+    if source.shape[1] == result.shape[1]:
+        return True
+    # Places are numbered within each channel only where no axes changed places since the channels were made.
+    return result.dim() == 2 and not _MOVED & _behind(source)
 
 
 def _reduction_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
-    given = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    given = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
     rank = args[0].dim()
     if given is None or rank < 3:
         return False
@@ -173,7 +199,7 @@ def _reduction_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tens
 
 
 def _concatenation_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
-    dim: int = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    dim: int = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
     return dim % result.dim() == 1
 
 

@@ -1,21 +1,22 @@
 """Budgets in a run: what they are reckoned with, trials of real files before the long work, the verdict after it."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fsrp_edge import progress
 from fsrp_edge.bench.address import Address
+from fsrp_edge.bench.agreement import Origin
 from fsrp_edge.bench.measure import measure_on
-from fsrp_edge.bench.setup import DEFAULT_RUNTIMES, Method, Setup
+from fsrp_edge.bench.setup import DEFAULT_RUNTIMES, SUFFIXES, Method, Setup
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.exporting.artifact import Precision
+from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
 from fsrp_edge.exporting.onnx import named_model
-from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Budgets, Limit, show
 from fsrp_edge.pruning.costs import Costing
@@ -33,6 +34,7 @@ from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.this_machine import is_this_machine
 from fsrp_edge.targets.work import BYTES, Work
+from fsrp_edge.training.recovery import without_held_out
 
 TRIALS = 4
 """Plans that are tried as real files at most."""
@@ -72,11 +74,19 @@ class Workplace:
     images: ImageSet
 
     @property
+    def on_target(self) -> bool:
+        """Whether what files are timed on is the target: a device was named, or the target is this machine."""
+        return self.device.kind != "local" or is_this_machine(self.target)
+
+    @property
     def measured(self) -> bool:
-        """Whether what is measured is the target: a device was named, or the target is this machine."""
-        return any(request.format in DEFAULT_RUNTIMES for request in self.requests) and (
-            self.device.kind != "local" or is_this_machine(self.target)
-        )
+        """Whether latency is measured on the target."""
+        return self.on_target and bool(self.runtimes)
+
+    @property
+    def runtimes(self) -> dict[Format, str]:
+        """What times the files of each format; not of every format."""
+        return timed_by(self.target, self.requests, on_target=self.on_target)
 
     @property
     def precision(self) -> Precision:
@@ -94,10 +104,17 @@ class Workplace:
         Raises:
             BadInputError: nothing is known to estimate absolute times with.
         """
-        formats = dict.fromkeys(request.format for request in self.requests)
-        graph = named_graph(classifier)
-        runtimes = [DEFAULT_RUNTIMES[each] for each in formats if each in DEFAULT_RUNTIMES]
+        graph, runtimes = named_graph(classifier), list(self.runtimes.values())
         return costing(graph, self.target, self.precision, runtimes, absolute=absolute)
+
+    def setup(self, spec: ModelSpec, origins: Mapping[str, Origin] | None = None) -> Setup:
+        """How files of a network are timed."""
+        return Setup(
+            preferred=tuple(self.runtimes.values()),
+            threads=self.threads,
+            input_shape=spec.input_shape,
+            origins=origins or {},
+        )
 
     def try_network(self, classifier: Classifier, costs: Costing, kinds: Sequence[BudgetKind]) -> Trial:
         """Hold what is reckoned of a network against its files."""
@@ -121,11 +138,21 @@ class Workplace:
             )
             figures: dict[BudgetKind, float] = {"size": max(artifact.bytes for artifact in artifacts)}
             if "latency" in kinds:
-                files = [Path(folder) / each.path for each in artifacts if each.format in DEFAULT_RUNTIMES]
-                setup = Setup(threads=self.threads, input_shape=classifier.spec.input_shape)
+                files = [Path(folder) / each.path for each in artifacts if each.format in self.runtimes]
+                setup = self.setup(classifier.spec)
                 found = measure_on(self.device, files, setup, method=TRIAL_METHOD)
                 figures["latency"] = max(each.latency.p50_ms for each in found)
         return {kind: figures[kind] for kind in kinds}
+
+
+def timed_by(target: Target, requests: Sequence[ArtifactRequest], *, on_target: bool) -> dict[Format, str]:
+    """Runtimes by format: on the target the first for it that the profile lists, elsewhere the usual ones."""
+    own = [each.name for each in target.runtimes] if on_target else []
+    return {
+        request.format: next((name for name in own if SUFFIXES.get(name) == SUFFIXES[usual]), usual)
+        for request in requests
+        if (usual := DEFAULT_RUNTIMES.get(request.format))
+    }
 
 
 def named_graph(classifier: Classifier) -> GraphCost:
@@ -282,7 +309,7 @@ def plan_outside_of_runs(
         costs = costing(named_graph(dense), profile, "fp32", runtimes, absolute=absolute)
     asked = PlanOptions(**dict(wanted), channel_multiple=multiple)
     if wanted.chosen_allocation == "knapsack":
-        images = open_dataset(data or None, dense.spec, seed=0).train
+        images = without_held_out(open_dataset(data or None, dense.spec, seed=0).train, 0)
         gauge = Gauge(dense, images.sample(probe_images(dense.spec), 0), compensated=compensated)
         plan = Planner(gauge, scores).plan(asked, costs)
     else:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsrp_edge import progress
-from fsrp_edge.errors import BadInputError
 from fsrp_edge.pipeline import evidence, files, networks
 from fsrp_edge.pipeline.inputs import prepare
 from fsrp_edge.pipeline.options import CompressOptions
@@ -43,8 +42,6 @@ def compress(options: CompressOptions) -> CompressResult:
         GateFailedError: a file does not compute what the network computes; nothing is published then.
         ToolFailedError: a tool or an extra is missing or failed.
     """
-    if options.max_regression and options.baseline is None:
-        raise BadInputError("--max-regression judges nothing without --baseline; give the earlier run")
     inputs = prepare(options)
     directory = RunDirectory(inputs.out)
     with directory.locked(), progress.log_to(inputs.out / "run.log"):

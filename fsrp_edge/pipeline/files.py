@@ -9,7 +9,7 @@ import fsrp_edge
 from fsrp_edge.bench.agreement import Origin, require_agreement
 from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.results import BenchResults, Latency
-from fsrp_edge.bench.setup import DEFAULT_RUNTIMES, Setup
+from fsrp_edge.bench.setup import DEFAULT_RUNTIMES
 from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy
 from fsrp_edge.evaluation.files import file_robust_accuracy, transfer_examples
 from fsrp_edge.evaluation.paired import since_dense
@@ -36,7 +36,7 @@ def references(run: Run) -> tuple[ArtifactRequest, ...]:
 
 def export(run: Run, folder: str, classifier: Classifier, requests: Sequence[ArtifactRequest]) -> Exported:
     """The files in `folder`, put there only after every one was found to compute what the network computes."""
-    calibration = run.dataset.train.sample(run.options.calibration_images, run.options.seed)
+    calibration = run.learnt_images(run.options.calibration_images)
     options = ExportOptions(**run.options.model_dump(include=set(ExportOptions.model_fields)))
 
     def work() -> Exported:
@@ -75,14 +75,13 @@ def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
         for artifact in exported.artifacts
         if artifact.format in DEFAULT_RUNTIMES
     }
-    timed = list(known)
-    device, threads = run.place.device, run.place.threads
+    timed, place = list(known), run.place
 
     def work() -> list[Latency]:
         origins = {artifact.sha256: Origin(artifact, probe) for artifact, probe in known.items()}
-        setup = Setup(threads=threads, input_shape=run.dense.spec.input_shape, origins=origins)
         paths = [run.path(artifact.path) for artifact in timed]
-        measured = measure_on(device, paths, setup, method=run.options.method)
+        setup = place.setup(run.dense.spec, origins)
+        measured = measure_on(place.device, paths, setup, method=run.options.method)
         require_agreement(measured)
         # With every raw time: for the report's pictures, and for `bench compare`.
         results = BenchResults(fsrp_edge=fsrp_edge.__version__, measurements=tuple(measured))
@@ -91,8 +90,9 @@ def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
 
     inputs = {
         "files": [artifact.sha256 for artifact in timed],
-        "device": device.name,
-        "threads": threads,
+        "device": place.device.name,
+        "runtimes": sorted(place.runtimes.values()),
+        "threads": place.threads,
         "method": run.options.method,
     }
     latencies = run.stage("bench", list[Latency], inputs, work, [BENCH_JSON])

@@ -8,7 +8,6 @@ from pathlib import Path
 from fsrp_edge import compute
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.describe import require_ready
-from fsrp_edge.bench.setup import DEFAULT_RUNTIMES
 from fsrp_edge.data.check import pseudo_labelled
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset
@@ -17,16 +16,17 @@ from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
-from fsrp_edge.pipeline.budgeting import Workplace
+from fsrp_edge.pipeline.budgeting import Workplace, timed_by
 from fsrp_edge.pipeline.options import CheckpointOptions, CompressOptions
 from fsrp_edge.progress import log
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
-from fsrp_edge.report.gates import require_same_images
+from fsrp_edge.report.gates import parse_gate, require_same_images
 from fsrp_edge.report.store import load_report
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Offer, Target
 from fsrp_edge.targets.this_machine import note_on_int8
+from fsrp_edge.training.recovery import without_held_out
 
 BY_DEFAULT: tuple[Format, ...] = ("onnx", "tflite")
 """Other formats are made only where they are named."""
@@ -70,11 +70,15 @@ def prepare(options: CompressOptions) -> "Inputs":
     """
     target = load_target(options.target)
     requests = choose_artifacts(target, options.formats, options.precisions)
+    rows = ("recovered", *(f"{one.format} {one.precision}" for one in requests))
+    for text in options.gates:
+        if (row := parse_gate(text).row) not in (None, *rows):
+            raise BadInputError(
+                f"{text}: there will be no row {row!r}; there will be {', '.join(map(repr, rows))}"
+            )
     device = parse_address(options.bench_on)
     if device.kind != "local":
-        require_ready(
-            device, {DEFAULT_RUNTIMES[one.format] for one in requests if one.format in DEFAULT_RUNTIMES}
-        )
+        require_ready(device, timed_by(target, requests, on_target=True).values())
     classifier = load(options)
     dataset = load_data(classifier, options.data, options.seed)
     if options.baseline is not None:
@@ -142,7 +146,12 @@ class Inputs:
     def score_images(self) -> ImageSet:
         """The training images to score on."""
         count = self.options.score_images or default_score_images(self.dense.spec)
-        return self.dataset.train.sample(count, self.options.seed)
+        return self.learnt_images(count)
+
+    def learnt_images(self, count: int) -> ImageSet:
+        """Training images, apart from those that judge the recovery."""
+        seed = self.options.seed
+        return without_held_out(self.dataset.train, seed).sample(count, seed)
 
     def attacked_images(self) -> ImageSet:
         """The evaluation images to attack."""

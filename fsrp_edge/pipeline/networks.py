@@ -107,7 +107,7 @@ def _learns(run: Run) -> bool:
 
 
 def _fitting_images(run: Run) -> ImageSet:
-    return run.dataset.train.sample(most_images(run.dense.spec), run.options.seed)
+    return run.learnt_images(most_images(run.dense.spec))
 
 
 def _planner(
@@ -116,7 +116,7 @@ def _planner(
     """Makes one-shot plans; the knapsack weighs them on images."""
     if wanted.chosen_allocation != "knapsack":
         return partial(make_plan, run.dense, scores)
-    images = run.dataset.train.sample(probe_images(run.dense.spec), run.options.seed)
+    images = run.learnt_images(probe_images(run.dense.spec))
     gauge = Gauge(run.dense, images, compensated=run.options.compensates, unfinished=unfinished)
     return Planner(gauge, scores).plan
 

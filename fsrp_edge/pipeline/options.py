@@ -75,6 +75,12 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
         return self.compensate and not self.round_epochs
 
     @model_validator(mode="after")
+    def _regressions_have_a_baseline(self) -> Self:
+        if self.max_regression and self.baseline is None:
+            raise ValueError("max_regression is judged by an earlier run; name it as the baseline")
+        return self
+
+    @model_validator(mode="after")
     def _rounds_are_recovered_where_there_are_some(self) -> Self:
         if self.round_epochs and (self.strategy != "gradual" or self.recovery is None):
             raise ValueError(

@@ -128,9 +128,14 @@ def _steps(inputs: Inputs, plan: PruningPlan, pruned: Classifier) -> Iterator[St
     options, evaluation = inputs.options, len(inputs.dataset.evaluation)
     scored, attacked = len(inputs.score_images()), len(inputs.attacked_images())
     dense, small = _Speed.of(inputs.dense, inputs.dataset), _Speed.of(pruned, inputs.dataset)
+    shrinking = sum(len(group.kept) < group.channels for group in plan.groups)
+    again = {"one-shot": 0, "sequential": shrinking, "gradual": options.rounds}[options.strategy]
     passes = 1 if isinstance(options.criterion, Rival) else options.criterion.attack.steps + 1
     yield Step(
-        "score", f"{scored} images, criterion {options.criterion.name}", scored * passes * dense.gradient
+        "score",
+        f"{1 + again} × {scored} images, criterion {options.criterion.name}",
+        # Scored again, the network is on its way from the dense to the pruned one.
+        scored * passes * (dense.gradient + again * (dense.gradient + small.gradient) / 2),
     )
     if plan.allocation == "knapsack":
         trials, images = most_trials(len(plan.groups)), probe_images(inputs.dense.spec)

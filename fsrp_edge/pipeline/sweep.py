@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsrp_edge import plots, progress
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, GateFailedError
 from fsrp_edge.files import write_text
 from fsrp_edge.pipeline.compress import compress
 from fsrp_edge.pipeline.options import CompressOptions
@@ -64,7 +64,7 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         progress.log(f"sweep: {variant.name} in {directory}")
         try:
             report = compress(variant.options.model_copy(update={"out": directory})).report
-        except BadInputError as error:
+        except (BadInputError, GateFailedError) as error:
             progress.log(f"sweep: {variant.name}: {error}")
             points.append(Point(name=variant.name, directory=None, problem=str(error)))
             continue

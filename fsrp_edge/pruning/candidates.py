@@ -51,17 +51,16 @@ def group_scores(group: ChannelGroup, scores: FilterScores) -> np.ndarray | None
 
     Each member's scores are divided by their mean first, so that layers with other scales weigh the same.
     """
-    rows = []
+    total, members = np.zeros(group.channels), np.zeros(group.channels)
     for member in group.members:
         layer = scores.layers.get(member.layer)
         if layer is None:
             continue
         values = np.asarray(layer.scores)[list(member.channels)]
         mean = values.mean()
-        row = np.zeros(group.channels)
-        np.add.at(row, list(member.root_channels), values / mean if mean > 0 else values)
-        rows.append(row)
-    return np.mean(rows, axis=0) if rows else None
+        np.add.at(total, list(member.root_channels), values / mean if mean > 0 else values)
+        np.add.at(members, list(member.root_channels), 1)  # a concatenation's parts make some of the channels
+    return total / np.maximum(members, 1) if members.any() else None
 
 
 def choose_channels(scores: np.ndarray, count: int, group: ChannelGroup) -> tuple[int, ...]:
@@ -165,16 +164,14 @@ def candidates_of(
         layer for layer in layers if isinstance(classifier.network.get_submodule(layer), Convolution)
     )
     multiple = options.channel_multiple
-    candidates = [
-        Candidate(
-            group,
-            granularity(group, multiple),
-            None if scores is None else group_scores(group, scores),
-            reason_to_keep(group, multiple) or _lock(group, options, first),
-            _own_ratio(group, options),
-        )
-        for group in groups
-    ]
+    candidates = []
+    for group in groups:
+        found = None if scores is None else group_scores(group, scores)
+        reason = reason_to_keep(group, multiple) or _lock(group, options, first)
+        if reason is None and scores is not None and found is None:
+            reason = "no member of the group was scored"
+        step = granularity(group, multiple)
+        candidates.append(Candidate(group, step, found, reason, _own_ratio(group, options)))
     return _ranked_together(candidates) if options.chosen_allocation == "global" else candidates
 
 

@@ -296,9 +296,7 @@ def _nothing_to_remove(plans: Sequence[GroupPlan], budgets: Sequence[Budgeted], 
 
 def _plan_group(candidate: Candidate, kept: tuple[int, ...], multiple: int) -> GroupPlan:
     group, note = candidate.group, candidate.reason
-    if note is None and candidate.scores is None:
-        note = "no member of the group was scored"
-    elif note is None and len(kept) % multiple:
+    if note is None and len(kept) % multiple:
         note = (
             f"{len(kept)} of {group.channels} channels are nearest to the ratio at steps of {candidate.step}"
         )

@@ -4,6 +4,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -182,6 +183,16 @@ def _require_fits(plan: PruningPlan, groups: Sequence[ChannelGroup]) -> None:
             )
         if len(planned.kept) < group.channels and group.locked:
             raise BadInputError(f"the plan removes channels of {planned.root}, but {group.locked}")
+        _require_whole_steps(planned.kept, group)
+
+
+def _require_whole_steps(kept: Sequence[int], group: ChannelGroup) -> None:
+    there = np.isin(np.arange(group.channels), kept).reshape(group.blocks, -1, group.unit)
+    if (there != there[:1, :, :1]).any():
+        raise BadInputError(
+            f"the plan's group {group.root} parts what stays or goes together: units of {group.unit} neighbouring "
+            f"channels, at the same positions of its {group.blocks} blocks"
+        )
 
 
 def _require_runs(classifier: Classifier) -> None:

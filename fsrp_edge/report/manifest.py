@@ -63,7 +63,7 @@ class Manifest(Document):
 
     @model_validator(mode="after")
     def _stays_in_its_folder(self) -> Self:
-        for path in map(PurePosixPath, (*self.files, *(artifact.path for artifact in self.artifacts))):
+        for path in (*map(PurePosixPath, self.files), *(artifact.path for artifact in self.artifacts)):
             if path.is_absolute() or ".." in path.parts:
                 raise ValueError(f"{path} leads out of the folder")
         return self
@@ -87,8 +87,8 @@ def load_manifest(directory: Path) -> Manifest:
     return Manifest.load(path)
 
 
-def origin_of_file(path: Path) -> tuple[Artifact, Probe] | None:
-    """What the manifest of the run, export or bundle that a file lies in says of it; None where it says nothing.
+def manifest_of_file(path: Path) -> tuple[Manifest, Artifact] | None:
+    """The manifest of the run, export or bundle that a file lies in, and the file's entry; None where there is none.
 
     A manifest of another version says nothing.
     """
@@ -98,5 +98,5 @@ def origin_of_file(path: Path) -> tuple[Artifact, Probe] | None:
             manifest = load_manifest(folder)
             for artifact in manifest.artifacts:
                 if folder / artifact.path == path:
-                    return artifact, manifest.origin(artifact).probe
+                    return manifest, artifact
     return None

@@ -131,7 +131,7 @@ def _resolved(path: Path, extended_by: tuple[Path, ...]) -> Document:
     where, extends = f"{key_of(document, 'extends').place} extends:", document.pop("extends")
     if not isinstance(extends, str) or not extends:
         raise BadInputError(f"{where} write the name or the path of one profile")
-    name, _, variant = extends.partition("@")
+    name, _, variant = extends.rpartition("@") if "@" in extends else (extends, "", "")
     try:
         base_path = path.parent / name if name.endswith(SUFFIXES) else _path(name)
     except BadInputError as error:

@@ -64,8 +64,10 @@ def recalibrate_batch_norm(
     stream = images.batches(batch_size, shuffle_seed=seed)
     chosen = (pixels for _, (pixels, _) in zip(range(batches), stream, strict=False))
     modes = {module: module.training for module in classifier.modules()}
-    with torch.no_grad():
+    device = compute.device_of(classifier)
+    with torch.no_grad(), torch.random.fork_rng():  # dropout and stochastic depth draw from global generators
+        compute.seed_global_draws(seed, device)
         tracked = track(chosen, "recalibrating batch norm", batches)
-        update_bn(tracked, classifier, compute.device_of(classifier))
+        update_bn(tracked, classifier, device)
     for module, training in modes.items():
         module.training = training

@@ -336,7 +336,9 @@ def _train_epoch(run: _Run, train: ImageSet, epoch: int, seed: int, save: Callab
             if now - saved >= SAVE_SECONDS and not at_end:
                 save()
                 saved = time.perf_counter()
-    for network in {classifier, run.judged}:
+    for network in dict.fromkeys(
+        (classifier, run.judged)
+    ):  # in one order in all processes, as a set has none
         distributed.average_buffers(network)
     # The loss may stay finite where weights or running variances do not, and such a network is of no use to anyone.
     for name, value in run.judged.state_dict().items():
@@ -370,7 +372,7 @@ def _held_out_accuracy(model: nn.Module, images: ImageSet, recipe: Recipe, seed:
     attack = PGD(eps=recipe.eps, steps=HELD_OUT_STEPS)
     generator = compute.generator(seed)
     clean = robust = 0
-    with attackable(model), torch.no_grad():
+    with attackable(model), torch.no_grad(), compute.full_float32():
         for pixels, labels in progress.track(
             images.batches(recipe.batch_size), "held-out accuracy", images.batch_count(recipe.batch_size)
         ):

@@ -78,13 +78,22 @@ class Recipe(Record):
                 "distillation"
             )
         if given and not self.needs_teacher:
+            if self.method == "trades":
+                raise BadInputError(
+                    "method trades learns from no teacher; leave it out, or use another method"
+                )
             raise BadInputError(
                 "a teacher was given, but the recipe's distillation is 0; set it between 0 and 1, or use method rslad"
             )
 
     def distilling(self, weight: float) -> "Recipe":
-        """The recipe with this weight of distillation; RSLAD, which learns nothing but a teacher, as it is."""
-        return self if self.method == "rslad" else self.model_copy(update={"distillation": weight})
+        """The recipe with this weight of distillation; as it is where the method says what is learnt of a teacher.
+
+        RSLAD learns from nothing else, TRADES from none.
+        """
+        return (
+            self if self.method in ("rslad", "trades") else self.model_copy(update={"distillation": weight})
+        )
 
     def for_int8(self) -> "Recipe":
         """The recipe of the passes for int8."""

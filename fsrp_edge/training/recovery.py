@@ -26,6 +26,14 @@ def split_held_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
     return rest, held_out
 
 
+def without_held_out(images: ImageSet, seed: int) -> ImageSet:
+    """Training images to score, fit and weigh networks on: those that judge the recovery are not among them.
+
+    Where none would be left (of one image), all of them.
+    """
+    return split_held_out(images, seed)[0] or images
+
+
 def fit_recipe(recipe: Recipe, dataset: Dataset, *, has_teacher: bool) -> Recipe:
     """The recipe as the data allows it.
 

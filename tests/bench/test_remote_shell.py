@@ -295,6 +295,9 @@ class TestDescription:
         )
         with pytest.raises(ToolFailedError, match="'python9' is not there"):
             compress(options)
+        jetson = options.model_copy(update={"target": "jetson-nano", "bench_on": server.address()})
+        with pytest.raises(ToolFailedError, match="lacks trtexec, which runs TensorRT"):
+            compress(jetson)
 
 
 class TestCommand:

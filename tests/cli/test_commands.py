@@ -422,6 +422,7 @@ def place(tmp_path: Path, chain: Path, trained_checkpoint: Path, digits_npz: Pat
     """Names that the wrong commands below use."""
     (tmp_path / "text.pt").write_text("this is no checkpoint")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "fraction.yaml").write_text("recover-epochs: 0.9\n")
     (tmp_path / "model-fp32.onnx").write_text("another file of that name")
     (tmp_path / "half.npz").write_bytes(digits_npz.read_bytes()[:1000])
     plan = read_json(chain / "pruned.plan.json")
@@ -472,7 +473,7 @@ WRONG = {
     "compress {net} --target generic-x86 --data {data} --ratio 0.01 --score-images 8 --score-steps 1 --out {out}":
         "nothing can be removed at ratio 0.01 with channel multiple 8",
     "compress {net} --target generic-x86 --out {net}": "is a file",
-    "compress {net} --target generic-x86 --out {net}/run": "cannot write into",
+    "compress {net} --target generic-x86 --out {net}/run": "is no folder that you may write into",
     "evaluate {net} --data {data} --attack autoatack": "unknown attack 'autoatack'",
     "evaluate {net} --data {here}/absent": "does not exist; allowed:",
     "evaluate {chain}/recovered.safetensors --data photographs": "would be compared with itself; give labelled images",
@@ -495,10 +496,16 @@ WRONG = {
     "bench {here}/text.pt": "unknown suffix '.pt'; allowed: .onnx, .tflite",
     "report {here}/empty": "{here}/empty has no report.json; give the directory of a finished run",
     "report {chain}/scores.json": "not a valid report",
-    "report {chain} --max-regression size=0%": "--max-regression judges nothing without --baseline",
-    "report {chain} {chain} --max-regression size=0%": "gates judge one run",
+    "report {chain} --max-regression size=0%": "--max-regression is judged by an earlier run; name it with --baseline",
+    "report {chain} {chain} --max-regression size=0%": "--max-regression is judged by an earlier run",
     "compress {net} --target generic-x86 --max-regression size=0% --out {out}":
-        "--max-regression judges nothing without --baseline",
+        "max_regression is judged by an earlier run",
+    "compress {net} --target generic-x86 --require size[tflite]<=1kB --format onnx --out {out}":
+        "there will be no row 'tflite'; there will be 'recovered'",
+    "compress {net} --target generic-x86 --config {here}/fraction.yaml": "recover-epochs is 0.9; give a whole number",
+    "sweep {net} --target generic-x86 --macs 50% --over ratio=0.3,0.7": "--over ratio does not go with --macs",
+    "bench {chain}/artifacts/model-fp32.onnx --picture heat": "give a name that ends in .png",
+    "score {net} --out {net}/scores.json": "is no folder that you may write into",
     "evaluate {net} --data {data} --norm L2 --eps inf": "is outside 0 to 1",
     "evaluate {net} --data {data} --file {chain}/artifacts/model-fp32.onnx --file {here}/model-fp32.onnx":
         "two of these --file have the same",

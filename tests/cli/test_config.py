@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fsrp_edge.cli import cli
-from fsrp_edge.cli.compress import compress
+from fsrp_edge.cli.compress import compress, options_from
 from fsrp_edge.cli.errors import run
 
 
@@ -105,7 +105,7 @@ def test_a_dry_run_tells_and_leaves_nothing(
             "--quiet",
         ),
         *("--format", "onnx", "--require", "size<=1MB", "--require", "robust_accuracy>=1%", "--dry-run"),
-        *("--save-config", str(saved), "--layer-ratio", "features.0=0", "--max-regression", "size=1%"),
+        *("--save-config", str(saved), "--layer-ratio", "features.0=0"),
     ]
     assert run(cli, arguments) == 0
     out = capfd.readouterr().out
@@ -145,3 +145,12 @@ def test_the_counts_of_a_dry_run_are_those_of_the_run(trained_checkpoint: Path, 
     assert preview(options).parameters[1] == sum(
         parameter.numel() for parameter in pruned.network.parameters()
     )
+
+
+def test_what_a_recipe_says_is_not_replaced(net: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("method: trades\nepochs: 3\n")
+    given = (net, "--target", "raspberry-pi-4", "--recipe", tmp_path / "recipe.yaml", "--recover-epochs", 0)
+    found = options_from({name: value for name, value in parsed(*given).items() if name != "dry_run"})
+    assert found.recovery is not None
+    assert (found.recovery.method, found.recovery.epochs, found.recovery.flip) == ("trades", 3, True)
+    assert not found.natural_if_undefended, "a method that was asked for stays"

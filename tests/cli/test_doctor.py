@@ -34,15 +34,16 @@ def test_the_extras_are_those_of_the_package() -> None:
         assert {line.split(">")[0] for line in wanted} == set(packages)
 
 
-def test_a_broken_torchvision_is_told_with_exit_code_3(tmp_path: Path) -> None:
-    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+@pytest.mark.parametrize("package", ["torch", "torchvision"])
+def test_a_broken_package_is_told_with_exit_code_3(tmp_path: Path, package: str) -> None:
+    (tmp_path / f"{package}.py").write_text("raise ImportError('libcudart.so.12')")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", MAIN, "doctor"],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
-    assert done.returncode == 3 and "does not work: torchvision" in done.stderr
-    assert "torchvision: install torch and torchvision of one release" in done.stdout
+    assert done.returncode == 3 and "does not work: torch" in done.stderr
+    assert f"{package} " in done.stdout and "libcudart.so.12" in done.stdout
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

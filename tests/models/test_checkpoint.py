@@ -17,6 +17,8 @@ from fsrp_edge import progress
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models import registry
 from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.saved import save_classifier
+from tests.nets import built
 
 SHARED = Path(__file__).parents[2] / "../shared/models"
 
@@ -395,3 +397,34 @@ def test_torchscript_is_explained(tmp_path):
     torch.jit.trace(nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 4, 4)).save(tmp_path / "net.pt")
     with pytest.raises(BadInputError, match="TorchScript"):
         load_classifier(tmp_path / "net.pt")
+
+
+def test_a_factory_of_gray_networks(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
+    )
+    arch = f"{tmp_path / 'own.py'}:build"
+    torch.save(registry.build(arch, classes=3).state_dict(), tmp_path / "own.pth")
+    loaded = load_classifier(tmp_path / "own.pth", architecture=arch, input_size=12, mean=(0.5,), std=(0.5,))
+    assert loaded.spec.input_shape == (1, 12, 12)
+    save_classifier(loaded, tmp_path / "own.safetensors")
+    assert load_classifier(tmp_path / "own.safetensors", architecture=arch).spec == loaded.spec
+
+
+@pytest.mark.parametrize(
+    "beside", [{"ema": {"decay": 0.999}}, {"model_ema": {}}, {"net": {"name": "resnet20"}}]
+)
+def test_settings_are_not_taken_for_weights(tmp_path, beside):
+    state = registry.build("cifar:resnet20-a", classes=10).state_dict()
+    torch.save({**beside, "weights": state}, tmp_path / "net.pth")
+    assert load_classifier(tmp_path / "net.pth").spec.architecture == "cifar:resnet20-a"
+
+
+def test_own_files_are_loaded_by_the_short_name_and_refuse_images_that_are_too_small(tmp_path):
+    save_classifier(built("cifar:vgg16_bn-w0.25"), tmp_path / "vgg.safetensors")
+    with pytest.raises(BadInputError, match="try --input-size"):
+        load_classifier(tmp_path / "vgg.safetensors", input_size=16)
+    save_classifier(built("cifar:mobilenet_v2"), tmp_path / "net.safetensors")
+    again = load_classifier(tmp_path / "net.safetensors", architecture="mobilenet_v2")
+    assert again.spec.architecture == "cifar:mobilenet_v2"

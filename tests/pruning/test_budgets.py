@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from fsrp_edge.bench.address import parse_address
+from fsrp_edge.bench.setup import Setup
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.models.size import measure_size
@@ -165,6 +166,28 @@ def test_locked_groups_stay_whole_under_budgets(resnet, costs):
     for group in found.groups:
         if group.root.startswith("layer3") or group.root == "conv1":
             assert len(group.kept) == group.channels, group.root
+
+
+@pytest.mark.parametrize(
+    ("target", "device", "runtime"),
+    [
+        ("jetson-nano", "ssh://nano", "tensorrt"),
+        ("jetson-nano", "local", "onnxruntime"),
+        ("raspberry-pi-4", "ssh://pi", "onnxruntime"),
+    ],
+)
+def test_files_are_timed_in_the_runtime_that_the_device_is_for(target, device, runtime):
+    requests = tuple(ArtifactRequest(name, "fp32") for name in ("onnx", "tflite"))
+    place = Workplace(load_target(target), requests, parse_address(device), 1, images=None)
+    assert place.runtimes == {"onnx": runtime, "tflite": "litert"}
+    assert place.measured == (device != "local")
+
+
+def test_preferred_runtimes_take_the_files_that_they_run(tmp_path):
+    for name in ("a.onnx", "a.tflite"):
+        (tmp_path / name).touch()
+    setup = Setup(preferred=("tensorrt",))
+    assert [setup.runtime_of(tmp_path / name) for name in ("a.onnx", "a.tflite")] == ["tensorrt", "litert"]
 
 
 @pytest.mark.parametrize("share", ["75%", "40%", "15%"])

@@ -190,3 +190,32 @@ def test_tracing_leaves_the_network_as_it_was():
 def test_network_without_filters_to_prune_is_refused(network):
     with pytest.raises(BadInputError, match="there are no filters to prune"):
         PruningGraph(classifier_of(network))
+
+
+class TwoConvolutions(nn.Module):
+    def __init__(self, tail, features, **more):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.tail, self.linear = tail, nn.Linear(features, 10)
+        for name, layer in more.items():
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        a = F.relu(self.a(x))
+        return self.linear(self.tail(self, a, F.relu(self.b(a))))
+
+
+TAILS = {
+    "flattened with channels last": (lambda _, a, b: b.permute(0, 2, 3, 1).flatten(1), 512, {}),
+    "concatenated, then flattened": (lambda _, a, b: torch.cat((a, b), 1).flatten(1), 1024, {}),
+    "linear over places": (lambda net, a, b: net.t(b.flatten(2)).mean(2), 8, {"t": nn.Linear(64, 64)}),
+    "layer norm over width": (lambda net, a, b: net.t(b).mean((2, 3)), 8, {"t": nn.LayerNorm(8)}),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_what_reads_channels_elsewhere_locks_them(name):
+    tail, features, more = TAILS[name]
+    dense = as_classifier(TwoConvolutions(tail, features, **more), "own:network", shape=(3, 8, 8))
+    groups = {member.layer: group for group in PruningGraph(dense).groups() for member in group.members}
+    assert groups["b"].locked

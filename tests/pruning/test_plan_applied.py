@@ -6,17 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.registry import build
 from fsrp_edge.models.saved import save_classifier, weights_sha256
 from fsrp_edge.pruning.options import PlanOptions
-from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.plan import GroupPlan, PruningPlan
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.scoring.capture import scored_layers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
-from tests.nets import as_classifier
+from tests.nets import as_classifier, built
 
 
 def random_classifier(architecture: str) -> Classifier:
@@ -112,3 +113,16 @@ def test_a_network_can_be_pruned_saved_and_pruned_again(tmp_path: Path) -> None:
         parameters.append(sum(parameter.numel() for parameter in network.parameters()))
         network = loaded
     assert parameters[0] > parameters[1] > parameters[2]
+
+
+def test_a_plan_that_parts_a_unit_is_refused():
+    dense = built("torchvision:resnext50_32x4d", shape=(3, 32, 32))
+    kept = tuple(range(1, 128))
+    plan = PruningPlan(
+        architecture=dense.spec.architecture, model_sha256=weights_sha256(dense.network), criterion="l1",
+        scores_sha256="", ratio=0.1, channel_multiple=1,
+        groups=(GroupPlan(root="layer1.0.conv1", layers=("layer1.0.conv1",), channels=128,
+                          kept=tuple(k for k in kept if k not in (6, 11, 12))),),
+    )  # fmt: skip
+    with pytest.raises(BadInputError, match="units of 4"):
+        apply_plan(dense, plan)

@@ -1,17 +1,25 @@
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.models.channel_graph import ChannelGroup, Member
+from fsrp_edge.models.channel_graph import ChannelGroup, Member, PruningGraph
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier, weights_sha256
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.candidates import group_scores, kept_count
+from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.overview import inspect_network
 from fsrp_edge.pruning.plan import PruningPlan
+from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.scoring.rivals import Rival, score_rival
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
+from tests.nets import as_classifier
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +128,45 @@ def test_overview_accounts_for_every_layer(resnet):
     assert sum(group.macs for group in overview.groups) == overview.dense.macs
     assert sum(group.parameters for group in overview.groups) == overview.dense.parameters
     assert [group.layers for group in overview.groups if group.reason_to_keep] == [("linear",)]
+
+
+def scores_of(classifier, layers):
+    return FilterScores(
+        criterion="l1",
+        options={},
+        architecture="own:network",
+        model_sha256=weights_sha256(classifier.network),
+        data_sha256=None,
+        images=0,
+        seed=0,
+        layers={name: LayerScores(scores=(1.0,) * count) for name, count in layers.items()},
+    )
+
+
+def test_channels_that_fewer_layers_make_score_no_less():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.a1, self.a2, self.b = (nn.Conv2d(3, n, 1) for n in (16, 8, 8, 8))
+            self.linear = nn.Linear(16, 10)
+
+        def forward(self, x):
+            y = torch.cat((self.a1(x) + self.a2(x), self.b(x)), 1) + self.c(x)
+            return self.linear(y.mean((2, 3)))
+
+    dense = as_classifier(Network(), "own:network", shape=(3, 8, 8))
+    group = PruningGraph(dense).groups()[0]
+    scores = scores_of(dense, {"c": 16, "a1": 8, "a2": 8, "b": 8})
+    np.testing.assert_allclose(group_scores(group, scores), np.ones(16))
+
+
+def test_a_budget_that_scored_groups_cannot_meet_is_refused():
+    dense = as_classifier(
+        nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3),
+                      nn.BatchNorm2d(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)),
+        "own:network", shape=(3, 16, 16),
+    )  # fmt: skip
+    scores = score_rival(dense, None, Rival(name="batch-norm-scale"), seed=0)
+    options = PlanOptions(budgets=Budgets(parameters="30%"))
+    with pytest.raises(BadInputError, match="cannot be reached"):
+        make_plan(dense, scores, options)

@@ -15,7 +15,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from fsrp_edge.cli.bench import evaluated_images
 from fsrp_edge.data.folder import decode_image
+from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.exporting.export import ArtifactRequest
@@ -257,3 +259,18 @@ def test_the_example_for_tflite_runs_where_only_tensorflow_is(exported: Path, tm
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert len(done.stdout.splitlines()) == 5
+
+
+def test_a_file_is_judged_on_the_images_of_its_run(
+    copied: Path, classifier: Classifier, digits_npz: Path, tmp_path: Path
+) -> None:
+    """Where nothing is set apart for evaluation, the seed decides: another would judge on images of the training."""
+    digits = np.load(digits_npz)
+    np.savez(tmp_path / "whole.npz", x=digits["x_test"], y=digits["y_test"])
+    manifest = read_json(copied / "manifest.json")
+    (copied / "manifest.json").write_text(json.dumps(manifest | {"seed": 3}))
+    images = {
+        seed: open_dataset(tmp_path / "whole.npz", classifier.spec, seed=seed).evaluation for seed in (0, 3)
+    }
+    judged = evaluated_images(str(tmp_path / "whole.npz"), copied / "model-fp32.onnx")
+    assert judged.digest == images[3].digest != images[0].digest

@@ -1,13 +1,18 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch import nn
 
+from fsrp_edge import distributed
 from fsrp_edge.attacks import attackable, random_start
 from fsrp_edge.compute import generator
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training.adversarial import away_from, training_images
 from fsrp_edge.training.augmentation import augment
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
@@ -179,3 +184,26 @@ def test_final_recalibration_stays_only_where_it_is_better(digit_sets, small_cnn
     reached = held_out_merit(network, judges, recipe, 0)
     recalibrate_batch_norm(network, split_held_out(learnt, 0)[0], seed=0)
     assert held_out_merit(network, judges, recipe, 0) <= reached
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_every_process_averages_the_same_network_first(
+    digit_sets, small_cnn, monkeypatch, swapped: bool
+) -> None:
+    """Hashes are addresses, which differ between processes; sets go by them."""
+    network, order = small_cnn(), []
+    monkeypatch.setattr(Classifier, "__hash__", lambda self: int((self is network) == swapped))
+    monkeypatch.setattr(distributed, "average_buffers", lambda each: order.append(each is network))
+    train(network, *digit_sets, Recipe(method="natural", epochs=1, batch_size=64, ema_decay=0.9), seed=0)
+    assert order == [True, False]
+
+
+def test_recalibration_repeats_where_networks_draw_at_random(digit_sets, small_cnn) -> None:
+    network = small_cnn()
+    network.network.insert(3, nn.Dropout2d(0.1))
+    twice = [copy.deepcopy(network) for _ in range(2)]
+    for before, each in enumerate(twice):
+        torch.manual_seed(before)  # whatever ran until then
+        recalibrate_batch_norm(each, digit_sets[0], seed=0)
+    one, other = (each.state_dict() for each in twice)
+    assert all(torch.equal(one[name], other[name]) for name in one)

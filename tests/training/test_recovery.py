@@ -10,7 +10,7 @@ from fsrp_edge.models.classifier import ModelSpec
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training.dense import train_dense
 from fsrp_edge.training.recipe import Recipe
-from fsrp_edge.training.recovery import fit_recipe, recover, split_held_out
+from fsrp_edge.training.recovery import fit_recipe, recover, split_held_out, without_held_out
 
 
 def test_a_tenth_is_held_out_and_never_learnt(digit_sets) -> None:
@@ -23,6 +23,18 @@ def test_a_tenth_is_held_out_and_never_learnt(digit_sets) -> None:
     again = split_held_out(images, seed=3)[1]
     assert held_out.digest == again.digest != split_held_out(images, seed=4)[1].digest
     assert [len(part) for part in split_held_out(images.first(3), seed=0)] == [2, 1]
+
+
+def test_what_fits_a_network_does_not_judge_it(digit_sets) -> None:
+    images = digit_sets[0]
+    fitted, (_, held_out) = without_held_out(images, 3).sample(200, 3), split_held_out(images, 3)
+    assert len(fitted) == 200 and not set(fitted.indices) & set(held_out.indices)
+    assert len(without_held_out(images.first(1), 0)) == 1
+
+
+def test_trades_learns_from_no_teacher() -> None:
+    with pytest.raises(BadInputError, match="trades learns from no teacher"):
+        Recipe(method="trades").distilling(1.0).check_teacher(given=True)
 
 
 def test_without_a_recipe_only_the_statistics_of_batch_norm_change(digit_sets, small_cnn) -> None:
