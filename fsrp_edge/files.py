@@ -12,7 +12,7 @@ from typing import Any
 
 from fsrp_edge.errors import BadInputError
 
-_MARK = ".mode"
+MARK = ".mode"
 """File that tells our temporary folders from others."""
 
 
@@ -25,7 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        usual = Path(folder) / _MARK
+        usual = Path(folder) / MARK
         usual.touch()
         yield temporary
         if temporary.is_dir():
@@ -37,7 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what `atomic_path` could not, at any depth of a folder, because its process was killed."""
-    for mark in list(folder.rglob(f".*/{_MARK}")):
+    for mark in list(folder.rglob(f".*/{MARK}")):
         shutil.rmtree(mark.parent, ignore_errors=True)
 
 

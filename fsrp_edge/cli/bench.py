@@ -187,7 +187,7 @@ def evaluated_images(source: str, model: Path) -> "ImageSet":
         classes=session.output.shape[-1] or 0,
         mean=(0.0,) * channels,
         std=(1.0,) * channels,
-        preprocessing=Preprocessing(resize=height),
+        preprocessing=Preprocessing(resize=max(height, width)),
     )
     return open_dataset(source, spec, seed=0).evaluation.first(EVALUATED)
 

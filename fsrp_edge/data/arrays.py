@@ -101,13 +101,14 @@ def open_npz(path: Path, spec: ModelSpec, *, seed: int) -> Dataset:
             if {train_x, train_y, x, y} <= arrays.keys():
                 train, note = _image_set(path, "train", arrays[train_x], arrays[train_y], spec)
                 evaluation, _ = _image_set(path, split, arrays[x], arrays[y], spec)
-                return Dataset(train, evaluation, f"{path.name}: {x} for evaluation{note}")
+                about = f"{path.name}: {x} for evaluation{note}"
+                return Dataset(train, evaluation, about, whole="resized" in note)
     for x, y in _WHOLE_KEYS:
         if {x, y} <= arrays.keys():
             whole, note = _image_set(path, "all", arrays[x], arrays[y], spec)
             train, evaluation = whole.hold_out(HELD_OUT, seed)
             split = f"{HELD_OUT:.0%} of each class held out for evaluation by seed {seed}"
-            return Dataset(train, evaluation, f"{path.name}: {split}{note}")
+            return Dataset(train, evaluation, f"{path.name}: {split}{note}", whole="resized" in note)
     allowed = "; ".join(", ".join(keys) for keys in (*_WHOLE_KEYS, *sum(_SPLIT_KEYS.values(), ())))
     raise BadInputError(f"{path} holds the arrays {', '.join(sorted(arrays))}; allowed are {allowed}")
 
@@ -142,6 +143,10 @@ def _image_set(path: Path, split: str, x: np.ndarray, y: np.ndarray, spec: Model
 
 def _to_nchw(x: np.ndarray, spec: ModelSpec, where: str) -> np.ndarray:
     """`x` as (N, C, H, W), told from its shape."""
+    if 0 in x.shape[1:]:
+        raise BadInputError(
+            f"{where}: images have shape {x.shape}, no pixels; allowed are sides of 1 or more"
+        )
     if x.ndim == 3:
         return x[:, None]
     channels = {1, 3, spec.input_shape[0]}

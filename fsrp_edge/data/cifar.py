@@ -102,6 +102,7 @@ def open_cifar(folder: Path, layout: Layout, spec: ModelSpec) -> Dataset:
         test,
         f"{layout.title} ({kind} layout), its official test set for evaluation, classes matched "
         f"{match.rule}{note}",
+        whole=True,
     )
 
 

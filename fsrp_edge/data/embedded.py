@@ -74,6 +74,7 @@ def digits(spec: ModelSpec, *, seed: int) -> Dataset:
         "scikit-learn's handwritten digits (Alpaydin and Kaynak, UCI Machine Learning Repository, CC BY "
         f"4.0), {len(evaluation)} held out for evaluation by seed {seed}{note}",
         mirrorable=False,
+        whole=True,
     )
 
 

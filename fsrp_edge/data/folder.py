@@ -1,6 +1,7 @@
 """Folders of image files, one folder a class, decoded when asked for."""
 
 import hashlib
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -107,6 +108,10 @@ def _resize_and_crop(image: Image.Image, spec: ModelSpec) -> np.ndarray:
     channels, height, width = spec.input_shape
     resize, shorter = spec.preprocessing.resize, min(image.size)
     size = (int(resize * image.width / shorter), int(resize * image.height / shorter))
+    if size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise ValueError(
+            f"{image.width}x{image.height} would become {size[0]}x{size[1]} pixels before the crop"
+        )
     image = image.resize(size, _INTERPOLATIONS[spec.preprocessing.interpolation])
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     pixels = np.asarray(image.crop((left, top, left + width, top + height)))
@@ -213,7 +218,9 @@ def _image_files(folder: Path) -> list[Path]:
     # Nested links to folders are not followed: they may lead in circles.
     return sorted(
         Path(parent, name)
-        for parent, _, names in os.walk(folder)
+        for parent, folders, names in os.walk(folder)
+        # Hidden ones are left out, as .ipynb_checkpoints with its copies; os.walk looks at what is left here.
+        for folders[:] in [[name for name in folders if not name.startswith(".")]]
         for name in names
         if Path(name).suffix.lower() in _SUFFIXES and not name.startswith(".")
     )

@@ -200,9 +200,11 @@ class Dataset:
         evaluation: for every accuracy that is reported; never trained on.
         description: one line for the report, such as where the images come from and under which licence.
         mirrorable: whether an image mirrored left to right shows the same class; digits and letters do not.
+        whole: images were brought to the network's size as a whole, without the crop of its preprocessing.
     """
 
     train: ImageSet
     evaluation: ImageSet
     description: str
     mirrorable: bool = True
+    whole: bool = False

@@ -56,14 +56,14 @@ def open_dataset(source: str | Path | None, spec: ModelSpec, *, seed: int) -> Da
 
 
 def _open_path(path: Path, spec: ModelSpec, seed: int) -> Dataset:
-    path = path.expanduser()
     try:
+        path = path.expanduser()
         if path.is_dir():
             # By its real name: `.` would have none.
             return _open_directory(path.resolve(), spec, seed)
         if path.is_file() and path.suffix.lower() == ".npz":
             return open_npz(path, spec, seed=seed)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter: ~ of a user that does not exist
         raise BadInputError(f"{path} cannot be read: {error}") from None
     seen = "is a file, but not .npz" if path.exists() else "does not exist"
     raise _unknown(path, seen)

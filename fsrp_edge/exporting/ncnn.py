@@ -4,6 +4,7 @@ pnnx converts. int8 is not offered: ncnn's calibration and quantization tools (n
 wheel nor in pnnx's.
 """
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -38,5 +39,6 @@ def export_ncnn(classifier: Classifier, path: Path, precision: Precision) -> Art
         with atomic_path(path) as temporary:
             temporary.mkdir()
             for suffix in ("param", "bin"):
-                (Path(folder) / f"model.ncnn.{suffix}").rename(temporary / f"model.{suffix}")
+                # Not renamed: temporary files may lie on another file system.
+                shutil.move(Path(folder) / f"model.ncnn.{suffix}", temporary / f"model.{suffix}")
     return Artifact.at(path, precision)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import fsrp_edge
@@ -14,7 +16,7 @@ from fsrp_edge.exporting.mixed import LayerError
 from fsrp_edge.exporting.options import DEFAULTS, ExportOptions
 from fsrp_edge.exporting.parity import Parity, Probe, Reference, require_parity
 from fsrp_edge.exporting.tensorrt import write_engine_script
-from fsrp_edge.files import without_folders
+from fsrp_edge.files import MARK, without_folders
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
@@ -85,8 +87,10 @@ def export_verified(
         metadata=_facts(network, digest, calibration, target, options),
         close=lambda path, artifact: all(check.passed for check in reference.check(path, artifact)),
     )
-    staging = directory.parent / f".{directory.name}.unverified"
-    shutil.rmtree(staging, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    # Inside, because the folder may be a mount or a link to another file system; of this process alone.
+    staging = Path(tempfile.mkdtemp(prefix=".unverified.", dir=directory))
+    (staging / MARK).touch()
     try:
         artifacts = export_artifacts(
             network,
@@ -100,13 +104,14 @@ def export_verified(
             for artifact in track(artifacts, "verifying files")
         )
         require_parity([parity for checks in parities for parity in checks])
-        directory.mkdir(parents=True, exist_ok=True)
         for artifact in artifacts:
             shutil.rmtree(directory / artifact.path, ignore_errors=True)
             (staging / artifact.path).replace(directory / artifact.path)
         script = write_engine_script(directory, artifacts, target, network.spec.input_shape)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):  # it holds files of an earlier export, or those just published
+            directory.rmdir()
     return Exported(
         artifacts=artifacts,
         scripts=(Path(script.name),) if script else (),

@@ -55,6 +55,11 @@ class ModelSpec(Record):
     layer_shapes: dict[str, LayerShape] = {}
     """Modules whose channels were pruned, by their name in the network (`""` is the network itself)."""
 
+    def fed_whole(self) -> "ModelSpec":
+        """The same, for images that are resized to the input as a whole: nothing is cut off but for the aspect."""
+        preprocessing = self.preprocessing.model_copy(update={"resize": max(self.input_shape[1:])})
+        return self.model_copy(update={"preprocessing": preprocessing})
+
     @model_validator(mode="after")
     def _lengths_agree(self) -> "ModelSpec":
         channels = self.input_shape[0]

@@ -56,6 +56,8 @@ def on_device(classifier: Classifier) -> Classifier:
 def load_data(classifier: Classifier, data: str | None, seed: int) -> Dataset:
     """The data set that was named, or the one the checkpoint names, or photographs with the network's own labels."""
     dataset = open_dataset(data or None, classifier.spec, seed=seed)
+    if dataset.whole:  # what is shipped says how the images were fed that the files were judged on
+        classifier.spec = classifier.spec.fed_whole()
     if dataset.train.is_labelled:
         return dataset
     return pseudo_labelled(dataset, classifier)

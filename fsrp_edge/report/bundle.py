@@ -62,7 +62,7 @@ def _write_use(manifest: Manifest, folder: Path) -> None:
     """What an application needs beside the files."""
     spec = manifest.source.model
     labels = spec.class_names or tuple(str(number) for number in range(spec.classes))
-    write_text(folder / "labels.txt", "".join(f"{label}\n" for label in labels))
+    write_text(folder / "labels.txt", "".join(f"{' '.join(label.splitlines())}\n" for label in labels))
     feeding = {"input_shape": spec.input_shape, **spec.preprocessing.model_dump()}
     write_json(folder / "preprocessing.json", feeding)
     used = {RUNS[artifact.format] for artifact in manifest.artifacts}

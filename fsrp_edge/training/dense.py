@@ -70,6 +70,8 @@ def train_dense(
             f"{dataset.train.name} has no labels to learn from; give labelled images (--data)"
         )
     spec = spec.model_copy(update={"class_names": dataset.train.class_names})
+    if dataset.whole:
+        spec = spec.fed_whole()
     classifier = Classifier(network, spec)
     compute.to_fast_layout(classifier, compute.default_device())
     learnt, held_out = split_held_out(dataset.train, seed)

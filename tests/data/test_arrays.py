@@ -163,3 +163,9 @@ def test_arrays_sorted_by_class_are_taken_in_turn(tmp_path, spec):
     taken = torch.from_numpy(IMAGES[order])[data.evaluation.indices].float() / 255
     assert torch.equal(all_pixels(data.evaluation), taken)
     assert sorted(data.evaluation.indices.tolist()) == list(range(20))
+
+
+def test_images_without_pixels_are_refused(tmp_path, spec):
+    np.savez(tmp_path / "none.npz", x=np.zeros((4, 0, 0, 3), np.uint8), y=np.zeros(4, int))
+    with pytest.raises(BadInputError, match="no pixels"):
+        open_dataset(tmp_path / "none.npz", spec((3, 8, 8), classes=2), seed=0)

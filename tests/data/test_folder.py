@@ -303,3 +303,17 @@ def test_digest_follows_content_and_preprocessing_but_not_the_place(two_classes,
     assert digest(moved, resize=40) != before
     Image.fromarray(noise(77)).save(moved / "a/0.png")
     assert digest(moved) != before
+
+
+def test_a_picture_that_resizing_would_blow_up_is_refused(tmp_path, spec):
+    Image.new("RGB", (20_000, 1)).save(tmp_path / "long.png")
+    with pytest.raises(BadInputError, match="before the crop"):
+        decode_image(tmp_path / "long.png", spec((3, 224, 224)))
+
+
+def test_hidden_folders_inside_a_class_are_left_out(tmp_path, spec):
+    for seed, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / name, 5, seed)
+    shutil.copytree(tmp_path / "cat", tmp_path / "cat" / ".ipynb_checkpoints")
+    data = open_dataset(tmp_path, spec((3, 8, 8), classes=2), seed=0)
+    assert len(data.train) + len(data.evaluation) == 10

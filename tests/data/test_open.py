@@ -42,3 +42,8 @@ def test_a_folder_of_an_embedded_set_s_name(tmp_path, spec, monkeypatch):
     (tmp_path / "digits").mkdir()
     with pytest.raises(BadInputError, match="is an empty folder"):
         open_dataset("./digits", spec(), seed=0)
+
+
+def test_a_home_that_does_not_exist_is_refused(spec):
+    with pytest.raises(BadInputError, match="cannot be read"):
+        open_dataset("~nobody-of-this-name/x", spec((3, 8, 8)), seed=0)

@@ -1,3 +1,4 @@
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from torch import nn
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts, smoke_test
+from fsrp_edge.exporting.ncnn import export_ncnn
+from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.targets.load import load_target
@@ -71,3 +74,22 @@ def test_pooling_whose_bins_are_not_equal_is_exported(classifier: Classifier, tm
     for format_ in ("onnx", "tflite"):
         smoke_test(vgg, load_target("jetson-nano"), (format_,))
     assert isinstance(shrunk[1], nn.AdaptiveAvgPool2d), "the network itself stays as it is"
+
+
+@pytest.mark.skipif(
+    not Path("/dev/shm").is_dir() or Path("/dev/shm").stat().st_dev == Path("/tmp").stat().st_dev,
+    reason="there is one file system",
+)
+def test_files_are_published_across_file_systems(
+    classifier: Classifier, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pnnx")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        monkeypatch.setattr(tempfile, "tempdir", other)
+        export_ncnn(classifier, tmp_path / "m.ncnn", "fp32")
+        (tmp_path / "out").symlink_to(other)
+        export_verified(
+            classifier, [ArtifactRequest("onnx", "fp32")], tmp_path / "out", target=load_target("jetson-nano"),
+            calibration=images, images=images,
+        )  # fmt: skip
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"model-fp32.onnx", "build_engines.sh"}

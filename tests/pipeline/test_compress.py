@@ -41,6 +41,7 @@ from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.training.recipe import Recipe
+from fsrp_edge.training.recovery import without_held_out
 
 EVERY_STAGE = [
     *(
@@ -210,7 +211,8 @@ def test_the_ledger_tells_each_network_and_each_file(finished: CompressResult) -
     for name in ("dense", "pruned", "recovered"):
         assert [(a.attack, a.images) for a in rows[name].accuracies] == [("clean", 100), ("pgd-2", 20)]
     assert rows["dense"].accuracies[0].accuracy > 0.9
-    assert rows["recovered"].accuracies[0].accuracy >= rows["pruned"].accuracies[0].accuracy > 0.9
+    assert rows["recovered"].accuracies[0].accuracy > 0.9
+    assert rows["recovered"].accuracies[0].accuracy >= rows["pruned"].accuracies[0].accuracy > 0.8
     for name in ("dense onnx fp32", "onnx fp32", "onnx int8"):
         assert rows[name].accuracies[0].images == 100
         assert rows[name].latency[0].p50_ms > 0 and all(check.passed for check in rows[name].parity)
@@ -297,10 +299,11 @@ def test_the_plan_gives_the_pruned_network_again(
     finished: CompressResult, options: CompressOptions, again: Any
 ) -> None:
     plan, dense = PruningPlan.load(finished.directory / "plan.json"), load_classifier(options.checkpoint)
-    images = load_data(dense, options.data, options.seed).train.sample(most_images(dense.spec), options.seed)
+    learnt = without_held_out(load_data(dense, options.data, options.seed).train, options.seed)
+    images = learnt.sample(most_images(dense.spec), options.seed)
 
     saved = load_classifier(finished.directory / "pruned.safetensors").state_dict()
-    made = apply_plan(dense, plan, DenseOutputs(dense, images)).state_dict()
+    made = apply_plan(dense, plan, DenseOutputs(dense, images, last=False)).state_dict()  # it is trained then
     torch.testing.assert_close(made, saved, rtol=1e-3, atol=1e-4)  # a run computes in another memory layout
     plain = again(compensate=False)
     saved_plain = load_classifier(plain.directory / "pruned.safetensors")
@@ -359,6 +362,7 @@ def test_the_same_command_again_does_nothing_and_reports_the_same(
         (
             {"recovery": None},
             {
+                *("prune", "evaluate-pruned"),  # the last layer is fitted where no training follows
                 *("recover", "evaluate-recovered", "export-artifacts", "bench", "evidence"),
                 *(OF_FP32 | OF_INT8),
             },

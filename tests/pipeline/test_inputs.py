@@ -1,0 +1,28 @@
+import numpy as np
+
+from fsrp_edge.models.classifier import Classifier, Preprocessing
+from fsrp_edge.pipeline.inputs import load_data
+from tests.nets import built
+
+
+def with_crop() -> Classifier:
+    """As torchvision's networks are: the shorter side resized to more than what is cut out."""
+    network = built("cifar:vgg16_bn-w0.125", std=0.5, data="digits")
+    network.spec = network.spec.model_copy(update={"preprocessing": Preprocessing(resize=37)})
+    return network
+
+
+def test_preprocessing_is_recorded_as_the_images_were_brought_to_size(tmp_path) -> None:
+    """What is shipped has to feed pictures as those that accuracy was measured on."""
+    network = with_crop()
+    assert load_data(network, "digits", 0).whole and network.spec.preprocessing.resize == 32
+    images, labels = np.zeros((40, 3, 20, 20), np.uint8), np.arange(40) % 10
+    np.savez(tmp_path / "other.npz", x=images, y=labels)
+    network = with_crop()
+    assert (
+        load_data(network, str(tmp_path / "other.npz"), 0).whole and network.spec.preprocessing.resize == 32
+    )
+    np.savez(tmp_path / "same.npz", x=np.zeros((40, 3, 32, 32), np.uint8), y=labels)
+    network = with_crop()
+    assert not load_data(network, str(tmp_path / "same.npz"), 0).whole
+    assert network.spec.preprocessing.resize == 37, "nobody knows how they were made"
