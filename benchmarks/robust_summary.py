@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.common import RESULTS, markdown_table
-from benchmarks.robust_cells import BY, FSRP_FORMS, KNAPSACK, MAIN, OURS, RECOVERIES
+from benchmarks.robust_cells import BY, COMPENSATED, CONTROLS, FSRP_FORMS, KNAPSACK, MAIN, OURS, RECOVERIES
 from benchmarks.robust_tables import (
     AUTOATTACK,
     AUTOATTACK_ON_ALL,
@@ -37,6 +37,7 @@ def write_summary(found: Groups) -> None:
         "criteria": _criteria(found),
         "seeds": _by_seed(found),
         "all images": _on_all_images(found),
+        "compensation": _compensation(found),
         "budgets": _budgets(found),
         "lengths": _ablation(found, {
             f"{criterion}, {length} epochs": ((*TENTH[:3], length), criterion)
@@ -72,6 +73,21 @@ def _by_seed(found: Groups) -> list[str]:
         lambda group, ours: [lead_of(ours, group, MARGIN), leads_by_seed(ours, group, MARGIN)],
     )
     titles = (title for name in SMALL_TENTHS for title in (name, "seed by seed"))
+    return markdown_table(("criterion", *titles), rows)
+
+
+def _compensation(found: Groups) -> list[str]:
+    """By how much a criterion's network is ahead of its own without compensation, clean and on the margin."""
+
+    def cells(criterion: str, key: Setting) -> list[str]:
+        fitted, plain = (found.get((key, f"{criterion}{end}"), {}) for end in (COMPENSATED, ""))
+        return [lead_of(fitted, plain, judged) for judged in (CLEAN, MARGIN)]
+
+    criteria = [name.removesuffix(COMPENSATED) for name in (OURS, *CONTROLS)]
+    rows = [
+        [name, *(cell for key in SMALL_TENTHS.values() for cell in cells(name, key))] for name in criteria
+    ]
+    titles = (title for name in SMALL_TENTHS for title in (f"{name}: clean", "margin"))
     return markdown_table(("criterion", *titles), rows)
 
 
