@@ -124,7 +124,7 @@ class Bench:
         if not cell.compensated:
             return apply_plan(dense, plan)
         fitting = dataset.train.sample(most_images(dense.spec), cell.seed)
-        return apply_plan(dense, plan, DenseOutputs(dense, fitting, last=not cell.epochs))
+        return apply_plan(dense, plan, DenseOutputs(dense, fitting, trained_after=cell.epochs > 0))
 
     def allocated(
         self, cell: Cell, scores: FilterScores, uniform: Classifier, kinds: Iterable[BudgetKind],

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @click.option(
     "--compensate",
     is_flag=True,
-    help="Fit what stays to the dense network, layer by layer, by least squares on images; all but the last layer, "
-    "which training does better with as it was.",
+    help="Fit what stays to the dense network, layer by layer, by least squares on images; `recover` "
+    "is expected to follow.",
 )
 @click.option(
     "--data",
@@ -112,4 +112,4 @@ def _dense_outputs(dense: "Classifier", data: str | None) -> "DenseOutputs":
     from fsrp_edge.training.recovery import without_held_out
 
     images = without_held_out(open_dataset(data, dense.spec, seed=0).train, 0)
-    return DenseOutputs(dense, images.sample(most_images(dense.spec), 0), last=False)  # `recover` follows
+    return DenseOutputs(dense, images.sample(most_images(dense.spec), 0), trained_after=True)

@@ -98,7 +98,7 @@ def _dense_outputs(run: Run) -> DenseOutputs | None:
     """What pruning fits what stays to, where it compensates."""
     if not run.options.compensates:
         return None
-    return DenseOutputs(run.dense, _fitting_images(run), last=not _learns(run))
+    return DenseOutputs(run.dense, _fitting_images(run), trained_after=_learns(run))
 
 
 def _learns(run: Run) -> bool:

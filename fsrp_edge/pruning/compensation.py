@@ -10,6 +10,7 @@ Weights that stand in for many become large. Before a batch norm their size does
 a step, so there it stays as it was and the statistics of the batch norm take up the factor.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ ROWS = 8192
 """Places, over all images, that a layer is fitted at."""
 CHECKED = 8
 """One place in so many only judges whether the fit holds for images that it did not see."""
+GROWTH = 2.5
+"""Between what a ResNet-18 without half of its channels (1.9) and VGG16s (1.7) do better with, and ResNet-20s (3 to 4)
+without."""
 RIDGE = 0.1
 """Of the mean square of what is read: the pull towards the weights as they were."""
 BATCH = 64
@@ -67,8 +71,8 @@ class DenseOutputs:
         images: `most_images` suffice; labels are not needed.
         fitted: how many of them, the first ones, smaller networks are fitted on; None for all.
         rows: places that are sampled for each layer.
-        last: whether the last layer is fitted, too. It is the one to leave where training follows: large weights there
-            make for sure answers, and training against attacks begins from those.
+        trained_after: the last layer is then left as it is where its weights would become GROWTH times as large: such
+            weights make for sure answers, from which a training gets less far.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class DenseOutputs:
         *,
         fitted: int | None = None,
         rows: int = ROWS,
-        last: bool = True,
+        trained_after: bool = False,
     ) -> None:
         device = compute.device_of(classifier)
         self.pixels = torch.cat([pixels for pixels, _ in images.batches(BATCH)]).to(device)
@@ -97,8 +101,7 @@ class DenseOutputs:
         for name, count in calls.items():
             if count > 1:  # it would have to serve several inputs
                 del self._samples[name]
-        if not last:
-            self._samples.pop(next(reversed(calls), ""), None)
+        self._limited = next(reversed(calls), None) if trained_after else None
 
     def fit(self, pruned: Classifier, gone: Mapping[str, Collection[int]]) -> Tensor:
         """Change a smaller copy's weights in place.
@@ -119,10 +122,12 @@ class DenseOutputs:
                 return
             lost = set(gone.get(name, ()))
             stay = [channel for channel in range(sample.outputs.shape[1]) if channel not in lost]
-            before = layer.weight.clone()
+            before = copy.deepcopy(layer.state_dict())
             _fit(layer, _reads(layer, inputs, sample), sample.outputs[:, stay])
             if name in self._norms:
-                _keep_size(layer, before, pruned.network.get_submodule(self._norms[name]))
+                _keep_size(layer, before["weight"], pruned.network.get_submodule(self._norms[name]))
+            elif name == self._limited and layer.weight.norm() > GROWTH * before["weight"].norm():
+                layer.load_state_dict(before)
 
         with torch.no_grad(), attackable(pruned), _watching(pruned, before=fit):
             logits: Tensor = pruned(self.pixels).float()

@@ -173,9 +173,16 @@ def test_weights_before_a_batch_norm_keep_their_size_and_outputs_are_as_well_fit
     assert torch.allclose(*sizes)
 
 
-def test_the_last_layer_stays_as_it_is_where_training_follows():
+@pytest.mark.parametrize(("growth", "left"), [(1.01, True), (100.0, False)])
+def test_a_last_layer_that_would_grow_much_is_left_where_training_follows(monkeypatch, growth, left):
+    monkeypatch.setattr(compensation, "GROWTH", growth)
     dense = normalized()
-    found, left = (without(dense, {0, 3}, DenseOutputs(dense, images(), last=last)) for last in (True, False))
-    assert torch.equal(left.network[8].weight, dense.network[8].weight)
-    assert not torch.equal(found.network[8].weight, dense.network[8].weight)
-    assert torch.equal(left.network[3].weight, found.network[3].weight)
+    fitted, tamed = (
+        without(dense, {0, 3, 5, 6}, DenseOutputs(dense, images(), trained_after=after))
+        for after in (False, True)
+    )
+    before, after, always = (dict(each.network[8].named_parameters()) for each in (dense, tamed, fitted))
+    assert always["weight"].norm() > 1.01 * before["weight"].norm()
+    for name, value in after.items():
+        assert torch.equal(value, (before if left else always)[name])
+    assert torch.equal(tamed.network[3].weight, fitted.network[3].weight)
