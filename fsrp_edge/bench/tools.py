@@ -151,9 +151,8 @@ def _state(transport: Transport, work: str, stop: threading.Event) -> tuple[dict
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
             path = Path(folder, name).resolve()
-            if not path.is_relative_to(
-                Path(folder).resolve()
-            ):  # a device decides on what is read, not on where
+            # A device decides on what is read, not on where it is put.
+            if not path.is_relative_to(Path(folder).resolve()):
                 raise ToolFailedError(f"{work}: the device told of a file {name!r} that was not asked for")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

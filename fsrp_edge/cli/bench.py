@@ -198,13 +198,12 @@ def _origins(models: Sequence[Path]) -> "dict[str, Origin]":
     from fsrp_edge.files import sha256_file
     from fsrp_edge.report.manifest import manifest_of_file
 
-    known = {path: manifest_of_file(path) for path in models}
-    return {
-        sha256_file(path): Origin(artifact, manifest.origin(artifact).probe)
-        for path, found in known.items()
-        if found is not None
-        for manifest, artifact in [found]
-    }
+    origins = {}
+    for path in models:
+        if (found := manifest_of_file(path)) is not None:
+            manifest, artifact = found
+            origins[sha256_file(path)] = Origin(artifact, manifest.origin(artifact).probe)
+    return origins
 
 
 def _fail(results: "BenchResults", require_valid: bool) -> None:

@@ -119,13 +119,13 @@ def options_from(given: dict[str, Any]) -> "CompressOptions":
     from fsrp_edge.pipeline.options import CompressOptions
 
     given = dict(given)
+    recipe = options.read_recipe(given.pop("recipe"))
     wanted: CompressOptions = options.checked(
         CompressOptions,
         criterion=options.criterion_from(given),
         budgets=options.budgets_from(given),
-        natural_if_undefended=given["recover_method"] == "auto"
-        and "method" not in options.read_recipe(given["recipe"]),
-        recovery=options.recipe_from(given),
+        natural_if_undefended=given["recover_method"] == "auto" and "method" not in recipe,
+        recovery=options.recipe_from(given, recipe),
         formats=given.pop("formats") or None,
         precisions=given.pop("precisions") or None,
         method=QUICK if given.pop("quick_bench") else Method(),

@@ -422,12 +422,17 @@ def criterion_from(given: dict[str, Any]) -> Any:
     return Reconstruction(**common) if name == "fsrp-reconstruction" else Rival.model_validate({"name": name})
 
 
-def recipe_from(given: dict[str, Any]) -> Any:
-    """The recovery that the command line names, taken out of `given`; None where nothing is trained."""
-    more, method = read_recipe(given.pop("recipe")), given.pop("recover_method")
+def recipe_from(given: dict[str, Any], recipe: dict[str, Any]) -> Any:
+    """The recovery that the command line names, taken out of `given`; None where nothing is trained.
+
+    Args:
+        given: options by name.
+        recipe: what the file of --recipe says, above them.
+    """
+    method = given.pop("recover_method")
     values = {name: given.pop(name) for name in ("int8_epochs", "batch_size")}
     values |= {name: given.pop(f"recover_{name}") for name in ("epochs", "learning_rate")}
-    values |= {"method": "n-fgsm" if method == "auto" else method, "eps": given["eps"]} | more
+    values |= {"method": "n-fgsm" if method == "auto" else method, "eps": given["eps"]} | recipe
     if values["epochs"] == values["int8_epochs"] == 0:
         return None
     return checked_recipe(**{"flip": True, "crop_padding": 4} | values)

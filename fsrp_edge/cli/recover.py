@@ -44,7 +44,7 @@ def recover(
     from fsrp_edge.training.recovery import fit_recipe
     from fsrp_edge.training.recovery import recover as run
 
-    chosen = options.recipe_from(given)
+    chosen = options.recipe_from(given, options.read_recipe(given.pop("recipe")))
     del given["eps"]
     unfinished = out.with_suffix(".unfinished.pt")
     with show_progress():

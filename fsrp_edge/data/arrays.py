@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsrp_edge.data.images import ArraySource, Dataset, ImageSet, ImageSource
+from fsrp_edge.data.images import ArraySource, Dataset, ImageSet, ImageSource, rank_in_class
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import ModelSpec
 
@@ -41,6 +41,7 @@ class FittedSource:
         self._source = source
         self._shape = spec.input_shape
         self._interpolation = spec.preprocessing.interpolation
+        self.resizes = source.pixels.shape[2:] != spec.input_shape[1:]
 
     def __len__(self) -> int:
         return len(self._source)
@@ -49,7 +50,7 @@ class FittedSource:
         """See ImageSource."""
         pixels = self._source.load(indices)
         channels, *size = self._shape
-        if list(pixels.shape[2:]) != size:
+        if self.resizes:
             pixels = F.interpolate(
                 pixels.contiguous(memory_format=torch.channels_last),  # three times faster than NCHW here
                 size=size,
@@ -102,13 +103,13 @@ def open_npz(path: Path, spec: ModelSpec, *, seed: int) -> Dataset:
                 train, note = _image_set(path, "train", arrays[train_x], arrays[train_y], spec)
                 evaluation, _ = _image_set(path, split, arrays[x], arrays[y], spec)
                 about = f"{path.name}: {x} for evaluation{note}"
-                return Dataset(train, evaluation, about, whole="resized" in note)
+                return Dataset(train, evaluation, about, whole=_resizes(train))
     for x, y in _WHOLE_KEYS:
         if {x, y} <= arrays.keys():
             whole, note = _image_set(path, "all", arrays[x], arrays[y], spec)
             train, evaluation = whole.hold_out(HELD_OUT, seed)
             split = f"{HELD_OUT:.0%} of each class held out for evaluation by seed {seed}"
-            return Dataset(train, evaluation, f"{path.name}: {split}{note}", whole="resized" in note)
+            return Dataset(train, evaluation, f"{path.name}: {split}{note}", whole=_resizes(train))
     allowed = "; ".join(", ".join(keys) for keys in (*_WHOLE_KEYS, *sum(_SPLIT_KEYS.values(), ())))
     raise BadInputError(f"{path} holds the arrays {', '.join(sorted(arrays))}; allowed are {allowed}")
 
@@ -136,9 +137,12 @@ def _image_set(path: Path, split: str, x: np.ndarray, y: np.ndarray, spec: Model
     classes = images.labels.numpy()
     if len(classes) and (np.diff(classes) >= 0).all():
         # Sorted by class, the first n images, which attacks are given, would be of one class: classes in turn instead.
-        rank = np.arange(len(classes)) - np.searchsorted(classes, classes)
-        images = images.subset(np.lexsort((classes, rank)))
+        images = images.subset(np.argsort(rank_in_class(classes), kind="stable"))
     return images, note + quantized
+
+
+def _resizes(images: ImageSet) -> bool:
+    return isinstance(images.source, FittedSource) and images.source.resizes
 
 
 def _to_nchw(x: np.ndarray, spec: ModelSpec, where: str) -> np.ndarray:

@@ -218,11 +218,11 @@ def _image_files(folder: Path) -> list[Path]:
     # Nested links to folders are not followed: they may lead in circles.
     return sorted(
         Path(parent, name)
-        for parent, folders, names in os.walk(folder)
-        # Hidden ones are left out, as .ipynb_checkpoints with its copies; os.walk looks at what is left here.
-        for folders[:] in [[name for name in folders if not name.startswith(".")]]
+        for parent, _, names in os.walk(folder)
         for name in names
-        if Path(name).suffix.lower() in _SUFFIXES and not name.startswith(".")
+        # Hidden folders are left out, too, as .ipynb_checkpoints with its copies.
+        if Path(name).suffix.lower() in _SUFFIXES
+        and not any(part.startswith(".") for part in Path(parent, name).relative_to(folder).parts)
     )
 
 

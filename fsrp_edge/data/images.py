@@ -60,6 +60,15 @@ class ArraySource:
         return parts.hexdigest()
 
 
+def rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """(N,) how many images of its own class stand before each: taking the lowest ranks first balances the classes."""
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        mine = labels == label
+        rank[mine] = np.arange(mine.sum())
+    return rank
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images and labels that can be gone through any number of times.
@@ -146,13 +155,7 @@ class ImageSet:
         if count >= len(self):
             return self, self.subset(np.arange(0))
         shuffled = np.random.default_rng(seed).permutation(len(self))
-        labels = self.labels.numpy()[shuffled]
-        # Rank of each image among the images of its own class: taking the lowest ranks first balances the
-        # classes.
-        rank = np.empty(len(self), dtype=np.int64)
-        for label in np.unique(labels):
-            mine = labels == label
-            rank[mine] = np.arange(mine.sum())
+        rank = rank_in_class(self.labels.numpy()[shuffled])
         drawn = shuffled[np.argsort(rank, kind="stable")[:count]]
         rest = np.setdiff1d(np.arange(len(self)), drawn)
         return self.subset(np.sort(drawn)), self.subset(rest)

@@ -9,7 +9,6 @@ import fsrp_edge
 from fsrp_edge.bench.agreement import Origin, require_agreement
 from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.results import BenchResults, Latency
-from fsrp_edge.bench.setup import DEFAULT_RUNTIMES
 from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy
 from fsrp_edge.evaluation.files import file_robust_accuracy, transfer_examples
 from fsrp_edge.evaluation.paired import since_dense
@@ -69,13 +68,15 @@ def export(run: Run, folder: str, classifier: Classifier, requests: Sequence[Art
 
 def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
     """Latency on this machine or a device by path, files in turns; not of every format."""
+    place = run.place
+    runtimes = place.runtimes
     known = {
         artifact: exported.probe
         for exported in exports
         for artifact in exported.artifacts
-        if artifact.format in DEFAULT_RUNTIMES
+        if artifact.format in runtimes
     }
-    timed, place = list(known), run.place
+    timed = list(known)
 
     def work() -> list[Latency]:
         origins = {artifact.sha256: Origin(artifact, probe) for artifact, probe in known.items()}
@@ -91,7 +92,7 @@ def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
     inputs = {
         "files": [artifact.sha256 for artifact in timed],
         "device": place.device.name,
-        "runtimes": sorted(place.runtimes.values()),
+        "runtimes": sorted(runtimes.values()),
         "threads": place.threads,
         "method": run.options.method,
     }

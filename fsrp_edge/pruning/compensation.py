@@ -122,11 +122,12 @@ class DenseOutputs:
                 return
             lost = set(gone.get(name, ()))
             stay = [channel for channel in range(sample.outputs.shape[1]) if channel not in lost]
-            before = copy.deepcopy(layer.state_dict())
+            size = _size(layer)
+            before = copy.deepcopy(layer.state_dict()) if name == self._limited else None
             _fit(layer, _reads(layer, inputs, sample), sample.outputs[:, stay])
             if name in self._norms:
-                _keep_size(layer, before["weight"], pruned.network.get_submodule(self._norms[name]))
-            elif name == self._limited and layer.weight.norm() > GROWTH * before["weight"].norm():
+                _keep_size(layer, size, pruned.network.get_submodule(self._norms[name]))
+            elif before is not None and _size(layer).norm() > GROWTH * size.norm():
                 layer.load_state_dict(before)
 
         with torch.no_grad(), attackable(pruned), _watching(pruned, before=fit):
@@ -211,10 +212,16 @@ def _fit(layer: Fitted, reads: Tensor, wanted: Tensor) -> None:
         layer.bias += constant.flatten().to(layer.bias)
 
 
+def _size(layer: Fitted) -> Tensor:
+    """(outputs,) norm of each output channel's weights."""
+    sizes: Tensor = layer.weight.flatten(1).norm(dim=1)
+    return sizes
+
+
 def _keep_size(layer: Fitted, before: Tensor, norm: nn.Module) -> None:
-    """Give each output channel's weights the norm they had, and batch norm the statistics that go with that."""
-    sizes = [weight.flatten(1).norm(dim=1) for weight in (before, layer.weight)]
-    factor = torch.where((sizes[0] > 0) & (sizes[1] > 0), sizes[0] / sizes[1], 1.0)
+    """Give each output channel's weights the size they had, and batch norm the statistics that go with that."""
+    now = _size(layer)
+    factor = torch.where((before > 0) & (now > 0), before / now, 1.0)
     assert isinstance(norm, BatchNorm) and norm.running_mean is not None and norm.running_var is not None
     layer.weight *= factor.reshape(-1, *[1] * (layer.weight.dim() - 1))
     if layer.bias is not None:

@@ -336,9 +336,8 @@ def _train_epoch(run: _Run, train: ImageSet, epoch: int, seed: int, save: Callab
             if now - saved >= SAVE_SECONDS and not at_end:
                 save()
                 saved = time.perf_counter()
-    for network in dict.fromkeys(
-        (classifier, run.judged)
-    ):  # in one order in all processes, as a set has none
+    # Not a set, which has no order that all processes share.
+    for network in dict.fromkeys((classifier, run.judged)):
         distributed.average_buffers(network)
     # The loss may stay finite where weights or running variances do not, and such a network is of no use to anyone.
     for name, value in run.judged.state_dict().items():
