@@ -50,13 +50,14 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         out: folder with a run directory for each, sweep.json, sweep.png and sweep.html.
 
     Raises:
-        BadInputError: not one of them can be run.
+        BadInputError, GateFailedError: not one of them ended with files; the class is that of the first one's error.
     """
     points: list[Point] = []
     dense: Point | None = None
     reports: dict[str, RunReport] = {}
     finished: list[Path] = []
     accuracy = "clean"
+    first_error: BadInputError | GateFailedError | None = None
     for variant in progress.track(variants, f"sweep over {over}", len(variants)):
         directory = out / variant.name.replace("%", "pct").replace("=", "-")
         for other in finished:
@@ -67,6 +68,7 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         except (BadInputError, GateFailedError) as error:
             progress.log(f"sweep: {variant.name}: {error}")
             points.append(Point(name=variant.name, directory=None, problem=str(error)))
+            first_error = first_error or error
             continue
         finished = [directory]
         reports[variant.name] = report
@@ -74,7 +76,8 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         accuracy = attack_of(report)
         points.append(point_of(variant.name, directory.name, report))
     if dense is None:
-        raise BadInputError(f"nothing of the sweep can be run: {points[0].problem}")
+        assert first_error is not None, "a sweep has variants"
+        raise type(first_error)(f"nothing of the sweep can be run: {first_error}")
     options = variants[0].options
     checkpoint, target = options.checkpoint.name, Path(options.target).stem
     result = Sweep.of(accuracy, (dense, *points), checkpoint=checkpoint, target=target, over=over)

@@ -510,9 +510,9 @@ def test_what_another_recovery_left_unfinished_does_not_stand_in_the_way(again: 
 # -- refusals and gates ---------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_computes_something_else_fails_the_run_and_nothing_is_published(
-    again: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def damaged_weights(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Files that are to be published have one layer's filters in reverse; undo it to go on."""
     import onnx
     from onnx import numpy_helper
 
@@ -529,6 +529,12 @@ def test_a_file_that_computes_something_else_fails_the_run_and_nothing_is_publis
         return artifacts
 
     monkeypatch.setattr(verified, "export_artifacts", damaged)
+    return monkeypatch
+
+
+def test_a_file_that_computes_something_else_fails_the_run_and_nothing_is_published(
+    again: Any, damaged_weights: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(
         GateFailedError, match=r"parity checks failed; worst: onnx fp32 in onnxruntime .* relative error"
     ):
@@ -536,8 +542,20 @@ def test_a_file_that_computes_something_else_fails_the_run_and_nothing_is_publis
     remaining = left(again.directory)
     assert not any(name.startswith((".artifacts", "artifacts/")) for name in remaining)
     assert not {"report.json", "report.md", "manifest.json", "stages/export-artifacts.json"} & remaining
-    monkeypatch.undo()
+    damaged_weights.undo()
     assert set(redone(again(precisions=("fp32",)))) >= {"export-artifacts"}
+
+
+@pytest.mark.usefixtures("damaged_weights")
+def test_a_sweep_of_files_that_all_compute_something_else_is_a_failed_gate(
+    again: Any, options: CompressOptions, tmp_path: Path
+) -> None:
+    from fsrp_edge.pipeline.sweep import Variant, sweep
+
+    shutil.move(again.directory, tmp_path / "sweep" / "ratio-0.5")
+    variants = [Variant("ratio=0.5", options.model_copy(update={"precisions": ("fp32",)}))]
+    with pytest.raises(GateFailedError, match="nothing of the sweep can be run: .* parity checks failed"):
+        sweep(variants, "ratio", tmp_path / "sweep")
 
 
 def test_labels_that_do_not_fit_stop_the_run_at_the_baseline(
