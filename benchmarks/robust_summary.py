@@ -23,7 +23,8 @@ from fsrp_edge.files import write_text
 PAGE = RESULTS.parents[1] / "docs" / "robustness.md"
 TENTH: Setting = ("vgg16-w0.25", 0.9, "parameters", 5)
 WIDE: Setting = ("vgg16", 0.9, "channels", 10)
-SMALL_TENTHS: dict[str, Setting] = {
+TENTHS: dict[str, Setting] = {
+    "VGG16": ("vgg16", 0.9, "parameters", 5),
     "VGG16, quarter width": TENTH,
     "ResNet-20": ("resnet20", 0.9, "parameters", 5),
 }
@@ -61,18 +62,18 @@ def _filled(text: str, name: str, lines: Sequence[str]) -> str:
 
 
 def _criteria(found: Groups) -> list[str]:
-    """Criteria against small networks, each as clean / margin attack / AutoAttack."""
-    return _grid(found, SMALL_TENTHS, (CLEAN, MARGIN, AUTOATTACK))
+    """Criteria against networks, each as clean / margin attack / AutoAttack."""
+    return _grid(found, TENTHS, (CLEAN, MARGIN, AUTOATTACK))
 
 
 def _by_seed(found: Groups) -> list[str]:
     """How far ours is ahead on the margin: over seeds, paired by image, and of each seed."""
     rows = _beside_ours(
         found,
-        tuple(SMALL_TENTHS.values()),
+        tuple(TENTHS.values()),
         lambda group, ours: [lead_of(ours, group, MARGIN), leads_by_seed(ours, group, MARGIN)],
     )
-    titles = (title for name in SMALL_TENTHS for title in (name, "seed by seed"))
+    titles = (title for name in TENTHS for title in (name, "seed by seed"))
     return markdown_table(("criterion", *titles), rows)
 
 
@@ -84,10 +85,8 @@ def _compensation(found: Groups) -> list[str]:
         return [lead_of(fitted, plain, judged) for judged in (CLEAN, MARGIN)]
 
     criteria = [name.removesuffix(COMPENSATED) for name in (OURS, *CONTROLS)]
-    rows = [
-        [name, *(cell for key in SMALL_TENTHS.values() for cell in cells(name, key))] for name in criteria
-    ]
-    titles = (title for name in SMALL_TENTHS for title in (f"{name}: clean", "margin"))
+    rows = [[name, *(cell for key in TENTHS.values() for cell in cells(name, key))] for name in criteria]
+    titles = (title for name in TENTHS for title in (f"{name}: clean", "margin"))
     return markdown_table(("criterion", *titles), rows)
 
 

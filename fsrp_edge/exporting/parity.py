@@ -1,6 +1,7 @@
 """Does a file compute what the network computes? In every runtime, on random and on real images."""
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ from fsrp_edge.records import Record
 from fsrp_edge.runtimes import ALL_CORES, RUNTIMES, Runtime, open_session
 
 Inputs = Literal["random", "real"]
-RANDOM_IMAGES, PROBE_IMAGES = 8, 4
+RANDOM_IMAGES, PROBE_IMAGES = 8, 8
 """That a file is compared on when it is made, and that go with it to check it again."""
+PROBE_FALL, PROBE_CONTRAST = 1.5, 0.25
+"""Of random images: the power of the frequency that amplitudes fall with, and a channel's standard deviation."""
 
 
 class Tolerance(Record):
@@ -41,16 +44,17 @@ class Tolerance(Record):
 # int8 on real images: cosine 0.994 (Lite0), agreement 0.91 (untrained ConvNeXt). The largest error says
 #     little: one activation beyond the calibrated range is cut off: 0.4 for the VGG16 at a cosine of 0.998.
 #     A network that is unsure agrees less: 0.79 for a ResNet-20 of 27 % accuracy, whose logits lie close together.
-# int8 on random images, which the ranges were not calibrated on, shows clipping (Lite0: cosine 0.97,
-#     agreement 0.6). They still tell a file that computes something else, and no more is asked of them.
+# int8 on random images, which the ranges were not calibrated on, shows clipping: cosine 0.984 (Lite0), 0.993
+#     (ResNet-20), 0.998 and more elsewhere. With red and blue exchanged it is 0.95 at most, with height and width 0.97
+#     (Lite0) and 0.9 for CIFAR-10's; networks without training are as blind to that as they are to all else.
 TOLERANCES: dict[tuple[Precision, Inputs], Tolerance] = {
     ("fp32", "random"): Tolerance(relative_error=1e-4),
     ("fp32", "real"): Tolerance(relative_error=1e-4),
     ("fp16", "random"): Tolerance(relative_error=1e-1, cosine=0.999),
     ("fp16", "real"): Tolerance(relative_error=2e-2, cosine=0.999),
-    ("int8", "random"): Tolerance(cosine=0.9),
+    ("int8", "random"): Tolerance(cosine=0.97),
     ("int8", "real"): Tolerance(cosine=0.98, top1_agreement=0.7),
-    ("int8-dynamic", "random"): Tolerance(cosine=0.9),
+    ("int8-dynamic", "random"): Tolerance(cosine=0.97),
     ("int8-dynamic", "real"): Tolerance(cosine=0.98, top1_agreement=0.7),
 }
 
@@ -178,7 +182,7 @@ def require_parity(parities: Sequence[Parity]) -> None:
     """
     failed = [parity for parity in parities if not parity.passed]
     if failed:
-        worst = max(failed, key=lambda parity: parity.relative_error)
+        worst = max(failed, key=_excess)
         quantized = worst.artifact.endswith(" int8")
         raise GateFailedError(
             f"{len(failed)} of {len(parities)} parity checks failed; worst: {worst.artifact} in "
@@ -194,10 +198,13 @@ def installed_runtimes(path: Path) -> tuple[Runtime, ...]:
 
 
 def probe_pixels(shape: tuple[int, int, int], count: int, seed: int) -> torch.Tensor:
-    """Random images that look different along each axis, so that a file that mixes up axes can't agree.
+    """Random images as networks tell them apart, so that a file that mixes up axes, channels or images can't agree.
 
-    Every channel of every image is a ramp of its own slopes along height and width under noise, in steps of 1/255 like
-    real images, so that files that take bytes see the same.
+    Every channel is noise of its own whose amplitude falls with the frequency, as that of photographs does (Field,
+    "Relations between the statistics of natural images and the response properties of cortical cells", JOSA A 4,
+    1987): it looks different along each axis, and stays in the range that int8 files are calibrated to. In steps of
+    1/255 like real images, so that files that take bytes see the same. On other machines too: the uniform numbers are
+    exact, and float64 leaves nothing to round differently.
 
     Args:
         shape: (channels, height, width).
@@ -209,10 +216,14 @@ def probe_pixels(shape: tuple[int, int, int], count: int, seed: int) -> torch.Te
     """
     channels, height, width = shape
     generator = torch.Generator().manual_seed(seed)
-    slopes = torch.rand((2, count, channels, 1, 1), generator=generator)
-    ramps = slopes[0] * torch.linspace(0, 1, height).view(-1, 1) + slopes[1] * torch.linspace(0, 1, width)
-    noise = torch.rand((count, channels, height, width), generator=generator)
-    return (255 * (0.35 * ramps + 0.3 * noise)).round() / 255
+    noise = torch.rand((count, channels, height, width), generator=generator, dtype=torch.float64).numpy()
+    means = 0.3 + 0.4 * torch.rand((count, channels, 1, 1), generator=generator, dtype=torch.float64).numpy()
+    rows, columns = np.fft.fftfreq(height, 1 / height)[:, None], np.fft.rfftfreq(width, 1 / width)
+    falling = np.maximum(np.hypot(rows, columns), 1) ** -PROBE_FALL
+    images = np.fft.irfft2(np.fft.rfft2(noise) * falling, s=(height, width))
+    images -= images.mean((2, 3), keepdims=True)
+    images *= PROBE_CONTRAST / np.maximum(images.std((2, 3), keepdims=True), np.finfo(np.float64).tiny)
+    return torch.from_numpy(np.rint(255 * np.clip(images + means, 0, 1)) / 255).float()
 
 
 def compare(
@@ -250,6 +261,21 @@ def _violations(parity: Parity) -> list[str]:
             f"at least {100 * limits.top1_agreement:g} % required"
         )
     return found
+
+
+def _excess(parity: Parity) -> float:
+    """How many times what its limits allow a file is off, by the worst of them: files of all precisions compare."""
+    limits = parity.tolerance
+    shares = [
+        error / allowed
+        for error, allowed in (
+            (parity.relative_error, limits.relative_error),
+            (1 - parity.cosine, limits.cosine and 1 - limits.cosine),
+            (1 - parity.top1_agreement, limits.top1_agreement and 1 - limits.top1_agreement),
+        )
+        if allowed
+    ]
+    return max(math.inf if math.isnan(share) else share for share in shares)
 
 
 def _reference(classifier: Classifier, batches: Sequence[torch.Tensor]) -> np.ndarray:

@@ -42,7 +42,7 @@ class Manifest(Document):
 
     called = "a manifest that this version reads"
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     files: dict[str, FileEntry] = {}
     artifacts: tuple[Artifact, ...]
     origins: dict[str, Origin]

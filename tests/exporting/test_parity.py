@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from fsrp_edge.data.images import ImageSet
+from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import GateFailedError
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.onnx import Int8Quantizer, convert_to_fp16, export_onnx
 from fsrp_edge.exporting.parity import Probe, check_parity, compare, probe_pixels, require_parity
+from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 
 
@@ -73,6 +75,32 @@ def test_mixed_up_axes_are_found_even_on_square_images(
         require_parity(check_parity(square.eval(), tmp_path / "m.onnx", artifact))
 
 
+@pytest.mark.parametrize("permutation", ["swapped", None])
+def test_random_images_alone_tell_mixed_up_axes_of_int8_files(
+    trained_checkpoint: Path, digits_npz: Path, tmp_path: Path, permutation: str | None
+) -> None:
+    """Later checks of a file have no real images: those of `verify`, and of a device."""
+    trained = load_classifier(trained_checkpoint)
+    seen = Classifier(Permuted(trained.network, permutation), trained.spec) if permutation else trained
+    images = open_dataset(digits_npz, trained.spec, seed=0).train.first(32)
+    export_onnx(seen.eval(), tmp_path / "m.onnx", opset=13, ir_version=7)
+    quantizer = Int8Quantizer(tmp_path / "m.onnx", tmp_path, activation="int8", calibration=images)
+    artifact = quantizer.quantize(tmp_path / "int8.onnx")
+    passed = {parity.passed for parity in check_parity(trained, tmp_path / artifact.path, artifact)}
+    assert passed == {permutation is None}
+
+
+def test_the_file_that_is_told_is_the_furthest_from_its_own_limit() -> None:
+    reference = np.array([[100.0, -50.0], [20.0, 80.0]], np.float32)
+    coarse = compare(
+        reference, reference + [[20, 20], [-20, -20]], artifact_of("int8"), "onnxruntime", "real"
+    )
+    fine = compare(reference, reference + 0.5, artifact_of(), "onnxruntime", "real")
+    assert coarse.relative_error > fine.relative_error and not coarse.passed and not fine.passed
+    with pytest.raises(GateFailedError, match="2 of 2 parity checks failed; worst: onnx fp32"):
+        require_parity([coarse, fine])
+
+
 def test_other_weights_fail_in_every_precision(
     classifier: Classifier, images: ImageSet, tmp_path: Path
 ) -> None:
@@ -122,7 +150,7 @@ def test_a_probe_stands_for_the_network(classifier: Classifier, tmp_path: Path) 
     artifact = export_onnx(classifier, tmp_path / "m.onnx", opset=13, ir_version=7)
     probe = Probe.model_validate_json(Probe.of(classifier).model_dump_json())
     (parity,) = probe.check(tmp_path / "m.onnx", artifact)
-    assert parity.passed and parity.images == 4
+    assert parity.passed and parity.images == 8
     mirrored = Classifier(Permuted(classifier.network, "mirrored"), classifier.spec).eval()
     export_onnx(mirrored, tmp_path / "m.onnx", opset=13, ir_version=7)
     assert not any(parity.passed for parity in probe.check(tmp_path / "m.onnx", artifact))
