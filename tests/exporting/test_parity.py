@@ -93,7 +93,7 @@ def test_random_images_alone_tell_mixed_up_axes_of_int8_files(
 def test_the_file_that_is_told_is_the_furthest_from_its_own_limit() -> None:
     reference = np.array([[100.0, -50.0], [20.0, 80.0]], np.float32)
     coarse = compare(
-        reference, reference + [[20, 20], [-20, -20]], artifact_of("int8"), "onnxruntime", "real"
+        reference, reference + np.array([[20], [-20]]), artifact_of("int8"), "onnxruntime", "real"
     )
     fine = compare(reference, reference + 0.5, artifact_of(), "onnxruntime", "real")
     assert coarse.relative_error > fine.relative_error and not coarse.passed and not fine.passed

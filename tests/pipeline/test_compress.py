@@ -554,7 +554,7 @@ def test_a_sweep_of_files_that_all_compute_something_else_is_a_failed_gate(
 
     shutil.move(again.directory, tmp_path / "sweep" / "ratio-0.5")
     variants = [Variant("ratio=0.5", options.model_copy(update={"precisions": ("fp32",)}))]
-    with pytest.raises(GateFailedError, match="nothing of the sweep can be run: .* parity checks failed"):
+    with pytest.raises(GateFailedError, match=r"nothing of the sweep can be run: .* parity checks failed"):
         sweep(variants, "ratio", tmp_path / "sweep")
 
 
