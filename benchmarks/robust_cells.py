@@ -41,7 +41,8 @@ FSRP_FORMS: dict[str, tuple[Criterion, dict[str, Any]]] = {
     "fsrp r=0.25": (FSRP(radius=0.25), {}),
     "fsrp r=0.5": (FSRP(radius=0.5), {}),
     "fsrp-reconstruction": (Reconstruction(), {}),
-    "fsrp-reconstruction by bare weights": (Reconstruction(through_batch_norm=False), {}),
+    "fsrp-reconstruction without sizes": (Reconstruction(explained=1), {}),
+    "fsrp-reconstruction by bare weights": (Reconstruction(explained=1, through_batch_norm=False), {}),
     "fsrp after the activation": (FSRP(read_at="activation", radius=0.25), {}),
 }
 _WITHIN: dict[str, tuple[BudgetKind, ...]] = {
@@ -65,7 +66,9 @@ RECOVERIES = {
 """Other ways to recover than the one all criteria share. They take longer: more passes a step, or the teacher's."""
 RIVALS = ("l1", "fpgm", "batch-norm-scale", "taylor", "random")
 OURS = f"fsrp-reconstruction{COMPENSATED}"
-CONTROLS = tuple(f"{name}{COMPENSATED}" for name in ("fsrp", "l1", "random"))
+CONTROLS = tuple(
+    f"{name}{COMPENSATED}" for name in ("fsrp-reconstruction without sizes", "fsrp", "l1", "random")
+)
 """Whether it is the choice of filters that tells, or what stays being fitted."""
 MAIN = (OURS, *CONTROLS, "fsrp", "fsrp sequential", *RIVALS)
 

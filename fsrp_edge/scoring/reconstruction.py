@@ -7,6 +7,10 @@ least squares, of the low-frequency variance that the reading layers make of all
 the identity that would be a Cholesky factorization with complete pivoting (Higham, *Accuracy and Stability of Numerical
 Algorithms*, 2002, 10.3) of the covariance matrix; a variance that the readers' weights cancel counts for nothing here.
 What a reader makes counts as batch norm lets it through: the weights before a batch norm can be of any size.
+
+In a wide network few filters explain nearly all of it, and what the others would add tells nothing, another sample of
+images chooses others. They are ranked by the size of their weights (L1, as torch-pruning has it), which the training
+of the dense network has made: a recovery can draw on what no layer reads yet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +24,14 @@ from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.batch_norms import BatchNorm, batch_norms_behind
-from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, find_layer
+from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, Member, PruningGraph, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.records import Record
 from fsrp_edge.scoring.adversarial import my_adversarial_batches
 from fsrp_edge.scoring.fsrp import flat
 from fsrp_edge.scoring.moments import InputMoments, by_position, read_input_moments, readers
+from fsrp_edge.scoring.rivals import Rival, score_rival
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 RIDGE = 1e-4
@@ -43,6 +48,8 @@ class Reconstruction(Record):
     """Of the low-frequency region, as a fraction of the band (0 is DC, 1 is Nyquist)."""
     through_batch_norm: bool = True
     """Whether a reader's outputs count as the batch norm behind it scales them, or as they are."""
+    explained: float = Field(0.9, gt=0, le=1)
+    """Share of that variance which filters are chosen for; those beyond it follow by the size of their weights."""
     attack: PGD = PGD(steps=10)
     """The attack that makes the examples; eps 0 scores on clean images."""
     batch_size: int = Field(128, ge=1)
@@ -64,8 +71,9 @@ def score_reconstruction(
 
     Returns:
         For each channel the share, 0 to 1, of the low-frequency variance in what the group's readers make of it, a mean
-        over readers, that it explains beyond the channels with higher scores. Groups that no layer reads as a module
-        are left out.
+        over readers, that it explains beyond the channels with higher scores; where `options.explained` is reached,
+        these shares go to the largest filters in place of those that would explain them. Groups that no layer reads
+        as a module are left out.
 
     Raises:
         BadInputError: a layer reads NaN or infinity; the one before it is named.
@@ -75,7 +83,16 @@ def score_reconstruction(
     moments = read_input_moments(classifier, examples, readers(groups), radius=options.radius)
     norms = batch_norms_behind(classifier) if options.through_batch_norm else {}
     scales = {layer: _scale(classifier.network.get_submodule(norm)) for layer, norm in norms.items()}
-    scored = {group.root: _scores(classifier, group, moments, scales) for group in groups}
+    sizes = score_rival(classifier, images, Rival(name="l1"), seed=seed).layers
+    layers = {
+        group.root: LayerScores(
+            scores=tuple(rest_by_size(shares, sizes[group.root].scores, options.explained).tolist()),
+            map_size=max(seen.size for _, seen in read),
+        )
+        for group in groups
+        if (read := _reading(group, moments))
+        for shares in [_shares(classifier, group, read, scales)]
+    }
     return FilterScores(
         criterion=options.name,
         options=flat(options),
@@ -84,7 +101,7 @@ def score_reconstruction(
         data_sha256=images.digest,
         images=len(images),
         seed=seed,
-        layers={root: found for root, found in scored.items() if found is not None},
+        layers=layers,
     )
 
 
@@ -166,20 +183,34 @@ class _Reader:
         self._count = 0
 
 
-def _scores(
-    classifier: Classifier,
-    group: ChannelGroup,
-    moments: Mapping[str, InputMoments],
-    scales: Mapping[str, Tensor],
-) -> LayerScores | None:
-    """Of a group's channels, at all places where layers read them; None where none was seen."""
-    found = [
+def rest_by_size(shares: Tensor, sizes: Sequence[float], explained: float) -> Tensor:
+    """(C,) shares of which those beyond `explained` of their sum are handed out anew, the larger to the larger size."""
+    order = shares.argsort(descending=True, stable=True)
+    sums = shares[order].cumsum(0)
+    within = sums < explained * sums[-1]
+    rest = order[int(within.sum()) + 1 :]
+    by_size = torch.tensor(sizes, device=shares.device)[rest].argsort(descending=True)
+    found = shares.clone()
+    found[rest[by_size]] = shares[rest]
+    return found
+
+
+def _reading(group: ChannelGroup, moments: Mapping[str, InputMoments]) -> list[tuple[Member, InputMoments]]:
+    """Where layers read a group's channels, and what was seen there."""
+    return [
         (part, moments[part.layer]) for part in group.slices if part.side == "input" and part.layer in moments
     ]
-    if not found:
-        return None
+
+
+def _shares(
+    classifier: Classifier,
+    group: ChannelGroup,
+    reading: Sequence[tuple[Member, InputMoments]],
+    scales: Mapping[str, Tensor],
+) -> Tensor:
+    """(C,) of a group's channels, at all places where layers read them."""
     read = []
-    for part, seen in found:
+    for part, seen in reading:
         weights = _gram(find_layer(classifier.network, part.layer), seen.covariance, scales.get(part.layer))
         for channels, roots in by_position(part.channels, part.root_channels):
             mine, theirs = (torch.tensor(each, device=weights.device) for each in (channels, roots))
@@ -191,8 +222,7 @@ def _scores(
         raise BadInputError(
             f"layer {group.root} responds with NaN or infinity; check the checkpoint's weights and the normalization"
         )
-    shares = explained_shares(read)
-    return LayerScores(scores=tuple(shares.tolist()), map_size=max(seen.size for _, seen in found))
+    return explained_shares(read)
 
 
 def _scale(norm: nn.Module) -> Tensor:

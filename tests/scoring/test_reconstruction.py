@@ -23,6 +23,7 @@ from fsrp_edge.scoring.moments import MOST_CHANNELS, by_position, read_input_mom
 from fsrp_edge.scoring.reconstruction import (
     Reconstruction,
     explained_shares,
+    rest_by_size,
     score_reconstruction,
 )
 from tests.nets import as_classifier, built
@@ -181,6 +182,25 @@ def test_a_filter_that_repeats_another_goes_first():
     assert min(range(8), key=lambda channel: scores.layers["0"].scores[channel]) == 5
 
 
+@given(
+    st.lists(st.integers(0, 99), min_size=1, max_size=9, unique=True),
+    st.floats(0.01, 1),
+    st.randoms(use_true_random=False),
+)
+def test_what_comes_after_what_explains_enough_is_ranked_by_size(values, explained, draw):
+    shares, sizes = torch.tensor(values, dtype=torch.float64), [draw.random() for _ in values]
+    found = rest_by_size(shares, sizes, explained)
+    assert sorted(found.tolist()) == sorted(values), "the same shares, for others"
+    order = sorted(range(len(values)), key=lambda channel: -values[channel])
+    enough = next(
+        count for count in range(1, len(values) + 1)
+        if sum(values[channel] for channel in order[:count]) >= explained * sum(values)
+    )  # fmt: skip
+    assert all(found[channel] == values[channel] for channel in order[:enough])
+    rest = sorted(order[enough:], key=lambda channel: -sizes[channel])
+    assert found[rest].tolist() == sorted(found[rest].tolist(), reverse=True)
+
+
 def test_what_is_not_finite_is_refused_by_name():
     classifier = network()
     with torch.no_grad():
@@ -210,7 +230,7 @@ def normalized_network() -> Classifier:
 
 
 def test_readers_count_as_if_batch_norm_were_part_of_them():
-    classifier, options = normalized_network().eval(), Reconstruction(attack=PGD(eps=0))
+    classifier, options = normalized_network().eval(), Reconstruction(attack=PGD(eps=0), explained=1)
     layers = list(classifier.network)  # type: ignore[call-overload]
     for place, layer in enumerate(layers):
         if isinstance(layer, nn.Linear) and place + 1 < len(layers):
