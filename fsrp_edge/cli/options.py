@@ -206,7 +206,7 @@ criterion_options = stack(
         type=click.Choice(CRITERIA),
         default="fsrp",
         help="What a filter is scored by. fsrp-reconstruction keeps the filters that explain most of the others' low "
-        "frequencies; the rest are there to compare with. The options below are those of the two.",
+        "frequencies, then the largest; the others are there to compare with. The options below are those of the two.",
     ),
     click.option(
         "--score-images",
