@@ -19,6 +19,8 @@ from fsrp_edge.exporting.options import CalibrationMethod
 from fsrp_edge.runtimes import require
 
 PERCENTILE = 99.999
+MOST_BINS, FEWER_BINS = 2**13, 2**11
+"""Of an activation's histogram before it is drawn anew, and then."""
 LEVELS = 256
 SHRINKING = np.linspace(1.0, 0.22, 40)
 
@@ -46,7 +48,24 @@ class Histograms:
 
     def add(self, activations: Mapping[str, np.ndarray]) -> None:
         """Count the values of float32 activations, by name."""
+        for name, values in activations.items():
+            self._widen(name, np.abs(values).max(initial=0))
         self.collector.collect(activations)
+
+    def _widen(self, name: str, reach: Any) -> None:
+        """Make room for values as large as `reach` with wider bins.
+
+        onnxruntime keeps the width that an activation's first image gives: an image that it hardly answers to would
+        mean bins without end for the next.
+        """
+        known = self.collector.get_histogram_dict()
+        if name not in known:
+            return
+        counts, edges, lowest, highest, threshold = known[name]
+        if reach > threshold > 0 and len(counts) * (reach / threshold) > MOST_BINS:
+            centres = (edges[:-1] + edges[1:]) / 2
+            counts, edges = np.histogram(centres, FEWER_BINS, (-reach, reach), weights=counts)
+            known[name] = (counts.astype(np.int64), edges, lowest, highest, reach)
 
     def ranges(self) -> dict[str, Range]:
         """Lowest and highest value to keep, by name."""
