@@ -13,6 +13,7 @@ images chooses others. They are ranked by the size of their weights (L1, as torc
 of the dense network has made: a recovery can draw on what no layer reads yet.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -31,7 +32,6 @@ from fsrp_edge.records import Record
 from fsrp_edge.scoring.adversarial import my_adversarial_batches
 from fsrp_edge.scoring.fsrp import flat
 from fsrp_edge.scoring.moments import InputMoments, by_position, read_input_moments, readers
-from fsrp_edge.scoring.rivals import Rival, score_rival
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 RIDGE = 1e-4
@@ -78,21 +78,21 @@ def score_reconstruction(
     Raises:
         BadInputError: a layer reads NaN or infinity; the one before it is named.
     """
-    groups = PruningGraph(classifier).groups()
+    from torch_pruning import importance
+
+    graph = PruningGraph(classifier)
+    groups, sizes = graph.groups(), graph.ranked_by(importance.MagnitudeImportance(p=1))
     examples = my_adversarial_batches(classifier, images, options.attack, options.batch_size, seed=seed)
     moments = read_input_moments(classifier, examples, readers(groups), radius=options.radius)
     norms = batch_norms_behind(classifier) if options.through_batch_norm else {}
     scales = {layer: _scale(classifier.network.get_submodule(norm)) for layer, norm in norms.items()}
-    sizes = score_rival(classifier, images, Rival(name="l1"), seed=seed).layers
-    layers = {
-        group.root: LayerScores(
-            scores=tuple(rest_by_size(shares, sizes[group.root].scores, options.explained).tolist()),
-            map_size=max(seen.size for _, seen in read),
-        )
-        for group in groups
-        if (read := _reading(group, moments))
-        for shares in [_shares(classifier, group, read, scales)]
-    }
+    layers = {}
+    for group in groups:
+        if reading := _reading(group, moments):
+            shares = _shares(classifier, group, reading, scales)
+            scores = rest_by_size(shares, sizes[group.root].to(shares), options.explained)
+            map_size = max(seen.size for _, seen in reading)
+            layers[group.root] = LayerScores(scores=tuple(scores.tolist()), map_size=map_size)
     return FilterScores(
         criterion=options.name,
         options=flat(options),
@@ -123,7 +123,7 @@ def explained_shares(read: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         chosen = int(torch.where(open_, gains, -1.0).argmax())
         if gains[chosen] <= 1e-12:
             break
-        last = min(float(gains[chosen]), last)
+        last = min(float(gains[chosen]), math.nextafter(last, 0))  # the order is not to be lost
         shares[chosen], open_[chosen] = last, False
         for reader in readers:
             reader.choose(chosen)
@@ -183,15 +183,14 @@ class _Reader:
         self._count = 0
 
 
-def rest_by_size(shares: Tensor, sizes: Sequence[float], explained: float) -> Tensor:
+def rest_by_size(shares: Tensor, sizes: Tensor, explained: float) -> Tensor:
     """(C,) shares of which those beyond `explained` of their sum are handed out anew, the larger to the larger size."""
     order = shares.argsort(descending=True, stable=True)
     sums = shares[order].cumsum(0)
     within = sums < explained * sums[-1]
     rest = order[int(within.sum()) + 1 :]
-    by_size = torch.tensor(sizes, device=shares.device)[rest].argsort(descending=True)
     found = shares.clone()
-    found[rest[by_size]] = shares[rest]
+    found[rest[sizes[rest].argsort(descending=True)]] = shares[rest]
     return found
 
 

@@ -26,6 +26,7 @@ from fsrp_edge.scoring.reconstruction import (
     rest_by_size,
     score_reconstruction,
 )
+from fsrp_edge.scoring.rivals import Rival, score_rival
 from tests.nets import as_classifier, built
 
 
@@ -173,6 +174,22 @@ def test_scores_stand_under_each_groups_root_and_do_not_change_the_network():
         assert 0 < sum(layer.scores) <= 1 + 1e-9 and min(layer.scores) >= 0
 
 
+def test_scores_beyond_what_explains_enough_are_ranked_as_by_l1():
+    dense, some = built("cifar:resnet20-a"), images(16, (3, 32, 32))
+    to_the_end, found = (
+        score_reconstruction(dense, some, Reconstruction(attack=PGD(eps=0), explained=share), seed=0).layers
+        for share in (1, 0.5)
+    )
+    sizes = score_rival(dense, some, Rival(name="l1"), seed=0).layers
+    for root, layer in found.items():
+        scores, before, size = (np.array(each.scores) for each in (layer, to_the_end[root], sizes[root]))
+        assert sorted(scores) == sorted(before)
+        chosen = np.searchsorted(np.cumsum(-np.sort(-before)), 0.5 * before.sum()) + 1
+        order = np.argsort(-scores, kind="stable")
+        assert set(order[:chosen]) == set(np.argsort(-before, kind="stable")[:chosen])
+        assert (np.diff(size[order[chosen:]]) <= 0).all()
+
+
 def test_a_filter_that_repeats_another_goes_first():
     classifier = network()
     with torch.no_grad():
@@ -188,7 +205,7 @@ def test_a_filter_that_repeats_another_goes_first():
     st.randoms(use_true_random=False),
 )
 def test_what_comes_after_what_explains_enough_is_ranked_by_size(values, explained, draw):
-    shares, sizes = torch.tensor(values, dtype=torch.float64), [draw.random() for _ in values]
+    shares, sizes = torch.tensor(values, dtype=torch.float64), torch.tensor([draw.random() for _ in values])
     found = rest_by_size(shares, sizes, explained)
     assert sorted(found.tolist()) == sorted(values), "the same shares, for others"
     order = sorted(range(len(values)), key=lambda channel: -values[channel])
@@ -197,7 +214,7 @@ def test_what_comes_after_what_explains_enough_is_ranked_by_size(values, explain
         if sum(values[channel] for channel in order[:count]) >= explained * sum(values)
     )  # fmt: skip
     assert all(found[channel] == values[channel] for channel in order[:enough])
-    rest = sorted(order[enough:], key=lambda channel: -sizes[channel])
+    rest = sorted(order[enough:], key=lambda channel: -float(sizes[channel]))
     assert found[rest].tolist() == sorted(found[rest].tolist(), reverse=True)
 
 
