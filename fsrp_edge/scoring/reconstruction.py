@@ -184,11 +184,15 @@ class _Reader:
 
 
 def rest_by_size(shares: Tensor, sizes: Tensor, explained: float) -> Tensor:
-    """(C,) shares of which those beyond `explained` of their sum are handed out anew, the larger to the larger size."""
+    """(C,) shares of which those beyond `explained` of their sum are handed out anew, the larger to the larger size.
+
+    What explains nothing at all, being dead or a copy, stays last however large it is.
+    """
     order = shares.argsort(descending=True, stable=True)
     sums = shares[order].cumsum(0)
     within = sums < explained * sums[-1]
     rest = order[int(within.sum()) + 1 :]
+    rest = rest[shares[rest] > 0]
     found = shares.clone()
     found[rest[sizes[rest].argsort(descending=True)]] = shares[rest]
     return found

@@ -214,8 +214,11 @@ def test_what_comes_after_what_explains_enough_is_ranked_by_size(values, explain
         if sum(values[channel] for channel in order[:count]) >= explained * sum(values)
     )  # fmt: skip
     assert all(found[channel] == values[channel] for channel in order[:enough])
-    rest = sorted(order[enough:], key=lambda channel: -float(sizes[channel]))
+    rest = sorted(
+        (channel for channel in order[enough:] if values[channel]), key=lambda channel: -float(sizes[channel])
+    )
     assert found[rest].tolist() == sorted(found[rest].tolist(), reverse=True)
+    assert all(found[channel] == 0 for channel in order if not values[channel]), "dead ones stay last"
 
 
 def test_what_is_not_finite_is_refused_by_name():
