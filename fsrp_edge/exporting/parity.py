@@ -45,16 +45,17 @@ class Tolerance(Record):
 #     little: one activation beyond the calibrated range is cut off: 0.4 for the VGG16 at a cosine of 0.998.
 #     A network that is unsure agrees less: 0.79 for a ResNet-20 of 27 % accuracy, whose logits lie close together.
 # int8 on random images, which the ranges were not calibrated on, shows clipping: cosine 0.984 (Lite0), 0.993
-#     (ResNet-20), 0.998 and more elsewhere. With red and blue exchanged it is 0.95 at most, with height and width 0.97
-#     (Lite0) and 0.9 for CIFAR-10's; networks without training are as blind to that as they are to all else.
+#     (ResNet-20), but 0.955 where ranges are cut by entropy or calibrated on few images. With height and width
+#     exchanged it is 0.90 at most for robust networks of CIFAR-10 and 0.75 for the ResNet-20, with red and blue 0.75;
+#     Lite0 (0.97, 0.95) and networks without training hardly see either, which real images have to tell.
 TOLERANCES: dict[tuple[Precision, Inputs], Tolerance] = {
     ("fp32", "random"): Tolerance(relative_error=1e-4),
     ("fp32", "real"): Tolerance(relative_error=1e-4),
     ("fp16", "random"): Tolerance(relative_error=1e-1, cosine=0.999),
     ("fp16", "real"): Tolerance(relative_error=2e-2, cosine=0.999),
-    ("int8", "random"): Tolerance(cosine=0.97),
+    ("int8", "random"): Tolerance(cosine=0.9),
     ("int8", "real"): Tolerance(cosine=0.98, top1_agreement=0.7),
-    ("int8-dynamic", "random"): Tolerance(cosine=0.97),
+    ("int8-dynamic", "random"): Tolerance(cosine=0.9),
     ("int8-dynamic", "real"): Tolerance(cosine=0.98, top1_agreement=0.7),
 }
 
