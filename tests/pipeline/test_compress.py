@@ -303,9 +303,8 @@ def test_the_plan_gives_the_pruned_network_again(
     images = learnt.sample(most_images(dense.spec), options.seed)
 
     saved = load_classifier(finished.directory / "pruned.safetensors").state_dict()
-    made = apply_plan(
-        dense, plan, DenseOutputs(dense, images, trained_after=True)
-    ).state_dict()  # it is trained then
+    outputs = DenseOutputs(dense, images, trained_after=True)
+    made = apply_plan(dense, plan, outputs).state_dict()
     torch.testing.assert_close(made, saved, rtol=1e-3, atol=1e-4)  # a run computes in another memory layout
     plain = again(compensate=False)
     saved_plain = load_classifier(plain.directory / "pruned.safetensors")
