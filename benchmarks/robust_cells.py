@@ -71,6 +71,8 @@ CONTROLS = tuple(
 )
 """Whether it is the choice of filters that tells, or what stays being fitted."""
 MAIN = (OURS, *CONTROLS, "fsrp", "fsrp sequential", *RIVALS)
+CLOSEST = (OURS, f"l1{COMPENSATED}")
+"""What is run with every seed on large networks too: chance in training is more than what tells these two apart."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,10 @@ def cells(networks: Sequence[str], dense_epochs: int, epochs: int) -> list[Cell]
     for budget, network in itertools.product(budgets[:2], networks):
         add(network, main(budget), budget, epochs, 0)
     small = [network for network in networks if network in SMALL]
-    for seed, network in itertools.product(SEEDS[1:], small):
+    for seed, network in itertools.product(SEEDS[1:], networks):
+        if network not in small:
+            add(network, CLOSEST, budgets[0], epochs, seed)
+            continue
         for budget in budgets[:2]:
             add(network, main(budget), budget, epochs, seed)
     for budget, network in itertools.product(budgets[2:], networks):
