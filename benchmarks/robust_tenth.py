@@ -19,8 +19,9 @@ from typing import Any
 import yaml
 
 from benchmarks.common import RESULTS, parser_of, save
-from benchmarks.robust_cells import NETWORKS
+from benchmarks.robust_cells import ALL_IMAGES, NETWORKS
 from benchmarks.robust_tables import PUBLISHED
+from fsrp_edge.evaluation.statistics import wilson_interval
 from fsrp_edge.files import read_json, write_json, write_text
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.size import measure_size
@@ -32,6 +33,9 @@ PUBLISHED_PLACE = {"resnet18": 2, "vgg16": 5}
 """Of 90 % of the parameters in the rows of `PUBLISHED`."""
 AUTOATTACK_DENSE = 1000
 """Images; the recovered network is given more."""
+ATTACKS = ("clean", "pgd-20", "cw-20", "autoattack")
+MARGIN = "-margin"
+"""Ends the name of the verdicts on all images by what costs little: how much easier were those AutoAttack was given?"""
 
 
 def main() -> None:
@@ -65,6 +69,7 @@ def recover_and_judge(arguments: argparse.Namespace, work: Path) -> None:
         recover(arguments, work, recovered)
     judged = ("--attack", "pgd-20", "--attack", "autoattack", "--images")
     make(recovered.with_suffix(".json"), "evaluate", recovered, *data, *judged, arguments.images)
+    make(_margin_of(recovered), "evaluate", recovered, *data, "--attack", "cw-20", "--images", ALL_IMAGES)
     for before in (work / "dense.safetensors", work / "pruned.safetensors"):
         if before.exists():
             make(before.with_suffix(".json"), "evaluate", before, *data, *judged, AUTOATTACK_DENSE)
@@ -101,35 +106,49 @@ def write(network: str, work: Path) -> None:
     """The table of every network that was judged."""
     found: dict[str, Any] = {}
     for weights in (*sorted(work.glob("*.safetensors")), *sorted(KEPT.glob(f"{network}-*.safetensors"))):
-        if (judged := weights.with_suffix(".json")).exists():
+        judged = [file for file in (weights.with_suffix(".json"), _margin_of(weights)) if file.exists()]
+        if judged:
             found[weights.stem] = {
-                "evaluations": read_json(judged)["evaluations"],
+                "evaluations": [each for file in judged for each in read_json(file)["evaluations"]],
                 "size": measure_size(load_classifier(weights)).model_dump(),
                 "bytes": weights.stat().st_size,
             }
     rows: list[Sequence[object]] = []
     for name, each in found.items():
-        results = {evaluation["result"]["attack"]: evaluation["result"] for evaluation in each["evaluations"]}
+        standing = {
+            evaluation["result"]["attack"]: evaluation["standing"]
+            for evaluation in sorted(each["evaluations"], key=lambda other: len(other["standing"]))
+        }
         size = each["size"]
-        rows.append([
-            name if name.startswith(network) else f"{network}, {name}",
-            *(_accuracy(results.get(attack)) for attack in ("clean", "pgd-20", "autoattack")),
-            f"{size['macs'] / 1e6:.0f}", f"{size['parameters'] / 1e6:.2f}", f"{each['bytes'] / 1e6:.1f}",
-        ])  # fmt: skip
+        for images in sorted({len(stands) for stands in standing.values()}):
+            rows.append([
+                name if name.startswith(network) else f"{network}, {name}",
+                f"{images:,}",
+                *(_accuracy(standing.get(attack, ""), images) for attack in ATTACKS),
+                f"{size['macs'] / 1e6:.0f}", f"{size['parameters'] / 1e6:.2f}", f"{each['bytes'] / 1e6:.1f}",
+            ])  # fmt: skip
     for name, accuracies in PUBLISHED.items():
         clean, attacked = accuracies[PUBLISHED_PLACE[network]].split("/")
-        rows.append([f"{name} (published, 90 % fewer parameters)", clean, "–", attacked, "–", "–", "–"])
+        row = [f"{name} (published, 90 % fewer parameters)", f"{ALL_IMAGES:,}", clean, "–", "–", attacked]
+        rows.append([*row, "–", "–", "–"])
     times = (*sorted(work.glob("*.seconds")), *sorted(KEPT.glob(f"{network}-*.seconds")))
     seconds = {file.name: read_json(file)["seconds"] for file in times}
-    header = ("network", "clean %", "PGD-20 %", "AutoAttack %", "M MACs", "M parameters", "MB")
+    header = ("network", "first images", "clean %", "PGD-20 %", "CW-20 %", "AutoAttack %", "M MACs",
+              "M parameters", "MB")  # fmt: skip
     save(f"robust_tenth_{network}", {"networks": found, "seconds": seconds}, header, rows)
 
 
-def _accuracy(result: dict[str, Any] | None) -> str:
-    if result is None:
+def _margin_of(weights: Path) -> Path:
+    return weights.with_name(f"{weights.stem}{MARGIN}.json")
+
+
+def _accuracy(standing: str, images: int) -> str:
+    """Of the first images; an attack that was given fewer has none."""
+    if len(standing) < images:
         return "–"
-    low, high = result["interval"]
-    return f"{100 * result['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f}, n={result['images']})"
+    correct = standing[:images].count("1")
+    low, high = wilson_interval(correct, images)
+    return f"{100 * correct / images:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 if __name__ == "__main__":
