@@ -54,6 +54,8 @@ def score_boxes(scores: Mapping[str, Sequence[float]]) -> Any:
 
     Dead filters score (nearly) 0: what is far below its layer's median stands at the left end, not decades away.
     """
+    from matplotlib import ticker
+
     figure, axes = new(0.8 + 0.17 * len(scores))
     usual = [value for values in scores.values() for value in values if value > DEAD * np.median(values)]
     least = 0.8 * min(usual, default=1.0)
@@ -64,6 +66,7 @@ def score_boxes(scores: Mapping[str, Sequence[float]]) -> Any:
         boxprops=line, whiskerprops=line, capprops=line, medianprops={"color": INK},
     )  # fmt: skip
     axes.set(xscale="log", xlabel="score")
+    axes.xaxis.set_major_locator(ticker.LogLocator(numticks=6))  # over many decades labels would overlap
     axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
     axes.xaxis.set_minor_formatter("")
     axes.invert_yaxis()
