@@ -277,7 +277,9 @@ def test_the_whole_way_by_one_command(
     for name, entry in json.loads(manifest)["files"].items():
         assert (tmp_path / "vgg-generic-x86" / name).stat().st_size == entry["bytes"]
     resumed = fsrp_edge("report", "vgg-generic-x86/report.json", "--json")
-    RunReport.model_validate_json(resumed.out)
+    report = RunReport.model_validate_json(resumed.out)
+    disturbed = any(not latency.valid for row in report.ledger for latency in row.latency)
+    assert ("rm vgg-generic-x86/stages/bench.json" in done.out) == disturbed
 
 
 def test_a_recipe_file_says_what_has_no_option(
