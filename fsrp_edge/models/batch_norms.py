@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +15,29 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def batch_norms_behind(classifier: Classifier) -> dict[str, str]:
-    """Names of the batch norms that take nothing but the outputs of one layer, by the layer's name.
+    """Names of the batch norms that alone take the outputs of a layer, and nothing else, by the layer's name.
 
-    Those without running statistics are left out: what they do depends on the batch.
+    Those without running statistics are left out: what they do depends on the batch. A layer whose outputs go elsewhere
+    too, as to a shortcut, has none.
 
     Args:
         classifier: it is run once.
     """
-    made: dict[int, tuple[str, Tensor]] = {}  # outputs are kept so that no other tensor gets their address
-    pairs: dict[str, str] = {}
+    made: dict[
+        Any, str
+    ] = {}  # by the node of autograd's graph: an operation in place keeps the tensor, not the node
+    pairs: dict[str, tuple[str, Any]] = {}
     calls = Counter[str]()
 
     def remember(name: str, output: Tensor) -> None:
         calls[name] += 1
-        made[id(output)] = (name, output)
+        made[output.grad_fn] = name
 
     def look(name: str, norm: BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         calls[name] += 1
-        if id(inputs[0]) in made and norm.running_var is not None:
-            pairs[made[id(inputs[0])][0]] = name
+        node = inputs[0].grad_fn
+        if node is not None and node in made and norm.running_var is not None:
+            pairs[made[node]] = (name, node)
 
     with ExitStack() as stack:
         for name, module in classifier.network.named_modules():
@@ -45,6 +50,25 @@ def batch_norms_behind(classifier: Classifier) -> dict[str, str]:
             else:
                 continue
             stack.callback(hook.remove)
-        with torch.no_grad(), attackable(classifier):
-            classifier(classifier.example_pixels(1))
-    return {layer: norm for layer, norm in pairs.items() if calls[layer] == calls[norm] == 1}
+        with torch.enable_grad(), attackable(classifier):
+            logits = classifier(classifier.example_pixels(1).requires_grad_(True))
+    readers = _readers(logits)
+    return {
+        layer: norm
+        for layer, (norm, node) in pairs.items()
+        if calls[layer] == calls[norm] == 1 and readers[node] == 1
+    }
+
+
+def _readers(result: Tensor) -> Counter[Any]:
+    """How often the result of each node of autograd's graph is read on the way to `result`."""
+    readers = Counter[Any]()
+    seen, waiting = {result.grad_fn}, [result.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        for before, _ in node.next_functions if node is not None else ():
+            readers[before] += 1
+            if before not in seen:
+                seen.add(before)
+                waiting.append(before)
+    return readers

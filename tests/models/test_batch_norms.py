@@ -28,3 +28,30 @@ def test_what_is_used_twice_belongs_to_nobody():
             as_classifier(nn.Sequential(body, nn.Flatten(), nn.Linear(12, 4)), shape=(3, 2, 2), classes=4)
         )
         assert found == {}
+
+
+class PreActivation(nn.Module):
+    """What a residual network is whose batch norms stand before the convolutions, as common code writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.bn1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.last = nn.BatchNorm2d(4)
+
+    def forward(self, images):
+        maps = self.stem(images)
+        out = self.conv1(self.bn1(maps).relu())
+        out = self.conv2(self.bn2(out).relu())
+        out += maps
+        return self.last(out).mean((2, 3))
+
+
+def test_what_a_shortcut_reads_too_or_changes_in_place_belongs_to_nobody():
+    found = batch_norms_behind(as_classifier(PreActivation(), shape=(3, 2, 2), classes=4))
+    assert found == {"conv1": "bn2"}
+    body = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Hardswish(inplace=True), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 4)
+    )
+    assert batch_norms_behind(as_classifier(body, shape=(3, 2, 2), classes=4)) == {}
