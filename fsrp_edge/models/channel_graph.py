@@ -6,8 +6,8 @@ removed together; the graph knows which channel of which layer belongs to which 
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -115,7 +115,12 @@ class PruningGraph:
 
     def groups(self) -> tuple[ChannelGroup, ...]:
         """All groups, in the order of the network's layers."""
-        return tuple(self._describe(group) for group in self._raw_groups())
+        groups = [self._describe(group) for group in self._raw_groups()]
+        lost = self._lost_inputs(groups)
+        return tuple(
+            replace(group, locked=group.locked or next(filter(None, map(lost.get, _read_by(group))), None))
+            for group in groups
+        )
 
     def ranked_by(self, importance: Callable[[Any], Tensor | None]) -> dict[str, Tensor]:
         """Scores of every group by one of torch-pruning's importances, under the name of the group's root.
@@ -216,6 +221,20 @@ class PruningGraph:
             locked=locked,
         )
 
+    def _lost_inputs(self, groups: Iterable[ChannelGroup]) -> dict[str, str]:
+        """Why linear layers cannot lose inputs: torch-pruning knows only some of what was flattened into them."""
+        known: dict[str, set[int]] = {}
+        for group in groups:
+            for part in group.slices:
+                if part.side == "input":
+                    known.setdefault(part.layer, set()).update(part.channels)
+        return {
+            name: f"they are flattened into {name}, and torch-pruning does not follow all of them"
+            for name, channels in known.items()
+            if isinstance(layer := find_layer(self._network, name), nn.Linear)
+            and len(channels) < layer.in_features
+        }
+
     def _slice(self, item: Any) -> Member | None:
         module = item.dep.target.module
         channels, roots = tuple(item.idxs), tuple(item.root_idxs)
@@ -285,6 +304,10 @@ class PruningGraph:
             if count % unit == 0 and count % blocks == 0 and (unit == 1 or blocks == 1):
                 return blocks, unit, None
         return 1, 1, f"{' and '.join(names)} divide them differently"
+
+
+def _read_by(group: ChannelGroup) -> Iterator[str]:
+    return (part.layer for part in group.slices if part.side == "input")
 
 
 def find_layer(network: nn.Module, name: str) -> Any:

@@ -36,6 +36,13 @@ _PER_CHANNEL = {
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "lp_pool2d"),
     *("avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d"),
 }  # fmt: skip
+_ALONG_LAST = {"linear", "layer_norm"}
+"""What a layer calls that works along the last axis, where the channels that a convolution put out are axis 1 …"""
+_ALONG_CHANNELS = {
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("batch_norm", "instance_norm", "group_norm", "prelu"),
+}  # fmt: skip
+"""… and along axis 1, where channels may have been moved away from."""
 _REDUCTIONS = {"mean", "sum", "amax", "amin"}
 _RESHAPES = {"view", "reshape", "flatten"}
 _CONCATENATIONS = {"cat", "concat", "concatenate"}
@@ -98,8 +105,9 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")
         if self._running and isinstance(self._running[-1], LAYERS):
-            if name in ("linear", "layer_norm") and args[0].dim() > 2 and _CONVOLVED in _behind(args[0]):
-                # Channels are axis 1 of what a convolution put out; this layer works along the last.
+            if (name in _ALONG_LAST and args[0].dim() > 2 and _CONVOLVED in _behind(args[0])) or (
+                name in _ALONG_CHANNELS and _is_displaced(args[0])
+            ):
                 args = (self._cut(self._reason(name), [args[0]], args[0]), *args[1:])
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -179,12 +187,48 @@ def _behind(value: Tensor) -> set[str]:
     return found
 
 
+def _is_displaced(value: Tensor) -> bool:
+    """Whether axis 1 is not that of the channels of some convolution behind the value: axes changed places since."""
+    seen, waiting = set[Any](), [(value.grad_fn, 1)]
+    while waiting:
+        node, axis = place = waiting.pop()
+        if node is None or place in seen:
+            continue
+        seen.add(place)
+        if node.name() == _CONVOLVED and axis != 1:
+            return True
+        if node.name() in _MADE:
+            continue
+        if node.name() in _MOVED:
+            order = _order_of_axes(node)
+            if axis >= len(order):
+                return True
+            axis = order[axis]
+        waiting += [(before, axis) for before, _ in node.next_functions]
+    return False
+
+
+def _order_of_axes(node: Any) -> list[int]:
+    """Which axis of its input each axis of the result was, of a permutation in autograd's record."""
+    axes = list(range(len(node._input_metadata[0].shape)))
+    if node.name() == "PermuteBackward0":
+        return [axes[_signed(axis)] for axis in node._saved_dims]
+    first, second = _signed(node._saved_dim0), _signed(node._saved_dim1)
+    axes[first], axes[second] = axes[second], axes[first]
+    return axes
+
+
+def _signed(axis: int) -> int:
+    """An axis as the user gave it; autograd keeps -1 as an unsigned number."""
+    return axis - 2**64 if axis >= 2**63 else axis
+
+
 def _reshape_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
     source = args[0]
     if max(source.dim(), result.dim()) > 4 or source.shape[0] != result.shape[0] or result.dim() < 2:
         return False
     if source.shape[1] == result.shape[1]:
-        return True
+        return not _is_displaced(source)
     # Places are numbered within each channel only where no axes changed places since the channels were made.
     return result.dim() == 2 and not _MOVED & _behind(source)
 
@@ -195,7 +239,7 @@ def _reduction_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tens
     if given is None or rank < 3:
         return False
     axes = {axis % rank for axis in ((given,) if isinstance(given, int) else given)}
-    return axes <= {2, 3}
+    return axes <= {2, 3} and not _is_displaced(args[0])
 
 
 def _concatenation_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:

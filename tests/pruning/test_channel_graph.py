@@ -124,6 +124,7 @@ class Call(nn.Module):
         ("reshape", lambda x: x.reshape(x.shape[0], 4, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape)),
         ("pad", lambda x: F.pad(x, (0, 0, 0, 0, 8, 8))[:, 8:-8]),
         ("matmul", lambda x: (x.flatten(2).transpose(1, 2) @ torch.eye(16)).transpose(1, 2).reshape(x.shape)),
+        ("mean", lambda x: x * x.permute(0, 2, 3, 1).mean(3)[:, None]),
         ("cat", lambda x: torch.cat([x, x], dim=2)[:, :, : x.shape[2]] if False else torch.cat([x, x], 2)),
     ],
 )
@@ -141,6 +142,7 @@ def test_operations_that_reorder_or_mix_channels_lock_them_by_name(name, functio
         lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
         lambda x: x * torch.sigmoid(x.mean((2, 3)))[:, :, None, None],
         lambda x: F.dropout(x.clamp(-1, 1), 0.1) / 2 + 1,
+        lambda x: x - x.permute(0, 2, 3, 1).transpose(-1, 1).mean((2, 3), keepdim=True),
     ],
 )
 def test_operations_on_each_channel_alone_do_not_lock(function):
@@ -209,6 +211,21 @@ TAILS = {
     "flattened with channels last": (lambda _, a, b: b.permute(0, 2, 3, 1).flatten(1), 512, {}),
     "concatenated, then flattened": (lambda _, a, b: torch.cat((a, b), 1).flatten(1), 1024, {}),
     "linear over places": (lambda net, a, b: net.t(b.flatten(2)).mean(2), 8, {"t": nn.Linear(64, 64)}),
+    "reshaped with channels last": (
+        lambda net, a, b: net.t(b.permute(0, 2, 3, 1).reshape(len(b), 8, -1)).mean(1),
+        8,
+        {"t": nn.Linear(64, 8)},
+    ),
+    "convolved along height": (
+        lambda net, a, b: net.t(b.transpose(1, -2)).mean((2, 3)),
+        8,
+        {"t": nn.Conv2d(8, 8, 1)},
+    ),
+    "flattened beside what is cut": (
+        lambda net, a, b: net.t(b.flatten(1)) + net.u(a.permute(0, 2, 3, 1).reshape(len(a), 8, -1)).mean(1),
+        8,
+        {"t": nn.Linear(512, 8), "u": nn.Linear(64, 8)},
+    ),
     "layer norm over width": (lambda net, a, b: net.t(b).mean((2, 3)), 8, {"t": nn.LayerNorm(8)}),
 }
 
