@@ -17,7 +17,7 @@ from fsrp_edge.exporting.tensorrt import takes_tensorrt
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 from fsrp_edge.runtimes import open_session
-from fsrp_edge.targets.profile import Target
+from fsrp_edge.targets.profile import IMPLIED, Target
 
 JUDGED_IMAGES = 1000
 """Images that the accuracy of int8 files is held to `int8_max_drop` on."""
@@ -80,8 +80,8 @@ def export_artifacts(
         One artifact a request; their `path` is relative to `directory`.
 
     Raises:
-        BadInputError: nothing is asked for, something twice, int8 without calibration images, or an option that a
-            format does not have.
+        BadInputError: nothing is asked for, something twice, int8 without calibration images, or a precision or an
+            option that a format does not have.
         GateFailedError: an int8 file can't keep to `int8_max_drop`.
         ToolFailedError: an exporter is missing or failed.
     """
@@ -117,10 +117,10 @@ def _check(requests: Sequence[ArtifactRequest], plan: ExportPlan) -> None:
         raise BadInputError("ask for at least one file, and for each format and precision once")
     if any(request.precision == "int8" for request in requests):
         require_images(plan.calibration)
-    if ArtifactRequest("onnx", "int8-dynamic") in requests:
-        raise BadInputError(
-            "int8-dynamic is not made for onnx: its integer convolutions are slower than fp32"
-        )
+    for request in requests:
+        row = IMPLIED.get((request.format, request.precision))
+        if row is not None and row.status == "refused":
+            raise BadInputError(f"{request.precision} is not made for {request.format}: {row.reason}")
     for option, having in (("uint8_input", {"onnx", "tflite"}), ("dynamic_batch", {"onnx"})):
         lacking = sorted({request.format for request in requests} - having)
         if getattr(plan.options, option) and lacking:

@@ -64,7 +64,7 @@ def quantize_within(
     max_drop: float,
     close: Callable[[Path, Artifact], bool] = lambda _path, _artifact: True,
 ) -> Artifact:
-    """Write an int8 file that loses no more accuracy than allowed: with 0, 1, 2, 4, … layers kept in float.
+    """Write an int8 file that loses no more accuracy than allowed: with 0, 1, 2, 4, … or half of its layers in float.
 
     Args:
         quantizer: of the file.
@@ -79,7 +79,7 @@ def quantize_within(
         GateFailedError: no such file even with half of the layers in float.
     """
     floor = accuracy(quantizer.source) - max_drop / 100
-    counts = [0, *(2**power for power in range(16) if 2**power <= (len(errors) + 1) // 2)]
+    counts = numbers_in_float(len(errors))
     best = 0.0
     for count in counts:
         keep = tuple(one.layer for one in errors[:count])
@@ -102,3 +102,9 @@ def quantize_within(
         f"{path.name} can't keep to {max_drop:g} points: with up to {counts[-1]} of {len(errors)} layers in float "
         f"{why}; allow more, try another --calibration-method, or recover with --int8-epochs"
     )
+
+
+def numbers_in_float(layers: int) -> list[int]:
+    """How many layers are kept in float, one try after the other: 0, 1, 2, 4, … and half of them."""
+    half = (layers + 1) // 2
+    return sorted({0, half, *(2**power for power in range(16) if 2**power < half)})

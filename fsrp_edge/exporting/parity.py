@@ -229,7 +229,16 @@ def probe_pixels(shape: tuple[int, int, int], count: int, seed: int) -> torch.Te
 def compare(
     reference: np.ndarray, logits: np.ndarray, artifact: Artifact, runtime: Runtime, inputs: Inputs
 ) -> Parity:
-    """Errors of a file's logits (N, classes) against the network's, judged by the artifact's precision."""
+    """Errors of a file's logits (N, classes) against the network's, judged by the artifact's precision.
+
+    Raises:
+        GateFailedError: they are of another shape.
+    """
+    if logits.shape != reference.shape:
+        raise GateFailedError(
+            f"{artifact.name} in {runtime} puts out {'x'.join(map(str, logits.shape))} numbers for {len(reference)} "
+            f"images, the network {'x'.join(map(str, reference.shape))}: it is the file of another network"
+        )
     difference = np.abs(logits - reference)
     parity = Parity(
         artifact=artifact.name,

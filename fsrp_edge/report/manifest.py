@@ -68,6 +68,13 @@ class Manifest(Document):
                 raise ValueError(f"{path} leads out of the folder")
         return self
 
+    @model_validator(mode="after")
+    def _tells_every_origin(self) -> Self:
+        for artifact in self.artifacts:
+            if artifact.path.parent.as_posix() not in self.origins:
+                raise ValueError(f"origins say nothing of {artifact.path}")
+        return self
+
     def origin(self, artifact: Artifact) -> Origin:
         """What an artifact was made from."""
         return self.origins[artifact.path.parent.as_posix()]

@@ -46,6 +46,8 @@ def test_impossible_wishes_are_refused_before_the_work(classifier: Classifier, t
         ([fp32, fp32], "once"),
         ([fp32, ArtifactRequest("onnx", "int8")], "calibration images"),
         ([fp32, ArtifactRequest("onnx", "int8-dynamic")], "slower than fp32"),
+        ([ArtifactRequest("ncnn", "int8-dynamic")], "int8-dynamic is not made for ncnn: .* in no package"),
+        ([ArtifactRequest("saved_model", "fp16")], "fp16 is not made for saved_model"),
     ):
         with pytest.raises(BadInputError, match=reason):
             export_artifacts(classifier, requests, tmp_path, ExportPlan(load_target("jetson-nano")))

@@ -95,6 +95,11 @@ def test_layers_are_kept_in_float_until_the_outputs_are_close_too(
     assert not path.exists()
 
 
+def test_the_last_try_keeps_half_of_the_layers_in_float():
+    assert mixed.numbers_in_float(21) == [0, 1, 2, 4, 8, 11]
+    assert [mixed.numbers_in_float(layers) for layers in range(4)] == [[0], [0, 1], [0, 1], [0, 1, 2]]
+
+
 def test_what_cannot_be_kept_is_said_and_no_file_is_left(
     quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...], folder: Path
 ) -> None:

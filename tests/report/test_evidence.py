@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from torch import nn
 
 from fsrp_edge.cli.bench import evaluated_images
 from fsrp_edge.data.folder import decode_image
@@ -21,6 +23,7 @@ from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.exporting.export import ArtifactRequest
+from fsrp_edge.exporting.onnx import export_onnx
 from fsrp_edge.exporting.saved_model import export_saved_model
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.files import read_json, sha256_file
@@ -34,6 +37,7 @@ from fsrp_edge.report.schema import DataUsed, Source, TargetReference
 from fsrp_edge.report.shipped import write_manifest
 from fsrp_edge.report.verify import verify
 from fsrp_edge.targets.load import load_target
+from tests.nets import as_classifier
 
 FORMATS = ("onnx", "tflite", "ncnn")
 
@@ -116,6 +120,23 @@ def test_a_file_that_computes_something_else_is_found_even_where_its_digest_was_
     (copied / "manifest.json").write_text(json.dumps(manifest))
     (failed,) = [finding for finding in verify(copied) if not finding.passed]
     assert (failed.path, failed.check) == ("model-fp32.onnx", "parity in onnxruntime")
+
+
+def test_a_file_of_another_network_is_found(copied: Path, classifier: Classifier) -> None:
+    body = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(classifier.spec.input_shape), 4))
+    other = as_classifier(body, shape=classifier.spec.input_shape, classes=4)
+    export_onnx(other, copied / "model-fp32.onnx", opset=17, ir_version=8)
+    digest, parity = [finding for finding in verify(copied) if not finding.passed]
+    assert (digest.check, parity.check) == ("digest", "parity")
+    assert "puts out 8x4 numbers for 8 images, the network 8x10" in parity.detail
+
+
+def test_a_manifest_that_does_not_say_what_a_file_was_made_from_is_refused(copied: Path) -> None:
+    manifest = read_json(copied / "manifest.json")
+    manifest["origins"] = {"artifacts": manifest["origins"]["."]}
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInputError, match=r"origins say nothing of model-fp32\.onnx"):
+        verify(copied)
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
