@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import sha256_json
-from fsrp_edge.models.channel_graph import PruningGraph
+from fsrp_edge.models.channel_graph import Convolution, PruningGraph, find_layer, widths
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pruning.allocation import allocate
@@ -95,8 +96,8 @@ def planning_of(
     """Look up what plans of a network are made from; see `Planning`.
 
     Raises:
-        BadInputError: scores of another network, a pattern that fits no layer, or a budget that cannot be reached (the
-            nearest that can is named).
+        BadInputError: scores of another network or not one a channel, a pattern that fits no layer, or a budget that
+            cannot be reached (the nearest that can is named).
     """
     model_sha256 = weights_sha256(classifier.network)
     if scores.model_sha256 != model_sha256:
@@ -104,10 +105,21 @@ def planning_of(
             f"the scores were made for other weights ({scores.model_sha256[:12]}…) than these ({model_sha256[:12]}…); "
             "score this checkpoint again"
         )
+    for name, layer in scores.layers.items():
+        _require_fit(name, len(layer.scores), find_layer(classifier.network, name))
     groups = PruningGraph(classifier).groups()
     candidates = candidates_of(classifier, groups, scores, options)
     costs = PlanCosts(classifier, groups, costing)
     return Planning(classifier, scores, options, candidates, costs, _budgets(candidates, costs, options))
+
+
+def _require_fit(name: str, count: int, layer: object) -> None:
+    channels = widths(layer)[1] if isinstance(layer, Convolution | nn.Linear) else 0
+    if count != channels:
+        raise BadInputError(
+            f"there are {count} scores of layer {name}, which has {channels or 'no'} channels; "
+            "score this checkpoint again"
+        )
 
 
 def make_plan(

@@ -120,12 +120,16 @@ def tempered_divergence(logits: Tensor, wanted: Tensor) -> float:
     Args:
         logits: (N, classes) of the smaller network.
         wanted: the same of the dense one, whose temperature is 1.
+
+    Returns:
+        Infinity where logits are NaN: there is no worse plan.
     """
     before = F.log_softmax(wanted, 1)
-    return min(
+    found = (
         float(F.kl_div(F.log_softmax(logits / each, 1), before, log_target=True, reduction="batchmean"))
         for each in TEMPERATURES
     )
+    return min((each for each in found if not math.isnan(each)), default=math.inf)
 
 
 def _renormalized(classifier: Classifier, pixels: Tensor) -> Tensor:

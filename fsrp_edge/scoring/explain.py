@@ -1,5 +1,6 @@
 """How far FSRP scores can be trusted: stability over images, overlap with L1, and what the filters respond to."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -50,12 +51,23 @@ class Explanation(Record):
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation of two (C,) arrays without ties, in [-1, 1]; 1 for fewer than two values."""
+    """Spearman's rank correlation of two (C,) arrays, in [-1, 1]; equal values share the mean of their ranks.
+
+    1 for fewer than two values; 0 where all values of an array are equal, which rank nothing.
+    """
     if len(first) < 2:
         return 1.0
-    ranks = np.argsort(np.argsort([first, second], axis=1), axis=1)
+    ranks = [_mean_ranks(values) for values in (first, second)]
+    if min(np.ptp(each) for each in ranks) == 0:
+        return 0.0
     correlation: np.ndarray = np.asarray(np.corrcoef(ranks))
     return float(correlation[0, 1])
+
+
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
 
 
 def same_lower_half(first: np.ndarray, second: np.ndarray) -> float:
@@ -115,7 +127,7 @@ def explain(
 def mean_spectra(
     classifier: Classifier, images: ImageSet, options: FSRP, chosen: dict[str, list[int]], *, seed: int
 ) -> dict[str, np.ndarray]:
-    """Mean power spectra of chosen filters' maps on adversarial examples.
+    """Mean power spectra of chosen filters' maps on adversarial examples; of the largest, where there are several sizes.
 
     Args:
         classifier: the network.
@@ -129,20 +141,26 @@ def mean_spectra(
     """
     layers = scored_layers(classifier.network)
     sums: dict[str, Tensor] = {}
+    counts = Counter[str]()
 
     def receive(layer: str, output: Tensor) -> None:
         maps = as_maps(layers[layer], output)
         if layer not in chosen or not has_bands((maps.shape[2], maps.shape[3])):
             return
         power = torch.fft.fft2(maps[:, chosen[layer]].float()).abs().square().sum(dim=0)
-        sums[layer] = sums[layer] + power if layer in sums else power
+        if layer in sums and power[0].numel() < sums[layer][0].numel():
+            return
+        if layer not in sums or power.shape != sums[layer].shape:
+            sums[layer], counts[layer] = torch.zeros_like(power), 0
+        sums[layer] += power
+        counts[layer] += len(maps)
 
     batches = images.batches(options.batch_size)
     for pixels in adversarial_batches(classifier, batches, options.attack, compute.generator(seed)):
         with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
             classifier(pixels)
     return {
-        layer: torch.fft.fftshift(total / len(images), dim=(-2, -1)).cpu().numpy()
+        layer: torch.fft.fftshift(total / counts[layer], dim=(-2, -1)).cpu().numpy()
         for layer, total in sums.items()
     }
 

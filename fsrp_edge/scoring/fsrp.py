@@ -13,7 +13,6 @@ from torch import Tensor
 from fsrp_edge import distributed
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.records import Record
@@ -114,19 +113,8 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
         data_sha256=images.digest,
         images=len(images),
         seed=seed,
-        layers={name: _finite(name, layer) for name, layer in sums.items()},
+        layers={name: LayerScores.of(name, layer.scores(), layer.size) for name, layer in sums.items()},
     )
-
-
-def _finite(name: str, layer: _LayerSums) -> LayerScores:
-    scores = layer.scores()
-    if not torch.isfinite(scores).all():
-        bad = int((~torch.isfinite(scores)).sum())
-        raise BadInputError(
-            f"layer {name}: {bad} of {len(scores)} channels respond with NaN or infinity; "
-            "check the checkpoint's weights and the normalization"
-        )
-    return LayerScores(scores=tuple(scores.tolist()), map_size=layer.size)
 
 
 def flat(options: Record) -> dict[str, str | int | float | bool | None]:

@@ -69,7 +69,7 @@ def score_rival(classifier: Classifier, images: ImageSet, rival: Rival, *, seed:
         data_sha256=images.digest if looks else None,
         images=len(images) if looks else 0,
         seed=seed,
-        layers={name: LayerScores(scores=tuple(scores.tolist())) for name, scores in layers.items()},
+        layers={name: LayerScores.of(name, scores) for name, scores in layers.items()},
     )
 
 

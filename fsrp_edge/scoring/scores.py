@@ -1,16 +1,35 @@
 """FilterScores: what scoring hands to planning, one number a filter, readable and diffable."""
 
-from typing import Literal
+from typing import Literal, Self
 
+from pydantic import FiniteFloat
+from torch import Tensor
+
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.records import Document, Record
 
 
 class LayerScores(Record):
     """Scores of one layer's output channels: the lowest is pruned first."""
 
-    scores: tuple[float, ...]
+    scores: tuple[FiniteFloat, ...]
     map_size: tuple[int, int] | None = None
     """(height, width) of the feature map, for criteria that read one."""
+
+    @classmethod
+    def of(cls, name: str, scores: Tensor, map_size: tuple[int, int] | None = None) -> Self:
+        """The scores (C,) of the layer `name`.
+
+        Raises:
+            BadInputError: some are NaN or infinite.
+        """
+        bad = int((~scores.isfinite()).sum())
+        if bad:
+            raise BadInputError(
+                f"layer {name}: {bad} of {len(scores)} channels score NaN or infinity; "
+                "check the checkpoint's weights and the normalization"
+            )
+        return cls(scores=tuple(scores.tolist()), map_size=map_size)
 
     def worst_and_best(self, count: int) -> list[int]:
         """So many filters with the lowest scores, then as many with the highest; each once."""

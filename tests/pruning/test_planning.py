@@ -47,6 +47,17 @@ def test_coupled_layers_weigh_the_same_whatever_their_scale_and_order():
     assert found == pytest.approx([(0.5 + 0.2) / 2, (1.5 + 1.8) / 2])
 
 
+def test_scores_that_are_not_one_a_channel_are_refused(resnet):
+    scores = score_rival(resnet, None, Rival(name="l1"), seed=0)
+    cut = scores.layers | {"conv1": LayerScores(scores=scores.layers["conv1"].scores[:5])}
+    for layers, why in (
+        (cut, "5 scores of layer conv1, which has 16 channels"),
+        ({"bn1": cut["conv1"]}, "has no channels"),
+    ):
+        with pytest.raises(BadInputError, match=why):
+            make_plan(resnet, scores.model_copy(update={"layers": layers}), PlanOptions(ratio=0.5))
+
+
 @pytest.mark.parametrize("of", ["parameters", "macs"])
 @pytest.mark.parametrize("ratio", [0.3, 0.9])
 def test_ratio_of_parameters_or_macs_is_met(resnet, planned, of, ratio):

@@ -1,5 +1,6 @@
 """Plans that are weighed on the whole network."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -133,6 +134,7 @@ def test_what_is_only_too_sure_of_itself_has_lost_nothing():
         tempered_divergence(10 * other, dense), rel=1e-3
     )
     assert tempered_divergence(other, dense) > 0.1
+    assert tempered_divergence(torch.full_like(dense, math.nan), dense) == math.inf
 
 
 def test_the_search_starts_where_ratios_that_change_through_the_network_lose_less(resnet):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.open import open_dataset
@@ -11,7 +12,7 @@ from fsrp_edge.scoring.explain import PARTS, explain, mean_spectra, rank_correla
 from fsrp_edge.scoring.fourier import band_energies
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 from fsrp_edge.scoring.pictures import explain_into
-from tests.nets import built
+from tests.nets import as_classifier, built
 
 CLEAN = FSRP(read_at="activation", attack=PGD(eps=0))
 distinct = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30, unique=True)
@@ -36,6 +37,33 @@ def test_a_ranking_agrees_with_itself_and_opposes_its_reverse(values):
 def test_rank_correlation_sees_order_alone(values):
     scores = np.array(values)
     assert rank_correlation(scores, np.argsort(np.argsort(scores)) ** 3) == pytest.approx(1)
+
+
+def test_equal_values_share_their_ranks_and_all_equal_ones_rank_nothing():
+    assert rank_correlation(np.zeros(4), np.arange(4.0)) == rank_correlation(np.zeros(4), np.zeros(4)) == 0
+    # ranks 1.5, 1.5, 3, 4 and 1.5, 1.5, 4, 3: 1 - 6 * 2 / (4 * 15) with the ties' correction
+    assert rank_correlation(np.array([0, 0, 1, 2]), np.array([0, 0, 2, 1])) == pytest.approx(3.5 / 4.5)
+
+
+def test_spectra_of_a_layer_used_at_two_sizes_are_those_of_the_larger():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 10)
+
+        def forward(self, x):
+            smaller = nn.functional.avg_pool2d(x, 2)
+            return self.head(self.conv(smaller).mean((2, 3)) + self.conv(x).mean((2, 3)))
+
+    classifier = as_classifier(Twice(), shape=(3, 16, 16), classes=10)
+    images = open_dataset("digits", classifier.spec, seed=0).train.first(5)
+    options = FSRP(attack=PGD(eps=0), batch_size=2)
+    spectra = mean_spectra(classifier, images, options, {"conv": [1, 3]}, seed=0)["conv"]
+    pixels, _ = next(images.batches(5))
+    with torch.no_grad():
+        maps = classifier.network.conv((pixels - classifier.mean) / classifier.std)[:, [1, 3]]
+    power = torch.fft.fftshift(torch.fft.fft2(maps).abs().square().mean(0), dim=(-2, -1))
+    np.testing.assert_allclose(spectra, power, rtol=1e-3, atol=1e-4)
 
 
 def test_unrelated_rankings_share_half_of_their_lower_half():

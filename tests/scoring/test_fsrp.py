@@ -175,7 +175,7 @@ def test_the_layer_whose_weights_are_nan_is_named(eps: float) -> None:
     classifier = network()
     with torch.no_grad():
         classifier.network[3].weight[2, 0, 0, 0] = torch.nan
-    with pytest.raises(BadInputError, match=r"layer 3: 1 of 8 channels respond with NaN"):
+    with pytest.raises(BadInputError, match=r"layer 3: 1 of 8 channels score NaN"):
         score_fsrp(classifier, images(), FSRP(attack=PGD(eps=eps, steps=2)), seed=0)
 
 

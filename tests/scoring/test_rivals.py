@@ -1,3 +1,4 @@
+import copy
 from typing import get_args
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fsrp_edge.data.open import open_dataset
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
@@ -44,6 +46,15 @@ def test_every_rival_leads_to_a_plan_and_a_smaller_network(classifier, images, n
     pruned = apply_plan(classifier, plan)
     assert pruned.network.features[0].out_channels == 4
     assert all(parameter.grad is None for parameter in classifier.parameters())
+
+
+@pytest.mark.parametrize("name", ["l1", "taylor", "activation"])
+def test_a_layer_whose_scores_are_nan_is_named(classifier, images, name):
+    broken = copy.deepcopy(classifier)
+    with torch.no_grad():
+        broken.network.get_submodule(INNER).weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(BadInputError, match=r"layer .*: \d+ of \d+ channels score NaN or infinity"):
+        score_rival(broken, images, Rival(name=name), seed=0)
 
 
 @pytest.mark.parametrize("name", ["random", "taylor", "hessian", "activation"])
