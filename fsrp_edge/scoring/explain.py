@@ -127,7 +127,7 @@ def explain(
 def mean_spectra(
     classifier: Classifier, images: ImageSet, options: FSRP, chosen: dict[str, list[int]], *, seed: int
 ) -> dict[str, np.ndarray]:
-    """Mean power spectra of chosen filters' maps on adversarial examples; of the largest, where there are several sizes.
+    """Mean power spectra of chosen filters' maps on adversarial examples; of the largest maps a layer has.
 
     Args:
         classifier: the network.
