@@ -64,7 +64,7 @@ class Link:
     """How an operator hangs together with others.
 
     Args:
-        weight: name of its weight in the file; None where it has none.
+        weight: name of its weight in the file, before the graph transposes it; None where it has none.
         biases: elements that it has one of for each output channel.
         reads: buffers of its inputs.
         writes: buffer of its output.
@@ -148,7 +148,7 @@ def graph_cost(model: Any) -> GraphCost:
     onnx = require("onnx")
     _fix_batch(model)
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    walk = _Walk(_shapes(graph), _constants(graph))
+    walk = _Walk(_shapes(graph), _constants(graph), _transposes(graph))
     for node in graph.node:
         walk.visit(node)
     return walk.finish({value.name for value in graph.output})
@@ -172,7 +172,7 @@ def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _constants(graph: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of initializers and constants, also behind nodes that only rename or dequantize them."""
+    """Shapes of initializers and constants, also behind nodes that only rename, dequantize or transpose them."""
     known = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
@@ -180,7 +180,19 @@ def _constants(graph: Any) -> dict[str, tuple[int, ...]]:
             known[node.output[0]] = tuple(tensor.dims) if tensor is not None else ()
         elif node.op_type in _QUANTIZERS | {"Identity"} and node.input[0] in known:
             known[node.output[0]] = known[node.input[0]]
+        elif node.op_type == "Transpose" and node.input[0] in known:
+            known[node.output[0]] = _transposed(node, known[node.input[0]])
     return known
+
+
+def _transposed(node: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    order = next((each.ints for each in node.attribute if each.name == "perm"), range(len(shape))[::-1])
+    return tuple(shape[axis] for axis in order)
+
+
+def _transposes(graph: Any) -> dict[str, str]:
+    """What transposes write -> what they read: a linear layer on maps (N, H, W, C) multiplies with its weight's."""
+    return {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose"}
 
 
 class _UnknownShape(BadInputError):  # noqa: N818 -- never leaves this module by this name
@@ -191,10 +203,14 @@ class _Walk:
     """One pass over the nodes, with the buffers as a runtime would hold them."""
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], constants: Mapping[str, tuple[int, ...]]
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        constants: Mapping[str, tuple[int, ...]],
+        transposes: Mapping[str, str],
     ) -> None:
         self.shapes = shapes
         self.constants = constants
+        self.transposes = transposes
         self.operators: list[dict[str, Any]] = []
         self.links: list[Link] = []
         self.buffer: dict[str, str] = {}  # tensor -> the tensor that names its buffer
@@ -290,7 +306,8 @@ class _Walk:
         constants = [name for name in node.input if name in self.constants]
         layer = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and constants
         biases = sum(math.prod(self.constants[name]) for name in constants[1:]) if layer else 0
-        self.links.append(Link(constants[0] if layer else None, biases, tuple(data), output))
+        weight = self.transposes.get(constants[0], constants[0]) if layer else None
+        self.links.append(Link(weight, biases, tuple(data), output))
 
     def _work(self, node: Any, data: list[str], inputs: int, outputs: int) -> dict[str, Any]:
         attributes = {each.name: each for each in node.attribute}

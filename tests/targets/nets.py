@@ -1,4 +1,4 @@
-"""Small networks with what couples channels: residual adds, concatenations, depthwise convolutions, gates."""
+"""Small networks with what couples channels: adds, concatenations, depthwise convolutions, gates, channels last."""
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,27 @@ class Separable(nn.Module):
         return self.head(self.project(x).relu().mean((2, 3)))
 
 
+class ChannelsLast(nn.Module):
+    """Linear layers on maps (N, H, W, C), as in a ConvNeXt, with a residual add around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 4, 4)
+        self.depthwise = nn.Conv2d(16, 16, 3, 1, 1, groups=16)
+        self.norm = nn.LayerNorm(16)
+        self.expand, self.project = nn.Linear(16, 40), nn.Linear(40, 16)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        block = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        x = x + self.project(self.expand(block).relu()).permute(0, 3, 1, 2)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
 NETWORKS: dict[str, type[nn.Module]] = {
     "residual": Residual,
     "concatenation": Concatenation,
     "separable": Separable,
+    "channels-last": ChannelsLast,
 }
