@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.tool_output import captured_output
 
 OperatorClass = Literal[
     "winograd", "pointwise", "depthwise", "grouped", "convolution", "dense", "attention", "pooling", "elementwise"
@@ -135,23 +136,42 @@ def read_graph(path: Path) -> GraphCost:
         raise BadInputError(f"{path.name} is not a valid ONNX file: {reason}") from None
     if not model.graph.node:
         raise BadInputError(f"{path.name} has no operators")
-    try:
-        return graph_cost(model)
-    except _UnknownShape:  # computed inside the graph, as in channel shuffles: constants once folded
-        return graph_cost(require("onnxsim").simplify(model)[0])
+    return graph_cost(model)
 
 
 def graph_cost(model: Any) -> GraphCost:
-    """The same for an onnx ModelProto in memory."""
+    """The same for an onnx ModelProto in memory, whose open batch dimension is set to 1.
+
+    Raises:
+        BadInputError: its shapes cannot be told.
+        ToolFailedError: onnx is not installed, or constants cannot be folded.
+    """
+    _fix_batch(model)
+    transposes = _transposes(model.graph)
+    try:
+        return _walked(model, transposes)
+    except _UnknownShape:  # computed inside the graph, as in channel shuffles: constants once folded
+        # Transposed weights keep the names in `transposes`, and nothing else gets other names, as it would by fusing.
+        return _walked(_folded(model), transposes)
+
+
+def _walked(model: Any, transposes: Mapping[str, str]) -> GraphCost:
     from fsrp_edge.runtimes import require
 
-    onnx = require("onnx")
-    _fix_batch(model)
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    walk = _Walk(_shapes(graph), _constants(graph), _transposes(graph))
+    graph = require("onnx").shape_inference.infer_shapes(model, data_prop=True).graph
+    walk = _Walk(_shapes(graph), _constants(graph), transposes)
     for node in graph.node:
         walk.visit(node)
     return walk.finish({value.name for value in graph.output})
+
+
+def _folded(model: Any) -> Any:
+    """The model with what depends on constants alone computed, but no operators fused."""
+    from fsrp_edge.runtimes import require
+
+    with captured_output("folding the constants of a graph"):
+        folded, _unchecked = require("onnxsim").simplify(model, perform_optimization=False)
+    return folded
 
 
 def _fix_batch(model: Any) -> None:
