@@ -332,7 +332,7 @@ class _Walk:
     def _work(self, node: Any, data: list[str], inputs: int, outputs: int) -> dict[str, Any]:
         attributes = {each.name: each for each in node.attribute}
         if node.op_type in ("Conv", "ConvTranspose"):
-            return self._convolution(attributes, self.constants.get(node.input[1], ()), outputs)
+            return self._convolution(node, attributes, inputs, outputs)
         if node.op_type in ("Gemm", "MatMul"):
             features = self._features(node, attributes, data)
             rows = outputs // features[1]
@@ -345,8 +345,9 @@ class _Walk:
         return {"kind": "elementwise", "macs": inputs}
 
     def _convolution(
-        self, attributes: Mapping[str, Any], weight: tuple[int, ...], outputs: int
+        self, node: Any, attributes: Mapping[str, Any], inputs: int, outputs: int
     ) -> dict[str, Any]:
+        weight = self.constants.get(node.input[1], ())
         if len(weight) < 3:
             raise BadInputError(
                 "a convolution's weights are not constants; only inference graphs are estimated"
@@ -354,8 +355,13 @@ class _Walk:
         groups = attributes["group"].i if "group" in attributes else 1
         strides = tuple(attributes["strides"].ints) if "strides" in attributes else (1,)
         dilations = tuple(attributes["dilations"].ints) if "dilations" in attributes else (1,)
-        kernel, inside = math.prod(weight[2:]), weight[1]
-        dense = max(strides) == max(dilations) == 1 and inside >= WINOGRAD_CHANNELS
+        kernel = math.prod(weight[2:])
+        # An element of the output reads a window, and weights are (outputs, inputs of a group, ...); of a transposed
+        # convolution an element of the input writes one, and they are (inputs, outputs of a group, ...).
+        transposed = node.op_type == "ConvTranspose"
+        windows = inputs if transposed else outputs
+        inside, outside = (weight[0] // groups, weight[1]) if transposed else (weight[1], weight[0] // groups)
+        dense = not transposed and max(strides) == max(dilations) == 1 and inside >= WINOGRAD_CHANNELS
         kind: OperatorClass
         if groups > 1 and inside == 1:
             kind = "depthwise"
@@ -367,10 +373,10 @@ class _Walk:
             kind = "convolution"
         return {
             "kind": kind,
-            "macs": outputs * kernel * inside,
+            "macs": windows * kernel * weight[1],
             "groups": groups,
             "kernel": kernel,
-            "channels": (inside, weight[0] // groups),
+            "channels": (inside, outside),
         }
 
     def _features(self, node: Any, attributes: Mapping[str, Any], data: list[str]) -> tuple[int, int]:

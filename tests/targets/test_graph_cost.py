@@ -62,6 +62,22 @@ def test_parameters_are_those_of_the_folded_network(graph: GraphCost) -> None:
     assert graph.parameters == folded
 
 
+@pytest.mark.parametrize(
+    ("layer", "kind", "channels"),
+    [
+        (nn.ConvTranspose2d(3, 16, 3, 2), "convolution", (3, 16)),
+        (nn.ConvTranspose2d(3, 12, 3, 2, groups=3), "depthwise", (1, 4)),
+        (nn.ConvTranspose2d(3, 16, 1), "pointwise", (3, 16)),
+    ],
+)
+def test_each_pixel_that_a_transposed_convolution_reads_writes_a_window(
+    layer: nn.ConvTranspose2d, kind: str, channels: tuple[int, int], tmp_path: Path
+) -> None:
+    (found,) = export(nn.Sequential(layer), tmp_path / "up.onnx", 8).operators
+    assert (found.kind, found.channels) == (kind, channels)
+    assert found.macs == 8 * 8 * layer.weight.numel()
+
+
 def test_the_peak_holds_what_a_residual_keeps_alive(graph: GraphCost) -> None:
     map_elements = 16 * 16 * 16
     # While `grouped` runs, its input and its output of 32 channels; the residual's add holds three of 16.
