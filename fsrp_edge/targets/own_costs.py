@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from fsrp_edge.bench.results import BenchResults, Latency
+from fsrp_edge.bench.results import BenchResults, Latency, Measurement
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.files import sha256_file
@@ -73,13 +73,11 @@ def calibrate(
         One fit for each runtime, number of threads and precision that was measured on enough networks.
 
     Raises:
-        BadInputError: a measured file is not found, or nothing was measured on enough networks.
+        BadInputError: a measured file is not found, nothing was measured on enough networks, or several devices were.
     """
-    latencies = [
-        _as_profiled(target, each.latency)
-        for path in results
-        for each in BenchResults.load(path).measurements
-    ]
+    measurements = [each for path in results for each in BenchResults.load(path).measurements]
+    _require_one_device(measurements)
+    latencies = [_as_profiled(target, each.latency) for each in measurements]
     rows = list(_rows(latencies, [*folders, *(path.parent for path in results)], statistic))
     grouped: dict[tuple[str, int, Precision], list[_Row]] = defaultdict(list)
     for row in rows:
@@ -100,6 +98,16 @@ def calibrate(
             f"{hint}; measure more, of several kinds: fsrp-edge bench a.onnx b.onnx c.onnx --out bench.json"
         )
     return tuple(fits)
+
+
+def _require_one_device(measurements: Iterable[Measurement]) -> None:
+    """One fit of a slow device and a fast one is the estimate of neither."""
+    addresses = list(dict.fromkeys(each.address for each in measurements))
+    if len(addresses) > 1:
+        raise BadInputError(
+            f"the results hold measurements of {len(addresses)} devices ({', '.join(addresses)}); a target is fitted "
+            f"to one: measure each into a file of its own: fsrp-edge bench … --device {addresses[0]} --out bench.json"
+        )
 
 
 def _as_profiled(target: Target, latency: Latency) -> Latency:

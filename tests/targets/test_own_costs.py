@@ -149,6 +149,20 @@ def test_too_few_networks_are_refused(models: list[Path], tmp_path: Path) -> Non
         calibrate(X86, [bench], [models[0].parent])
 
 
+@pytest.mark.parametrize("files", [1, 2])
+def test_several_devices_are_not_fitted_as_one(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path, files: int
+) -> None:
+    here = [measurement(path, truth[path]) for path in models]
+    there = [
+        measurement(path, 10 * truth[path]).model_copy(update={"address": "ssh://pi"}) for path in models
+    ]
+    parts = [here + there] if files == 1 else [here, there]
+    written = [write(tmp_path / f"{index}.json", part) for index, part in enumerate(parts)]
+    with pytest.raises(BadInputError, match=r"2 devices \(local, ssh://pi\); .* file of its own"):
+        calibrate(X86, written, [models[0].parent])
+
+
 def test_what_was_calibrated_under_a_variant_of_a_profile_by_path_is_scaled_for_the_others(
     models: list[Path], truth: dict[Path, float], tmp_path: Path, own_folder: Path
 ) -> None:
