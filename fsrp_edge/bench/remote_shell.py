@@ -84,14 +84,16 @@ class RemoteShell:
             return there
         look = f"test ! -f {_quote(there)} || sha256sum < {_quote(there)}"
         if digest not in self._shell(look, "looking for files"):  # a login script may talk before
-            self._copy(path, digest, folder, there)
+            self._copy(path, digest, there)
         self._sound.add(there)
         return there
 
-    def _copy(self, path: Path, digest: str, folder: str, there: str) -> None:
+    def _copy(self, path: Path, digest: str, there: str) -> None:
         part = f"{self.scratch}/part"
+        # Never the scratch folder: it went with a lost connection, and who makes it again has nobody to remove it.
+        cache = f"mkdir -p {_quote(self.address.cache)} && " if self.address.cache else ""
         with path.open("rb") as stream:
-            write = f"mkdir -p {_quote(folder)} && cat > {_quote(part)} && sha256sum < {_quote(part)}"
+            write = f"{cache}cat > {_quote(part)} && sha256sum < {_quote(part)}"
             arrived = self._shell(write, f"copying {path.name}", stream)
         if digest not in arrived:
             raise ToolFailedError(f"{self.address.name}: {path.name} arrived damaged; is its disk sound?")
@@ -140,7 +142,11 @@ class RemoteShell:
             start_new_session=True,
         )
         if done.returncode:
-            raise ToolFailedError(f"{self.address.name}: {work} failed: {_last_line(done.stderr)}")
+            lost = (
+                self._holder.poll() is not None
+            )  # then the client may have reached the device by another one
+            why = "the connection was lost" if lost else _last_line(done.stderr)
+            raise ToolFailedError(f"{self.address.name}: {work} failed: {why}")
         return done.stdout.decode(errors="replace")
 
 

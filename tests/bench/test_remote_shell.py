@@ -112,6 +112,16 @@ def test_scratch_holds_the_files_without_a_cache_and_is_private(server, onnx_fil
     assert not there.parent.exists()
 
 
+def test_nothing_is_left_on_a_device_after_the_connection_was_lost(server, onnx_file, tflite_file):
+    with connect(parse_address(server.address())) as device:
+        device.put(onnx_file)
+        server.cut()
+        server.wait_for(lambda: not server.scratch_folders())
+        with pytest.raises(ToolFailedError, match=r"copying tiny\.tflite failed: the connection was lost"):
+            device.put(tflite_file)  # over a new connection, which the client makes by itself
+    assert server.scratch_folders() == set()
+
+
 def test_events_arrive_while_the_agent_runs(server, onnx_file):
     with connect(parse_address(server.address())) as device, tempfile.TemporaryFile() as errors:
         command = [sys.executable, device.put(agent_process.AGENT), "--model", device.put(onnx_file)]
