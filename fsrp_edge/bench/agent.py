@@ -702,14 +702,15 @@ def peak_memory_mb() -> float:
 
 
 def mean_power_w(
-    before: Dict[str, Tuple[int, int]],
-    after: Dict[str, Tuple[int, int]],
-    seconds: float,
-    during: Sequence[Dict[str, Any]],
+    counters: Sequence[Dict[str, Tuple[int, int]]], seconds: float, during: Sequence[Dict[str, Any]]
 ) -> Optional[float]:
-    """Watts on average: of the energy counters where there are any, else of the samples."""
-    if before and before.keys() == after.keys():
-        used = sum((after[name][0] - joules) % limit for name, (joules, limit) in before.items())
+    """Watts on average: of the energy counters, read so often that none starts again twice, else of the samples."""
+    if counters[0] and all(each.keys() == counters[0].keys() for each in counters):
+        used = sum(
+            (counters[index][name][0] - joules) % limit
+            for index, before in enumerate(counters[:-1], 1)
+            for name, (joules, limit) in before.items()
+        )
         return used / 1e6 / seconds
     watts = [sample["power_w"] for sample in during if sample["power_w"] is not None]
     return sum(watts) / len(watts) if watts else None
@@ -756,11 +757,14 @@ def timed_runs(model: Runtime, machine: Machine, options: argparse.Namespace, em
     """Every time from loading on, the state around it, and what was computed."""
     specifications: List[Specification] = []
     during: List[Dict[str, Any]] = []
+    counters: List[Dict[str, Tuple[int, int]]] = []
 
     def tick(phase: str, runs: int, seconds: float) -> None:
         emit("progress", phase=phase, runs=runs, seconds=round(seconds, 3))
         if phase == "steady":
             during.append(machine.sample(seconds))
+            if counters[0]:  # a server's start again at 0 after minutes
+                counters.append(machine.packages_uj())
 
     def made(path: Optional[str]) -> Iterator[Any]:
         pixels = import_numpy().load(path)["pixels"] if path else []
@@ -773,11 +777,13 @@ def timed_runs(model: Runtime, machine: Machine, options: argparse.Namespace, em
     said["before"] = machine.state()
     gc.collect()
     gc.disable()  # a collection inside a run would be counted as the model's
-    joules, busy, start = machine.packages_uj(), machine.busy_seconds(), time.perf_counter()
+    counters.append(machine.packages_uj())
+    busy, start = machine.busy_seconds(), time.perf_counter()
     said["times_ms"] = model.times_ms(tick)
     seconds = time.perf_counter() - start
     said["foreign_cores"] = foreign_cores(busy, machine.busy_seconds(), seconds)
-    said["power_w"] = mean_power_w(joules, machine.packages_uj(), seconds, during)
+    counters.append(machine.packages_uj())
+    said["power_w"] = mean_power_w(counters, seconds, during)
     gc.enable()
     said.update(during=during, after=machine.state(), peak_memory_mb=peak_memory_mb())
     said["outputs"] = [output.ravel().tolist() for output in made(options.outputs)]

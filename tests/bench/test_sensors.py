@@ -1,7 +1,9 @@
 """What the agent reads of boards that are not here: files as their drivers show them, and what their tools printed."""
 
 import stat
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,26 +105,62 @@ def test_sensors_of_a_jetson_nano_with_jetpack_4(tmp_path):
     assert tree(tmp_path, files).power_w() == 1.75
 
 
+ZONE = "sys/class/powercap/intel-rapl:0"
+RANGE_UJ = 262_143_328_850
+"""Where the counter of a server's package starts again at 0."""
+
+
 def test_energy_counters_of_x86_packages(tmp_path):
-    zone = "sys/class/powercap/intel-rapl:0"
     machine = tree(
         tmp_path,
         {
-            f"{zone}/energy_uj": 262_143_000_000,
-            f"{zone}/max_energy_range_uj": 262_143_328_850,
+            f"{ZONE}/energy_uj": 262_143_000_000,
+            f"{ZONE}/max_energy_range_uj": RANGE_UJ,
             "sys/class/powercap/intel-rapl:0:0/energy_uj": 5,  # a part of the package
-            "sys/class/powercap/intel-rapl:0:0/max_energy_range_uj": 262_143_328_850,
+            "sys/class/powercap/intel-rapl:0:0/max_energy_range_uj": RANGE_UJ,
         },
     )
     before = machine.packages_uj()
-    (tmp_path / zone / "energy_uj").write_text("19671150\n")  # it started again at 0 in between
-    assert agent.mean_power_w(before, machine.packages_uj(), 2.0, []) == pytest.approx(10.0)
+    (tmp_path / ZONE / "energy_uj").write_text("19671150\n")  # it started again at 0 in between
+    assert agent.mean_power_w([before, machine.packages_uj()], 2.0, []) == pytest.approx(10.0)
+
+
+def test_energy_counters_that_start_again_more_than_once(tmp_path):
+    """150 W for half an hour, read every minute: the counter starts again at 0 once in 29 of them."""
+    counters = [{"package": (minute * 9_000_000_000 % RANGE_UJ, RANGE_UJ)} for minute in range(31)]
+    assert agent.mean_power_w(counters, 1800.0, []) == pytest.approx(150.0)
+
+
+def test_energy_counters_are_read_while_measuring(tmp_path):
+    machine = tree(tmp_path, {f"{ZONE}/energy_uj": 0, f"{ZONE}/max_energy_range_uj": RANGE_UJ})
+    took = []
+
+    def times_ms(tick):
+        start = time.perf_counter()
+        for run in range(1, 4):  # 600 kJ, more than twice the range
+            time.sleep(0.05)
+            (tmp_path / ZONE / "energy_uj").write_text(str(run * 200_000_000_000 % RANGE_UJ))
+            tick("steady", run, 0.05 * run)
+        took.append(time.perf_counter() - start)
+        return [50.0] * 3
+
+    model = SimpleNamespace(
+        load=lambda: [("pixels", (1, 3, 4, 4), "float32")],
+        feed=lambda _inputs: None,
+        first_ms=lambda: 1.0,
+        warm_up=lambda _tick: [],
+        times_ms=times_ms,
+        quantization=(0.0, 0),
+    )
+    options = SimpleNamespace(outputs=None, evaluate=None)
+    said = agent.timed_runs(model, machine, options, lambda *_, **__: None)
+    assert said["power_w"] == pytest.approx(600e3 / took[0], rel=0.5)
 
 
 def test_mean_power_of_samples():
     samples = [{"power_w": 4.0}, {"power_w": None}, {"power_w": 6.0}]
-    assert agent.mean_power_w({}, {}, 2.0, samples) == 5.0
-    assert agent.mean_power_w({}, {}, 2.0, [{"power_w": None}]) is None
+    assert agent.mean_power_w([{}, {}], 2.0, samples) == 5.0
+    assert agent.mean_power_w([{}, {}], 2.0, [{"power_w": None}]) is None
 
 
 def test_state_of_a_board(tmp_path):
