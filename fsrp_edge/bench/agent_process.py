@@ -103,17 +103,25 @@ def _events(agent: subprocess.Popen[str], work: str, stop: threading.Event) -> I
     """The agent's events until it closes its output."""
     before, begun = "", False
     for line in _lines(agent, work, stop, SILENCE_SECONDS):
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
+        event = _event(line)
+        if event is None:
             before = before or line
             if begun:
-                raise ToolFailedError(_no_event(work, line)) from None
+                raise ToolFailedError(_no_event(work, line))
             continue  # a login script may talk before
         begun = True
         yield event
     if before and not begun:
         raise ToolFailedError(_no_event(work, before))
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """The event that a line tells; None for any other, valid JSON such as a number among them."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) and isinstance(said.get("event"), str) else None
 
 
 def _no_event(work: str, line: str) -> str:

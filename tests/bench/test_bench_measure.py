@@ -121,10 +121,20 @@ class TestErrors:
         with pytest.raises(ToolFailedError, match="ended with exit code 1: RuntimeError: broken"):
             measure(onnx_file, threads=1, method=SHORT)
 
-    def test_agent_that_babbles(self, onnx_file, replace_agent):
-        replace_agent("print('no event')")
-        with pytest.raises(ToolFailedError, match="said 'no event', which is no event"):
+    @pytest.mark.parametrize("said", ["no event", "12", "null", "{}"])
+    def test_agent_that_babbles(self, onnx_file, replace_agent, said):
+        replace_agent(f"print({said!r})")
+        with pytest.raises(ToolFailedError, match=f"said '{said}', which is no event"):
             measure(onnx_file, threads=1, method=SHORT)
+
+    @pytest.mark.parametrize("said", ["Welcome!", "12", "null", '["event"]'])
+    def test_what_a_login_script_says_is_no_event(self, onnx_file, replace_agent, said):
+        real = agent_process.AGENT.read_text(encoding="utf-8")
+        replace_agent(
+            real.replace("\nimport argparse\n", f"\nprint({said!r}, flush=True)\nimport argparse\n")
+        )
+        method = SHORT.model_copy(update={"rounds": 1})
+        assert measure(onnx_file, threads=1, method=method).latency.runs == 5
 
     def test_silent_agent_is_stopped(self, onnx_file, replace_agent, monkeypatch):
         replace_agent("import time; time.sleep(600)")
