@@ -70,7 +70,8 @@ class Setup:
         """The runtime for a file.
 
         Raises:
-            BadInputError: no such file, one that the runtime does not run, or a setting that makes no sense.
+            BadInputError: no such file, an incomplete one, one that the runtime does not run, or a setting that makes
+                no sense.
         """
         if self.threads < 1:
             raise BadInputError(f"saw {self.threads} threads; allowed: 1 or more")
@@ -92,4 +93,21 @@ class Setup:
             raise BadInputError(
                 "benchncnn spreads over all cores whatever it was kept on; take --runtime ncnn"
             )
+        _require_complete(path)
         return self.runtime or next((name for name in fitting if name in self.preferred), fitting[0])
+
+
+def _require_complete(path: Path) -> None:
+    """What is missing is told here, before a device is asked to take it."""
+    if path.suffix != ".ncnn":
+        if not path.is_file():
+            raise BadInputError(
+                f"{path} is a folder; only ncnn's are, and end with .ncnn: name the file in it"
+            )
+        return
+    lacking = [name for name in ("model.param", "model.bin") if not (path / name).is_file()]
+    if lacking:
+        raise BadInputError(
+            f"{path} lacks {' and '.join(lacking)}; an ncnn model is a folder of model.param and model.bin: export it "
+            "anew with --format ncnn"
+        )

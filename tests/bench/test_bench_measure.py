@@ -95,6 +95,26 @@ class TestErrors:
         with pytest.raises(BadInputError, match="no such file"):
             measure(tmp_path / "none.onnx", threads=1)
 
+    @pytest.mark.parametrize(
+        ("name", "present", "message"),
+        [
+            ("net.onnx", ["net.onnx"], r"net\.onnx is a folder; only ncnn's are"),
+            ("net.ncnn", ["model.param"], r"net\.ncnn lacks model\.bin; an ncnn model is a folder of"),
+            ("net.ncnn", None, r"net\.ncnn lacks model\.param and model\.bin; an ncnn model is a folder of"),
+        ],
+    )
+    def test_incomplete_files_are_told_before_a_device_is_asked(self, tmp_path, name, present, message):
+        path = tmp_path / name
+        if present is None:
+            path.write_bytes(b"")
+        else:
+            path.mkdir()
+            for each in present:
+                (path / each).write_bytes(b"")
+        setup = Setup(input_shape=(3, 16, 16))
+        with pytest.raises(BadInputError, match=message):
+            measure_on(parse_address("ssh://127.0.0.1:1"), [path], setup, method=SHORT)
+
     def test_no_threads(self, onnx_file):
         with pytest.raises(BadInputError, match="saw 0 threads"):
             measure(onnx_file, threads=0)
