@@ -96,7 +96,7 @@ def build(architecture: str, *, classes: int, input_channels: int = 3) -> nn.Mod
         training mode too: auxiliary heads are left out.
 
     Raises:
-        BadInputError: no such architecture.
+        BadInputError: no such architecture, or the code of a user's own failed.
         ToolFailedError: a timm network is asked for where timm is not installed.
     """
     home, _, name = normalize_name(architecture).partition(":")
@@ -292,7 +292,13 @@ def _build_user(architecture: str, classes: int) -> nn.Module:
     factory = getattr(_import(location), name, None)
     if not callable(factory):
         raise BadInputError(f"{location} has no function {name!r}: name a factory as {location}:FUNCTION")
-    network = factory(num_classes=classes) if _takes_classes(factory) else factory()
+    try:
+        network = factory(num_classes=classes) if _takes_classes(factory) else factory()
+    except Exception as error:  # whatever a user's code raises
+        raise BadInputError(
+            f"{architecture} failed: {_said(error)}; a factory is called with num_classes if it takes that, else with "
+            "nothing, and returns a torch.nn.Module"
+        ) from error
     if not isinstance(network, nn.Module):
         raise BadInputError(f"{architecture} returned {type(network).__name__}, not a torch.nn.Module")
     return network
@@ -305,14 +311,19 @@ def _takes_classes(factory: Callable[..., Any]) -> bool:
 
 def _import(location: str) -> ModuleType:
     """A module by its dotted name, or from a file that the user named."""
-    if not location.endswith(".py"):
-        try:
-            return importlib.import_module(location)
-        except ImportError as error:
-            raise BadInputError(f"cannot import {location!r}: {error}; is it on PYTHONPATH?") from None
     path = Path(location)
-    if not path.is_file():
+    if path.suffix == ".py" and not path.is_file():
         raise BadInputError(f"no such file: {location}")
+    try:
+        return _import_file(path) if path.suffix == ".py" else importlib.import_module(location)
+    except Exception as error:  # whatever a user's code raises, a syntax error included
+        raise BadInputError(
+            f"cannot import {location!r}: {_said(error)}; name a factory as package.module:FUNCTION, with the package "
+            "on PYTHONPATH, or as path/file.py:FUNCTION"
+        ) from error
+
+
+def _import_file(path: Path) -> ModuleType:
     name = f"fsrp_edge_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # so it is for every .py file
@@ -320,6 +331,11 @@ def _import(location: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses inside the file look themselves up there
     spec.loader.exec_module(module)
     return module
+
+
+def _said(error: Exception) -> str:
+    """An exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _suggestion(name: str) -> str:

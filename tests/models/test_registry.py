@@ -110,6 +110,8 @@ def anything(**options):
     return Net(**options)
 def wrong():
     return 3
+def raises():
+    raise KeyError("depth")
 """
 
 
@@ -133,13 +135,34 @@ def test_factories_that_do_not_work_are_refused(tmp_path):
     for name, message in [
         (f"{file}:absent", "has no function 'absent'"),
         (f"{file}:wrong", "returned int"),
+        (
+            f"{file}:raises",
+            r"nets\.py:raises failed: KeyError: 'depth'; a factory is called with num_classes",
+        ),
+        ("json:loads", "json:loads failed: TypeError: .*missing 1 required"),
         (f"{tmp_path}/none.py:f", "no such file"),
         ("no_such_module_at_all:f", "PYTHONPATH"),
+        (":f", "cannot import '': .* as package.module:FUNCTION"),
+        (".relative:f", "cannot import '.relative': .* as package.module:FUNCTION"),
     ]:
         with pytest.raises(BadInputError, match=message):
             registry.build(name, classes=5)
     with pytest.raises(BadInputError, match="--input-size"):
         registry.published_input(f"{file}:Net")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def net(:", r"SyntaxError: invalid syntax \(nets\.py, line 1\)"),
+        ("import no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+    ],
+)
+def test_files_that_cannot_be_imported_are_refused(tmp_path, code, message):
+    file = tmp_path / "nets.py"
+    file.write_text(code)
+    with pytest.raises(BadInputError, match=rf"cannot import '.*nets\.py': {message}"):
+        registry.build(f"{file}:net", classes=5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
