@@ -113,9 +113,7 @@ def _rebuild(
             "if you trust it, name it: --arch PACKAGE.MODULE:FACTORY or --arch FILE.py:FACTORY"
         )
     # On shapes alone first, so that a damaged specification fails before it allocates what it asks for.
-    frame = registry.build_without_weights(spec.architecture, spec.classes, spec.input_shape[0])
-    apply_layer_shapes(frame, spec.layer_shapes)
-    expected = {name: tuple(tensor.shape) for name, tensor in frame.state_dict().items()}
+    expected = _recorded_shapes(spec)
     seen = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != seen:
         name = min(name for name in expected.keys() | seen.keys() if expected.get(name) != seen.get(name))
@@ -140,6 +138,19 @@ def _rebuild(
             f"{spec.architecture} does not return the {spec.classes} logits that were recorded"
         )
     return Classifier(network, wanted)
+
+
+def _recorded_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """What the weights of a network of our own files are like, by name."""
+    try:
+        frame = registry.build_without_weights(spec.architecture, spec.classes, spec.input_shape[0])
+        apply_layer_shapes(frame, spec.layer_shapes)
+    except (RuntimeError, TypeError) as error:  # torch, of sizes whose product or which themselves overflow
+        raise BadInputError(
+            f"damaged specification: no tensor can have the recorded sizes ({str(error).splitlines()[0]}); take "
+            "another copy of the file"
+        ) from None
+    return {name: tuple(tensor.shape) for name, tensor in frame.state_dict().items()}
 
 
 def _classifier(network: nn.Module, architecture: str, channels: int, wishes: _Wishes) -> Classifier:

@@ -156,6 +156,15 @@ def rewritten(tmp_path, classifier, change):
             ),
             "classifier.weight is",
         ),
+        *(
+            (
+                lambda about, sizes=sizes: about["spec"].update(
+                    layer_shapes={"classifier": {"tensors": {"weight": sizes}}}
+                ),
+                "damaged specification: no tensor can have the recorded sizes",
+            )
+            for sizes in ([10**9, 10**9, 3, 3], [10**20, 1])
+        ),
         (
             lambda about: about["spec"].update(layer_shapes={"absent": {"tensors": {"weight": [1]}}}),
             "the architecture lacks",
