@@ -3,7 +3,7 @@
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -163,7 +163,8 @@ def open_session(path: Path, *, threads: int = 1, runtime: Runtime | None = None
         runtime: one of RUNTIMES for the suffix (both of TFLite's with XNNPACK); None takes the first.
 
     Raises:
-        BadInputError: no such file, an unknown suffix, or a runtime that can't run the format.
+        BadInputError: no such file, an unknown suffix, a runtime that can't run the format, or a file with
+            other inputs and outputs.
         ToolFailedError: the runtime is not installed or refuses the file.
     """
     if not path.exists():
@@ -194,6 +195,17 @@ def _open(path: Path, threads: int, runtime: Runtime) -> Opened:
     return _saved_model(path) if path.suffix == ".saved_model" else _interpreter(path, threads, runtime)
 
 
+def _one_of_each(path: Path, inputs: Collection[Any], outputs: Collection[Any]) -> tuple[Any, Any]:
+    """The input and the output of a file that has one of each."""
+    if (len(inputs), len(outputs)) != (1, 1):
+        raise BadInputError(
+            f"{path.name} has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed: export it anew "
+            "with images as the only input and logits as the only output"
+        )
+    (given,), (made,) = inputs, outputs
+    return given, made
+
+
 def _onnxruntime(path: Path, threads: int) -> Opened:
     onnxruntime = require("onnxruntime")
     options = onnxruntime.SessionOptions()
@@ -202,7 +214,7 @@ def _onnxruntime(path: Path, threads: int) -> Opened:
     # x86 without VNNI adds products of 8-bit numbers in 16 bits, where they overflow; other processors don't.
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (given,), (made,) = session.get_inputs(), session.get_outputs()
+    given, made = _one_of_each(path, session.get_inputs(), session.get_outputs())
 
     def invoke(batch: np.ndarray) -> np.ndarray:
         result: np.ndarray = session.run([made.name], {given.name: batch})[0]
@@ -232,7 +244,7 @@ def _interpreter(path: Path, threads: int, runtime: Runtime) -> Opened:
         interpreter_class, version = tensorflow.lite.Interpreter, tensorflow.__version__
     interpreter = interpreter_class(model_path=str(path), num_threads=threads)
     interpreter.allocate_tensors()
-    (given,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
+    given, made = _one_of_each(path, interpreter.get_input_details(), interpreter.get_output_details())
 
     def invoke(batch: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(given["index"], batch)
@@ -247,8 +259,8 @@ def _saved_model(path: Path) -> Opened:
     tensorflow = require("tensorflow")
     module = tensorflow.saved_model.load(str(path))
     call = module.signatures["serving_default"]
-    ((name, given),) = call.structured_input_signature[1].items()
-    ((answer, made),) = call.structured_outputs.items()
+    ports = call.structured_input_signature[1].items(), call.structured_outputs.items()
+    (name, given), (answer, made) = _one_of_each(path, *ports)
 
     def invoke(batch: np.ndarray) -> np.ndarray:
         result: np.ndarray = call(**{name: tensorflow.constant(batch)})[answer].numpy()

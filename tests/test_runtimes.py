@@ -81,6 +81,24 @@ def test_bad_files_are_told_plainly(tmp_path: Path, capfd: pytest.CaptureFixture
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (1, 2)])
+def test_several_inputs_or_outputs_are_told_with_their_number(
+    tmp_path: Path, inputs: int, outputs: int
+) -> None:
+    takes, gives = ([f"{name}{index}" for index in range(2)] for name in ("in", "out"))
+    nodes = [helper.make_node("Add", [takes[0], takes[inputs - 1]], [name]) for name in gives]
+    ports = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 4, 4]) for name in names]
+        for names in (takes[:inputs], gives[:outputs])
+    ]
+    graph = helper.make_graph(nodes[:outputs], "g", *ports)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), path)
+    message = rf"m\.onnx has {inputs} inputs and {outputs} outputs; one of each is needed"
+    with pytest.raises(BadInputError, match=message):
+        open_session(path)
+
+
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     monkeypatch.delitem(sys.modules, "ai_edge_litert.interpreter", raising=False)
