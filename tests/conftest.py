@@ -50,7 +50,7 @@ def digits_npz(trained_checkpoint: Path) -> Path:
     from fsrp_edge.data.embedded import digits
     from fsrp_edge.models.checkpoint import load_classifier
 
-    data = digits(load_classifier(trained_checkpoint).spec, seed=0)
+    data = digits(load_classifier(trained_checkpoint).spec)
     arrays: dict[str, Any] = {}
     for name, images, count in (("train", data.train, 320), ("test", data.evaluation, 100)):
         pixels, labels = next(images.batches(count))

@@ -173,7 +173,7 @@ def evaluated_images(source: str, model: Path) -> "ImageSet":
     from fsrp_edge.report.manifest import manifest_of_file
     from fsrp_edge.runtimes import open_session
 
-    if (known := manifest_of_file(model)) is not None:  # preprocessing, class names and split as in the run
+    if (known := manifest_of_file(model)) is not None:  # preprocessing, class names and crops as in the run
         manifest, _ = known
         return open_dataset(source, manifest.source.model, seed=manifest.seed).evaluation.first(EVALUATED)
     session = open_session(model)

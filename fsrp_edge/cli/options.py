@@ -141,7 +141,9 @@ data_option = click.option(
     help="A folder with train/ and val/ or of class folders, a CIFAR-10/100 folder, an .npz file, `digits` or "
     "`photographs`. Default: what the checkpoint names, else photographs, labelled by the network itself.",
 )
-seed_option = click.option("--seed", type=NUMBER, default=0, help="Of every random draw.")
+seed_option = click.option(
+    "--seed", type=NUMBER, default=0, help="Of every random draw but what is held out for evaluation."
+)
 target_option = click.option(
     "--target",
     required=True,

@@ -15,6 +15,8 @@ from fsrp_edge.models.classifier import ModelSpec
 
 HELD_OUT = 0.2
 """Share of each class that is evaluated on where the data does not come split."""
+SPLIT_SEED = 0
+"""Draws what is evaluated on. Were it the --seed of a command, one command would train on what another judges by."""
 
 # MedMNIST's are the longer ones; it publishes its results on test.
 _SPLIT_KEYS = {
@@ -90,7 +92,7 @@ def fit(source: ArraySource, spec: ModelSpec) -> tuple[ImageSource, str]:
     return FittedSource(source, spec), note
 
 
-def open_npz(path: Path, spec: ModelSpec, *, seed: int) -> Dataset:
+def open_npz(path: Path, spec: ModelSpec) -> Dataset:
     """Data from an .npz file; see `fsrp_edge.data.open.open_dataset` for the keys and shapes it may have.
 
     Raises:
@@ -107,8 +109,8 @@ def open_npz(path: Path, spec: ModelSpec, *, seed: int) -> Dataset:
     for x, y in _WHOLE_KEYS:
         if {x, y} <= arrays.keys():
             whole, note = _image_set(path, "all", arrays[x], arrays[y], spec)
-            train, evaluation = whole.hold_out(HELD_OUT, seed)
-            split = f"{HELD_OUT:.0%} of each class held out for evaluation by seed {seed}"
+            train, evaluation = whole.hold_out(HELD_OUT, SPLIT_SEED)
+            split = f"{HELD_OUT:.0%} of each class held out for evaluation"
             return Dataset(train, evaluation, f"{path.name}: {split}{note}", whole=_resizes(train))
     allowed = "; ".join(", ".join(keys) for keys in (*_WHOLE_KEYS, *sum(_SPLIT_KEYS.values(), ())))
     raise BadInputError(f"{path} holds the arrays {', '.join(sorted(arrays))}; allowed are {allowed}")

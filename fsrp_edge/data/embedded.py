@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fsrp_edge.data.arrays import fit
+from fsrp_edge.data.arrays import SPLIT_SEED, fit
 from fsrp_edge.data.classes import match_classes
 from fsrp_edge.data.images import UNLABELLED, ArraySource, Dataset, ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
@@ -47,12 +47,11 @@ PHOTOGRAPHS = {
 }
 
 
-def digits(spec: ModelSpec, *, seed: int) -> Dataset:
+def digits(spec: ModelSpec) -> Dataset:
     """Scikit-learn's 1,797 handwritten digits of 8x8 pixels: 1,397 for training, 400 for evaluation.
 
     Args:
         spec: the network; the images are resized to its input and gray is repeated in its channels.
-        seed: of the split.
 
     Raises:
         ToolFailedError: scikit-learn is missing.
@@ -67,12 +66,13 @@ def digits(spec: ModelSpec, *, seed: int) -> Dataset:
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)[:, None]
     source, note = fit(ArraySource(pixels), spec)
     labels = torch.tensor(match.indices)[torch.from_numpy(data.target)]
-    evaluation, train = ImageSet.of("digits", source, labels, match.names).split(DIGITS_EVALUATION, seed)
+    whole = ImageSet.of("digits", source, labels, match.names)
+    evaluation, train = whole.split(DIGITS_EVALUATION, SPLIT_SEED)
     return Dataset(
         train.named("digits/train"),
         evaluation.named("digits/evaluation"),
         "scikit-learn's handwritten digits (Alpaydin and Kaynak, UCI Machine Learning Repository, CC BY "
-        f"4.0), {len(evaluation)} held out for evaluation by seed {seed}{note}",
+        f"4.0), {len(evaluation)} held out for evaluation{note}",
         mirrorable=False,
         whole=True,
     )

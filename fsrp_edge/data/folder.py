@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fsrp_edge import progress
-from fsrp_edge.data.arrays import HELD_OUT
+from fsrp_edge.data.arrays import HELD_OUT, SPLIT_SEED
 from fsrp_edge.data.classes import ClassMatch, match_classes
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.errors import BadInputError
@@ -128,7 +128,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def open_folder(root: Path, spec: ModelSpec, *, seed: int) -> Dataset | None:
+def open_folder(root: Path, spec: ModelSpec) -> Dataset | None:
     """Data from `train/` and `val/` folders of class folders, or from one folder of class folders.
 
     Returns:
@@ -157,7 +157,7 @@ def open_folder(root: Path, spec: ModelSpec, *, seed: int) -> Dataset | None:
     evaluation = next((splits[name] for name in _EVALUATION_FOLDERS if name in splits), None)
     if train and evaluation:
         return _open_split(root, train, evaluation, spec)
-    return _open_whole(train or evaluation or root, spec, seed)
+    return _open_whole(train or evaluation or root, spec)
 
 
 def _open_split(root: Path, train: Path, evaluation: Path, spec: ModelSpec) -> Dataset:
@@ -172,15 +172,15 @@ def _open_split(root: Path, train: Path, evaluation: Path, spec: ModelSpec) -> D
     )
 
 
-def _open_whole(folder: Path, spec: ModelSpec, seed: int) -> Dataset:
+def _open_whole(folder: Path, spec: ModelSpec) -> Dataset:
     files = _class_files(folder)
     names = sorted(files)
     match = match_classes(names, spec)
-    train, evaluation = _image_set(folder, files, names, match, spec).hold_out(HELD_OUT, seed)
+    train, evaluation = _image_set(folder, files, names, match, spec).hold_out(HELD_OUT, SPLIT_SEED)
     return _without_leaks(
         train.named(f"{folder.name}/train"),
         evaluation.named(f"{folder.name}/evaluation"),
-        f"image folder {folder.name}: {HELD_OUT:.0%} of each class held out for evaluation by seed {seed}, "
+        f"image folder {folder.name}: {HELD_OUT:.0%} of each class held out for evaluation, "
         f"classes matched {match.rule}",
     )
 

@@ -11,7 +11,7 @@ from fsrp_edge.data.images import Dataset
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import ModelSpec
 
-EMBEDDED = {"digits": embedded.digits, "photographs": embedded.photographs}
+EMBEDDED = ("digits", "photographs")
 
 _ALLOWED = (
     f"allowed: {' or '.join(EMBEDDED)}; a folder with train/ and val/, or with one folder a class; "
@@ -33,7 +33,8 @@ def open_dataset(source: str | Path | None, spec: ModelSpec, *, seed: int) -> Da
               `y_train`, `x_test` and `y_test`, or MedMNIST's keys; images uint8 or float in [0, 1], (N, C, H,
               W), (N, H, W, C) or (N, H, W); labels integers from 0.
         spec: the network the data is for: input shape, preprocessing, classes.
-        seed: of every random choice, such as the split.
+        seed: of the crops of `photographs`. What is held out for evaluation is the same with every seed, so that no
+            network is judged on images that it was trained on with another.
 
     Returns:
         Training and evaluation images; labels of `photographs` are UNLABELLED.
@@ -46,34 +47,35 @@ def open_dataset(source: str | Path | None, spec: ModelSpec, *, seed: int) -> Da
         source = spec.data or "photographs"
     if not str(source):
         raise BadInputError(f"no data was named; {_ALLOWED}")
-    dataset = (
-        EMBEDDED[str(source)](spec, seed=seed)
-        if str(source) in EMBEDDED
-        else _open_path(Path(source), spec, seed)
-    )
+    if str(source) == "digits":
+        dataset = embedded.digits(spec)
+    elif str(source) == "photographs":
+        dataset = embedded.photographs(spec, seed=seed)
+    else:
+        dataset = _open_path(Path(source), spec)
     check_dataset(dataset, spec.classes)
     return dataset
 
 
-def _open_path(path: Path, spec: ModelSpec, seed: int) -> Dataset:
+def _open_path(path: Path, spec: ModelSpec) -> Dataset:
     try:
         path = path.expanduser()
         if path.is_dir():
             # By its real name: `.` would have none.
-            return _open_directory(path.resolve(), spec, seed)
+            return _open_directory(path.resolve(), spec)
         if path.is_file() and path.suffix.lower() == ".npz":
-            return open_npz(path, spec, seed=seed)
+            return open_npz(path, spec)
     except (OSError, RuntimeError) as error:  # the latter: ~ of a user that does not exist
         raise BadInputError(f"{path} cannot be read: {error}") from None
     seen = "is a file, but not .npz" if path.exists() else "does not exist"
     raise _unknown(path, seen)
 
 
-def _open_directory(path: Path, spec: ModelSpec, seed: int) -> Dataset:
+def _open_directory(path: Path, spec: ModelSpec) -> Dataset:
     cifar = find_cifar(path, spec.classes)
     if cifar is not None:
         return open_cifar(*cifar, spec)
-    dataset = open_folder(path, spec, seed=seed)
+    dataset = open_folder(path, spec)
     if dataset is not None:
         return dataset
     contents = sorted(entry.name for entry in path.iterdir())

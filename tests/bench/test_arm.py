@@ -37,7 +37,7 @@ def export(checkpoint: Path, folder: Path, target: str, pairs: Iterable[Any]) ->
     from fsrp_edge.targets.load import load_target
 
     classifier = load_classifier(checkpoint)
-    data = digits(classifier.spec, seed=0)
+    data = digits(classifier.spec)
     requests = [ArtifactRequest(*pair) for pair in pairs]
     exported = export_verified(
         classifier,
@@ -66,7 +66,7 @@ def test_every_file_computes_on_arm_what_it_computes_here(server, files, trained
     from fsrp_edge.data.embedded import digits
     from fsrp_edge.models.checkpoint import load_classifier
 
-    images = digits(load_classifier(trained_checkpoint).spec, seed=0).evaluation.first(16)
+    images = digits(load_classifier(trained_checkpoint).spec).evaluation.first(16)
     address, setup = parse_address(server.arm_address()), Setup(images=images)
     measured = measure_on(address, list(files.values()), setup, method=SHORT)
     errors: dict[Any, Any] = {

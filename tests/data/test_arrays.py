@@ -27,6 +27,8 @@ def test_one_set_is_split(tmp_path, spec, keys, channels_last):
     expected = torch.from_numpy(IMAGES[data.train.indices]).float() / 255
     assert torch.equal(all_pixels(data.train), expected)
     assert torch.equal(data.train.labels, torch.from_numpy(LABELS[data.train.indices]))
+    other = open_dataset(tmp_path / "d.npz", spec((3, 8, 8), classes=2), seed=0)
+    assert np.array_equal(other.evaluation.indices, data.evaluation.indices), "the same with every seed"
 
 
 def test_split_keys_and_medmnist(tmp_path, spec):

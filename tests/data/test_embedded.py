@@ -20,9 +20,8 @@ def test_digits_are_split_evenly(spec):
     pixels, _labels = next(data.evaluation.batches(400))
     assert pixels.shape == (400, 3, 32, 32) and pixels.min() >= 0 and pixels.max() <= 1
     assert torch.equal(pixels[:, 0], pixels[:, 1])
-    again = open_dataset("digits", spec(), seed=0)
-    assert again.evaluation.digest == data.evaluation.digest
-    assert open_dataset("digits", spec(), seed=1).evaluation.digest != data.evaluation.digest
+    again = open_dataset("digits", spec(), seed=1)
+    assert again.evaluation.digest == data.evaluation.digest, "no seed trains on what another evaluates on"
 
 
 def test_digits_are_the_digits(spec):

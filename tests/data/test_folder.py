@@ -99,16 +99,16 @@ def test_other_names_of_the_evaluation_folder(tmp_path, spec, name):
     assert data.evaluation.labels.tolist() == [1]
 
 
-def test_one_folder_is_split_by_seed_and_keeps_rare_classes_on_both_sides(tmp_path, spec):
+def test_one_folder_is_split_alike_by_every_seed_and_keeps_rare_classes_on_both_sides(tmp_path, spec):
     write_images(tmp_path / "common", 30, seed=1)
     write_images(tmp_path / "rare", 3, seed=2)
-    splits = [open_dataset(tmp_path, spec(classes=2), seed=seed) for seed in (0, 0, 1)]
+    splits = [open_dataset(tmp_path, spec(classes=2), seed=seed) for seed in (0, 1)]
     for data in splits:
         assert data.evaluation.labels.bincount().tolist() == [6, 1]
         assert not set(files_of(data.train)) & set(files_of(data.evaluation))
-    first, again, other = (files_of(data.evaluation) for data in splits)
-    assert first == again != other
-    assert "20% of each class held out for evaluation by seed 0" in splits[0].description
+    first, other = (files_of(data.evaluation) for data in splits)
+    assert first == other
+    assert "20% of each class held out for evaluation" in splits[0].description
 
 
 def test_a_class_may_be_called_train(tmp_path, spec):

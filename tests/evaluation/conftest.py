@@ -47,7 +47,7 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained() -> Trained:
-    data = digits(SPEC, seed=0)
+    data = digits(SPEC)
     held_out, learnt = data.train.split(100, 0)
     common = {"eps": 0.1, "epochs": 8, "batch_size": 64, "learning_rate": 0.05}
     natural, robust = small_cnn(), small_cnn()

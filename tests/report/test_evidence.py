@@ -282,16 +282,11 @@ def test_the_example_for_tflite_runs_where_only_tensorflow_is(exported: Path, tm
     assert len(done.stdout.splitlines()) == 5
 
 
-def test_a_file_is_judged_on_the_images_of_its_run(
-    copied: Path, classifier: Classifier, digits_npz: Path, tmp_path: Path
-) -> None:
-    """Where nothing is set apart for evaluation, the seed decides: another would judge on images of the training."""
-    digits = np.load(digits_npz)
-    np.savez(tmp_path / "whole.npz", x=digits["x_test"], y=digits["y_test"])
+def test_a_file_is_judged_on_the_images_of_its_run(copied: Path, classifier: Classifier) -> None:
+    """The manifest's seed draws the crops of photographs."""
+    pytest.importorskip("skimage")
     manifest = read_json(copied / "manifest.json")
     (copied / "manifest.json").write_text(json.dumps(manifest | {"seed": 3}))
-    images = {
-        seed: open_dataset(tmp_path / "whole.npz", classifier.spec, seed=seed).evaluation for seed in (0, 3)
-    }
-    judged = evaluated_images(str(tmp_path / "whole.npz"), copied / "model-fp32.onnx")
+    images = {seed: open_dataset("photographs", classifier.spec, seed=seed).evaluation for seed in (0, 3)}
+    judged = evaluated_images("photographs", copied / "model-fp32.onnx")
     assert judged.digest == images[3].digest != images[0].digest

@@ -46,7 +46,7 @@ def small_cnn() -> Classifier:
 
 
 def digit_sets() -> tuple[ImageSet, ImageSet]:
-    held_out, rest = digits(small_cnn().spec, seed=0).train.split(100, 0)
+    held_out, rest = digits(small_cnn().spec).train.split(100, 0)
     return rest.first(600), held_out
 
 

@@ -122,7 +122,7 @@ def test_dense_training_repeats_with_its_seed_and_says_what_it_made(monkeypatch:
     from fsrp_edge.training import dense
 
     def few(source: str, spec, *, seed: int) -> Dataset:
-        data = digits(spec, seed=seed)
+        data = digits(spec)
         return Dataset(data.train.first(100), data.evaluation, data.description, data.mirrorable)
 
     monkeypatch.setattr(dense, "open_dataset", few)  # the same digits, only fewer
@@ -157,7 +157,7 @@ def test_a_network_file_takes_means_and_deviations_that_the_trained_file_keeps(
     factory = f"{tmp_path}/net.py:build"
 
     def few(_source: str, spec: ModelSpec, *, seed: int) -> Dataset:
-        data = digits(spec, seed=seed)
+        data = digits(spec)
         return Dataset(data.train.first(60), data.evaluation.first(20), data.description, data.mirrorable)
 
     monkeypatch.setattr(dense, "open_dataset", few)
