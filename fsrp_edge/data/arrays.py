@@ -104,6 +104,7 @@ def open_npz(path: Path, spec: ModelSpec) -> Dataset:
             if {train_x, train_y, x, y} <= arrays.keys():
                 train, note = _image_set(path, "train", arrays[train_x], arrays[train_y], spec)
                 evaluation, _ = _image_set(path, split, arrays[x], arrays[y], spec)
+                evaluation = _taking_turns(evaluation)
                 about = f"{path.name}: {x} for evaluation{note}"
                 return Dataset(train, evaluation, about, whole=_resizes(train))
     for x, y in _WHOLE_KEYS:
@@ -111,7 +112,8 @@ def open_npz(path: Path, spec: ModelSpec) -> Dataset:
             whole, note = _image_set(path, "all", arrays[x], arrays[y], spec)
             train, evaluation = whole.hold_out(HELD_OUT, SPLIT_SEED)
             split = f"{HELD_OUT:.0%} of each class held out for evaluation"
-            return Dataset(train, evaluation, f"{path.name}: {split}{note}", whole=_resizes(train))
+            about = f"{path.name}: {split}{note}"
+            return Dataset(train, _taking_turns(evaluation), about, whole=_resizes(train))
     allowed = "; ".join(", ".join(keys) for keys in (*_WHOLE_KEYS, *sum(_SPLIT_KEYS.values(), ())))
     raise BadInputError(f"{path} holds the arrays {', '.join(sorted(arrays))}; allowed are {allowed}")
 
@@ -136,11 +138,20 @@ def _image_set(path: Path, split: str, x: np.ndarray, y: np.ndarray, spec: Model
     pixels, quantized = _to_uint8(_to_nchw(x, spec, where), where)
     source, note = fit(ArraySource(pixels), spec)
     images = ImageSet.of(f"{path.stem}/{split}", source, _labels(y, len(pixels), where), spec.class_names)
-    classes = images.labels.numpy()
-    if len(classes) and (np.diff(classes) >= 0).all():
-        # Sorted by class, the first n images, which attacks are given, would be of one class: classes in turn instead.
-        images = images.subset(np.argsort(rank_in_class(classes), kind="stable"))
+    if _is_stored_by_class(images):
+        # The first n images, which attacks are given, would be of one class: classes in turn instead.
+        images = images.subset(np.argsort(rank_in_class(images.labels.numpy()), kind="stable"))
     return images, note + quantized
+
+
+def _taking_turns(evaluation: ImageSet) -> ImageSet:
+    """Evaluation images ordered for `first`; an order other than by class may be an official one and is kept."""
+    return evaluation.taking_turns() if _is_stored_by_class(evaluation) else evaluation
+
+
+def _is_stored_by_class(images: ImageSet) -> bool:
+    stored = images.labels.numpy()[np.argsort(images.indices)]
+    return bool((np.diff(stored) >= 0).all())
 
 
 def _resizes(images: ImageSet) -> bool:

@@ -254,7 +254,7 @@ def _check_header(path: Path) -> None:
 
 
 def _without_leaks(train: ImageSet, evaluation: ImageSet, description: str) -> Dataset:
-    """The data set without those evaluation images whose file is also a training image."""
+    """The data set without those evaluation images whose file is also a training image, the others in turn."""
     training_files, evaluation_files = _files(train), _files(evaluation)
     by_size = defaultdict(list)
     for file in training_files:
@@ -275,7 +275,7 @@ def _without_leaks(train: ImageSet, evaluation: ImageSet, description: str) -> D
     if not clean.all():
         leaked = int((~clean).sum())
         description += f", {leaked} evaluation images left out because they are also training images"
-    return Dataset(train, evaluation.subset(np.flatnonzero(clean)), description)
+    return Dataset(train, evaluation.subset(np.flatnonzero(clean)).taking_turns(), description)
 
 
 def _files(images: ImageSet) -> list[Path]:

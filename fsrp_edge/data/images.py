@@ -15,6 +15,8 @@ LabelKind = Literal["ground truth", "predictions of the dense network"]
 
 UNLABELLED = -1
 """Label of an image whose class nobody knows; loss functions refuse it, so nobody trains on it by mistake."""
+EVERY_CLASS = 32
+"""Up to so many classes, even the fewest images that are judged by default (`--file-images`) show every class."""
 
 
 class ImageSource(Protocol):
@@ -145,6 +147,19 @@ class ImageSet:
     def first(self, count: int) -> "ImageSet":
         """The first `count` images (all where there are fewer): the sets that published tables use."""
         return self.subset(np.arange(min(count, len(self))))
+
+    def taking_turns(self) -> "ImageSet":
+        """The same images with the classes in turn, so that the first n speak of the whole set.
+
+        First comes one image of every class, then another of every class, and so on, each time with the classes in
+        another order, always the same one: in one order throughout, the first 128 images of ImageNet would be of the
+        128 classes that its numbering begins with. A set of at most EVERY_CLASS classes stays as it is.
+        """
+        labels = self.labels.numpy()
+        if len(np.unique(labels)) <= EVERY_CLASS:
+            return self
+        drawn = np.random.default_rng(0).permutation(len(self))
+        return self.subset(np.lexsort((drawn, rank_in_class(labels))))
 
     def sample(self, count: int, seed: int) -> "ImageSet":
         """`count` images drawn without replacement, balanced over classes as far as the classes allow."""

@@ -37,7 +37,9 @@ def open_dataset(source: str | Path | None, spec: ModelSpec, *, seed: int) -> Da
             network is judged on images that it was trained on with another.
 
     Returns:
-        Training and evaluation images; labels of `photographs` are UNLABELLED.
+        Training and evaluation images; labels of `photographs` are UNLABELLED. Evaluation images of folders, and of
+        arrays sorted by class, are ordered by `ImageSet.taking_turns`, so that the first n speak of the whole set;
+        others keep the order they are stored in.
 
     Raises:
         BadInputError: the source is none of these, is damaged or empty, or does not fit the network.

@@ -167,6 +167,25 @@ def test_arrays_sorted_by_class_are_taken_in_turn(tmp_path, spec):
     assert sorted(data.evaluation.indices.tolist()) == list(range(20))
 
 
+@pytest.mark.parametrize("split", [True, False])
+def test_the_first_images_of_sorted_arrays_are_not_of_the_first_classes(tmp_path, spec, split):
+    images, labels = np.zeros((600, 1, 8, 8), np.uint8), np.repeat(np.arange(60), 10)
+    names = ("x_train", "y_train", "x_test", "y_test") if split else ("x", "y")
+    np.savez(tmp_path / "sorted.npz", **dict(zip(names, (images, labels) * 2, strict=False)))
+    data = open_dataset(tmp_path / "sorted.npz", spec((1, 8, 8), classes=60), seed=0)
+    assert data.evaluation.first(60).labels.unique().tolist() == list(range(60))
+    assert data.evaluation.first(20).labels.max() >= 40
+    assert data.train.first(60).labels.tolist() != data.evaluation.first(60).labels.tolist()
+
+
+def test_arrays_in_any_other_order_keep_it(tmp_path, spec):
+    labels = RANDOM.permutation(np.repeat(np.arange(60), 2))
+    images = np.zeros((120, 1, 8, 8), np.uint8)
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    data = open_dataset(tmp_path / "d.npz", spec((1, 8, 8), classes=60), seed=0)
+    assert np.array_equal(data.evaluation.indices, np.arange(120))
+
+
 def test_images_without_pixels_are_refused(tmp_path, spec):
     np.savez(tmp_path / "none.npz", x=np.zeros((4, 0, 0, 3), np.uint8), y=np.zeros(4, int))
     with pytest.raises(BadInputError, match="no pixels"):

@@ -90,6 +90,14 @@ def test_train_and_val_folders(tmp_path, spec):
     assert data.evaluation.name == f"{tmp_path.name}/val" and data.evaluation.class_names == ("ant", "bee")
 
 
+def test_the_first_evaluation_images_are_not_of_the_first_classes(tmp_path, spec):
+    for split, name in ((split, f"c{number:02}") for split in ("train", "val") for number in range(40)):
+        write_images(tmp_path / split / name, 1, seed=len(split) * 100 + int(name[1:]))
+    data = open_dataset(tmp_path, spec(classes=40), seed=0)
+    assert sorted(data.evaluation.labels.tolist()) == data.train.labels.tolist() == list(range(40))
+    assert data.evaluation.first(10).labels.max() >= 20
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "Test"])
 def test_other_names_of_the_evaluation_folder(tmp_path, spec, name):
     write_images(tmp_path / "train/a", 2, seed=1)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsrp_edge.data.images import UNLABELLED, ArraySource, ImageSet
+from fsrp_edge.data.images import EVERY_CLASS, UNLABELLED, ArraySource, ImageSet
 
 
 def numbered(labels: list[int]) -> ImageSet:
@@ -49,6 +49,18 @@ def test_split_is_disjoint_complete_balanced_and_deterministic(labels, count, se
     for label in left:  # a class that could give more is at most one behind the best served
         assert int((drawn.labels == label).sum()) >= max(taken) - 1
     assert np.array_equal(images.sample(count, seed).indices, drawn.indices)
+
+
+def test_classes_take_turns_in_another_order_each_time():
+    images = numbered(sorted([*range(60)] * 3)).taking_turns()
+    rounds = images.labels.reshape(3, 60)
+    assert sorted(images.indices) == list(range(180))
+    assert rounds.sort(1).values.tolist() == [list(range(60))] * 3, "one image of every class in each"
+    assert len({tuple(each) for each in rounds.tolist()}) == 3
+    assert (images.first(20).labels >= 30).sum() >= 5, "not the classes that the numbering begins with"
+    assert np.array_equal(numbered(sorted([*range(60)] * 3)).taking_turns().indices, images.indices)
+    few = numbered(sorted([*range(EVERY_CLASS)] * 2))
+    assert few.taking_turns() is few
 
 
 def test_batches_keep_pixels_and_labels_together_in_every_order():
