@@ -308,6 +308,11 @@ compensate_option = click.option(
     default=True,
     help="Fit what stays to the dense network, layer by layer, by least squares on images.",
 )
+flip_option = click.option(
+    "--flip/--no-flip",
+    default=True,
+    help="Mirror training images left to right at random, but those of `digits`. Wrong for letters and traffic signs.",
+)
 recipe_option = click.option(
     "--recipe",
     type=ExistingFile,
@@ -343,6 +348,7 @@ recovery_options = stack(
         "alone loses too much.",
     ),
     click.option("--batch-size", type=click.IntRange(2), default=128, help="Of the recovery."),
+    flip_option,
     recipe_option,
 )
 
@@ -432,12 +438,12 @@ def recipe_from(given: dict[str, Any], recipe: dict[str, Any]) -> Any:
         recipe: what the file of --recipe says, above them.
     """
     method = given.pop("recover_method")
-    values = {name: given.pop(name) for name in ("int8_epochs", "batch_size")}
+    values = {name: given.pop(name) for name in ("int8_epochs", "batch_size", "flip")}
     values |= {name: given.pop(f"recover_{name}") for name in ("epochs", "learning_rate")}
     values |= {"method": "n-fgsm" if method == "auto" else method, "eps": given["eps"]} | recipe
     if values["epochs"] == values["int8_epochs"] == 0:
         return None
-    return checked_recipe(**{"flip": True, "crop_padding": 4} | values)
+    return checked_recipe(**{"crop_padding": 4} | values)
 
 
 def checked_recipe(**values: Any) -> Any:

@@ -26,6 +26,7 @@ from fsrp_edge.cli import options
 @click.option("--batch-size", type=click.IntRange(2), default=128)
 @click.option("--crop-padding", type=options.NUMBER, default=4, help="Of random crops, in pixels.")
 @click.option("--learning-rate", type=options.POSITIVE, default=0.1)
+@options.flip_option
 @options.recipe_option
 @options.seed_option
 @click.option("--out", type=options.NewFile, required=True, help="A .pt or .safetensors file.")
@@ -39,6 +40,7 @@ def train(
     batch_size: int,
     crop_padding: int,
     learning_rate: float,
+    flip: bool,
     recipe: Path | None,
     out: Path,
     **network: Any,
@@ -59,7 +61,7 @@ def train(
 
     chosen = options.checked_recipe(**{
         "method": method, "eps": eps, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
-        "flip": True, "crop_padding": crop_padding,
+        "flip": flip, "crop_padding": crop_padding,
     } | options.read_recipe(recipe))  # fmt: skip
     unfinished = out.with_suffix(".unfinished.pt")
     with show_progress():
@@ -72,6 +74,8 @@ def train(
         next_command += ["--arch", architecture]
     if data not in EMBEDDED:
         next_command += ["--data", data]
+        if not chosen.flip:
+            next_command.append("--no-flip")
     show_result(
         {"best_epoch": result.best_epoch, "history": result.history},
         ("epoch kept", "held-out clean %", "held-out robust %", "images/s"),

@@ -217,7 +217,8 @@ class Dataset:
         train: for scoring, recovery and calibration.
         evaluation: for every accuracy that is reported; never trained on.
         description: one line for the report, such as where the images come from and under which licence.
-        mirrorable: whether an image mirrored left to right shows the same class; digits and letters do not.
+        mirrorable: whether an image mirrored left to right shows the same class; digits and letters do not. True
+            where it is not known, as of a user's files.
         whole: images were brought to the network's size as a whole, without the crop of its preprocessing.
     """
 

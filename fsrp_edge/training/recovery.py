@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fsrp_edge import progress
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
@@ -37,17 +38,22 @@ def without_held_out(images: ImageSet, seed: int) -> ImageSet:
 def fit_recipe(recipe: Recipe, dataset: Dataset, *, has_teacher: bool) -> Recipe:
     """The recipe as the data allows it.
 
-    Images that mean something else when mirrored are not flipped, batches are at most an eighth of the set with the
-    learning rate scaled along (Goyal et al., arXiv 1706.02677), and labels that are only the dense network's
-    predictions give way to its soft labels where it is there to ask.
+    Images that are known to mean something else when mirrored are not flipped, and where others are, that is told.
+    Batches are at most an eighth of the set with the learning rate scaled along (Goyal et al., arXiv 1706.02677), and
+    labels that are only the dense network's predictions give way to its soft labels where it is there to ask.
     """
     predicted = dataset.train.label_kind != "ground truth"
     batch_size = min(recipe.batch_size, max(2, len(dataset.train) // 8))
     if predicted and has_teacher:
         recipe = recipe.distilling(1.0)
+    flip = recipe.flip and dataset.mirrorable
+    if flip:
+        progress.log(
+            "training images are mirrored at random: --no-flip where that makes something else of them"
+        )
     return recipe.model_copy(
         update={
-            "flip": recipe.flip and dataset.mirrorable,
+            "flip": flip,
             "batch_size": batch_size,
             "learning_rate": recipe.learning_rate * batch_size / recipe.batch_size,
         }

@@ -204,6 +204,7 @@ def test_training_leaves_a_checkpoint_and_no_rest(digits_npz: Path, tmp_path: Pa
     )
     assert done.code == 0, done.err
     assert list(tmp_path.iterdir()) == [out] and "fsrp-edge compress" in done.out
+    assert "--no-flip" not in done.out and "--no-flip where" in done.err, "these digits could be anything"
     spec = load_classifier(out).spec
     assert (spec.architecture, spec.classes, spec.data) == ("cifar:vgg16_bn-w0.05", 10, None)
 

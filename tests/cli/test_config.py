@@ -147,6 +147,24 @@ def test_the_counts_of_a_dry_run_are_those_of_the_run(trained_checkpoint: Path, 
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "in_recipe", "mirrored"),
+    [
+        ((), "", True),
+        (("--no-flip",), "", False),
+        ((), "flip: false", False),
+        (("--no-flip",), "flip: true", True),
+    ],
+)
+def test_images_are_mirrored_unless_told(
+    net: Path, tmp_path: Path, option: tuple[str, ...], in_recipe: str, mirrored: bool
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(in_recipe or "{}")
+    given = parsed(net, "--target", "raspberry-pi-4", *option, "--recipe", tmp_path / "recipe.yaml")
+    found = options_from({name: value for name, value in given.items() if name != "dry_run"})
+    assert found.recovery is not None and found.recovery.flip == mirrored
+
+
 def test_what_a_recipe_says_is_not_replaced(net: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("method: trades\nepochs: 3\n")
     given = (net, "--target", "raspberry-pi-4", "--recipe", tmp_path / "recipe.yaml", "--recover-epochs", 0)
