@@ -1,5 +1,6 @@
 """The state of an unfinished training run on disk."""
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training.recipe import Recipe
 
-FORMAT = 2
-"""Of the state; another version's is not continued."""
+FORMAT = 3
+"""Of the state and the identity; another version's is not continued."""
 
 
 def run_identity(
@@ -32,9 +33,15 @@ def run_identity(
         "seed": seed,
         "training images": train.digest,
         "held-out images": held_out.digest,
-        "initial weights": weights_sha256(classifier),
-        "teacher": None if teacher is None else weights_sha256(teacher),
+        **_network("network", classifier),
+        **({} if teacher is None else _network("teacher", teacher)),
     }
+
+
+def _network(name: str, classifier: Classifier) -> dict[str, Any]:
+    """Weights and, as they don't hold the normalization, the spec."""
+    spec = classifier.spec.model_dump(mode="json")
+    return {f"{name}.weights": weights_sha256(classifier)} | {f"{name}.{key}": spec[key] for key in spec}
 
 
 def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
@@ -59,7 +66,8 @@ def load(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             f"{path} is not a training checkpoint ({type(error).__name__}); delete it to start over"
         ) from None
     differing = [
-        f"{name} (there {saved.get(name)!r}, now {identity.get(name)!r})"
+        # Cut short: the layer shapes of a pruned network fill pages.
+        f"{name} (there {reprlib.repr(saved.get(name))}, now {reprlib.repr(identity.get(name))})"
         for name in sorted({*saved, *identity})
         if saved.get(name) != identity.get(name)
     ]

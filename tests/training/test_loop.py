@@ -14,6 +14,7 @@ from fsrp_edge import progress
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.compute import generator
 from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training import loop
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
@@ -209,8 +210,24 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path, digit_se
     other = small_cnn()
     with torch.no_grad():
         other.network[0].weight.mul_(2)
-    with pytest.raises(BadInputError, match="initial weights"):
+    with pytest.raises(BadInputError, match=r"network\.weights"):
         train(other, *digit_sets, SHORT.model_copy(update={"epochs": 1}), seed=0, checkpoint=path)
+
+
+def test_a_checkpoint_is_not_continued_behind_another_normalization(
+    tmp_path: Path, digit_sets, small_cnn
+) -> None:
+    def behind(mean: float) -> Classifier:
+        network = small_cnn()
+        return Classifier(network.network, network.spec.model_copy(update={"mean": (mean,)}))
+
+    path, distilled = tmp_path / "training.pt", SHORT.model_copy(update={"method": "rslad", "epochs": 1})
+    train(behind(0.3), *digit_sets, distilled, seed=0, checkpoint=path, teacher=behind(0.3))
+    for mean, of_teacher, name in ((0.5, 0.3, "network"), (0.3, 0.5, "teacher")):
+        with pytest.raises(
+            BadInputError, match=rf"another run: {name}\.mean \(there \[0\.3\], now \[0\.5\]\); delete"
+        ):
+            train(behind(mean), *digit_sets, distilled, seed=0, checkpoint=path, teacher=behind(of_teacher))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
