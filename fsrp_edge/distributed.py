@@ -30,12 +30,12 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def least_of_processes(number: int) -> int:
-    """The smallest of every process's number, the same in all of them."""
+def numbers_of_processes(number: int) -> list[int]:
+    """Every process's number, in the order of their ranks, the same in all of them."""
     rank, size = processes()
     numbers = torch.zeros(size, dtype=torch.int64)
     numbers[rank] = number
-    return int(sum_over_processes(numbers).min())
+    return [int(each) for each in sum_over_processes(numbers)]
 
 
 def average_gradients(module: nn.Module) -> None:

@@ -18,7 +18,7 @@ from fsrp_edge.evaluation.autoattack import autoattack_accuracy
 from fsrp_edge.evaluation.corruptions import corruption_accuracies
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.robust import fgsm_accuracy, pgd_accuracy
-from fsrp_edge.evaluation.standing import Verdicts
+from fsrp_edge.evaluation.standing import Verdicts, recorded_identity
 from fsrp_edge.evaluation.suspicions import suspicions
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
@@ -56,7 +56,7 @@ class EvaluationPlan(Record):
         eps: radius of all attacks, in units of pixels in [0, 1].
         norm: of their ball.
         seed: of every random draw.
-        batch_size: images at once; None chooses by their size.
+        batch_size: images at once; None chooses by their size, and goes on with that of an interrupted evaluation.
         corruptions: also evaluate under common corruptions of every family, each at severities 1 to 5.
     """
 
@@ -94,9 +94,7 @@ def evaluate(
     if plan.corruptions and (channels := classifier.spec.input_shape[0]) not in (1, 3):
         raise BadInputError(f"common corruptions are made for 1 or 3 channels, this network takes {channels}")
     if plan.batch_size is None:
-        # Of all processes alike, as they share batches: a GPU with less free memory would form others.
-        size = distributed.least_of_processes(default_batch_size(images, classifier))
-        plan = plan.model_copy(update={"batch_size": size})
+        plan = plan.model_copy(update={"batch_size": _batch_size(classifier, images, unfinished)})
     identity = {
         "weights": weights_sha256(classifier),
         "spec": classifier.spec.model_dump(mode="json"),
@@ -120,6 +118,19 @@ def evaluate(
     )
     verdicts.discard()
     return (clean, *attacked, *worst, *corrupted)
+
+
+def _batch_size(classifier: Classifier, images: ImageSet, unfinished: Path | None) -> int:
+    """Of all processes alike, as they share batches, whatever memory of their GPUs is free, now or before."""
+    match recorded_identity(unfinished):
+        case {"plan": {"batch_size": int(size)}}:
+            recorded = size
+        case _:
+            recorded = 0
+    # A process that was killed before its first batch has left no file.
+    if used := max(distributed.numbers_of_processes(recorded)):
+        return used
+    return min(distributed.numbers_of_processes(default_batch_size(images, classifier)))
 
 
 def _worst_case(evaluations: Sequence[Evaluation], images: ImageSet, plan: EvaluationPlan) -> Evaluation:

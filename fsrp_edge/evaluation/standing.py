@@ -33,16 +33,13 @@ class Verdicts:
     """
 
     def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
-        rank, size = distributed.processes()
-        if path is not None and size > 1:
-            path = path.with_suffix(f".{rank + 1}of{size}{path.suffix}")
-        self.path, self.identity = path, identity
+        self.path, self.identity = path and _of_this_process(path), identity
         self._known: dict[str, str] = {}
-        if path is None or not path.exists():
+        if self.path is None or not self.path.exists():
             return
-        found = read_json(path)
+        found = read_json(self.path)
         if not isinstance(found, dict) or found.get("identity") != identity or "verdicts" not in found:
-            raise BadInputError(f"{path} was left by another evaluation; delete it to start over")
+            raise BadInputError(f"{self.path} was left by another evaluation; delete it to start over")
         self._known = found["verdicts"]
 
     def of(self, attack: str, positions: Tensor) -> Tensor | None:
@@ -65,6 +62,26 @@ class Verdicts:
         """Remove the file: the evaluation is complete."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def recorded_identity(path: Path | None) -> Any:
+    """What the verdicts depend on that an interrupted evaluation left in a file; None where there are none.
+
+    Args:
+        path: as `Verdicts` takes it.
+
+    Raises:
+        BadInputError: the file is not JSON.
+    """
+    if path is None or not (own := _of_this_process(path)).exists():
+        return None
+    found = read_json(own)
+    return found.get("identity") if isinstance(found, dict) else None
+
+
+def _of_this_process(path: Path) -> Path:
+    rank, size = distributed.processes()
+    return path if size == 1 else path.with_suffix(f".{rank + 1}of{size}{path.suffix}")
 
 
 def attack_standing(

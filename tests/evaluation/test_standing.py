@@ -4,6 +4,7 @@ from torch import Tensor
 
 from fsrp_edge import distributed
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation import evaluate as evaluation
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
 from fsrp_edge.models.classifier import Classifier
@@ -42,6 +43,34 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(trained, tmp_pat
     batches = len(written)
     evaluate(trained.robust, images, PLAN, unfinished=path)
     assert len(written) - batches == batches, "every batch was attacked once, whatever the interruptions"
+
+
+@pytest.mark.parametrize("left_by_all", [True, False])
+def test_an_evaluation_goes_on_with_its_batch_size_whatever_fits_into_memory_now(
+    trained, tmp_path, monkeypatch, left_by_all: bool
+) -> None:
+    images, path = trained.images.first(14), tmp_path / "unfinished.json"
+    plan = EvaluationPlan(attacks=("pgd-2",), eps=0.2)
+    monkeypatch.setattr(evaluation, "default_batch_size", lambda *_: 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Verdicts, "discard", lambda self: None)  # as an interruption leaves them
+        evaluate(trained.robust, images, plan, unfinished=path)
+    monkeypatch.setattr(evaluation, "default_batch_size", lambda *_: 3)
+    with pytest.raises(BadInputError, match="another evaluation"):
+        evaluate(trained.robust, images, plan.model_copy(update={"batch_size": 3}), unfinished=path)
+    if not left_by_all:  # the other process was killed before it wrote
+        path.unlink()
+        monkeypatch.setattr(distributed, "numbers_of_processes", lambda number: [number, number or 5])
+    sizes, add = [], Verdicts.add
+
+    def noted(self, name: str, positions: Tensor, *rest) -> None:
+        if self.path:  # the search for masked gradients keeps none
+            sizes.append(len(positions))
+        add(self, name, positions, *rest)
+
+    monkeypatch.setattr(Verdicts, "add", noted)
+    evaluate(trained.robust, images, plan, unfinished=path)
+    assert sizes[:2] == ([] if left_by_all else [5, 5])
 
 
 def test_verdicts_of_another_evaluation_are_refused(trained, tmp_path) -> None:
