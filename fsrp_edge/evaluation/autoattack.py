@@ -37,6 +37,7 @@ def autoattack_accuracy(
     norm: Norm = "Linf",
     seed: int,
     batch_size: int | None = None,
+    standing: Tensor | None = None,
     verdicts: Verdicts | None = None,
 ) -> Evaluation:
     """Accuracy under the standard version: APGD-CE, targeted APGD-DLR, targeted FAB, Square.
@@ -55,6 +56,7 @@ def autoattack_accuracy(
         seed: of every random draw. Draws depend on the batch, so only the same batch size gives the same
             images.
         batch_size: images attacked at once; None chooses by their size.
+        standing: bool (images,) on the CPU, where the network is right without an attack; None lets it predict.
         verdicts: of an interrupted evaluation, and to be kept in case this one is.
 
     Returns:
@@ -63,7 +65,8 @@ def autoattack_accuracy(
     """
     batch_size = batch_size or default_batch_size(images)
     compute.to_fast_layout(classifier, compute.device_of(classifier))
-    standing = predictions(classifier, images, batch_size=batch_size) == images.labels
+    if standing is None:
+        standing = predictions(classifier, images, batch_size=batch_size) == images.labels
     warnings = []
     with (
         attackable(classifier),

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Self
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
+from torch import Tensor
 
-from fsrp_edge import distributed
+from fsrp_edge import compute, distributed
 from fsrp_edge.attacks import DEFAULT_EPS, PGD, Loss, Norm, check_radius
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
@@ -103,8 +104,10 @@ def evaluate(
         "processes": distributed.processes()[1],
     }
     verdicts = Verdicts(unfinished, identity)
+    # As the attacks lay it out: they are told which images are right, and other layouts round otherwise.
+    compute.to_fast_layout(classifier, compute.device_of(classifier))
     clean = clean_accuracy(classifier, images, batch_size=plan.batch_size)
-    attacked = [_attacked(classifier, images, name, plan, verdicts) for name in plan.attacks]
+    attacked = [_attacked(classifier, images, name, plan, clean.standing, verdicts) for name in plan.attacks]
     if attacked and plan.eps > 0:
         found = suspicions(classifier, images, plan.norm, seed=plan.seed)
         attacked = [_with_warnings(evaluation, found) for evaluation in attacked]
@@ -143,9 +146,14 @@ def _worst_case(evaluations: Sequence[Evaluation], images: ImageSet, plan: Evalu
 
 
 def _attacked(
-    classifier: Classifier, images: ImageSet, name: str, plan: EvaluationPlan, verdicts: Verdicts
+    classifier: Classifier,
+    images: ImageSet,
+    name: str,
+    plan: EvaluationPlan,
+    standing: Tensor,
+    verdicts: Verdicts,
 ) -> Evaluation:
-    shared: Any = {"batch_size": plan.batch_size, "verdicts": verdicts}
+    shared: Any = {"batch_size": plan.batch_size, "standing": standing, "verdicts": verdicts}
     if name == "fgsm":
         return fgsm_accuracy(classifier, images, eps=plan.eps, norm=plan.norm, **shared)
     if name == "autoattack":

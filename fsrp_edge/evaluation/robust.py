@@ -24,6 +24,7 @@ def pgd_accuracy(
     *,
     seed: int,
     batch_size: int | None = None,
+    standing: Tensor | None = None,
     verdicts: Verdicts | None = None,
 ) -> Evaluation:
     """Accuracy under projected gradient descent.
@@ -39,6 +40,7 @@ def pgd_accuracy(
         seed: of the random starts. They depend on an image's position in the set, not on the batch size or on how many
             processes share the work.
         batch_size: images attacked at once; None chooses by their size.
+        standing: bool (images,) on the CPU, where the network is right without an attack; None lets it predict.
         verdicts: of an interrupted evaluation, and to be kept in case this one is.
 
     Returns:
@@ -56,7 +58,7 @@ def pgd_accuracy(
             ]
             yield project(torch.stack(noisy), pixels, attack.eps, attack.norm)
 
-    standing = _standing(classifier, images, attack, starts, name, batch_size, verdicts)
+    standing = _standing(classifier, images, attack, starts, name, batch_size, standing, verdicts)
     return evaluation_of(standing, images, attack=name, norm=attack.norm, eps=attack.eps, seed=seed)
 
 
@@ -67,6 +69,7 @@ def fgsm_accuracy(
     eps: float,
     norm: Norm = "Linf",
     batch_size: int | None = None,
+    standing: Tensor | None = None,
     verdicts: Verdicts | None = None,
 ) -> Evaluation:
     """Accuracy under one gradient step of length eps from the clean image (arXiv 1412.6572).
@@ -75,7 +78,7 @@ def fgsm_accuracy(
     """
     attack = PGD(eps=eps, steps=1, step_size=eps or None, norm=norm)
     standing = _standing(
-        classifier, images, attack, lambda pixels, _: [pixels.clone()], "fgsm", batch_size, verdicts
+        classifier, images, attack, lambda pixels, _: [pixels.clone()], "fgsm", batch_size, standing, verdicts
     )
     return evaluation_of(standing, images, attack="fgsm", norm=norm, eps=eps)
 
@@ -87,13 +90,15 @@ def _standing(
     starts: Starts,
     name: str,
     batch_size: int | None,
+    standing: Tensor | None,
     verdicts: Verdicts | None,
 ) -> Tensor:
     """Bool (images,) on the CPU."""
     device = compute.device_of(classifier)
     compute.to_fast_layout(classifier, device)
     batch_size = batch_size or default_batch_size(images)
-    standing = predictions(classifier, images, batch_size=batch_size) == images.labels
+    if standing is None:
+        standing = predictions(classifier, images, batch_size=batch_size) == images.labels
     if attack.eps == 0:
         return standing
 

@@ -1,9 +1,15 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
+from fsrp_edge.attacks import PGD
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation import accuracy, autoattack, robust
+from fsrp_edge.evaluation.accuracy import predictions
+from fsrp_edge.evaluation.autoattack import autoattack_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
+from fsrp_edge.evaluation.robust import fgsm_accuracy, pgd_accuracy
 
 
 def test_clean_comes_first_and_the_worst_case_is_what_stands_everywhere(trained) -> None:
@@ -23,6 +29,26 @@ def test_clean_comes_first_and_the_worst_case_is_what_stands_everywhere(trained)
     assert torch.equal(worst.standing, expected)
     assert (worst.result.attack, worst.result.norm, worst.result.eps) == ("worst case", "Linf", 0.2)
     assert worst.result.correct == int(expected.sum())
+
+
+def test_the_network_predicts_all_images_once_whatever_the_attacks(trained, monkeypatch) -> None:
+    images, seen = trained.images.first(6), []
+    apart = [
+        fgsm_accuracy(trained.robust, images, eps=0.2),
+        pgd_accuracy(trained.robust, images, PGD(eps=0.2, steps=3, restarts=2), seed=1),
+        autoattack_accuracy(trained.robust, images, eps=0.2, seed=1),
+    ]
+
+    def predicting(network, predicted, **options) -> Tensor:
+        seen.append(predicted)
+        return predictions(network, predicted, **options)
+
+    for module in (accuracy, robust, autoattack):
+        monkeypatch.setattr(module, "predictions", predicting)
+    plan = EvaluationPlan(attacks=("fgsm", "pgd-3x2", "autoattack"), eps=0.2, seed=1)
+    _, *together, _ = evaluate(trained.robust, images, plan)
+    assert sum(predicted is images for predicted in seen) == 1
+    assert all(torch.equal(one.standing, other.standing) for one, other in zip(together, apart, strict=True))
 
 
 @pytest.mark.parametrize("name", ["cw", "pgd", "pgd-0", "pgd-20x0", "PGD-20", "pgd-20 "])
