@@ -72,13 +72,14 @@ def device_costs(
 
     Args:
         target: a device profile.
-        precision: of the file.
+        precision: of the file; int8-dynamic is taken for int8, as nothing was published for it.
         runtime: one of the profile's; by default the first with known measurements in this precision.
         threads: at least 1; by default the profile's.
 
     Raises:
         BadInputError: the runtime is not the target's, or nothing at all is known to estimate with.
     """
+    precision = "int8" if precision == "int8-dynamic" else precision
     threads = threads or target.threads
     names = [each.name for each in target.runtimes]
     if runtime is not None and runtime not in names:

@@ -151,3 +151,10 @@ def test_ncnn_computes_fp32_files_in_fp16_where_the_cores_can() -> None:
 def test_all_cores_tell_nothing_of_threads_on_the_big_ones():
     one, four = (device_costs(load_target("orange-pi-5"), "fp16", runtime="ncnn", threads=n) for n in (1, 4))
     assert (one.nanoseconds > 1.5 * four.nanoseconds).all()
+
+
+@pytest.mark.parametrize("name", ["raspberry-pi-4", "jetson-xavier-nx"])  # from measurements, and from a peak
+def test_int8_dynamic_files_are_estimated_as_int8(name: str) -> None:
+    target = load_target(name)
+    found, static = (estimate(graph(), target, precision=precision) for precision in ("int8-dynamic", "int8"))
+    assert found.milliseconds == static.milliseconds and found.interval == static.interval
