@@ -61,10 +61,9 @@ class FittedSource:
             ).contiguous()
         return pixels.expand(-1, channels, -1, -1)
 
-    @property
-    def digest(self) -> str:
-        """See ImageSource."""
-        recipe = f"{self._source.digest} {self._shape} {self._interpolation}"
+    def digest_of(self, indices: np.ndarray) -> str:
+        """See ImageSource: of all images."""
+        recipe = f"{self._source.digest_of(indices)} {self._shape} {self._interpolation}"
         return hashlib.sha256(recipe.encode()).hexdigest()
 
 

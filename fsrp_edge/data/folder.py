@@ -6,7 +6,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +53,7 @@ class FolderSource:
         # np.empty takes no memory before it is written to.
         self._cache = np.empty(shape, np.uint8) if np.prod(shape) <= CACHE_BYTES else None
         self._cached = np.zeros(len(self.files), dtype=bool)
+        self._digests = np.zeros(len(self.files), "S64")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -76,12 +76,15 @@ class FolderSource:
         images = _in_threads(lambda index: decode_image(self.files[index], self._spec), indices.tolist())
         return np.stack(images) if images else np.empty((0, *self._spec.input_shape), np.uint8)
 
-    @cached_property
-    def digest(self) -> str:
-        """Digest of the files' names and contents, and of how they are decoded."""
+    def digest_of(self, indices: np.ndarray) -> str:
+        """Hex SHA-256 of these files' names and contents, and of how they are decoded; no other file is read."""
+        unread = np.unique(indices[self._digests[indices] == b""])
+        if len(unread):
+            self._digests[unread] = _in_threads(sha256_file, [self.files[index] for index in unread])
         parts = hashlib.sha256(f"{self._spec.input_shape} {self._spec.preprocessing}".encode())
-        for file, content in zip(self.files, _in_threads(sha256_file, self.files), strict=True):
-            parts.update(os.fsencode(file.relative_to(self._root).as_posix()) + b"\0" + content.encode())
+        for index in indices:
+            name = self.files[index].relative_to(self._root).as_posix()
+            parts.update(os.fsencode(name) + b"\0" + self._digests[index])
         return parts.hexdigest()
 
 

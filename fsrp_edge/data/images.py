@@ -30,9 +30,8 @@ class ImageSource(Protocol):
         """Images (len(indices), C, H, W) as uint8, in the order asked for."""
         ...
 
-    @property
-    def digest(self) -> str:
-        """Hex SHA-256 of what the images are made from."""
+    def digest_of(self, indices: np.ndarray) -> str:
+        """Hex SHA-256 of what these images are made from, or all, where that takes no reading."""
         ...
 
 
@@ -54,9 +53,12 @@ class ArraySource:
         """See ImageSource."""
         return torch.from_numpy(self.pixels[indices])
 
+    def digest_of(self, indices: np.ndarray) -> str:
+        """See ImageSource: of all images."""
+        return self._digest
+
     @cached_property
-    def digest(self) -> str:
-        """See ImageSource."""
+    def _digest(self) -> str:
         parts = hashlib.sha256(repr(self.pixels.shape).encode())
         parts.update(np.ascontiguousarray(self.pixels).data)
         return parts.hexdigest()
@@ -203,7 +205,7 @@ class ImageSet:
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 over pixels, choice of images and labels: the same data, the same digest."""
-        parts = hashlib.sha256(self.source.digest.encode())
+        parts = hashlib.sha256(self.source.digest_of(self.indices).encode())
         parts.update(self.indices.astype(np.int64).tobytes())
         parts.update(self.labels.numpy().astype(np.int64).tobytes())
         return parts.hexdigest()

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fsrp_edge.data import folder as folder_module
 from fsrp_edge.data.folder import FolderSource, decode_image
+from fsrp_edge.data.images import ImageSet
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
 
@@ -302,7 +303,8 @@ def test_every_image_is_decoded_once_where_all_fit_in_memory(two_classes, spec, 
 
 def test_digest_follows_content_and_preprocessing_but_not_the_place(two_classes, spec, tmp_path_factory):
     def digest(folder, **how):
-        return open_dataset(folder, spec(classes=2, **how), seed=0).train.source.digest
+        source = open_dataset(folder, spec(classes=2, **how), seed=0).train.source
+        return source.digest_of(np.arange(len(source)))
 
     before = digest(two_classes)
     moved = tmp_path_factory.mktemp("moved") / "elsewhere"
@@ -311,6 +313,23 @@ def test_digest_follows_content_and_preprocessing_but_not_the_place(two_classes,
     assert digest(moved, resize=40) != before
     Image.fromarray(noise(77)).save(moved / "a/0.png")
     assert digest(moved) != before
+
+
+def test_the_digest_of_some_images_reads_no_others_and_none_twice(two_classes, spec, monkeypatch):
+    read = []
+    digest_of_file = folder_module.sha256_file
+    monkeypatch.setattr(
+        folder_module, "sha256_file", lambda path: (read.append(path), digest_of_file(path))[1]
+    )
+    source = FolderSource(sorted(two_classes.glob("*/*")), two_classes, spec(classes=2))
+    images = ImageSet.of("all", source, torch.tensor([0] * 5 + [1] * 5))
+    some, others = images.subset(np.array([7, 2])), images.subset(np.array([2, 7]))
+    assert some.digest != others.digest and sorted(read) == [source.files[2], source.files[7]]
+    assert len(images.digest) == 64 and sorted(read) == list(source.files)
+    Image.fromarray(noise(77)).save(source.files[0])
+    changed = FolderSource(source.files, two_classes, spec(classes=2))
+    assert ImageSet("some", changed, some.labels, some.indices).digest == some.digest
+    assert ImageSet("all", changed, images.labels, images.indices).digest != images.digest
 
 
 def test_a_picture_that_resizing_would_blow_up_is_refused(tmp_path, spec):

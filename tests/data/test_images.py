@@ -98,8 +98,7 @@ def test_digest_tells_pixels_shape_choice_and_labels_apart():
         images.digest,
         images.first(3).digest,
         images.relabelled(torch.tensor([1, 1, 0, 1]), "ground truth").digest,
-        flat.digest,
-        square.digest,
+        *(source.digest_of(np.arange(2)) for source in (flat, square)),
     }
     assert len(digests) == 5
     assert numbered([0, 1, 0, 1]).digest == images.digest
