@@ -78,9 +78,7 @@ def evaluate(
     from fsrp_edge.cli.console import next_step, show_progress, show_result
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.evaluation.corruptions import FAMILIES
-    from fsrp_edge.evaluation.evaluate import EvaluationPlan
-    from fsrp_edge.evaluation.evaluate import evaluate as run
-    from fsrp_edge.evaluation.files import evaluate_file
+    from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate_with_files
     from fsrp_edge.evaluation.results import EvaluationFile
     from fsrp_edge.models.saved import weights_sha256
     from fsrp_edge.pipeline.inputs import load, load_data
@@ -109,12 +107,7 @@ def evaluate(
                 "without labels, this pruned network would be compared with itself; give labelled images with --data"
             )
         chosen = evaluated.first(images or len(evaluated))
-        # Files first: what is no such file is told at once, and verdicts of the long attacks stay on disk to the end.
-        of_files = {
-            file.name: evaluate_file(file, classifier, chosen, eps=0 if clean_only else eps, seed=seed)
-            for file in files
-        }
-        judged = {"": run(classifier, chosen, plan, unfinished=unfinished), **of_files}
+        judged = evaluate_with_files(classifier, chosen, plan, files, unfinished=unfinished)
     results = [(name, one.result) for name, evaluations in judged.items() for one in evaluations]
     warnings = dict.fromkeys(warning for _, result in results for warning in result.warnings)
     footer = [f"warning: {warning}" for warning in warnings]

@@ -17,6 +17,7 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import clean_accuracy, default_batch_size, evaluation_of
 from fsrp_edge.evaluation.autoattack import autoattack_accuracy
 from fsrp_edge.evaluation.corruptions import corruption_accuracies
+from fsrp_edge.evaluation.files import evaluate_files
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.robust import fgsm_accuracy, pgd_accuracy
 from fsrp_edge.evaluation.standing import Verdicts, recorded_identity
@@ -92,6 +93,33 @@ def evaluate(
         BadInputError: there are no images, corruptions of images that are neither grey nor RGB, or `unfinished` belongs
             to another evaluation.
     """
+    return evaluate_with_files(classifier, images, plan, (), unfinished=unfinished)[""]
+
+
+def evaluate_with_files(
+    classifier: Classifier,
+    images: ImageSet,
+    plan: EvaluationPlan,
+    files: Sequence[Path],
+    *,
+    unfinished: Path | None = None,
+) -> dict[str, tuple[Evaluation, ...]]:
+    """What `evaluate` does, and exported files of the network in their own runtimes.
+
+    Args:
+        classifier: the network, on the device to compute on.
+        images: images and labels.
+        plan: what to evaluate. Files are attacked in L∞ where it names any attack.
+        files: ONNX or TFLite, no two of the same name.
+        unfinished: file that holds the verdicts known so far, continued from where it exists and removed at the end.
+
+    Returns:
+        The evaluations of the network under "" and those of the files under their names.
+
+    Raises:
+        BadInputError: as for `evaluate`, or a path is no such file.
+        ToolFailedError: a runtime is not installed or refuses its file.
+    """
     if plan.corruptions and (channels := classifier.spec.input_shape[0]) not in (1, 3):
         raise BadInputError(f"common corruptions are made for 1 or 3 channels, this network takes {channels}")
     if plan.batch_size is None:
@@ -104,6 +132,17 @@ def evaluate(
         "processes": distributed.processes()[1],
     }
     verdicts = Verdicts(unfinished, identity)
+    # Files first, as what is no such file is told at once then.
+    eps = plan.eps if plan.attacks else 0
+    of_files = evaluate_files(files, classifier, images, eps=eps, seed=plan.seed, verdicts=verdicts)
+    of_network = _of_network(classifier, images, plan, verdicts)
+    verdicts.discard()
+    return {"": of_network, **of_files}
+
+
+def _of_network(
+    classifier: Classifier, images: ImageSet, plan: EvaluationPlan, verdicts: Verdicts
+) -> tuple[Evaluation, ...]:
     # As the attacks lay it out: they are told which images are right, and other layouts round otherwise.
     compute.to_fast_layout(classifier, compute.device_of(classifier))
     clean = clean_accuracy(classifier, images, batch_size=plan.batch_size)
@@ -119,7 +158,6 @@ def evaluate(
         if plan.corruptions
         else ()
     )
-    verdicts.discard()
     return (clean, *attacked, *worst, *corrupted)
 
 

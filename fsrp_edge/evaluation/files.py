@@ -6,6 +6,7 @@ ways that need none of it: with adversarial examples of the float network it was
 right on the clean image and under both.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy, default_batch_size, evaluation_of
 from fsrp_edge.evaluation.results import Evaluation
+from fsrp_edge.evaluation.standing import Verdicts, attack_standing
+from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 from fsrp_edge.runtimes import ALL_CORES, open_session
@@ -28,24 +31,49 @@ PORTION = 16
 """Images that Square attacks at a time; its draws depend on it."""
 
 
-def evaluate_file(
-    path: Path, classifier: Classifier, images: ImageSet, *, eps: float = 0, seed: int = 0
-) -> tuple[Evaluation, ...]:
-    """Clean accuracy of a file in its own runtime and, with an eps above 0, its robust accuracy.
+def evaluate_files(
+    files: Sequence[Path],
+    classifier: Classifier,
+    images: ImageSet,
+    *,
+    eps: float = 0,
+    seed: int = 0,
+    verdicts: Verdicts | None = None,
+) -> dict[str, tuple[Evaluation, ...]]:
+    """Clean accuracy of files in their own runtimes and, with an eps above 0, their robust accuracy.
+
+    Under `torchrun` the processes share the images, but each makes all adversarial examples.
 
     Args:
-        path: an ONNX or TFLite file.
-        classifier: the float network it was made from.
+        files: ONNX or TFLite, no two of the same name.
+        classifier: the float network they were made from.
         images: images and labels.
         eps: L∞ radius, in units of pixels in [0, 1].
         seed: of the attacks.
+        verdicts: of an interrupted evaluation, and to be kept in case this one is.
+
+    Returns:
+        The evaluations by the files' names, in their order.
+
+    Raises:
+        BadInputError: a path is no such file.
+        ToolFailedError: a runtime is not installed or refuses its file.
     """
-    predict = open_session(path, threads=ALL_CORES).predict
-    clean = clean_accuracy(predict, images)
-    if eps == 0:
-        return (clean,)
+    # All of them before the long attacks on any: what is no such file is told at once.
+    predicts = {path: open_session(path, threads=ALL_CORES).predict for path in files}
+    clean = {path: clean_accuracy(predict, images) for path, predict in predicts.items()}
+    if eps == 0 or not files:
+        return {path.name: (evaluation,) for path, evaluation in clean.items()}
     examples = transfer_examples(classifier, images, eps=eps, seed=seed)
-    return clean, file_robust_accuracy(predict, images, examples, eps=eps, seed=seed)
+
+    def robust(path: Path) -> Evaluation:
+        # The digest, since an export may have replaced the file that an interrupted evaluation judged.
+        name = f"{path.name} {sha256_file(path)[:8]}"
+        return file_robust_accuracy(
+            predicts[path], images, examples, eps=eps, seed=seed, name=name, verdicts=verdicts
+        )
+
+    return {path.name: (evaluation, robust(path)) for path, evaluation in clean.items()}
 
 
 def transfer_examples(classifier: Classifier, images: ImageSet, *, eps: float, seed: int) -> Tensor:
@@ -63,7 +91,15 @@ def transfer_examples(classifier: Classifier, images: ImageSet, *, eps: float, s
 
 
 def file_robust_accuracy(
-    predict: Predict, images: ImageSet, examples: Tensor, *, eps: float, seed: int, queries: int = QUERIES
+    predict: Predict,
+    images: ImageSet,
+    examples: Tensor,
+    *,
+    eps: float,
+    seed: int,
+    queries: int = QUERIES,
+    name: str = "file",
+    verdicts: Verdicts | None = None,
 ) -> Evaluation:
     """Accuracy of a file under the float network's adversarial examples and under Square, the worst case of both.
 
@@ -74,25 +110,32 @@ def file_robust_accuracy(
         eps: L∞ radius, in units of pixels in [0, 1].
         seed: of Square's draws.
         queries: inferences of Square for one image, of which the first 500 do most of the harm.
+        name: of the file, for progress and for the verdicts.
+        verdicts: of an interrupted evaluation, and to be kept in case this one is.
 
     Returns:
         The evaluation under the name `transfer+square-<queries>`.
     """
-    parts = []
-    batches = zip(images.batches(PORTION), examples.split(PORTION), strict=True)
+    attack = f"transfer+square-{queries}"
+
+    def withstands(pixels: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
+        stands = _right(predict, pixels, labels) & _right(predict, examples[positions], labels)
+        if eps > 0 and stands.any():
+            attacked, truth = pixels[stands], labels[stands]
+            fooled = _square(predict, eps, seed, queries).perturb(attacked, truth)
+            stands[stands.clone()] = _right(predict, fooled, truth)
+        return stands
+
     with torch.no_grad(), torch.random.fork_rng():  # the attack seeds torch's global generator
-        for (pixels, labels), transferred in track(
-            batches, f"square on {images.name}", images.batch_count(PORTION)
-        ):
-            standing = _right(predict, pixels, labels) & _right(predict, transferred, labels)
-            if eps > 0 and standing.any():
-                attacked, truth = pixels[standing], labels[standing]
-                fooled = _square(predict, eps, seed, queries).perturb(attacked, truth)
-                standing[standing.clone()] = _right(predict, fooled, truth)
-            parts.append(standing)
-    return evaluation_of(
-        torch.cat(parts), images, attack=f"transfer+square-{queries}", norm="Linf", eps=eps, seed=seed
-    )
+        standing = attack_standing(
+            images,
+            torch.ones(len(images), dtype=torch.bool),
+            withstands,
+            name=f"{attack} on {name}",
+            batch_size=PORTION,
+            verdicts=verdicts,
+        )
+    return evaluation_of(standing, images, attack=attack, norm="Linf", eps=eps, seed=seed)
 
 
 def _right(predict: Predict, pixels: Tensor, labels: Tensor) -> Tensor:

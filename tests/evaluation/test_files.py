@@ -1,10 +1,16 @@
 """Files are attacked through a real runtime."""
 
+import shutil
+
 import pytest
 import torch
 
+from fsrp_edge import distributed
+from fsrp_edge.evaluation import files
 from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate_with_files
 from fsrp_edge.evaluation.files import file_robust_accuracy, transfer_examples
+from fsrp_edge.evaluation.standing import Verdicts
 from fsrp_edge.exporting.onnx import export_onnx
 from fsrp_edge.runtimes import open_session
 
@@ -12,13 +18,19 @@ EPS = 0.1
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
-    """The robust and the natural network as files, with what runs them."""
-    folder, predicts = tmp_path_factory.mktemp("files"), {}
-    for name in ("robust", "natural"):
-        export_onnx(getattr(trained, name), folder / f"{name}.onnx", opset=17, ir_version=8)
-        predicts[name] = open_session(folder / f"{name}.onnx").predict
-    return predicts
+def paths(trained, tmp_path_factory):
+    """The robust and the natural network as files."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = {name: folder / f"{name}.onnx" for name in ("robust", "natural")}
+    for name, path in paths.items():
+        export_onnx(getattr(trained, name), path, opset=17, ir_version=8)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def exported(paths):
+    """What runs them."""
+    return {name: open_session(path).predict for name, path in paths.items()}
 
 
 def robust(predict, images, examples, **options):
@@ -71,3 +83,69 @@ def test_no_radius_is_clean(trained, exported) -> None:
     pixels, _ = next(images.batches(20))
     unharmed = file_robust_accuracy(exported["robust"], images, pixels, eps=0, seed=0)
     assert torch.equal(unharmed.standing, clean_accuracy(exported["robust"], images).standing)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """The labels of every portion that Square was given; it asks little here."""
+    portions, square = [], files._square
+
+    def counted(predict, eps, seed, _queries):
+        attack = square(predict, eps, seed, 20)
+        perturb = attack.perturb
+        attack.perturb = lambda pixels, labels: (portions.append(labels.tolist()), perturb(pixels, labels))[1]
+        return attack
+
+    monkeypatch.setattr(files, "_square", counted)
+    return portions
+
+
+def test_interrupted_files_go_on_where_they_stopped(trained, paths, tmp_path, monkeypatch, judged) -> None:
+    images, plan = trained.images.first(20), EvaluationPlan(attacks=("pgd-2",), eps=EPS)
+    folder, unfinished = tmp_path / "files", tmp_path / "unfinished.json"
+    shutil.copytree(paths["robust"].parent, folder)
+    both, add, made = [folder / path.name for path in paths.values()], Verdicts.add, []
+    whole = evaluate_with_files(trained.robust, images, plan, both)
+    assert list(whole) == ["", "robust.onnx", "natural.onnx"]
+    assert [one.result.attack for one in whole["natural.onnx"]] == ["clean", "transfer+square-500"]
+    portions, judged[:] = judged[:], []
+
+    def killed(self, name: str, *given) -> None:
+        if name == "pgd-2" and self.path:
+            raise KilledError
+        add(self, name, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Verdicts, "add", killed)
+        evaluate_with_files(trained.robust, images, plan, both, unfinished=unfinished)
+    assert judged == portions, "all files were judged"
+    monkeypatch.setattr(
+        files,
+        "transfer_examples",
+        lambda *given, **named: made.append(1) or transfer_examples(*given, **named),
+    )
+    both[1].write_bytes(both[0].read_bytes())  # exported again in the meantime
+    resumed = evaluate_with_files(trained.robust, images, plan, both, unfinished=unfinished)
+    assert judged == portions + portions[:2], "only what was exported again was judged again"
+    assert len(made) == 1 and not unfinished.exists()
+    for name in ("", "robust.onnx"):
+        assert [one.result for one in resumed[name]] == [one.result for one in whole[name]]
+    assert torch.equal(resumed["natural.onnx"][1].standing, whole["robust.onnx"][1].standing)
+
+
+def test_processes_share_a_file_s_images(trained, exported, monkeypatch, judged) -> None:
+    images = trained.images.first(40)
+    pixels, _ = next(images.batches(40))
+    alone, portions = robust(exported["robust"], images, pixels, queries=20).standing, judged[:]
+    monkeypatch.setattr(distributed, "sum_over_processes", lambda tensor: tensor)
+    parts = []
+    for rank in range(2):
+        judged.clear()
+        monkeypatch.setattr(distributed, "processes", lambda rank=rank: (rank, 2))
+        parts.append(robust(exported["robust"], images, pixels, queries=20).standing)
+        assert judged == (portions[:1], portions[1:])[rank]
+    assert torch.equal(parts[0] & parts[1], alone)
