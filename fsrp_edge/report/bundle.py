@@ -1,11 +1,12 @@
 """One archive to ship: files, labels, preprocessing, examples of use, and the evidence."""
 
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
 
-from fsrp_edge.errors import BadInputError
-from fsrp_edge.files import atomic_path, files_of, write_json, write_text
+from fsrp_edge.errors import BadInputError, GateFailedError
+from fsrp_edge.files import atomic_path, files_of, sha256_file, write_json, write_text
 from fsrp_edge.report.manifest import Manifest, load_manifest
 from fsrp_edge.report.shipped import write_manifest
 
@@ -32,6 +33,7 @@ def bundle(directory: Path, archive: Path) -> Manifest:
 
     Raises:
         BadInputError: no manifest, or a file of it is missing.
+        GateFailedError: a file is not the one that was verified; nothing is written.
     """
     manifest = load_manifest(directory)
     wanted = [artifact for artifact in manifest.artifacts if artifact.path.parts[0] != "dense"]
@@ -50,7 +52,7 @@ def bundle(directory: Path, archive: Path) -> Manifest:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name in [*names, *scripts]:
-            _copy(directory / name, folder / name)
+            _copy_verified(manifest, name, directory, folder)
         _write_use(part, folder)
         written = write_manifest(part, folder, [*scripts, "labels.txt", "preprocessing.json", "examples"])
         with atomic_path(archive) as temporary:
@@ -70,14 +72,28 @@ def _write_use(manifest: Manifest, folder: Path) -> None:
         _copy(EXAMPLES / f"{name}.py", folder / "examples" / f"{name}.py")
 
 
+def _copy_verified(manifest: Manifest, name: str, directory: Path, folder: Path) -> None:
+    """Copy a file, or the files below a folder, as far as the manifest has them.
+
+    The bundle gets digests of its own, which would vouch for a file that was changed since it was verified.
+    """
+    listed = [file for file in manifest.files if file == name or file.startswith(f"{name}/")]
+    for file in listed or [name]:
+        _copy(directory / file, folder / file)
+        entry = manifest.files.get(file)
+        if entry is None or sha256_file(folder / file) != entry.sha256:
+            raise GateFailedError(
+                f"{directory / file} is not the file that was verified: the manifest has another digest of it; put "
+                "that file back, or run compress or export again"
+            )
+
+
 def _copy(source: Path, destination: Path) -> None:
-    for file in files_of(source):
-        target = destination / file.relative_to(source) if source.is_dir() else destination
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            target.write_bytes(file.read_bytes())
-        except FileNotFoundError:
-            raise BadInputError(f"{source} is missing; run `fsrp-edge verify` on the folder") from None
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(source, destination)
+    except FileNotFoundError:
+        raise BadInputError(f"{source} is missing; run `fsrp-edge verify` on the folder") from None
 
 
 def _zip(folder: Path, archive: Path) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from fsrp_edge.cli.bench import evaluated_images
 from fsrp_edge.data.folder import decode_image
 from fsrp_edge.data.open import open_dataset
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, GateFailedError
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.exporting.onnx import export_onnx
@@ -182,6 +182,19 @@ def test_the_same_folder_gives_the_same_archive(exported: Path, tmp_path: Path) 
     with pytest.raises(BadInputError, match=r"has no manifest\.json"):
         bundle(tmp_path, tmp_path / "c.zip")
     assert not (tmp_path / "c.zip").exists()
+
+
+@pytest.mark.parametrize("name", ["model-fp32.onnx", "model-fp32.ncnn/model.bin"])
+def test_a_file_that_was_changed_since_it_was_verified_is_not_bundled(
+    copied: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copy(copied / "model-int8.onnx", copied / name)
+    with pytest.raises(GateFailedError, match=f"{name} is not the file that was verified"):
+        bundle(copied, tmp_path / "model.zip")
+    (copied / name).unlink()
+    with pytest.raises(BadInputError, match=f"{name} is missing"):
+        bundle(copied, tmp_path / "model.zip")
+    assert not (tmp_path / "model.zip").exists()
 
 
 def answers(folder: Path, classifier: Classifier, digits_npz: Path, scratch: Path) -> None:
