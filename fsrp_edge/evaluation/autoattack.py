@@ -49,7 +49,7 @@ def autoattack_accuracy(
 
     Args:
         classifier: network under attack, float32 throughout. Its batch norms are folded for the search where that is
-            possible; each verdict is the network's own.
+            possible; an image falls only by the network's own verdict.
         images: images and labels.
         eps: radius of the ball, in units of pixels in [0, 1].
         norm: of the ball.

@@ -30,8 +30,9 @@ def pgd_accuracy(
     """Accuracy under projected gradient descent.
 
     An image stands if the network is right on the clean image and on every iterate of every restart, the random start
-    included: at least as strict as judging the last iterate only. The gradients may be computed in bfloat16; each
-    verdict is float32's. An image that has fallen is not attacked further.
+    included: at least as strict as judging the last iterate only. An image falls only by float32's verdict, and is not
+    attacked further then. Where gradients are computed in bfloat16, float32 is asked about the last iterates and about
+    those that bfloat16 gets wrong: now and then an image stands that float32 alone would have seen fall on the way.
 
     Args:
         classifier: network under attack.
