@@ -84,7 +84,7 @@ def export_verified(
         calibration=calibration,
         judged=images,
         list_errors=list_errors,
-        metadata=_facts(network, digest, calibration, target, options),
+        metadata=facts_of(network, digest, calibration, target, options),
         close=lambda path, artifact: all(check.passed for check in reference.check(path, artifact)),
     )
     directory.mkdir(parents=True, exist_ok=True)
@@ -123,10 +123,18 @@ def export_verified(
     )
 
 
-def _facts(
+def facts_of(
     network: Classifier, weights: str, calibration: ImageSet, target: Target, options: ExportOptions
 ) -> dict[str, str]:
-    """What a file says of itself: how to feed it, what its answers mean, and where it comes from."""
+    """What a file says of itself: how to feed it, what its answers mean, and where it comes from.
+
+    Args:
+        network: of the file.
+        weights: digest of its weights.
+        calibration: images that int8 ranges come from.
+        target: the device profile.
+        options: what the file is made with.
+    """
     spec = network.spec
     facts = {
         "version": fsrp_edge.__version__,

@@ -16,7 +16,10 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
 from fsrp_edge.exporting.onnx import named_model
+from fsrp_edge.exporting.options import DEFAULTS, ExportOptions
+from fsrp_edge.exporting.verified import facts_of
 from fsrp_edge.models.classifier import Classifier, ModelSpec
+from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Budgets, Limit, show
 from fsrp_edge.pruning.costs import Costing
@@ -65,6 +68,7 @@ class Workplace:
         device: where latency is measured.
         threads: of a measurement.
         images: to calibrate int8 files of trials with; a few suffice, only their size and speed count.
+        options: what files of trials are made with.
     """
 
     target: Target
@@ -72,6 +76,7 @@ class Workplace:
     device: Address
     threads: int
     images: ImageSet
+    options: ExportOptions = DEFAULTS
 
     @property
     def on_target(self) -> bool:
@@ -134,7 +139,7 @@ class Workplace:
                 classifier,
                 self.requests,
                 Path(folder),
-                ExportPlan(self.target, calibration=self.images),
+                self._export_plan(classifier),
             )
             figures: dict[BudgetKind, float] = {"size": max(artifact.bytes for artifact in artifacts)}
             if "latency" in kinds:
@@ -143,6 +148,12 @@ class Workplace:
                 found = measure_on(self.device, files, setup, method=TRIAL_METHOD)
                 figures["latency"] = max(each.latency.p50_ms for each in found)
         return {kind: figures[kind] for kind in kinds}
+
+    def _export_plan(self, classifier: Classifier) -> ExportPlan:
+        """Files as they are shipped, with all that these say of themselves: labels can weigh as much as a layer."""
+        digest = weights_sha256(classifier)
+        facts = facts_of(classifier, digest, self.images, self.target, self.options)
+        return ExportPlan(self.target, options=self.options, calibration=self.images, metadata=facts)
 
 
 def timed_by(target: Target, requests: Sequence[ArtifactRequest], *, on_target: bool) -> dict[Format, str]:

@@ -15,7 +15,6 @@ from fsrp_edge.evaluation.paired import since_dense
 from fsrp_edge.evaluation.results import Judged
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.export import ArtifactRequest
-from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import Exported, export_verified
 from fsrp_edge.files import files_of, write_text
 from fsrp_edge.models.classifier import Classifier
@@ -36,7 +35,7 @@ def references(run: Run) -> tuple[ArtifactRequest, ...]:
 def export(run: Run, folder: str, classifier: Classifier, requests: Sequence[ArtifactRequest]) -> Exported:
     """The files in `folder`, put there only after every one was found to compute what the network computes."""
     calibration = run.learnt_images(run.options.calibration_images)
-    options = ExportOptions(**run.options.model_dump(include=set(ExportOptions.model_fields)))
+    options = run.export_options
 
     def work() -> Exported:
         exported = export_verified(

@@ -14,6 +14,7 @@ from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest
+from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.pipeline.budgeting import Workplace, timed_by
@@ -166,13 +167,21 @@ class Inputs:
         return PlanOptions(**asked, channel_multiple=self.target.channel_multiple)
 
     @property
+    def export_options(self) -> ExportOptions:
+        """What the shipped files are made with."""
+        return ExportOptions(**self.options.model_dump(include=set(ExportOptions.model_fields)))
+
+    @property
     def place(self) -> Workplace:
         """Where files are measured, and by what budgets are judged."""
         device, threads = parse_address(self.options.bench_on), self.target.threads
         if device.kind == "local":
             threads = min(threads, os.cpu_count() or 1)
         images = self.dataset.train.sample(8, self.options.seed)
-        return Workplace(self.target, self.requests, device, threads, images)
+        # Layers that int8 can't have are found by the accuracy of a trained network, which a trial has not.
+        of_trials = {"calibration_images": len(images), "int8_max_drop": None}
+        options = self.export_options.model_copy(update=of_trials)
+        return Workplace(self.target, self.requests, device, threads, images, options)
 
     def costing(self) -> Costing | None:
         """What budgets are reckoned with; None where there are none, or of MACs and parameters only."""

@@ -91,7 +91,10 @@ def _tried(run: Run) -> list[str]:
     """What trials of files depend on, beside the network."""
     place = run.place
     files = [f"{request.format} {request.precision}" for request in run.requests]
-    return [*files, place.target.digest, place.device.name, str(place.threads), *run.options.budgets.asked]
+    made_with = place.options.model_dump_json()
+    return [
+        *files, made_with, place.target.digest, place.device.name, str(place.threads), *run.options.budgets.asked
+    ]  # fmt: skip
 
 
 def _dense_outputs(run: Run) -> DenseOutputs | None:

@@ -1,9 +1,19 @@
 """What budgets are reckoned with: the operators of a network, found from its graph."""
 
+from pathlib import Path
+
+import numpy as np
+import torch
 from torch import nn
 
+from fsrp_edge.bench.address import parse_address
+from fsrp_edge.data.images import ArraySource, ImageSet
+from fsrp_edge.exporting.export import ArtifactRequest
+from fsrp_edge.exporting.options import ExportOptions
+from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pipeline.budgeting import named_graph
+from fsrp_edge.pipeline.budgeting import Workplace, named_graph
+from fsrp_edge.targets.load import load_target
 from tests.nets import as_classifier, built
 from tests.targets.nets import ChannelsLast
 
@@ -27,3 +37,20 @@ def test_shapes_that_the_graph_computes_are_told_and_layers_keep_their_names() -
         name for name, each in network.network.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)
     }
     assert {link.weight for link in graph.links if link.weight} == layers
+
+
+def test_trial_files_are_as_large_as_those_that_are_shipped(tmp_path: Path) -> None:
+    labels = tuple(f"a class with quite a long name, number {number}" for number in range(10))
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+    network = as_classifier(body, class_names=labels)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+    images = ImageSet.of("noise", ArraySource(pixels), torch.arange(8))
+    target, requests = load_target("generic-x86"), (ArtifactRequest("onnx", "fp32"),)
+    for options in (ExportOptions(), ExportOptions(uint8_input=True, dynamic_batch=True)):
+        shipped = export_verified(
+            network, requests, tmp_path, target=target, calibration=images, images=images, options=options
+        )
+        place = Workplace(target, requests, parse_address("local"), 1, images, options)
+        assert place.try_files(network, ("size",)) == {"size": shipped.artifacts[0].bytes}
