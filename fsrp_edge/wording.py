@@ -57,30 +57,27 @@ def change(paired: "PairedDifference") -> str:
     return f"{value} points ({low} to {high})"
 
 
-def count(value: float | None) -> str:
-    """A large number in three digits: `11.7 M`."""
-    return NONE if value is None else _scaled(value, ("", " k", " M", " G", " T"))
+def count(value: float | None, more: int = 0) -> str:
+    """A large number in three digits and `more`: `11.7 M`."""
+    return NONE if value is None else _scaled(value, ("", " k", " M", " G", " T"), more)
 
 
-def size(value: float | None) -> str:
-    """Bytes in decimal units: `44.7 MB`."""
-    return NONE if value is None else _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+def size(value: float | None, more: int = 0) -> str:
+    """Bytes in decimal units, in three digits and `more`: `44.7 MB`."""
+    return NONE if value is None else _scaled(value, (" B", " kB", " MB", " GB", " TB"), more)
 
 
-def _scaled(value: float, units: tuple[str, ...]) -> str:
+def _scaled(value: float, units: tuple[str, ...], more: int) -> str:
     power = 0
     while value >= 999.5 and power < len(units) - 1:
         value, power = value / 1000, power + 1
-    return (f"{value:.0f}" if power == 0 else digits(value)) + units[power]
+    return (f"{value:.0f}" if power == 0 else digits(value, more)) + units[power]
 
 
-def digits(value: float) -> str:
-    """Three significant digits without an exponent: `0.412`, `5.93`, `22.4`, `123`."""
-    if value >= 99.95:
-        return f"{value:.0f}"
-    if value >= 9.995:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if value >= 0.9995 else f"{value:.3f}"
+def digits(value: float, more: int = 0) -> str:
+    """Three significant digits and `more`, without an exponent: `0.412`, `5.93`, `22.4`, `123`."""
+    decimals = next((count for count, least in enumerate((99.95, 9.995, 0.9995)) if value >= least), 3)
+    return f"{value:.{decimals + more}f}"
 
 
 def ratio(value: float | None) -> str:

@@ -21,7 +21,7 @@ from fsrp_edge.exporting.verified import facts_of
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Budgets, Limit, show
+from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Budgets, Limit, show, show_apart
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
@@ -30,6 +30,7 @@ from fsrp_edge.pruning.refinement import Gauge, Planner, probe_images
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.records import Record
 from fsrp_edge.report import schema
+from fsrp_edge.report.gates import doubt
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.costs import DeviceCosts, device_costs, pool_costs
 from fsrp_edge.targets.graph_cost import GraphCost, graph_cost
@@ -278,7 +279,7 @@ def plan_with_trials(
         trial = place.try_network(apply_plan(dense, plan), costs, kinds)
         used = {kind: figure / planned[kind].limit for kind, figure in trial.found.items()}
         told = ", ".join(
-            f"{kind} {show(kind, figure)} of {show(kind, planned[kind].limit)}"
+            f"{kind} {' of '.join(show_apart(kind, figure, planned[kind].limit))}"
             for kind, figure in trial.found.items()
         )
         progress.log(f"budgets: trial {number + 1}: {told}")
@@ -356,7 +357,7 @@ def _verdict(
     place: Workplace, network: Classifier, budget: Budgeted, rows: Sequence[schema.LedgerRow]
 ) -> schema.GateResult:
     kind, files = budget.kind, [row for row in rows if row.bytes is not None and not row.is_dense]
-    size, row, basis = measure_size(network), None, "counted"
+    size, row, basis, disturbed = measure_size(network), None, "counted", ""
     if kind in ("macs", "parameters"):
         value = float(getattr(size, kind))
     elif kind == "size":
@@ -366,6 +367,7 @@ def _verdict(
         slowest = max((each for each in files if each.latency), key=lambda each: each.latency[0].p50_ms)
         value, row = slowest.latency[0].p50_ms, slowest.name
         basis = f"measured p50 of the slowest file, {slowest.name}, on {slowest.latency[0].device}"
+        disturbed = "; ".join(slowest.latency[0].invalid_because)
     elif kind == "latency":
         costs = place.costing(network, absolute=True)
         value, basis = estimate_of(costs.graph, costs.device), f"estimated, {costs.device.basis}"
@@ -374,12 +376,13 @@ def _verdict(
         value = float((graph.parameters + graph.peak_elements) * BYTES[place.precision])
         basis = "weights and activations, reckoned"
     passed = value <= budget.limit * (1 + 1e-6)
+    shown, limit = show_apart(kind, value, budget.limit)
     return schema.GateResult(
-        gate=f"{kind}<={show(kind, budget.limit)}",
+        gate=f"{kind}<={limit}",
         passed=passed,
         row=row,
         value=value,
         judged=value,
         bound=budget.limit,
-        message=f"{show(kind, value)} ({basis}); dense {show(kind, budget.dense)}",
+        message=f"{shown} ({basis}); dense {show(kind, budget.dense)}" + doubt(passed, disturbed),
     )

@@ -88,11 +88,17 @@ class Budgeted(Record):
         return f"{self.kind} {dense} → {planned}, at most {limit} asked, {least} the least ({self.basis})"
 
 
-def show(kind: BudgetKind, value: float) -> str:
-    """`20.0 ms`, `12.3 M`, `500 kB`."""
+def show(kind: BudgetKind, value: float, more: int = 0) -> str:
+    """`20.0 ms`, `12.3 M`, `500 kB`; with `more` digits, `20.00 ms`."""
     match kind:
         case "latency":
-            return f"{wording.digits(value)} ms"
+            return f"{wording.digits(value, more)} ms"
         case "macs" | "parameters":
-            return wording.count(value)
-    return wording.size(value)
+            return wording.count(value, more)
+    return wording.size(value, more)
+
+
+def show_apart(kind: BudgetKind, first: float, second: float) -> tuple[str, str]:
+    """Two amounts, with as many digits as tell them apart: `40.04 kB` and `40.00 kB`."""
+    shown = ((show(kind, first, more), show(kind, second, more)) for more in range(6))
+    return next((pair for pair in shown if pair[0] != pair[1]), (show(kind, first), show(kind, second)))

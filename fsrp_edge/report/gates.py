@@ -306,7 +306,7 @@ def _judge(report: RunReport, text: str) -> GateResult:
     judged = end(worst)
     passed = judged >= gate.bound if metric.higher_is_better else judged <= gate.bound
     side = "at least" if metric.higher_is_better else "at most"
-    message = f"{_figure(metric, worst)}; {side} {metric.show(gate.bound)} asked" + _doubt(passed, worst)
+    message = f"{_figure(metric, worst)}; {side} {metric.show(gate.bound)} asked" + doubt(passed, worst.doubt)
     return GateResult(
         gate=text, passed=passed, row=worst.row, value=worst.value, judged=judged, bound=gate.bound, message=message
     )  # fmt: skip
@@ -325,7 +325,7 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
     losses = [(_surely_lost(metric, allowed, old, new), old, new) for old, new in pairs]
     surely_lost, old, new = max(losses, key=lambda loss: loss[0])
     passed = surely_lost <= 0
-    message = f"{_figure(metric, new)}; baseline {metric.show(old.value)}" + _doubt(passed, new)
+    message = f"{_figure(metric, new)}; baseline {metric.show(old.value)}" + doubt(passed, new.doubt)
     return GateResult(
         gate=label, passed=passed, row=new.row, value=new.value, judged=surely_lost, bound=0.0, message=message
     )  # fmt: skip
@@ -349,11 +349,10 @@ def _figure(metric: Metric, seen: Seen) -> str:
     return f"{seen.row}{where}: {metric.show(seen.value)}{interval}"
 
 
-def _doubt(passed: bool, seen: Seen) -> str:
+def doubt(passed: bool, why: str) -> str:
+    """What a verdict says of a measurement that is not valid, and `why`; "" where it holds all the same."""
     # A disturbance makes a measurement slower, so a gate that was passed in spite of it is passed.
-    return (
-        f"; the measurement is not valid ({seen.doubt}): measure again" if seen.doubt and not passed else ""
-    )
+    return f"; the measurement is not valid ({why}): measure again" if why and not passed else ""
 
 
 def _not_measured(report: RunReport, gate: Gate) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -12,7 +13,9 @@ from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pipeline.budgeting import Workplace, named_graph
+from fsrp_edge.pipeline.budgeting import Workplace, named_graph, verdicts
+from fsrp_edge.pruning.budgets import Budgeted, BudgetKind
+from fsrp_edge.report.schema import GateResult, LedgerRow, RunReport
 from fsrp_edge.targets.load import load_target
 from tests.nets import as_classifier, built
 from tests.targets.nets import ChannelsLast
@@ -54,3 +57,41 @@ def test_trial_files_are_as_large_as_those_that_are_shipped(tmp_path: Path) -> N
         )
         place = Workplace(target, requests, parse_address("local"), 1, images, options)
         assert place.try_files(network, ("size",)) == {"size": shipped.artifacts[0].bytes}
+
+
+def judged(report: RunReport, kind: BudgetKind, limit: float, **of_latency: object) -> GateResult:
+    """The verdict on a budget by the files of a report, whose latencies are as given."""
+
+    def changed(row: LedgerRow) -> LedgerRow:
+        return row.model_copy(update={"latency": tuple(e.model_copy(update=of_latency) for e in row.latency)})
+
+    requests = tuple(ArtifactRequest(name, "fp32") for name in ("onnx", "tflite"))
+    images = ImageSet.of("none", ArraySource(np.zeros((0, 3, 32, 32), np.uint8)), torch.zeros(0))
+    place = Workplace(load_target("raspberry-pi-4"), requests, parse_address("ssh://pi"), 1, images)
+    network = as_classifier(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), classes=4
+    )
+    budget = Budgeted(kind=kind, limit=limit, dense=2 * limit, least=0, planned=limit, basis="counted")
+    (found,) = verdicts(place, network, [budget], list(map(changed, report.ledger)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "gate", "message"),
+    [
+        ("size", 286_960, "size<=286.96 kB", "287.00 kB (the largest file, onnx fp32)"),
+        ("latency", 0.4117, "latency<=0.4117 ms", "0.4120 ms (measured p50 of the slowest file, onnx fp32"),
+    ],
+)
+def test_a_missed_budget_is_told_apart_from_its_limit(
+    run_report: RunReport, kind: BudgetKind, limit: float, gate: str, message: str
+) -> None:
+    found = judged(run_report, kind, limit)
+    assert not found.passed and found.gate == gate and found.message.startswith(message)
+
+
+def test_a_missed_latency_budget_says_that_the_measurement_was_disturbed(run_report: RunReport) -> None:
+    disturbed = {"valid": False, "invalid_because": ("throttled",)}
+    failed, passed = (judged(run_report, "latency", limit, **disturbed) for limit in (0.2, 2.0))
+    assert failed.message.endswith("; the measurement is not valid (throttled): measure again")
+    assert passed.passed and "valid" not in passed.message
