@@ -28,11 +28,13 @@ def write_report(report: RunReport, directory: Path) -> None:
 
 
 def write_renderings(report: RunReport, directory: Path) -> None:
-    """Write report.md and report.html into `directory`, and junit.xml where there are gates."""
+    """Write report.md and report.html into `directory`, and junit.xml where there are gates; else that is removed."""
     write_text(directory / REPORT_MARKDOWN, render_markdown(report))
     write_text(directory / REPORT_HTML, render_html(report, directory))
     if report.gates:
         write_text(directory / JUNIT, render_junit(report.gates, summary.title(report)))
+    else:  # an earlier one would speak of gates that this report does not know
+        (directory / JUNIT).unlink(missing_ok=True)
 
 
 def load_report(path: Path) -> RunReport:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.report.gates import judge
 from fsrp_edge.report.schema import RunReport
 from fsrp_edge.report.store import load_report, write_report
 
@@ -16,6 +17,14 @@ def test_a_report_comes_back_as_it_was_written(run_report: RunReport, tmp_path: 
     assert load_report(tmp_path) == back  # the run directory will do
     assert back.model_dump(exclude={"recovery"}) == run_report.model_dump(exclude={"recovery"})
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# fsrp-edge")
+
+
+def test_the_verdict_on_earlier_gates_does_not_stay(run_report: RunReport, tmp_path: Path) -> None:
+    gates = judge(run_report, ["size<=1MB"])
+    write_report(run_report.model_copy(update={"gates": gates}), tmp_path)
+    assert (tmp_path / "junit.xml").is_file()
+    write_report(run_report, tmp_path)
+    assert not (tmp_path / "junit.xml").exists()
 
 
 def test_a_diverged_recovery_still_leaves_valid_json(run_report: RunReport, tmp_path: Path) -> None:
