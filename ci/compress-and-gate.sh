@@ -12,11 +12,13 @@ config=$1 out=$2 worst=0
 shift 2
 for target in "$@"; do
   echo "== $target"
+  rm -f "$out/$target.zip"  # of an earlier run: this one may have nothing to ship
   fsrp-edge compress --config "$config" --target "$target" --out "$out/$target"
   code=$?
   [ "$code" -le "$worst" ] || worst=$code
-  # Also after a failed gate, to be looked at; a run that ended before its report has nothing to bundle.
-  if [ -f "$out/$target/report.json" ]; then
+  # Also after a failed gate, to be looked at. A run that ended before its report has nothing to bundle, and a report
+  # that lies there after another exit code is an earlier run's.
+  if [ "$code" -le 1 ] && [ -f "$out/$target/report.json" ]; then
     fsrp-edge bundle "$out/$target" --out "$out/$target.zip" >/dev/null && echo "bundle: $out/$target.zip" || worst=3
   fi
 done

@@ -15,12 +15,16 @@ ROOT = Path(__file__).parents[1]
 WORKFLOWS = [*(ROOT / ".github" / "workflows").glob("*.yml"), ROOT / "docs" / "examples" / "compress.yml"]
 
 
-def script(folder: Path, config: dict[str, Any], *targets: str) -> subprocess.CompletedProcess[str]:
-    """Runs ci/compress-and-gate.sh with an `fsrp-edge` that is this code."""
+THIS_CODE = f'exec "{sys.executable}" -m fsrp_edge "$@"'
+
+
+def script(
+    folder: Path, config: dict[str, Any], *targets: str, program: str = THIS_CODE
+) -> subprocess.CompletedProcess[str]:
+    """Runs ci/compress-and-gate.sh with `program`, a line of shell, as `fsrp-edge`."""
     folder.mkdir(exist_ok=True)
-    program = folder / "fsrp-edge"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fsrp_edge "$@"\n')
-    program.chmod(0o755)
+    (folder / "fsrp-edge").write_text(f"#!/bin/sh\n{program}\n")
+    (folder / "fsrp-edge").chmod(0o755)
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": paths}
@@ -60,6 +64,38 @@ def test_a_red_run_and_a_green_one(config: dict[str, Any], tmp_path: Path) -> No
     assert "score: already done" in green.stderr
     assert "bundle: out/generic-x86.zip" in green.stdout
     assert "artifacts/model-fp32.onnx" in zipfile.ZipFile(tmp_path / "out" / "generic-x86.zip").namelist()
+
+
+@pytest.mark.parametrize(("code", "bundled"), [(0, True), (1, True), (2, False), (3, False)])
+def test_an_earlier_run_is_not_shipped_after_one_that_ended_before_its_report(
+    tmp_path: Path, code: int, bundled: bool
+) -> None:
+    run = tmp_path / "out" / "generic-x86"
+    run.mkdir(parents=True)
+    (run / "report.json").touch()
+    run.with_suffix(".zip").touch()
+    ended = f'case $1 in compress) exit {code};; bundle) echo packed > "$4";; esac'
+    done = script(tmp_path, {}, "generic-x86", program=ended)
+    assert done.returncode == code
+    assert run.with_suffix(".zip").exists() == bundled == ("bundle: out/generic-x86.zip" in done.stdout)
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_the_action_tells_its_next_step_how_the_run_ended(tmp_path: Path, code: int) -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    (step,) = (step for step in action["runs"]["steps"] if step.get("id") == "compress")
+    (tmp_path / "fsrp-edge").write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / "fsrp-edge").chmod(0o755)
+    (tmp_path / "run.zip").touch()
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "OUT": "run"}
+    environment |= {"GITHUB_OUTPUT": str(tmp_path / "output"), "CONFIG": "", "TARGET": ""}
+    ended = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, env=environment, check=False
+    )
+    assert ended.returncode == code and (tmp_path / "output").read_text() == f"code={code}\n"
+    assert not (tmp_path / "run.zip").exists()
+    (bundling,) = (step for step in action["runs"]["steps"] if "bundle" in step.get("run", ""))
+    assert "steps.compress.outputs.code" in bundling["if"]
 
 
 def test_wrong_use_of_the_script_says_how() -> None:
