@@ -71,8 +71,8 @@ CONTROLS = tuple(
 )
 """Whether it is the choice of filters that tells, or what stays being fitted."""
 MAIN = (OURS, *CONTROLS, "fsrp", "fsrp sequential", *RIVALS)
-CLOSEST = (OURS, f"l1{COMPENSATED}")
-"""What is run with every seed on large networks too: chance in training is more than what tells these two apart."""
+CLOSEST = (OURS, f"l1{COMPENSATED}", f"random{COMPENSATED}")
+"""What is run with every seed on large networks too: chance in training is more than what tells these apart."""
 
 
 @dataclass(frozen=True)
