@@ -101,15 +101,15 @@ def compress(dry_run: bool, **given: Any) -> None:
 
 
 def _next_commands(result: "CompressResult", wanted: "CompressOptions") -> list[str]:
-    from fsrp_edge.models.registry import is_user_code
+    from fsrp_edge.cli.console import read_saved
 
     commands = [f"xdg-open {shlex.quote(str(result.directory / 'report.html'))}"]
     if result.report.data.label_kind == "ground truth":
-        chosen = f" --data {shlex.quote(wanted.data)}" if wanted.data else ""
-        architecture = result.report.source.model.architecture
-        if is_user_code(architecture):  # the report keeps no folders, the command line had them
-            chosen = f" --arch {shlex.quote(wanted.architecture or architecture)}{chosen}"
-        commands.append(f"fsrp-edge evaluate {shlex.quote(str(result.model))}{chosen} --attack autoattack")
+        # Of the command line, as the report keeps no folders.
+        chosen = read_saved(wanted.architecture, wanted.data)
+        commands.append(
+            shlex.join(["fsrp-edge", "evaluate", str(result.model), *chosen, "--attack", "autoattack"])
+        )
     if any(not latency.valid for row in result.report.ledger for latency in row.latency):
         measured = shlex.quote(str(result.directory / "stages" / "bench.json"))
         commands.append(f"rm {measured}  # on a quiet machine; the same command then measures latency again")

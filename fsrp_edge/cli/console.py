@@ -23,6 +23,8 @@ from fsrp_edge.cli.options import remembered
 Item = TypeVar("Item")
 NAME_LENGTH = 40
 """Names of layers and files up to this length stay in one piece; the other columns make room."""
+READING = {"architecture", "input_size", "mean", "std", "trust_pickle", "data"}
+"""Parameters that say how a checkpoint is read, and with which images."""
 _WORD = re.compile(r"[^\W\d_]{4}")
 """More than a unit or a yes."""
 
@@ -184,6 +186,26 @@ def show_result(
 def next_step(*words: object) -> str:
     """The line that ends a table: a command to paste, whatever the names of files in it."""
     return "Next: " + shlex.join(map(str, words))
+
+
+def read_alike() -> list[str]:
+    """What the user said of the checkpoint and the data, for a next command on the same checkpoint."""
+    context = click.get_current_context()
+    words = []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name in READING and value not in (None, False):
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [parameter.opts[0]] if value is True else [parameter.opts[0], text]
+    return words
+
+
+def read_saved(architecture: str | None, data: str | None) -> list[str]:
+    """The same for a network that was saved here: its file holds all but the user's own code and the data."""
+    from fsrp_edge.models.registry import is_user_code, normalize_name
+
+    own = architecture is not None and is_user_code(normalize_name(architecture))
+    return [*(["--arch", str(architecture)] if own else []), *(["--data", data] if data else [])]
 
 
 def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]], *, footer: str = "") -> None:

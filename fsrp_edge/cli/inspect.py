@@ -1,6 +1,5 @@
 """`fsrp-edge inspect`: what a checkpoint is, and what of it can be pruned."""
 
-import shlex
 from typing import Any
 
 import click
@@ -22,7 +21,7 @@ def inspect(target: str | None, **checkpoint: Any) -> None:
     \b
     fsrp-edge inspect resnet18.pt --target jetson-nano
     """
-    from fsrp_edge.cli.console import show_progress, show_result
+    from fsrp_edge.cli.console import next_step, read_alike, show_progress, show_result
     from fsrp_edge.pipeline.inputs import load
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.pruning.overview import inspect_network
@@ -59,6 +58,8 @@ def inspect(target: str | None, **checkpoint: Any) -> None:
             f"at channel multiple {multiple} pruning can leave as little as "
             f"{least.parameters:,} parameters (-{1 - least.parameters / dense.parameters:.1%}) and "
             f"{least.macs:,} MACs (-{1 - least.macs / dense.macs:.1%})\n"
-            f"Next: fsrp-edge compress {shlex.quote(str(checkpoint['checkpoint']))} --target {target or 'NAME'}"
+            + next_step(
+                "fsrp-edge", "compress", checkpoint["checkpoint"], *read_alike(), "--target", target or "NAME"
+            )
         ),
     )

@@ -54,7 +54,7 @@ def prune(
     """
     if (scores is None) == (plan is None):
         raise click.UsageError("give either --scores or --plan")
-    from fsrp_edge.cli.console import next_step, show_progress, show_result
+    from fsrp_edge.cli.console import next_step, read_saved, show_progress, show_result
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.models.size import measure_size
     from fsrp_edge.pipeline.budgeting import plan_outside_of_runs
@@ -102,7 +102,8 @@ def prune(
             )
             for each in chosen.budgets
         ],
-        footer=f"{out}\n{out.with_suffix('.plan.json')}\n{next_step('fsrp-edge', 'recover', out, '--data', 'SOURCE')}",
+        footer=f"{out}\n{out.with_suffix('.plan.json')}\n"
+        + next_step("fsrp-edge", "recover", out, *read_saved(given["architecture"], data or "SOURCE")),
     )
 
 

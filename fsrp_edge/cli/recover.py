@@ -36,7 +36,7 @@ def recover(
     fsrp-edge recover pruned.safetensors --teacher resnet18.pt --data cifar-10-batches-bin --recover-method rslad
     fsrp-edge recover recovered.safetensors --recover-epochs 0 --int8-epochs 2 --out for-int8.safetensors
     """
-    from fsrp_edge.cli.console import next_step, show_progress, show_result
+    from fsrp_edge.cli.console import next_step, read_saved, show_progress, show_result
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.pipeline.inputs import load, load_data
@@ -80,5 +80,6 @@ def recover(
             )
             for record in result.history
         ],
-        footer=f"{out}\n{next_step('fsrp-edge', 'export', out, '--target', 'NAME')}",
+        footer=f"{out}\n"
+        + next_step("fsrp-edge", "export", out, *read_saved(given["architecture"], data), "--target", "NAME"),
     )

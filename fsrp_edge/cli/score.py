@@ -47,7 +47,7 @@ def score(
         raise click.UsageError(
             f"--explain speaks of fsrp's spectra; it does not go with --criterion {given['criterion']}"
         )
-    from fsrp_edge.cli.console import next_step, print_rows, show_progress, shown_as_json
+    from fsrp_edge.cli.console import next_step, print_rows, read_alike, show_progress, shown_as_json
     from fsrp_edge.pipeline.inputs import default_score_images, load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.scoring.pictures import explain_into
@@ -81,7 +81,10 @@ def score(
             for name, layer in scores.layers.items()
         ],
         footer=f"{out}\n"
-        + next_step("fsrp-edge", "prune", given["checkpoint"], "--scores", out, "--target", "NAME"),
+        + next_step(
+            *("fsrp-edge", "prune", given["checkpoint"], *read_alike()),
+            *("--scores", out, "--target", "NAME"),
+        ),
     )
 
 

@@ -53,9 +53,8 @@ def train(
     """
     if out.suffix not in {".pt", ".safetensors"}:
         raise click.UsageError(f"--out {out.name}: give a name that ends in .pt or .safetensors")
-    from fsrp_edge.cli.console import next_step, show_progress, show_result
+    from fsrp_edge.cli.console import next_step, read_saved, show_progress, show_result
     from fsrp_edge.data.open import EMBEDDED
-    from fsrp_edge.models.registry import is_user_code, normalize_name
     from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier
     from fsrp_edge.training.dense import train_dense
 
@@ -69,13 +68,10 @@ def train(
         (save_checkpoint_pt if out.suffix == ".pt" else save_classifier)(result.classifier, out)
         unfinished.unlink(missing_ok=True)
     best = result.history[result.best_epoch - 1]
-    next_command = ["fsrp-edge", "compress", str(out)]
-    if is_user_code(normalize_name(architecture)):  # the file names it, but is not trusted with running it
-        next_command += ["--arch", architecture]
-    if data not in EMBEDDED:
-        next_command += ["--data", data]
-        if not chosen.flip:
-            next_command.append("--no-flip")
+    of_own = None if data in EMBEDDED else data
+    next_command = ["fsrp-edge", "compress", str(out), *read_saved(architecture, of_own)]
+    if of_own and not chosen.flip:
+        next_command.append("--no-flip")
     show_result(
         {"best_epoch": result.best_epoch, "history": result.history},
         ("epoch kept", "held-out clean %", "held-out robust %", "images/s"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import torch
 
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
 from fsrp_edge.files import read_json
 from fsrp_edge.models.checkpoint import load_classifier
+from fsrp_edge.models.registry import build
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.report.schema import RunReport
 from fsrp_edge.scoring.scores import FilterScores
@@ -295,6 +298,32 @@ def test_a_recipe_file_says_what_has_no_option(
     assert len(json.loads(done.out)["history"]) == 1
     refused = fsrp_edge(*recover, *out, "--recipe", tmp_path / "wrong.yaml")
     assert refused.code == 2 and "ema_dekay" in refused.err
+
+
+def test_next_commands_read_the_network_as_it_was_read(
+    digits_npz: Path, tmp_path: Path, fsrp_edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "from torch import nn\n\ndef build():\n"
+        "    convolutions = (nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())\n"
+        "    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))\n"
+    )
+    torch.save(build("net.py:build", classes=10).state_dict(), "my net.pt")
+    code, data = "--arch net.py:build", f"--data {digits_npz}"
+    read = f"{code} --input-size 32 --mean 0.5,0.4,0.3 --std 0.25,0.25,0.25"
+    chain = {
+        f"inspect 'my net.pt' {read}": f"compress 'my net.pt' {read} --target NAME",
+        f"score 'my net.pt' {read} {data} --score-images 8 --score-steps 1":
+            f"prune 'my net.pt' {read} {data} --scores scores.json --target NAME",
+        f"prune 'my net.pt' {read} {data} --scores scores.json": f"recover pruned.safetensors {code} {data}",
+        f"recover pruned.safetensors {code} {data} --recover-epochs 0":
+            f"export recovered.safetensors {code} {data} --target NAME",
+    }  # fmt: skip
+    for command, following in chain.items():
+        done = fsrp_edge(*shlex.split(command))
+        assert done.code == 0, done.err
+        assert done.out.splitlines()[-1] == f"Next: fsrp-edge {following}"
 
 
 def test_rslad_learns_from_a_teacher_or_says_that_it_needs_one(
