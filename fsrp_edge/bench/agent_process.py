@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from fsrp_edge.bench.remote_shell import STOP_POLL_SECONDS
 from fsrp_edge.bench.transport import Transport
 from fsrp_edge.errors import ToolFailedError
 
 AGENT = Path(__file__).with_name("agent.py")
 SILENCE_SECONDS = 300.0
 """The agent reports twice a second, so only loading a model or one very slow inference is ever silent."""
-_STOP_POLL_SECONDS = 1.0
 
 Events = dict[str, dict[str, Any]]
 """The last event of each kind."""
@@ -142,7 +142,7 @@ def _lines(child: subprocess.Popen[str], work: str, stop: threading.Event, silen
     heard = time.monotonic()
     while True:
         try:
-            line = lines.get(timeout=min(_STOP_POLL_SECONDS, silence))
+            line = lines.get(timeout=min(STOP_POLL_SECONDS, silence))
         except queue.Empty:
             if stop.is_set():
                 raise ToolFailedError(f"{work}: stopped") from None

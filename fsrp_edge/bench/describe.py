@@ -51,8 +51,9 @@ def describe(address: Address) -> DeviceDescription:
     Raises:
         ToolFailedError: it can't be reached, or has no such Python.
     """
-    with open_transport(address) as transport:
-        events = run_agent(transport, ["--describe"], work=address.name, threads=1, stop=threading.Event())
+    never = threading.Event()  # nobody else is there to ask for an early end
+    with open_transport(address, never) as transport:
+        events = run_agent(transport, ["--describe"], work=address.name, threads=1, stop=never)
     said = {name: value for name, value in events["device"].items() if name != "event"}
     return DeviceDescription.model_validate(said)
 

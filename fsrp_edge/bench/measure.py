@@ -86,7 +86,7 @@ def measure_on(
     stop = stop or threading.Event()
     if not tools.PROGRAMS.keys().isdisjoint(runtimes):
         method = method.model_copy(update={"rounds": max(method.rounds, tools.ROUNDS)})
-    with tempfile.TemporaryDirectory() as folder, open_transport(address) as transport:
+    with tempfile.TemporaryDirectory() as folder, open_transport(address, stop) as transport:
         images = None if setup.images is None else save_images(setup.images, Path(folder))
         jobs = [
             _Job(path, model, runtime, _expect(address, path, setup, runtime))

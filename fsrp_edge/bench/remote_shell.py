@@ -23,6 +23,8 @@ from fsrp_edge.files import sha256_file
 CONNECT_SECONDS = 60.0
 """For the client to reach the device, agree on keys and start a shell there."""
 CLOSE_SECONDS = 10.0
+STOP_POLL_SECONDS = 1.0
+"""Between two looks at whether another thread asks to give up."""
 CLIENT_FAILED = 255
 """Exit code of ssh itself, as against those of the command it ran."""
 NOT_FOUND = 127
@@ -67,12 +69,18 @@ class RemoteShell:
     """A device behind a POSIX shell. Made by `connect`."""
 
     def __init__(
-        self, address: Address, client: Client, holder: subprocess.Popen[bytes], scratch: str
+        self,
+        address: Address,
+        client: Client,
+        holder: subprocess.Popen[bytes],
+        scratch: str,
+        stop: threading.Event,
     ) -> None:
         self.address = address
         self.scratch = scratch
         self._client = client
         self._holder = holder
+        self._stop = stop
         self._sound: set[str] = set()  # paths whose bytes were checked over this connection
 
     def put(self, path: Path) -> str:
@@ -134,25 +142,42 @@ class RemoteShell:
         return True
 
     def _shell(self, command: str, work: str, stdin: IO[bytes] | None = None) -> str:
-        done = subprocess.run(
+        with subprocess.Popen(
             [*self._client.further, command],
             stdin=stdin or subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
-        )
-        if done.returncode:
+        ) as child:
+            try:
+                said, errors = self._ended(child, work)
+            finally:
+                child.kill()
+        if child.returncode:
             lost = (
                 self._holder.poll() is not None
             )  # then the client may have reached the device by another one
-            why = "the connection was lost" if lost else _last_line(done.stderr)
+            why = "the connection was lost" if lost else _last_line(errors)
             raise ToolFailedError(f"{self.address.name}: {work} failed: {why}")
-        return done.stdout.decode(errors="replace")
+        return said.decode(errors="replace")
+
+    def _ended(self, child: subprocess.Popen[bytes], work: str) -> tuple[bytes, bytes]:
+        """What a child said, once it ended. A copy may take minutes, so how long it takes tells nothing."""
+        while True:
+            try:
+                return child.communicate(timeout=STOP_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                if self._stop.is_set():
+                    raise ToolFailedError(f"{self.address.name}: {work}: stopped") from None
 
 
 @contextmanager
-def connect(address: Address) -> Iterator[RemoteShell]:
+def connect(address: Address, stop: threading.Event) -> Iterator[RemoteShell]:
     """The one connection to a device; closing removes the scratch folder there.
+
+    Args:
+        address: of the device.
+        stop: set by another thread to give up what is being said to it.
 
     Raises:
         ToolFailedError: on entering: the client is missing, or the device refused or did not answer.
@@ -172,7 +197,7 @@ def connect(address: Address) -> Iterator[RemoteShell]:
             start_new_session=True,
         )
         try:
-            yield RemoteShell(address, client, holder, _scratch(address, client, holder, errors))
+            yield RemoteShell(address, client, holder, _scratch(address, client, holder, errors), stop)
         finally:
             _close(holder)
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -72,12 +73,16 @@ class LocalTransport:
 _THREAD_VARIABLES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "TF_NUM_")
 
 
-def open_transport(address: Address) -> AbstractContextManager[Transport]:
+def open_transport(address: Address, stop: threading.Event) -> AbstractContextManager[Transport]:
     """A way to a device for the length of a `with` block.
+
+    Args:
+        address: of the device.
+        stop: set by another thread to give up; what is being copied then ends with a ToolFailedError.
 
     Raises:
         ToolFailedError: on entering, where the device can't be reached.
     """
     if address.kind == "local":
         return nullcontext(LocalTransport(address))
-    return connect(address)
+    return connect(address, stop)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,8 @@ from fsrp_edge.pipeline.options import CompressOptions
 
 SHORT = Method(warmup_runs=2, warmup_seconds=0, runs=6, seconds=0, rounds=2)
 LONG = Method(warmup_runs=1, warmup_seconds=0, runs=1, seconds=40, rounds=1)
+NEVER = threading.Event()
+"""Nobody asks to give up."""
 REPOSITORY = Path(agent_process.__file__).parents[2]
 
 
@@ -87,16 +90,16 @@ def test_a_file_goes_only_where_its_bytes_are_not(server, tmp_path):
     path, cache = tmp_path / "net;touch x.onnx", tmp_path / "cache of $HOME"
     path.write_bytes(b"one")
     address = parse_address(server.address(cache=str(cache)))
-    with connect(address) as device:
+    with connect(address, NEVER) as device:
         there = Path(device.put(path))
         assert (there.parent, there.read_bytes()) == (cache, b"one")
         first = there.stat()
-    with connect(address) as device:
+    with connect(address, NEVER) as device:
         assert device.put(path) == str(there)
         assert there.stat().st_mtime_ns == first.st_mtime_ns
         assert there.stat().st_ino == first.st_ino
     there.write_bytes(b"damaged")
-    with connect(address) as device:
+    with connect(address, NEVER) as device:
         assert Path(device.put(path)).read_bytes() == b"one"
         path.write_bytes(b"two")
         other = Path(device.put(path))
@@ -105,7 +108,7 @@ def test_a_file_goes_only_where_its_bytes_are_not(server, tmp_path):
 
 
 def test_scratch_holds_the_files_without_a_cache_and_is_private(server, onnx_file):
-    with connect(parse_address(server.address())) as device:
+    with connect(parse_address(server.address()), NEVER) as device:
         there = Path(device.put(onnx_file))
         assert there.parent.stat().st_mode & 0o077 == 0
         assert there.is_file()
@@ -113,7 +116,7 @@ def test_scratch_holds_the_files_without_a_cache_and_is_private(server, onnx_fil
 
 
 def test_nothing_is_left_on_a_device_after_the_connection_was_lost(server, onnx_file, tflite_file):
-    with connect(parse_address(server.address())) as device:
+    with connect(parse_address(server.address()), NEVER) as device:
         device.put(onnx_file)
         server.cut()
         server.wait_for(lambda: not server.scratch_folders())
@@ -123,7 +126,7 @@ def test_nothing_is_left_on_a_device_after_the_connection_was_lost(server, onnx_
 
 
 def test_events_arrive_while_the_agent_runs(server, onnx_file):
-    with connect(parse_address(server.address())) as device, tempfile.TemporaryFile() as errors:
+    with connect(parse_address(server.address()), NEVER) as device, tempfile.TemporaryFile() as errors:
         command = [sys.executable, device.put(agent_process.AGENT), "--model", device.put(onnx_file)]
         child = device.start([*command, "--runtime", "onnxruntime", "--seconds", "600"], {"A": "b c"}, errors)
         try:
@@ -193,7 +196,7 @@ class TestRefusals:
             measure(onnx_file, device=server.address(python=python), method=SHORT)
 
     def test_full_disk(self, server, onnx_file):
-        with connect(parse_address(server.address())) as device:
+        with connect(parse_address(server.address()), NEVER) as device:
             (Path(device.scratch) / "part").symlink_to("/dev/full")
             with pytest.raises(
                 ToolFailedError, match=r"copying tiny\.onnx failed: .*No space left on device"
@@ -383,6 +386,28 @@ def test_adb_commands(onnx_file, tmp_path, monkeypatch):
     lines = [line for line in log.read_text().splitlines() if "--model" in line]
     assert len(lines) == SHORT.rounds
     assert f"env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TMPDIR={temporary}/fsrp-edge." in lines[0]
+
+
+def test_a_copy_that_hangs_ends_when_it_is_told_to_stop(onnx_file, tmp_path, monkeypatch):
+    copying, stop = tmp_path / "copying", threading.Event()
+    adb = tmp_path / "adb"
+    adb.write_text(
+        f"#!{sys.executable}\nimport os, pathlib, sys, time\n"
+        "if 'sha256sum' in sys.argv[-1] and 'cat > ' in sys.argv[-1]:\n"
+        f"    pathlib.Path({str(copying)!r}).touch()\n    time.sleep(60)\n"
+        f"os.execvp('sh', ['sh', '-c', sys.argv[-1].replace('/data/local/tmp', {str(tmp_path)!r})])\n"
+    )
+    adb.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(measure_on, parse_address("adb:"), [onnx_file], Setup(), method=SHORT, stop=stop)
+        while not copying.exists():
+            assert not future.done(), future
+            time.sleep(0.05)
+        stop.set()
+        with pytest.raises(ToolFailedError, match=r"adb:: copying .*: stopped"):
+            future.result(timeout=30)
+    assert not list(tmp_path.glob("fsrp-edge.*"))
 
 
 @pytest.mark.slow

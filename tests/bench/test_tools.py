@@ -339,8 +339,9 @@ def test_benchncnn_keeps_to_no_cores(tmp_path):
 
 def test_bytes_that_are_no_text_do_not_end_what_is_heard(stand_in):
     stand_in("said", "sys.stdout.buffer.write(b'caf\\xe9\\nfine\\n')")
-    with open_transport(parse_address("local")) as here:
-        said = run_tool(here, ["said"], work="w", stop=threading.Event(), silence=20)
+    never = threading.Event()
+    with open_transport(parse_address("local"), never) as here:
+        said = run_tool(here, ["said"], work="w", stop=never, silence=20)
     assert said.splitlines()[1] == "fine"
 
 
