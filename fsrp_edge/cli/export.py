@@ -35,7 +35,8 @@ def export(
     """Export a network for a device and check every file.
 
     Without --format and --precision the profile's defaults are made. A file that does not compute what the network
-    computes is not written, and the exit code is 1.
+    computes is not written, and the exit code is 1. What an earlier export left in the folder stays where it is of the
+    same network and target, and is removed otherwise.
 
     \b
     fsrp-edge export recovered.safetensors --target raspberry-pi-4 --data cifar-10-batches-bin
@@ -45,11 +46,12 @@ def export(
     """
     from fsrp_edge.cli.console import next_step, print_rows, show_progress, shown_as_json
     from fsrp_edge.exporting.options import ExportOptions
+    from fsrp_edge.exporting.tensorrt import write_engine_script
     from fsrp_edge.exporting.verified import export_verified
     from fsrp_edge.pipeline.inputs import choose_artifacts, load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.report.schema import DataUsed, Source, TargetReference
-    from fsrp_edge.report.shipped import manifest_of_export, write_manifest
+    from fsrp_edge.report.shipped import manifest_of_export, with_earlier_export, write_manifest
     from fsrp_edge.targets.load import load_target
 
     wanted = ExportOptions(**{name: given.pop(name) for name in ExportOptions.model_fields})
@@ -68,7 +70,7 @@ def export(
             options=wanted,
             list_errors=layer_errors,
         )
-        manifest = manifest_of_export(
+        made = manifest_of_export(
             exported,
             source=Source.of(checkpoint, classifier.spec),
             target=TargetReference.of(profile),
@@ -76,7 +78,10 @@ def export(
             seed=seed,
             data=DataUsed.of(dataset),
         )
-        write_manifest(manifest, out, list(map(str, exported.scripts)))
+        manifest = with_earlier_export(made, out)
+        # Again, for earlier files too.
+        script = write_engine_script(out, manifest.artifacts, profile, classifier.spec.input_shape)
+        write_manifest(manifest, out, [script.name] if script else [])
     if shown_as_json(exported):
         return
     for name, errors in exported.layer_errors.items():

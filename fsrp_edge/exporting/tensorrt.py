@@ -18,7 +18,7 @@ def takes_tensorrt(target: Target) -> bool:
 def write_engine_script(
     directory: Path, artifacts: Sequence[Artifact], target: Target, input_shape: Sequence[int]
 ) -> Path | None:
-    """Write `build_engines.sh` beside ONNX files for a device with TensorRT, and return its path.
+    """Write `build_engines.sh` beside ONNX files for a device with TensorRT, and return its path; else there is none.
 
     Args:
         directory: where the files are.
@@ -28,9 +28,10 @@ def write_engine_script(
     """
     files = [artifact for artifact in artifacts if artifact.format == "onnx"]
     if not files or not takes_tensorrt(target):
+        (directory / SCRIPT).unlink(missing_ok=True)  # of files that lay here earlier
         return None
     version = next(runtime.version for runtime in target.runtimes if runtime.name == "tensorrt")
-    shapes = f" --shapes=pixels:1x{'x'.join(map(str, input_shape))}" if files[0].dynamic_batch else ""
+    one_image = f" --shapes=pixels:1x{'x'.join(map(str, input_shape))}"
     lines = [
         "#!/bin/sh",
         f"# Builds TensorRT engines for {target.name}. Run it on the device: an engine only runs on the kind of GPU",
@@ -41,6 +42,7 @@ def write_engine_script(
         *(
             f'"$trtexec" --onnx={artifact.path.name} --saveEngine={engine}.engine{flags}{shapes}'
             for artifact in files
+            for shapes in [one_image if artifact.dynamic_batch else ""]
             for engine, flags in _engines(artifact, target)
         ),
     ]

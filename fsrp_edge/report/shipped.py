@@ -1,14 +1,18 @@
 """What stands beside files that are shipped: the manifest and, made of it alone, model card and bill of materials."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.verified import Exported
 from fsrp_edge.files import files_of, sha256_file, without_folders, write_text
+from fsrp_edge.progress import log
 from fsrp_edge.report import bom, model_card
-from fsrp_edge.report.manifest import MANIFEST, FileEntry, Manifest, Origin
+from fsrp_edge.report.manifest import MANIFEST, FileEntry, Manifest, Origin, load_manifest
 from fsrp_edge.report.provenance import provenance
 from fsrp_edge.report.schema import DataUsed, RunReport, Source, TargetReference
 
@@ -74,6 +78,50 @@ def manifest_of_export(
         data=data,
         parity={artifact.path.as_posix(): parities for artifact, parities in checks},
         provenance=provenance(datetime.now(UTC).replace(microsecond=0)),
+    )
+
+
+def with_earlier_export(manifest: Manifest, directory: Path) -> Manifest:
+    """Add to a manifest what an earlier export left in its folder, and remove from there what it cannot speak for.
+
+    Args:
+        manifest: of files that were just published in the folder, not yet written.
+        directory: may hold the manifest of an earlier export. Files that are no longer as that one has them are left.
+
+    Returns:
+        The manifest with the earlier files of the same network and target. One of other weights, for another device, or
+        calibrated on other images is removed.
+    """
+    try:
+        earlier = load_manifest(directory)
+    except BadInputError:
+        return manifest
+    replaced = {artifact.path for artifact in manifest.artifacts}
+    kept = []
+    for artifact in earlier.artifacts:
+        path = directory / artifact.path
+        # Those of a run lie in folders of their own, which an export does not touch.
+        in_folder = artifact.path.parent == Path() and artifact.path not in replaced
+        if not in_folder or not path.exists() or sha256_file(path) != artifact.sha256:
+            continue
+        if _speaks_for(manifest, artifact, earlier):
+            kept.append(artifact)
+        else:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            log(f"{path}: removed, an earlier export of another network, target or calibration")
+    parity = {path: earlier.parity.get(path, ()) for path in (artifact.path.as_posix() for artifact in kept)}
+    return manifest.model_copy(
+        update={"artifacts": (*kept, *manifest.artifacts), "parity": parity | manifest.parity}
+    )
+
+
+def _speaks_for(manifest: Manifest, artifact: Artifact, earlier: Manifest) -> bool:
+    """Whether what a manifest tells of its folder holds for a file of an earlier one, too."""
+    (origin,) = manifest.origins.values()
+    before = earlier.origin(artifact)
+    same_ranges = artifact.precision != "int8" or before.calibration_sha256 == origin.calibration_sha256
+    return (
+        before.weights_sha256 == origin.weights_sha256 and earlier.target == manifest.target and same_ranges
     )
 
 

@@ -1,5 +1,6 @@
 """Check a folder against its manifest: digests, and whether each file still computes what its network computed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from fsrp_edge.files import sha256_file
 from fsrp_edge.progress import track
 from fsrp_edge.report.manifest import Manifest, load_manifest
 from fsrp_edge.report.summary import parity_figures
+from fsrp_edge.runtimes import LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Finding:
 
     Args:
         path: relative to the folder.
-        check: `digest`, or `parity in RUNTIME`.
+        check: `digest`, `parity in RUNTIME`, or `manifest` of a model file that the manifest does not know.
         passed: whether it holds.
         detail: what was found.
     """
@@ -31,7 +33,8 @@ class Finding:
 def verify(directory: Path) -> list[Finding]:
     """Recheck every file of a run, an export or an unpacked bundle; nothing but its manifest is needed.
 
-    Parity is that with the logits of the float network on random images, which the manifest holds.
+    Parity is that with the logits of the float network on random images, which the manifest holds. A model file beside
+    the manifest's, of which nothing is known, is a check that failed.
 
     Raises:
         BadInputError: there is no manifest.
@@ -40,7 +43,16 @@ def verify(directory: Path) -> list[Finding]:
     findings = [_digest(directory, name, manifest) for name in track(manifest.files, "checking digests")]
     for artifact in track(manifest.artifacts, "running files"):
         findings += _parity(directory, artifact, manifest)
-    return findings
+    return [*findings, *_unknown(directory, manifest)]
+
+
+def _unknown(directory: Path, manifest: Manifest) -> Iterator[Finding]:
+    known = {artifact.path for artifact in manifest.artifacts}
+    for folder in manifest.origins:
+        for path in sorted((directory / folder).glob("*")):
+            name = path.relative_to(directory)
+            if path.suffix in LAYOUTS and name not in known:
+                yield Finding(name.as_posix(), "manifest", False, "not in it: nothing is known of this file")
 
 
 def _digest(directory: Path, name: str, manifest: Manifest) -> Finding:

@@ -1,0 +1,79 @@
+"""What a second export into the same folder makes of the first one's files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.parity import Probe
+from fsrp_edge.exporting.verified import Exported
+from fsrp_edge.report.manifest import Manifest, load_manifest
+from fsrp_edge.report.schema import RunReport, TargetReference
+from fsrp_edge.report.shipped import manifest_of_export, with_earlier_export, write_manifest
+from fsrp_edge.report.verify import verify
+
+TARGET = TargetReference(name="generic-x86", sha256="e" * 64)
+
+
+def export(
+    folder: Path,
+    report: RunReport,
+    precision: Any,
+    weights: str = "a",
+    calibration: str = "b",
+    target: TargetReference = TARGET,
+) -> Manifest:
+    """What `fsrp-edge export` does after its files were verified."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"model-{precision}.onnx"
+    path.write_text(f"{precision} {weights} {calibration}")
+    exported = Exported(
+        artifacts=(Artifact.at(path, precision),),
+        parities=((),),
+        weights_sha256=weights,
+        calibration_sha256=calibration,
+        probe=Probe(shape=(1, 2, 2), seed=1, logits=((0.0, 1.0),)),
+    )
+    made = manifest_of_export(
+        exported, source=report.source, target=target, options={}, seed=0, data=report.data
+    )
+    return write_manifest(with_earlier_export(made, folder), folder)
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(artifact.path.name for artifact in load_manifest(folder).artifacts)
+
+
+def test_files_of_the_same_network_are_all_listed(run_report: RunReport, tmp_path: Path) -> None:
+    export(tmp_path, run_report, "fp32")
+    export(tmp_path, run_report, "int8")
+    manifest = export(tmp_path, run_report, "int8")  # again: it replaces its own
+    assert listed(tmp_path) == ["model-fp32.onnx", "model-int8.onnx"]
+    assert manifest.files.keys() >= set(listed(tmp_path)) and manifest.parity.keys() == set(listed(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weights": "c"},
+        {"calibration": "c"},
+        {"target": TargetReference(name="jetson-nano", sha256="f" * 64)},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_files_that_the_new_manifest_cannot_speak_for_are_removed(
+    run_report: RunReport, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    export(tmp_path, run_report, "int8")
+    export(tmp_path, run_report, "fp32", **other)
+    assert listed(tmp_path) == ["model-fp32.onnx"] == [path.name for path in tmp_path.glob("*.onnx")]
+
+
+def test_files_that_no_export_left_stay_and_verify_names_them(run_report: RunReport, tmp_path: Path) -> None:
+    export(tmp_path, run_report, "int8")
+    (tmp_path / "model-int8.onnx").write_text("the user's own")
+    export(tmp_path, run_report, "fp32", weights="c")
+    assert listed(tmp_path) == ["model-fp32.onnx"]
+    (unknown,) = [finding for finding in verify(tmp_path) if finding.check == "manifest"]
+    assert unknown.path == "model-int8.onnx" and not unknown.passed
