@@ -35,7 +35,7 @@ from fsrp_edge.cli import options
     is_eager=True,
     help="Of the attacks' ball.",
 )
-@options.eps_option
+@options.ball_eps_option
 @click.option(
     "--corruptions",
     is_flag=True,
@@ -57,7 +57,7 @@ def evaluate(
     clean_only: bool,
     files: tuple[Path, ...],
     norm: str,
-    eps: float,
+    eps: float | None,
     corruptions: bool,
     images: int | None,
     seed: int,
@@ -75,6 +75,7 @@ def evaluate(
     torchrun --nproc-per-node 4 -m fsrp_edge evaluate recovered.safetensors --attack autoattack
     """
     from fsrp_edge import wording
+    from fsrp_edge.attacks import DEFAULT_EPS
     from fsrp_edge.cli.console import next_step, show_progress, show_result
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.evaluation.corruptions import FAMILIES
@@ -90,6 +91,11 @@ def evaluate(
         raise click.UsageError(
             "results are kept by file name, and two of these --file have the same; rename one"
         )
+    if norm == "L2" and eps is None and not clean_only:
+        raise click.UsageError(
+            "--norm L2 has no default radius; give --eps, such as 0.5, which is usual for CIFAR-10"
+        )
+    eps = DEFAULT_EPS if eps is None else eps
     plan = options.checked(
         EvaluationPlan,
         attacks=() if clean_only else attacks,

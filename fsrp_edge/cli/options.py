@@ -190,6 +190,12 @@ format_options = stack(
 eps_option = click.option(
     "--eps", type=_eps, metavar="RADIUS", default="8/255", help="Radius of attacks, in L-infinity."
 )
+ball_eps_option = click.option(
+    "--eps",
+    type=_eps,
+    metavar="RADIUS",
+    help="Radius of attacks in the norm; in L2 it has to be given, such as 0.5.  [default: 8/255 in L-infinity]",
+)
 output_options = stack(
     _remembered("--json", is_flag=True, help="Write the result to stdout as JSON instead of a table."),
     _remembered("--quiet", is_flag=True, help="No progress on stderr."),

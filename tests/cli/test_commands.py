@@ -539,6 +539,7 @@ WRONG = {
     "bench {chain}/artifacts/model-fp32.onnx --picture heat": "give a name that ends in .png",
     "score {net} --out {net}/scores.json": "is no folder that you may write into",
     "evaluate {net} --data {data} --norm L2 --eps inf": "is outside 0 to 1",
+    "evaluate {net} --data {data} --norm L2": "give --eps, such as 0.5, which is usual for CIFAR-10",
     "evaluate {net} --data {data} --file {chain}/artifacts/model-fp32.onnx --file {here}/model-fp32.onnx":
         "two of these --file have the same",
     "targets show jetson-nan": "unknown target 'jetson-nan'; did you mean jetson-nano",
