@@ -24,6 +24,10 @@ class BadInputError(FsrpEdgeError):
     exit_code: ClassVar[int] = 2
 
 
+class WithinBudgetsError(BadInputError):
+    """The dense network meets its budgets already, so that nothing has to be removed."""
+
+
 class ToolFailedError(FsrpEdgeError):
     """A tool, runtime or device that is needed is missing or failed."""
 

@@ -108,6 +108,7 @@ def _print(found: "Sweep", folder: Path) -> None:
             "knee" if point.name == found.knee else "pareto" if point.pareto else "",
             "missed" if point.gates_passed is False else "",
             "cannot be met" if point.problem else "",
+            "dense is within" if point.within else "",
         ]
         rows.append((
             point.name, percent(point.clean_accuracy), percent(point.robust_accuracy), point.file or wording.NONE,
@@ -116,7 +117,7 @@ def _print(found: "Sweep", folder: Path) -> None:
             ", ".join(filter(None, marks)),
         ))  # fmt: skip
     footer = [f"pareto: no other run is better in accuracy ({found.accuracy}), latency and size at once"]
-    footer += [f"{point.name}: {point.problem}" for point in found.points if point.problem]
+    footer += [f"{point.name}: {why}" for point in found.points if (why := point.problem or point.within)]
     footer += [str(folder / SWEEP_JSON), f"Next: xdg-open {shlex.quote(str(folder / SWEEP_PAGE))}"]
     print_rows(
         ("run", "clean %", f"{found.accuracy} %", "fastest file", "p50 ms", "size", "MACs", ""),

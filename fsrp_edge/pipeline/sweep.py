@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsrp_edge import plots, progress
-from fsrp_edge.errors import BadInputError, GateFailedError
+from fsrp_edge.errors import BadInputError, GateFailedError, WithinBudgetsError
 from fsrp_edge.files import write_text
 from fsrp_edge.pipeline.compress import compress
 from fsrp_edge.pipeline.options import CompressOptions
@@ -42,7 +42,7 @@ class Variant:
 
 
 def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
-    """Run all variants; one that cannot be met is noted, and the others go on.
+    """Run all variants; one that cannot be met, or that the dense network meets, is noted, and the others go on.
 
     Args:
         variants: at least one, of one checkpoint and one target.
@@ -67,7 +67,8 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
             report = compress(variant.options.model_copy(update={"out": directory})).report
         except (BadInputError, GateFailedError) as error:
             progress.log(f"sweep: {variant.name}: {error}")
-            points.append(Point(name=variant.name, directory=None, problem=str(error)))
+            why = "within" if isinstance(error, WithinBudgetsError) else "problem"
+            points.append(Point.model_validate({"name": variant.name, "directory": None, why: str(error)}))
             first_error = first_error or error
             continue
         finished = [directory]

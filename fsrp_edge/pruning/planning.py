@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, WithinBudgetsError
 from fsrp_edge.files import sha256_json
 from fsrp_edge.models.channel_graph import Convolution, PruningGraph, find_layer, widths
 from fsrp_edge.models.classifier import Classifier
@@ -196,7 +196,7 @@ def _budgets(candidates: Sequence[Candidate], costs: PlanCosts, options: PlanOpt
             for each in unmet
         ))  # fmt: skip
     if all(each.dense <= each.limit for each in found):
-        raise BadInputError(
+        raise WithinBudgetsError(
             "nothing has to be removed, the dense network is within its budgets: "
             + "; ".join(f"{each.kind} {show(each.kind, each.dense)} ({each.basis})" for each in found)
         )

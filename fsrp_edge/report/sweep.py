@@ -22,6 +22,8 @@ class Point(Record):
     """Of the run, relative to that of the sweep."""
     problem: str | None = None
     """Why there is no result; figures are None then."""
+    within: str | None = None
+    """That nothing had to be done, as the dense network is within its budgets; figures are None then, too."""
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
     """Under the first attack; of the network in torch, as is the clean one."""

@@ -1,0 +1,37 @@
+"""What a sweep makes of its runs; the runs themselves are told, not done."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fsrp_edge.cli import cli
+from fsrp_edge.cli.errors import run
+from fsrp_edge.errors import WithinBudgetsError
+from fsrp_edge.pipeline.options import CompressOptions
+from fsrp_edge.report.schema import RunReport
+from fsrp_edge.report.sweep import Sweep
+
+
+def test_a_budget_that_the_dense_network_meets_is_no_miss(
+    run_report: RunReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def compress(options: CompressOptions) -> Any:
+        assert options.budgets.latency is not None
+        if options.budgets.latency.amount > 10:
+            raise WithinBudgetsError("nothing has to be removed, the dense network is within its budgets")
+        return SimpleNamespace(report=run_report)
+
+    monkeypatch.setattr("fsrp_edge.pipeline.sweep.compress", compress)
+    monkeypatch.setenv("COLUMNS", "200")  # no cell is wrapped
+    (tmp_path / "net.pt").touch()
+    arguments = ["sweep", tmp_path / "net.pt", "--target", "generic-x86", "--out", tmp_path / "runs"]
+    assert run(cli, [*map(str, arguments), "--over", "latency=20ms,5ms"]) == 0
+    out = capfd.readouterr().out
+    assert "dense is within" in out and "cannot be met" not in out
+    assert "latency=20ms: nothing has to be removed" in out
+    _, loose, tight = Sweep.load(tmp_path / "runs" / "sweep.json").points
+    assert loose.within and loose.problem is None and tight.within is None
+    page = (tmp_path / "runs" / "sweep.html").read_text()
+    assert "<li>latency=20ms: nothing has to be removed" in page and "✗ latency" not in page
