@@ -7,6 +7,7 @@ import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.config import config_options, save_config
+from fsrp_edge.cli.errors import resumable
 from fsrp_edge.cli.gates import finish
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def compress(dry_run: bool, **given: Any) -> None:
     if dry_run:
         show_preview(wanted)
         return
+    resumable()
     with show_progress():
         result = run(wanted)
     if not shown_as_json(result.report):

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -15,6 +16,7 @@ BROKEN_PIPE = 141
 """128 + SIGPIPE, as a shell reports it: 1 would read as a failed gate."""
 
 _TRACEBACK = "FSRP_EDGE_TRACEBACK"
+_RESUMABLE = "fsrp_edge.resumable"
 
 
 def _ask_for_traceback(_context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -32,6 +34,11 @@ traceback_option = click.option(
 )
 
 
+def resumable() -> None:
+    """Note that the running command, given again after an interrupt, goes on where it stopped."""
+    click.get_current_context().meta[_RESUMABLE] = True
+
+
 def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; every error becomes a line on stderr, not a traceback.
 
@@ -44,9 +51,11 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         command.main(prog_name=name)  # click answers the shell and exits
     for stream in (sys.stdout, sys.stderr):
         _replace_what_it_cannot_show(stream)
+    meta: dict[str, Any] = {}
     try:
         # Not `command.main`, which ends a broken pipe and an interrupt with exit code 1.
         with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
+            meta = context.meta  # which its subcommands share
             command.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as wanted:
@@ -56,18 +65,19 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (KeyboardInterrupt, click.Abort, Exception) as error:
-        return _report(error)
+        return _report(error, can_resume=_RESUMABLE in meta)
     return 0
 
 
-def _report(error: BaseException) -> int:
+def _report(error: BaseException, *, can_resume: bool) -> int:
     if os.environ.get(_TRACEBACK):
         traceback.print_exception(error)
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        click.echo("\ninterrupted; run the same command again to resume", err=True)
+        how = "; run the same command again to resume" if can_resume else ""
+        click.echo(f"\ninterrupted{how}", err=True)
         return INTERRUPTED
     if isinstance(error, FsrpEdgeError):
         click.echo(f"error: {_lines(error)}", err=True)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import resumable
 
 
 @click.command()
@@ -105,6 +106,8 @@ def evaluate(
         corruptions=corruptions,
     )
     unfinished = out and out.with_suffix(".unfinished.json")
+    if unfinished:
+        resumable()
     with show_progress():
         classifier = load(CheckpointOptions(checkpoint=checkpoint, **given))
         evaluated = load_data(classifier, data, seed).evaluation

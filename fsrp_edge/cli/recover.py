@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import resumable
 
 
 @click.command()
@@ -47,6 +48,7 @@ def recover(
     chosen = options.recipe_from(given, options.read_recipe(given.pop("recipe")))
     del given["eps"]
     unfinished = out.with_suffix(".unfinished.pt")
+    resumable()
     with show_progress():
         pruned = load(CheckpointOptions(**given))
         dense = load(CheckpointOptions(**given | {"checkpoint": teacher})) if teacher else None

@@ -8,6 +8,7 @@ import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.compress import options_from, run_options
+from fsrp_edge.cli.errors import resumable
 from fsrp_edge.errors import GateFailedError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def sweep(
     first = variants[0].options
     folder = out or Path(f"{first.checkpoint.stem}-{Path(first.target).stem}-sweep")
     varied = ", ".join(dict.fromkeys(option for option, _ in over))
+    resumable()
     with show_progress():
         found = run(variants, varied, folder)
     if not shown_as_json(found):

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from fsrp_edge.cli import options
+from fsrp_edge.cli.errors import resumable
 
 
 @click.command()
@@ -63,6 +64,7 @@ def train(
         "flip": flip, "crop_padding": crop_padding,
     } | options.read_recipe(recipe))  # fmt: skip
     unfinished = out.with_suffix(".unfinished.pt")
+    resumable()
     with show_progress():
         result = train_dense(architecture, data, chosen, checkpoint=unfinished, **network)
         (save_checkpoint_pt if out.suffix == ".pt" else save_classifier)(result.classifier, out)

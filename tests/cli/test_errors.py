@@ -9,7 +9,7 @@ PROGRAM = """
 import sys, time
 import click
 from fsrp_edge import errors
-from fsrp_edge.cli.errors import run, traceback_option
+from fsrp_edge.cli.errors import resumable, run, traceback_option
 
 @click.group()
 @traceback_option
@@ -29,7 +29,8 @@ def go(kind, count):
         for _ in range(100_000): print("x" * 100)
     if kind == "little": print("x")
     if kind == "unicode": print("✓")
-    if kind == "sleep":
+    if kind == "resumable": resumable()
+    if kind in ("sleep", "resumable"):
         print("ready", flush=True)
         time.sleep(60)
     if kind == "modules": print(*sorted({name.partition(".")[0] for name in sys.modules}))
@@ -92,9 +93,12 @@ def test_a_traceback_comes_when_asked_for() -> None:
         assert "RuntimeError: odd\nerror: unexpected RuntimeError: odd\n" in done.stderr
 
 
-def test_ctrl_c_is_130_and_says_how_to_go_on() -> None:
+@pytest.mark.parametrize(
+    ("kind", "how"), [("resumable", "; run the same command again to resume"), ("sleep", "")]
+)
+def test_ctrl_c_is_130_and_says_how_to_go_on_where_that_is_possible(kind: str, how: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "go", "sleep"],
+        [sys.executable, "-c", PROGRAM, "go", kind],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -104,7 +108,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on() -> None:
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert stderr == "\ninterrupted; run the same command again to resume\n"
+    assert stderr == f"\ninterrupted{how}\n"
 
 
 @pytest.mark.parametrize("kind", ["flood", "little"])
