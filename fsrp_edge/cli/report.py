@@ -47,6 +47,11 @@ def report(
     """
     if max_regression and baseline is None:
         raise click.UsageError("--max-regression is judged by an earlier run; name it with --baseline")
+    if baseline is not None and not max_regression:
+        raise click.UsageError(
+            "--baseline alone judges nothing; say how much worse a figure may be with --max-regression, such as "
+            "robust_accuracy=1"
+        )
     if len(runs) > 1:
         if gates or baseline:
             raise click.UsageError("gates judge one run; give one RUN with --require and --baseline")

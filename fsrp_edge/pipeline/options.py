@@ -75,9 +75,14 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
         return self.compensate and not self.round_epochs
 
     @model_validator(mode="after")
-    def _regressions_have_a_baseline(self) -> Self:
+    def _regressions_and_baseline_come_together(self) -> Self:
         if self.max_regression and self.baseline is None:
             raise ValueError("max_regression is judged by an earlier run; name it as the baseline")
+        if self.baseline is not None and not self.max_regression:
+            raise ValueError(
+                "a baseline alone judges nothing; say how much worse a figure may be with max_regression, such as "
+                "robust_accuracy=1"
+            )
         return self
 
     @model_validator(mode="after")

@@ -530,6 +530,8 @@ WRONG = {
     "report {chain}/scores.json": "not a valid report",
     "report {chain} --max-regression size=0%": "--max-regression is judged by an earlier run; name it with --baseline",
     "report {chain} {chain} --max-regression size=0%": "--max-regression is judged by an earlier run",
+    "report {chain} --baseline {chain}": "--baseline alone judges nothing; say how much worse",
+    "compress {net} --target generic-x86 --baseline {chain} --out {out}": "a baseline alone judges nothing",
     "compress {net} --target generic-x86 --max-regression size=0% --out {out}":
         "max_regression is judged by an earlier run",
     "compress {net} --target generic-x86 --require size[tflite]<=1kB --format onnx --out {out}":
