@@ -384,12 +384,25 @@ gate_options = stack(
 
 
 def refuse_beside(given: str, overruled: set[str]) -> None:
-    """Stop where the user gave a parameter that the option `given` would silently overrule."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in overruled and source is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{parameter.opts[0]} does not go with {given}, which decides that itself")
+    """Stop where the user gave a parameter that the option `given`, such as `--criterion l1`, silently overrules.
+
+    The command line wins over a file of options, and a file may repeat defaults, as those of --save-config do.
+    """
+    context, sources = click.get_current_context(), click.core.ParameterSource
+    parameters = {str(each.name): each for each in context.command.params}
+    found = {name: context.get_parameter_source(name) for name in parameters}
+    first, *_ = given.split()
+    in_file = any(
+        first in parameters[name].opts and source is sources.DEFAULT_MAP
+        for name, source in found.items()
+    )
+    for name in sorted(overruled & parameters.keys()):
+        parameter, source = parameters[name], found[name]
+        beside = in_file and source is sources.DEFAULT_MAP and context.params[name] != parameter.default
+        if source is sources.COMMANDLINE or beside:
+            raise click.UsageError(
+                f"{parameter.opts[0]} does not go with {given}, beside which it does nothing; leave one of them out"
+            )
 
 
 def checked(model: Any, **values: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -83,6 +84,23 @@ def test_a_wrong_file_is_refused_in_one_line(
         arguments += [str(net), "--target", "jetson-nano"]
     assert run(cli, arguments) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def options_of(*arguments: object) -> Any:
+    """What a run would be of."""
+    with compress.make_context("compress", [str(argument) for argument in arguments]) as context:
+        return options_from({name: value for name, value in context.params.items() if name != "dry_run"})
+
+
+def test_a_ratio_beside_a_budget_is_refused_in_a_file_too(net: Path, tmp_path: Path) -> None:
+    start = {"checkpoint": str(net), "target": "jetson-nano"}
+    path = config(tmp_path, **start, ratio=0.9, params=0.5)
+    with pytest.raises(click.UsageError, match="--ratio does not go with --params"):
+        options_of("--config", path)
+    path = config(tmp_path, **start, ratio=0.5, params=0.5)  # as --save-config writes the default
+    assert options_of("--config", path).budgets.parameters is not None
+    path = config(tmp_path, **start, ratio=0.9)
+    assert options_of("--config", path, "--params", 0.5).budgets.parameters is not None, "the command line wins"
 
 
 def test_a_dry_run_tells_and_leaves_nothing(
