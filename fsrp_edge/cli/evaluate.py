@@ -86,6 +86,8 @@ def evaluate(
     from fsrp_edge.pipeline.inputs import load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
 
+    if clean_only:
+        options.refuse_beside("--clean-only", {"attacks", "norm", "eps"})
     if files and norm != "Linf":
         raise click.UsageError("--file is judged in L-infinity only; leave --norm out")
     if len({file.name for file in files}) < len(files):

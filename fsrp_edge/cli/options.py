@@ -441,6 +441,9 @@ def criterion_from(given: dict[str, Any]) -> Any:
 
     name, steps, early = (given.pop(key) for key in ("criterion", "score_steps", "score_early_stop"))
     radius, fsrp = given.pop("radius"), {key: given.pop(key) for key in ("region", "read_at")}
+    if name != "fsrp":
+        of_others = set() if name == "fsrp-reconstruction" else {"radius", "score_steps", "score_early_stop"}
+        refuse_beside(f"--criterion {name}", {"region", "read_at"} | of_others)
     common = {"attack": PGD(eps=given["eps"], steps=steps, early_stop=early)}
     if radius is not None:
         common["radius"] = radius

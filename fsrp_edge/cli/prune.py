@@ -68,6 +68,11 @@ def prune(
 
     if plan is not None:
         options.refuse_beside("--plan", {*ChannelOptions.model_fields, *Budgets.model_fields, "target"})
+        if data is not None and not compensate:
+            raise click.UsageError(
+                "--data is of no use to --plan alone; add --compensate to fit what stays on these images, or leave "
+                "--data out"
+            )
     budgets = options.budgets_from(given)
     asked = {name: given.pop(name) for name in ChannelOptions.model_fields if name in given}
     wanted = options.checked(ChannelOptions, budgets=budgets, **asked)

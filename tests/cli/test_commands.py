@@ -506,6 +506,12 @@ WRONG = {
         "nothing can be removed at ratio 0.01 with channel multiple 8",
     "compress {net} --target generic-x86 --out {net}": "is a file",
     "compress {net} --target generic-x86 --out {net}/run": "is no folder that you may write into",
+    "evaluate {net} --data {data} --clean-only --attack pgd-5": "--attack does not go with --clean-only",
+    "score {net} --data {data} --criterion l1 --region square --out {out}": "--region does not go with --criterion l1",
+    "score {net} --data {data} --criterion l1 --radius 0.9 --out {out}": "--radius does not go with --criterion l1",
+    "score {net} --data {data} --criterion fsrp-reconstruction --read-at activation --out {out}":
+        "--read-at does not go with --criterion fsrp-reconstruction",
+    "prune {net} --plan {chain}/pruned.plan.json --data {data} --out {out}": "--data is of no use to --plan alone",
     "evaluate {net} --data {data} --attack autoatack": "unknown attack 'autoatack'",
     "evaluate {net} --data {here}/absent": "does not exist; allowed:",
     "evaluate {chain}/recovered.safetensors --data photographs": "would be compared with itself; give labelled images",
