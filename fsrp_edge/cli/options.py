@@ -393,8 +393,7 @@ def refuse_beside(given: str, overruled: set[str]) -> None:
     found = {name: context.get_parameter_source(name) for name in parameters}
     first, *_ = given.split()
     in_file = any(
-        first in parameters[name].opts and source is sources.DEFAULT_MAP
-        for name, source in found.items()
+        first in parameters[name].opts and source is sources.DEFAULT_MAP for name, source in found.items()
     )
     for name in sorted(overruled & parameters.keys()):
         parameter, source = parameters[name], found[name]
