@@ -44,6 +44,7 @@ def _below(found: Preview) -> list[str]:
         "files, weights alone: " + ", ".join(f"{name} {wording.size(size)}" for name, size in found.files),
         f"disk: about {wording.size(found.disk_bytes)} in {found.directory}; {wording.size(found.free_bytes)} are free",
         *(each.told for each in found.budgets),
+        *filter(None, [found.latency]),
         *(f"{marks[reached]} {text}: {why}" for text, reached, why in found.gates),
         *(
             [f"already there, and used again where nothing changed: {', '.join(found.resumes)}"]

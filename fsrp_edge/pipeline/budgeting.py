@@ -48,6 +48,8 @@ MARGIN = 0.97
 """Share of a measured limit that plans aim at: the measurement at the end has its own scatter."""
 TRIAL_METHOD = Method(runs=60, seconds=1.5, rounds=3, warmup_seconds=0.3)
 TRIED: tuple[BudgetKind, ...] = ("latency", "size")
+PROPORTIONS = "proportions of other devices"
+"""Basis of costs that tell one network's latency against another's, but no milliseconds."""
 _ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8-dynamic", "int8")
 
 
@@ -206,8 +208,8 @@ def costing(
         if absolute:
             raise
         runtime = runtimes[0] if runtimes else target.runtimes[0].name
-        costs, basis = pool_costs(runtime, precision), "proportions of other devices"
-        device = DeviceCosts(costs, precision, 1.0, False, basis, runtime, target.threads)
+        costs = pool_costs(runtime, precision)
+        device = DeviceCosts(costs, precision, 1.0, False, PROPORTIONS, runtime, target.threads)
         return Costing(graph, device, precision)
 
 

@@ -2,23 +2,28 @@
 
 import shutil
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from fsrp_edge import compute
+from fsrp_edge import compute, wording
 from fsrp_edge.attacks import attackable, input_gradient
 from fsrp_edge.data.images import Dataset
+from fsrp_edge.errors import BadInputError, WithinBudgetsError
 from fsrp_edge.evaluation.evaluate import pgd_of
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.pipeline.budgeting import PROPORTIONS
 from fsrp_edge.pipeline.inputs import Inputs, prepare
 from fsrp_edge.pipeline.options import CompressOptions
-from fsrp_edge.pruning.budgets import Budgeted
+from fsrp_edge.pruning.budgets import Budgeted, Budgets, show
+from fsrp_edge.pruning.costs import Costing
+from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.pruning.planning import make_plan
+from fsrp_edge.pruning.planning import check_budgets, make_plan
 from fsrp_edge.pruning.refinement import most_trials, probe_images
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.gates import parse_gate
@@ -65,6 +70,7 @@ class Preview:
         free_bytes: on that disk now.
         gates: (gate, whether it can be met: None where only the run will tell, why).
         budgets: what was asked for, and what the plan comes to; a run tries real files, where it can.
+        latency: what can be said of a budget that only trial files turn into milliseconds; "" where there is none.
     """
 
     directory: Path
@@ -78,6 +84,7 @@ class Preview:
     free_bytes: int
     gates: tuple[tuple[str, bool | None, str], ...]
     budgets: tuple[Budgeted, ...]
+    latency: str
 
     @property
     def seconds(self) -> float:
@@ -92,9 +99,10 @@ def preview(options: CompressOptions) -> Preview:
         BadInputError: whatever `compress` would refuse before its long work.
     """
     inputs = prepare(options)
-    wanted = inputs.plan_options()
+    asked, costs = inputs.plan_options(), inputs.costing()
+    wanted = _foreseeable(inputs.dense, asked, costs)
     norms = score(inputs.dense, inputs.dataset.train, Rival(name="l1"), seed=options.seed)
-    plan = make_plan(inputs.dense, norms, wanted, inputs.costing())
+    plan = make_plan(inputs.dense, norms, wanted, costs)
     pruned = apply_plan(inputs.dense, plan)
     before, after = measure_size(inputs.dense), measure_size(pruned)
     files = tuple(
@@ -103,20 +111,68 @@ def preview(options: CompressOptions) -> Preview:
     )
     references = before.parameters * BYTES["fp32"] * len({request.format for request in inputs.requests})
     training = 0 if options.recovery is None else 16 * after.parameters  # weights, momentum, best and average
-    directory = inputs.out
+    directory, proportional = inputs.out, _only_proportions(asked, costs)
     return Preview(
         directory=directory,
         resumes=tuple(sorted(path.stem for path in (directory / "stages").glob("*.json"))),
         steps=tuple(_steps(inputs, plan, pruned)),
         parameters=(before.parameters, after.parameters),
         macs=(before.macs, after.macs),
-        exact=wanted.chosen_allocation == "uniform" and wanted.ratio_of == "channels",
+        exact=asked.chosen_allocation == "uniform" and asked.ratio_of == "channels" and wanted == asked,
         files=files,
         disk_bytes=references + sum(size for _, size in files) + 8 * after.parameters + training,
         free_bytes=shutil.disk_usage(_existing(directory)).free,
-        gates=tuple(_reachable(gate, files, after.macs, after.parameters) for gate in options.gates),
-        budgets=plan.budgets,
+        gates=tuple(
+            _reachable(gate, files, after.macs, after.parameters)
+            if wanted == asked
+            else (gate, None, "only the run will tell")
+            for gate in options.gates
+        ),
+        budgets=tuple(each for each in plan.budgets if not (proportional and each.kind == "latency")),
+        latency=_latency_in_words(asked, wanted, plan.budgets) if proportional else "",
     )
+
+
+def _only_proportions(asked: PlanOptions, costs: Costing | None) -> bool:
+    """Whether a latency is asked for, and nothing is known that tells milliseconds before files are tried."""
+    return asked.budgets.latency is not None and costs is not None and costs.device.basis == PROPORTIONS
+
+
+def _foreseeable(dense: Classifier, asked: PlanOptions, costs: Costing | None) -> PlanOptions:
+    """What can be planned for before files are tried: without a latency that may be reached for all that is known."""
+    if not _only_proportions(asked, costs):
+        return asked
+    latency = asked.budgets.latency
+    if latency is not None and latency.of_dense:
+        with suppress(
+            BadInputError
+        ):  # out of reach on other devices, or another budget is, which is told below
+            check_budgets(dense, asked, costs)
+            return asked
+    budgets = asked.budgets.model_copy(update={"latency": None})
+    rest = asked.model_copy(update={"budgets": budgets})
+    with suppress(WithinBudgetsError):  # the latency may still ask for something to be removed
+        if budgets.asked:
+            check_budgets(dense, rest, costs)
+            return rest
+    return asked.model_copy(update={"budgets": Budgets(), "allocation": None})
+
+
+def _latency_in_words(asked: PlanOptions, wanted: PlanOptions, planned: Sequence[Budgeted]) -> str:
+    limit = asked.budgets.latency
+    assert limit is not None, "told only where one is asked for"
+    for each in planned:
+        if each.kind == "latency":
+            share, least = (wording.percent(figure / each.dense) for figure in (each.planned, each.least))
+            most = wording.percent(limit.amount)
+            return f"latency → {share} of the dense network's, at most {most} asked, {least} the least ({PROPORTIONS})"
+    most = (
+        f"{wording.percent(limit.amount)} of the dense network's"
+        if limit.of_dense
+        else show("latency", limit.amount)
+    )
+    at = "" if wanted.budgets.asked else f" (at ratio {wanted.ratio:g})"
+    return f"latency at most {most} asked: only trial files will tell; all else here is without it{at}"
 
 
 def _existing(path: Path) -> Path:
@@ -137,7 +193,7 @@ def _steps(inputs: Inputs, plan: PruningPlan, pruned: Classifier) -> Iterator[St
         # Scored again, the network is on its way from the dense to the pruned one.
         scored * passes * (dense.gradient + again * (dense.gradient + small.gradient) / 2),
     )
-    if plan.allocation == "knapsack":
+    if inputs.plan_options().chosen_allocation == "knapsack":
         trials, images = most_trials(len(plan.groups)), probe_images(inputs.dense.spec)
         seconds = trials * images * FORWARDS_A_TRIAL * small.forward
         yield Step("weigh plans", f"{trials} trials at most, {images} images", seconds)

@@ -100,7 +100,9 @@ def test_a_ratio_beside_a_budget_is_refused_in_a_file_too(net: Path, tmp_path: P
     path = config(tmp_path, **start, ratio=0.5, params=0.5)  # as --save-config writes the default
     assert options_of("--config", path).budgets.parameters is not None
     path = config(tmp_path, **start, ratio=0.9)
-    assert options_of("--config", path, "--params", 0.5).budgets.parameters is not None, "the command line wins"
+    assert options_of("--config", path, "--params", 0.5).budgets.parameters is not None, (
+        "the command line wins"
+    )
 
 
 def test_a_dry_run_tells_and_leaves_nothing(
@@ -163,6 +165,35 @@ def test_the_counts_of_a_dry_run_are_those_of_the_run(trained_checkpoint: Path, 
     assert preview(options).parameters[1] == sum(
         parameter.numel() for parameter in pruned.network.parameters()
     )
+
+
+@pytest.mark.parametrize(
+    ("budgets", "told"),
+    [
+        ({"latency": "0.001ms"}, "at most 0.001 ms asked: only trial files will tell; all else here is"),
+        ({"latency": "0.001ms", "macs": "0.5"}, "only trial files will tell; all else here is without it"),
+        ({"latency": "0.001ms", "size": "1GB"}, "without it (at ratio 0.5)"),
+        ({"latency": "0.1%"}, "at most 0.1 % of the dense network's asked: only trial files will tell"),
+    ],
+)  # fmt: skip
+def test_no_milliseconds_are_told_of_a_device_that_nothing_is_known_of(
+    trained_checkpoint: Path, budgets: dict[str, Any], told: str
+) -> None:
+    from fsrp_edge.pipeline.inputs import prepare
+    from fsrp_edge.pipeline.options import CompressOptions
+    from fsrp_edge.pipeline.preview import preview
+    from fsrp_edge.pruning.budgets import Budgets
+
+    options = CompressOptions(
+        checkpoint=trained_checkpoint, data="digits", target="generic-x86", formats=("onnx",),
+        budgets=Budgets.model_validate(budgets), gates=("size<=1kB",),
+    )  # fmt: skip
+    assert prepare(options).place.measured, "files are tried here"
+    found = preview(options)
+    assert told in found.latency
+    assert [each.kind for each in found.budgets] == (["macs"] if "macs" in budgets else [])
+    # A latency may ask for less than what is foreseen, so a gate is not out of reach for that.
+    assert found.gates[0][1] is None and not found.exact
 
 
 @pytest.mark.parametrize(
