@@ -29,6 +29,15 @@ class Comparison:
         """Whether the interval leaves out 0."""
         return not self.interval[0] <= 0 <= self.interval[1]
 
+    @property
+    def invalid_because(self) -> tuple[str, ...]:
+        """What disturbed either measurement; nothing where both are valid."""
+        return tuple(
+            f"{name}: {reason}"
+            for name, latency in (("before", self.before), ("after", self.after))
+            for reason in latency.invalid_because
+        )
+
     def fails(self, slower: float) -> bool:
         """Whether the second is slower by more than the share `slower`, significantly."""
         return self.change > slower and self.significant

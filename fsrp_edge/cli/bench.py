@@ -255,6 +255,7 @@ def compare(before: Path, after: Path, fail_slower: float | None, require_valid:
         _require_valid([latency for one in comparisons for latency in (one.before, one.after)])
     wrong = [
         f"{comparison.after.model} is {comparison.change:.1%} slower, allowed: {fail_slower:.1%}"
+        + (f"; not valid: {'; '.join(comparison.invalid_because)}" if comparison.invalid_because else "")
         for comparison in comparisons
         if fail_slower is not None and comparison.fails(fail_slower)
     ]

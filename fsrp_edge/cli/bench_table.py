@@ -56,9 +56,14 @@ def print_results(results: BenchResults, threads: int) -> None:
 def show_comparisons(comparisons: Sequence[Comparison]) -> None:
     """Write a comparison to stdout."""
     names = ("before", "after", "change", "interval", "significant")
+    notes = [
+        f"not valid: {one.after.model} on {one.after.device}: {'; '.join(one.invalid_because)}"
+        for one in comparisons
+        if one.invalid_because
+    ]
     show_result(
         [{name: getattr(one, name) for name in names} for one in comparisons],
-        ("file", "device", "before ms", "after ms", "change", "95 % interval", "significant"),
+        ("file", "device", "before ms", "after ms", "change", "95 % interval", "significant", "valid"),
         [
             (
                 " → ".join(dict.fromkeys((one.before.model, one.after.model))),
@@ -68,10 +73,13 @@ def show_comparisons(comparisons: Sequence[Comparison]) -> None:
                 f"{one.change:+.1%}",
                 " to ".join(f"{bound:+.1%}" for bound in one.interval),
                 "yes" if one.significant else "no",
+                "no" if one.invalid_because else "yes",
             )
             for one in comparisons
         ],
-        footer="medians; + is slower. The interval knows the noise within each run only.",
+        footer="\n".join(
+            ["medians; + is slower. The interval knows the noise within each run only.", *notes]
+        ),
     )
 
 

@@ -51,6 +51,15 @@ def test_compare_is_a_gate(measured, capfd):
     assert (record["change"], record["significant"]) == (pytest.approx(1.0), True)
 
 
+def test_a_comparison_tells_that_a_measurement_is_not_valid(measured, capfd):
+    quiet, throttled = slower(measured, 1.0), slower(measured, 2.0, reason="the device was throttled")
+    assert run(cli, ["bench", "compare", quiet, throttled, "--fail-slower", "5%"]) == 1
+    found = capfd.readouterr()
+    told = " ".join(found.out.split())
+    assert "not valid: tiny.onnx on " in told and "after: the device was throttled" in told
+    assert "allowed: 5.0%; not valid: after: the device was throttled" in " ".join(found.err.split())
+
+
 def test_require_valid_is_a_gate(measured, capfd):
     throttled = slower(measured, 1.0, reason="the device was throttled")
     assert run(cli, ["bench", "compare", throttled, throttled]) == 0
