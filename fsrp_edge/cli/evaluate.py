@@ -82,6 +82,7 @@ def evaluate(
     from fsrp_edge.evaluation.corruptions import FAMILIES
     from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate_with_files
     from fsrp_edge.evaluation.results import EvaluationFile
+    from fsrp_edge.exporting.parity import require_file_of
     from fsrp_edge.models.saved import weights_sha256
     from fsrp_edge.pipeline.inputs import load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
@@ -118,6 +119,8 @@ def evaluate(
                 "without labels, this pruned network would be compared with itself; give labelled images with --data"
             )
         chosen = evaluated.first(images or len(evaluated))
+        for file in files:  # its adversarial examples are those of the network
+            require_file_of(classifier, file)
         judged = evaluate_with_files(classifier, chosen, plan, files, unfinished=unfinished)
     results = [(name, one.result) for name, evaluations in judged.items() for one in evaluations]
     warnings = dict.fromkeys(warning for _, result in results for warning in result.warnings)

@@ -12,7 +12,7 @@ import torch
 
 from fsrp_edge.compute import device_of
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.errors import GateFailedError
+from fsrp_edge.errors import BadInputError, GateFailedError
 from fsrp_edge.exporting.artifact import Artifact, Precision
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.records import Record
@@ -172,6 +172,32 @@ def check_parity(
 ) -> tuple[Parity, ...]:
     """Compare one file with the network it was made from: `Reference.of` and its `check`."""
     return Reference.of(classifier, images).check(path, artifact)
+
+
+def require_file_of(classifier: Classifier, path: Path) -> None:
+    """Refuse a file of another network, by its logits on random images.
+
+    What a file is called does not tell its precision, so it is held to what int8 files keep.
+
+    Args:
+        classifier: the network that the file is said to be made from.
+        path: an ONNX or TFLite file.
+
+    Raises:
+        BadInputError: it computes something else, or is no file that can be run.
+    """
+    session, probe = open_session(path), Probe.of(classifier)
+    artifact = Artifact.at(path, "int8")
+    try:
+        parity = probe.judge(session.run(probe.pixels()), artifact, session.runtime)
+    except GateFailedError as error:
+        raise BadInputError(f"{path}: {error}") from None
+    if not parity.passed:
+        far = "; ".join(_violations(parity))
+        raise BadInputError(
+            f"{path} is not a file of this network: on {parity.images} random images, {far}; give the network that it "
+            "was exported from"
+        )
 
 
 def require_parity(parities: Sequence[Parity]) -> None:

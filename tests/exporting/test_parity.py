@@ -7,10 +7,17 @@ from torch import nn
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.data.open import open_dataset
-from fsrp_edge.errors import GateFailedError
+from fsrp_edge.errors import BadInputError, GateFailedError
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.onnx import Int8Quantizer, convert_to_fp16, export_onnx
-from fsrp_edge.exporting.parity import Probe, check_parity, compare, probe_pixels, require_parity
+from fsrp_edge.exporting.parity import (
+    Probe,
+    check_parity,
+    compare,
+    probe_pixels,
+    require_file_of,
+    require_parity,
+)
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
 
@@ -154,3 +161,15 @@ def test_a_probe_stands_for_the_network(classifier: Classifier, tmp_path: Path) 
     mirrored = Classifier(Permuted(classifier.network, "mirrored"), classifier.spec).eval()
     export_onnx(mirrored, tmp_path / "m.onnx", opset=13, ir_version=7)
     assert not any(parity.passed for parity in probe.check(tmp_path / "m.onnx", artifact))
+
+
+def test_a_file_of_another_network_is_refused(classifier: Classifier, tmp_path: Path) -> None:
+    export_onnx(classifier, tmp_path / "own.onnx", opset=17, ir_version=8)
+    require_file_of(classifier, tmp_path / "own.onnx")
+    torch.manual_seed(1)
+    other = Classifier(type(classifier.network)(5), classifier.spec).eval()  # type: ignore[call-arg,arg-type]
+    export_onnx(other, tmp_path / "other.onnx", opset=17, ir_version=8)
+    with pytest.raises(
+        BadInputError, match=r"other\.onnx is not a file of this network: on 8 random images, cosine"
+    ):
+        require_file_of(classifier, tmp_path / "other.onnx")
