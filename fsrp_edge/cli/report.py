@@ -63,7 +63,7 @@ def report(
     from fsrp_edge.cli.console import shown_as_json
     from fsrp_edge.cli.report_table import print_report
     from fsrp_edge.report.gates import judge, judge_regressions
-    from fsrp_edge.report.store import load_report, write_renderings
+    from fsrp_edge.report.store import load_report
 
     found = load_report(run)
     directory = run if run.is_dir() else run.parent
@@ -75,10 +75,23 @@ def report(
         raise click.UsageError(str(error)) from None
     if judged:
         found = found.model_copy(update={"gates": judged})
-    write_renderings(found, directory)
+    _render(found, directory)
     if not shown_as_json(found):
         print_report(found, directory)
     finish(found, found.gates)
+
+
+def _render(found: "RunReport", directory: Path) -> None:
+    """Renew a run's pages; a run that may only be read is shown and judged all the same."""
+    from fsrp_edge.cli.console import show_progress
+    from fsrp_edge.progress import log
+    from fsrp_edge.report.store import write_renderings
+
+    with show_progress():
+        try:
+            write_renderings(found, directory)
+        except OSError as error:
+            log(f"the pages in {directory} could not be renewed: {error.strerror}")
 
 
 def _side_by_side(runs: tuple[Path, ...], page: Path | None) -> None:

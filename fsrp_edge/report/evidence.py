@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import ValidationError
@@ -112,6 +113,8 @@ class Pictured:
             evidence = Evidence.model_validate(read_json(directory / EVIDENCE_JSON))
             with np.load(directory / EVIDENCE_ARRAYS, allow_pickle=False) as arrays:
                 return cls(evidence, dict(arrays))
-        except (ValidationError, OSError, ValueError) as error:
+        except (ValidationError, OSError, ValueError, EOFError, BadZipFile) as error:
             first = str(error).splitlines()[0]
-            raise BadInputError(f"{directory / EVIDENCE_JSON} is not a run's evidence: {first}") from None
+            raise BadInputError(
+                f"{directory / EVIDENCE_JSON} and {EVIDENCE_ARRAYS} are not a run's evidence: {first}"
+            ) from None

@@ -2,9 +2,10 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,10 +13,13 @@ from fsrp_edge import plots, wording
 from fsrp_edge.bench.results import BenchResults
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.plots import FIRST, INK, MUTED, SECOND, shortened
+from fsrp_edge.progress import log
 from fsrp_edge.report.evidence import Evidence, Pictured
 from fsrp_edge.report.schema import RunReport
 from fsrp_edge.report.sweep import SideBySide, draw_front, judged_by
 from fsrp_edge.scoring.scores import FilterScores
+
+Part = TypeVar("Part")
 
 MOST_CLASSES = 20
 """Of more classes, those that changed most are drawn."""
@@ -57,18 +61,24 @@ class Sources:
 
     @classmethod
     def of(cls, directory: Path | None) -> "Sources":
-        """Read a run directory; files that are missing or of another kind are left out."""
+        """Read a run directory; files that are missing or of another kind are left out, the latter with a note."""
+        nothing = Pictured(Evidence(), {})
         if directory is None:
-            return cls(Pictured(Evidence(), {}), None, None)
+            return cls(nothing, None, None)
         scores, bench = directory / "scores.json", directory / "bench.json"
-        try:
-            return cls(
-                Pictured.load(directory),
-                FilterScores.load(scores) if scores.is_file() else None,
-                BenchResults.load(bench) if bench.is_file() else None,
-            )
-        except BadInputError:
-            return cls(Pictured(Evidence(), {}), None, None)
+        return cls(
+            _unless_bad(Pictured.load, directory) or nothing,
+            _unless_bad(FilterScores.load, scores) if scores.is_file() else None,
+            _unless_bad(BenchResults.load, bench) if bench.is_file() else None,
+        )
+
+
+def _unless_bad(load: Callable[[Path], Part], path: Path) -> Part | None:
+    try:
+        return load(path)
+    except BadInputError as error:
+        log(f"pictures are left out of the report: {error}")
+        return None
 
 
 def figures(report: RunReport, sources: Sources) -> Iterator[Figure]:

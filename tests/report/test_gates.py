@@ -257,6 +257,17 @@ def test_gates_decide_the_exit_code(directory: Path, capsys: pytest.CaptureFixtu
     assert len(ElementTree.parse(directory / "junit.xml").getroot()[0]) == 2
 
 
+def test_a_run_whose_pages_cannot_be_renewed_is_judged_all_the_same(
+    directory: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (directory / "report.md").unlink()
+    (directory / "report.md").mkdir()  # refuses also root, whom no permission stops
+    assert run(cli, ["report", str(directory), "--require", "size<=1kB"]) == 1
+    found = capfd.readouterr()
+    assert "size<=1kB" in found.out and "error: 1 of 1 gates failed" in found.err
+    assert f"the pages in {directory} could not be renewed: Is a directory" in found.err
+
+
 def test_a_baseline_on_the_command_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     against = ["report", str(directory), "--baseline", str(directory), "--max-regression"]
     assert run(cli, [*against, "size=0%"]) == 0

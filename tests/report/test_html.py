@@ -167,6 +167,18 @@ def test_a_report_without_its_run_directory_still_renders(
     assert Page(render_html(run_report, tmp_path)).count("svg") == 1
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"no archive"])
+def test_a_bad_part_takes_only_its_own_pictures_along(
+    directory: Path, run_report: RunReport, tmp_path: Path, content: bytes
+) -> None:
+    run = Path(shutil.copytree(directory, tmp_path / "run"))
+    whole = Page(render_html(run_report, run)).count("svg")
+    (run / "bench.json").write_bytes(content)
+    assert Page(render_html(run_report, run)).count("svg") == whole - 1
+    (run / "evidence.npz").write_bytes(content)
+    assert Page(render_html(run_report, run)).count("svg") == 2  # channels and scores
+
+
 def test_rendering_again_gives_the_same_page(directory: Path, run_report: RunReport) -> None:
     assert render_html(run_report, directory) == render_html(run_report, directory)
 
