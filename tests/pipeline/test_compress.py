@@ -438,12 +438,13 @@ def test_a_second_run_in_the_same_directory_is_refused(again: Any) -> None:
 PROGRAM = """
 import sys, click
 from pathlib import Path
-from fsrp_edge.cli.errors import run
+from fsrp_edge.cli.errors import resumable, run
 @click.command()
 @click.argument("options")
 def command(options):
     from fsrp_edge.pipeline.compress import compress
     from fsrp_edge.pipeline.options import CompressOptions
+    resumable()
     compress(CompressOptions.model_validate_json(Path(options).read_text()))
 sys.exit(run(command))
 """
