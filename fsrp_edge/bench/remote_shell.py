@@ -154,9 +154,8 @@ class RemoteShell:
             finally:
                 child.kill()
         if child.returncode:
-            lost = (
-                self._holder.poll() is not None
-            )  # then the client may have reached the device by another one
+            # Without the connection the client may have reached the device by another one.
+            lost = self._holder.poll() is not None
             why = "the connection was lost" if lost else _last_line(errors)
             raise ToolFailedError(f"{self.address.name}: {work} failed: {why}")
         return said.decode(errors="replace")

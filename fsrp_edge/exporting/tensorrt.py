@@ -40,9 +40,9 @@ def write_engine_script(
         'cd "$(dirname "$0")"',
         "trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)",
         *(
-            f'"$trtexec" --onnx={artifact.path.name} --saveEngine={engine}.engine{flags}{shapes}'
+            f'"$trtexec" --onnx={artifact.path.name} --saveEngine={engine}.engine{flags}'
+            + (one_image if artifact.dynamic_batch else "")
             for artifact in files
-            for shapes in [one_image if artifact.dynamic_batch else ""]
             for engine, flags in _engines(artifact, target)
         ),
     ]

@@ -23,9 +23,8 @@ def batch_norms_behind(classifier: Classifier) -> dict[str, str]:
     Args:
         classifier: it is run once.
     """
-    made: dict[
-        Any, str
-    ] = {}  # by the node of autograd's graph: an operation in place keeps the tensor, not the node
+    # Layers by the node of autograd's graph: an operation in place keeps the tensor, but not the node.
+    made: dict[Any, str] = {}
     pairs: dict[str, tuple[str, Any]] = {}
     calls = Counter[str]()
 

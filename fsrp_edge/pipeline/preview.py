@@ -144,9 +144,7 @@ def _foreseeable(dense: Classifier, asked: PlanOptions, costs: Costing | None) -
         return asked
     latency = asked.budgets.latency
     if latency is not None and latency.of_dense:
-        with suppress(
-            BadInputError
-        ):  # out of reach on other devices, or another budget is, which is told below
+        with suppress(BadInputError):  # of this latency, or of another budget, which is told below
             check_budgets(dense, asked, costs)
             return asked
     budgets = asked.budgets.model_copy(update={"latency": None})

@@ -92,7 +92,7 @@ def score_reconstruction(
             shares = _shares(classifier, group, reading, scales)
             scores = rest_by_size(shares, sizes[group.root].to(shares), options.explained)
             map_size = max(seen.size for _, seen in reading)
-            layers[group.root] = LayerScores(scores=tuple(scores.tolist()), map_size=map_size)
+            layers[group.root] = LayerScores.of(group.root, scores, map_size)
     return FilterScores(
         criterion=options.name,
         options=flat(options),
