@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fsrp_edge
 from fsrp_edge.bench.address import Address
-from fsrp_edge.bench.measure import measure_on
+from fsrp_edge.bench.measure import try_on
 from fsrp_edge.bench.results import BenchResults, Failure, Measurement
 from fsrp_edge.bench.setup import DEFAULT, Method, Setup
 from fsrp_edge.errors import ToolFailedError
@@ -17,7 +17,7 @@ from fsrp_edge.errors import ToolFailedError
 def measure_fleet(
     addresses: Sequence[Address], files: Sequence[Path], setup: Setup, *, method: Method = DEFAULT
 ) -> BenchResults:
-    """Measure files on several devices at the same time; a device that fails does not take the others along.
+    """Measure files on several devices at the same time; a device or a file that fails does not take the others along.
 
     Arguments and BadInputError as for `measure_on`; a ToolFailedError becomes one of the result's failures.
     """
@@ -25,11 +25,15 @@ def measure_fleet(
         setup.runtime_of(path)
     stop = threading.Event()
 
-    def work(address: Address) -> list[Measurement] | Failure:
+    def work(address: Address) -> list[Measurement | Failure]:
         try:
-            return measure_on(address, files, setup, method=method, stop=stop)
+            found = try_on(address, files, setup, method=method, stop=stop)
         except ToolFailedError as error:
-            return Failure(address=address.name, message=str(error))
+            found = [error]
+        return [
+            Failure(address=address.name, message=str(one)) if isinstance(one, ToolFailedError) else one
+            for one in found
+        ]
 
     with ThreadPoolExecutor(max_workers=len(addresses)) as pool:
         futures = [pool.submit(contextvars.copy_context().run, work, address) for address in addresses]
@@ -37,9 +41,9 @@ def measure_fleet(
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()  # after an interrupt or an error, the threads give up and clean up before the pool is left
-    found = [future.result() for future in futures]
+    found = [one for future in futures for one in future.result()]
     return BenchResults(
         fsrp_edge=fsrp_edge.__version__,
-        measurements=tuple(one for each in found if not isinstance(each, Failure) for one in each),
-        failures=tuple(each for each in found if isinstance(each, Failure)),
+        measurements=tuple(one for one in found if isinstance(one, Measurement)),
+        failures=tuple(one for one in found if isinstance(one, Failure)),
     )

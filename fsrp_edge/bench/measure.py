@@ -18,7 +18,7 @@ from fsrp_edge.bench.setup import DEFAULT, Method, Setup
 from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.bench.transport import Transport, open_transport
 from fsrp_edge.bench.validity import disturbances
-from fsrp_edge.errors import FsrpEdgeError
+from fsrp_edge.errors import FsrpEdgeError, ToolFailedError
 from fsrp_edge.files import sha256_file
 from fsrp_edge.runtimes import require
 
@@ -82,8 +82,23 @@ def measure_on(
         ToolFailedError: the device can't be reached, or the runtime is missing there, refused the file, died or
             went silent.
     """
+    found = try_on(address, files, setup, method=method, stop=stop or threading.Event())
+    for one in found:
+        if isinstance(one, ToolFailedError):
+            raise one
+    return [one for one in found if isinstance(one, Measurement)]
+
+
+def try_on(
+    address: Address, files: Sequence[Path], setup: Setup, *, method: Method, stop: threading.Event
+) -> list[Measurement | ToolFailedError]:
+    """As `measure_on`, but a file that fails does not take the others along: its error stands in its place.
+
+    Raises:
+        BadInputError: no such file, or a setting that makes no sense.
+        ToolFailedError: the device can't be reached, or `stop` was set.
+    """
     runtimes = [setup.runtime_of(path) for path in files]
-    stop = stop or threading.Event()
     if not tools.PROGRAMS.keys().isdisjoint(runtimes):
         method = method.model_copy(update={"rounds": max(method.rounds, tools.ROUNDS)})
     with tempfile.TemporaryDirectory() as folder, open_transport(address, stop) as transport:
@@ -93,20 +108,31 @@ def measure_on(
             for path, model, runtime in zip(files, _names(files), runtimes, strict=True)
         ]
         said: list[list[Events]] = [[] for _ in jobs]
+        failed: dict[int, ToolFailedError] = {}
         schedule = list(range(len(jobs))) * method.rounds
         turns = progress.track(schedule, f"measure latency, {address.name}", len(schedule))
         for turn, index in enumerate(turns):
+            if index in failed:
+                continue
             job, settings = jobs[index], _settings(jobs[index].runtime, setup, method)
             if turn:
                 stop.wait(method.cool_down_seconds)
-            if turn < len(jobs):  # the first round
-                if isinstance(job.expected, Expected):
-                    pixels = save_pixels(job.expected.pixels, Path(folder))
-                    settings["--outputs"] = transport.put(pixels)
-                if images is not None:
-                    settings["--evaluate"] = transport.put(images)
-            said[index].append(_measure_round(transport, job, settings, stop))
-        return [_join(address, job, setup, parts, images) for job, parts in zip(jobs, said, strict=True)]
+            try:
+                if turn < len(jobs):  # the first round
+                    if isinstance(job.expected, Expected):
+                        pixels = save_pixels(job.expected.pixels, Path(folder))
+                        settings["--outputs"] = transport.put(pixels)
+                    if images is not None:
+                        settings["--evaluate"] = transport.put(images)
+                said[index].append(_measure_round(transport, job, settings, stop))
+            except ToolFailedError as error:
+                if stop.is_set():
+                    raise
+                failed[index] = error
+        return [
+            failed.get(index) or _join(address, job, setup, said[index], images)
+            for index, job in enumerate(jobs)
+        ]
 
 
 def _settings(runtime: str, setup: Setup, method: Method) -> dict[str, Any]:

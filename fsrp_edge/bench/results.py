@@ -149,7 +149,7 @@ class Measurement(Record):
 
 
 class Failure(Record):
-    """A device that gave no result, and why."""
+    """A device, or a file on it, that gave no result, and why."""
 
     address: str
     message: str

@@ -1,5 +1,6 @@
 """From exceptions to a line on stderr and an exit code. Imports nothing heavy: `--help` goes through here."""
 
+import errno
 import os
 import sys
 import traceback
@@ -79,12 +80,21 @@ def _report(error: BaseException, *, can_resume: bool) -> int:
         how = "; run the same command again to resume" if can_resume else ""
         click.echo(f"\ninterrupted{how}", err=True)
         return INTERRUPTED
+    if _disk_is_full(error):
+        click.echo("error: the disk is full; free some space and run the same command again", err=True)
+        return UNEXPECTED
     if isinstance(error, FsrpEdgeError):
         click.echo(f"error: {_lines(error)}", err=True)
         return error.exit_code
     click.echo(f"error: unexpected {type(error).__name__}: {_lines(error)}", err=True)
     click.echo(f"To see where, set {_TRACEBACK}=1 or give --traceback.", err=True)
     return UNEXPECTED
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Whether that is what an error, or one that led to it, says: libraries wrap it each in its own way."""
+    before = error.__cause__ or error.__context__
+    return os.strerror(errno.ENOSPC) in str(error) or (before is not None and _disk_is_full(before))
 
 
 def _lines(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import click
 from fsrp_edge.cli import options
 
 if TYPE_CHECKING:
+    from fsrp_edge.data.images import ImageSet
     from fsrp_edge.models.classifier import Classifier
     from fsrp_edge.pruning.compensation import DenseOutputs
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     help="Images for --compensate, and for the knapsack to weigh plans on: as for fsrp-edge score.",
 )
 @click.option("--out", type=options.NewFile, default=Path("pruned.safetensors"))
+@options.seed_option
 @options.output_options
 def prune(
     scores: Path | None,
@@ -41,6 +43,7 @@ def prune(
     target: str | None,
     data: str | None,
     compensate: bool,
+    seed: int,
     out: Path,
     **given: Any,
 ) -> None:
@@ -58,33 +61,35 @@ def prune(
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.models.size import measure_size
     from fsrp_edge.pipeline.budgeting import plan_outside_of_runs
-    from fsrp_edge.pipeline.inputs import load
+    from fsrp_edge.pipeline.inputs import load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.pruning.budgets import Budgets, show
     from fsrp_edge.pruning.options import ChannelOptions
     from fsrp_edge.pruning.plan import PruningPlan
     from fsrp_edge.pruning.surgery import apply_plan
     from fsrp_edge.scoring.scores import FilterScores
+    from fsrp_edge.training.recovery import without_held_out
 
     if plan is not None:
         options.refuse_beside("--plan", {*ChannelOptions.model_fields, *Budgets.model_fields, "target"})
-        if data is not None and not compensate:
-            raise click.UsageError(
-                "--data is of no use to --plan alone; add --compensate to fit what stays on these images, or leave "
-                "--data out"
-            )
     budgets = options.budgets_from(given)
     asked = {name: given.pop(name) for name in ChannelOptions.model_fields if name in given}
     wanted = options.checked(ChannelOptions, budgets=budgets, **asked)
+    needs_images = compensate or (plan is None and wanted.chosen_allocation == "knapsack")
+    if data is not None and not needs_images:
+        raise click.UsageError(
+            "--data is of no use here: add --compensate to fit what stays on these images, or leave --data out"
+        )
     with show_progress():
         dense = load(CheckpointOptions(**given))
-        outputs = _dense_outputs(dense, data) if compensate else None
+        images = without_held_out(load_data(dense, data, seed).train, seed) if needs_images else None
+        outputs = _dense_outputs(dense, images, seed) if compensate and images is not None else None
         if plan is not None:
             chosen = PruningPlan.load(plan)
         else:
             assert scores is not None
             chosen = plan_outside_of_runs(
-                dense, FilterScores.load(scores), wanted, target, data, compensated=compensate
+                dense, FilterScores.load(scores), wanted, target, images, seed=seed, compensated=compensate
             )
         pruned = apply_plan(dense, chosen, outputs)
         save_classifier(pruned, out)
@@ -112,10 +117,7 @@ def prune(
     )
 
 
-def _dense_outputs(dense: "Classifier", data: str | None) -> "DenseOutputs":
-    from fsrp_edge.data.open import open_dataset
+def _dense_outputs(dense: "Classifier", images: "ImageSet", seed: int) -> "DenseOutputs":
     from fsrp_edge.pruning.compensation import DenseOutputs, most_images
-    from fsrp_edge.training.recovery import without_held_out
 
-    images = without_held_out(open_dataset(data, dense.spec, seed=0).train, 0)
-    return DenseOutputs(dense, images.sample(most_images(dense.spec), 0), trained_after=True)
+    return DenseOutputs(dense, images.sample(most_images(dense.spec), seed), trained_after=True)

@@ -83,7 +83,7 @@ def score(
         footer=f"{out}\n"
         + next_step(
             *("fsrp-edge", "prune", given["checkpoint"], *read_alike()),
-            *("--scores", out, "--target", "NAME"),
+            *("--scores", out, "--compensate", "--target", "NAME"),
         ),
     )
 

@@ -45,8 +45,8 @@ def save_checkpoint_pt(classifier: Classifier, path: Path) -> None:
     """
     _check_rebuildable(classifier)
     contents = {"state_dict": _weights(classifier.network), PT_SPEC_KEY: classifier.spec.model_dump_json()}
-    with atomic_path(path) as temporary:
-        torch.save(contents, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:  # as in training/checkpoint.py
+        torch.save(contents, stream)
 
 
 def weights_sha256(module: nn.Module) -> str:

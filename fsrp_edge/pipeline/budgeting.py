@@ -11,7 +11,6 @@ from fsrp_edge.bench.agreement import Origin
 from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.setup import DEFAULT_RUNTIMES, SUFFIXES, Method, Setup
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
@@ -38,7 +37,6 @@ from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.this_machine import is_this_machine
 from fsrp_edge.targets.work import BYTES, Work
-from fsrp_edge.training.recovery import without_held_out
 
 TRIALS = 4
 """Plans that are tried as real files at most."""
@@ -301,8 +299,9 @@ def plan_outside_of_runs(
     scores: FilterScores,
     wanted: ChannelOptions,
     target: str | None,
-    data: str | None,
+    images: ImageSet | None,
     *,
+    seed: int,
     compensated: bool,
 ) -> PruningPlan:
     """The plan of `fsrp-edge prune`: no files are tried, so what can't be counted is estimated.
@@ -312,7 +311,8 @@ def plan_outside_of_runs(
         scores: of its filters.
         wanted: how channels are to be chosen.
         target: name or path of a device profile, for its channel multiple and what budgets are reckoned with.
-        data: what the knapsack weighs plans on; None for what the checkpoint names, or photographs.
+        images: for training, which the knapsack draws from to weigh plans; None where there is no knapsack.
+        seed: of the draw.
         compensated: whether pruning will compensate.
     """
     profile = None if target is None else load_target(target)
@@ -323,8 +323,8 @@ def plan_outside_of_runs(
         costs = costing(named_graph(dense), profile, "fp32", runtimes, absolute=absolute)
     asked = PlanOptions(**dict(wanted), channel_multiple=multiple)
     if wanted.chosen_allocation == "knapsack":
-        images = without_held_out(open_dataset(data or None, dense.spec, seed=0).train, 0)
-        gauge = Gauge(dense, images.sample(probe_images(dense.spec), 0), compensated=compensated)
+        assert images is not None
+        gauge = Gauge(dense, images.sample(probe_images(dense.spec), seed), compensated=compensated)
         plan = Planner(gauge, scores).plan(asked, costs)
     else:
         plan = make_plan(dense, scores, asked, costs)

@@ -46,8 +46,9 @@ def _network(name: str, classifier: Classifier) -> dict[str, Any]:
 
 def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
     """Write by rename, so that a killed run leaves either the old epoch's file or the new one's."""
-    with atomic_path(path) as temporary:
-        torch.save({"identity": identity, "state": state}, temporary)
+    # Through a stream of Python's: torch's own writer does not say that the disk is full.
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        torch.save({"identity": identity, "state": state}, stream)
 
 
 def load(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

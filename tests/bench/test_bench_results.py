@@ -43,3 +43,14 @@ def test_other_files_are_refused(tmp_path, content):
     write_json(path, content)
     with pytest.raises(BadInputError, match=r"other.json is not a result of `fsrp-edge bench --out`"):
         BenchResults.load(path)
+
+
+def test_a_broken_file_does_not_take_the_others_along(onnx_file, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(onnx_file.read_bytes()[:200])
+    results = measure_fleet([parse_address("local")], [broken, onnx_file], Setup(), method=SHORT)
+    assert [one.latency.model for one in results.measurements] == ["tiny.onnx"]
+    assert len(results.measurements[0].times_ms) == 4
+    (failure,) = results.failures
+    assert failure.address == "local"
+    assert failure.message.startswith("broken.onnx: ")

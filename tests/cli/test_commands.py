@@ -315,8 +315,9 @@ def test_next_commands_read_the_network_as_it_was_read(
     chain = {
         f"inspect 'my net.pt' {read}": f"compress 'my net.pt' {read} --target NAME",
         f"score 'my net.pt' {read} {data} --score-images 8 --score-steps 1":
-            f"prune 'my net.pt' {read} {data} --scores scores.json --target NAME",
-        f"prune 'my net.pt' {read} {data} --scores scores.json": f"recover pruned.safetensors {code} {data}",
+            f"prune 'my net.pt' {read} {data} --scores scores.json --compensate --target NAME",
+        f"prune 'my net.pt' {read} {data} --scores scores.json --compensate":
+            f"recover pruned.safetensors {code} {data}",
         f"recover pruned.safetensors {code} {data} --recover-epochs 0":
             f"export recovered.safetensors {code} {data} --target NAME",
     }  # fmt: skip
@@ -511,7 +512,10 @@ WRONG = {
     "score {net} --data {data} --criterion l1 --radius 0.9 --out {out}": "--radius does not go with --criterion l1",
     "score {net} --data {data} --criterion fsrp-reconstruction --read-at activation --out {out}":
         "--read-at does not go with --criterion fsrp-reconstruction",
-    "prune {net} --plan {chain}/pruned.plan.json --data {data} --out {out}": "--data is of no use to --plan alone",
+    "prune {net} --plan {chain}/pruned.plan.json --data {data} --out {out}":
+        "--data is of no use here: add --compensate",
+    "prune {net} --scores {chain}/scores.json --data {data} --out {out}":
+        "--data is of no use here: add --compensate",
     "evaluate {net} --data {data} --attack autoatack": "unknown attack 'autoatack'",
     "evaluate {net} --data {here}/absent": "does not exist; allowed:",
     "evaluate {chain}/recovered.safetensors --data photographs": "would be compared with itself; give labelled images",

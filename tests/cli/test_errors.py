@@ -6,7 +6,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import sys, time
+import pathlib, sys, time
 import click
 from fsrp_edge import errors
 from fsrp_edge.cli.errors import resumable, run, traceback_option
@@ -23,6 +23,7 @@ def go(kind, count):
     if kind == "input": raise errors.BadInputError("no such file: \\x1b[2Jx.pt")
     if kind == "tool": raise errors.ToolFailedError("exporting failed\\nlast lines:\\nsegmentation fault")
     if kind == "bug": raise RuntimeError("odd")
+    if kind == "full": pathlib.Path("/dev/full").write_text("x")
     if kind == "empty": raise KeyError()
     if kind == "exit": click.get_current_context().exit(5)
     if kind == "flood":
@@ -61,6 +62,7 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
             "error: unexpected RuntimeError: odd\n"
             "To see where, set FSRP_EDGE_TRACEBACK=1 or give --traceback.\n",
         ),
+        ("full", 3, "error: the disk is full; free some space and run the same command again\n"),
         ("exit", 5, ""),
         ("fine", 0, ""),
     ],
