@@ -148,6 +148,21 @@ def test_evaluation_images_that_were_trained_on_are_left_out(tmp_path, spec):
         open_dataset(tmp_path, spec(classes=2), seed=0)
 
 
+def test_images_that_only_differ_outside_their_middle_are_told_apart(tmp_path, spec):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+    pixels = noise(1)
+    for place in ("train/a/0.bmp", "train/b/0.bmp", "val/a/0.bmp", "val/b/0.bmp"):
+        Image.fromarray(pixels).save(tmp_path / place)
+        if place != "train/b/0.bmp":
+            pixels = pixels.copy()
+            pixels[0, 0] += 1
+    data = open_dataset(tmp_path, spec(classes=2), seed=0)
+    assert files_of(data.evaluation) == ["b/0.bmp"]
+    assert "1 evaluation images left out" in data.description
+
+
 MODES = {
     "gray.png": (Image.fromarray(noise(1)[..., 0]), noise(1)[..., :1].repeat(3, 2)),
     "gray16.png": (
