@@ -72,7 +72,7 @@ CONTROLS = tuple(
 """Whether it is the choice of filters that tells, or what stays being fitted."""
 MAIN = (OURS, *CONTROLS, "fsrp", "fsrp sequential", *RIVALS)
 CLOSEST = (OURS, f"l1{COMPENSATED}", f"random{COMPENSATED}")
-"""What is nearest, so run with every seed on large networks too: chance in training is more than what tells them apart."""
+"""What is closest, so run with every seed on large networks too: chance in training is more than their distance."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,24 +197,40 @@ def connect(address: Address, stop: threading.Event) -> Iterator[RemoteShell]:
             start_new_session=True,
         )
         try:
-            yield RemoteShell(address, client, holder, _scratch(address, client, holder, errors), stop)
+            yield RemoteShell(address, client, holder, _scratch(address, client, holder, errors, stop), stop)
         finally:
             _close(holder)
 
 
-def _scratch(address: Address, client: Client, holder: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
+def _scratch(
+    address: Address,
+    client: Client,
+    holder: subprocess.Popen[bytes],
+    errors: IO[bytes],
+    stop: threading.Event,
+) -> str:
     """The scratch folder, as the holding script tells it once it runs."""
     assert holder.stdout is not None
-    timer = threading.Timer(CONNECT_SECONDS, holder.kill)
-    timer.start()
+    answered = threading.Event()
+
+    def give_up() -> None:
+        until = time.monotonic() + CONNECT_SECONDS
+        while time.monotonic() < until and not stop.is_set():
+            if answered.wait(STOP_POLL_SECONDS):
+                return
+        holder.kill()
+
+    threading.Thread(target=give_up, daemon=True).start()
     try:
         for line in holder.stdout:  # a login script may talk before
             text = line.decode(errors="replace").strip()
             if text.startswith(_MARK):
                 return text.removeprefix(_MARK)
     finally:
-        timer.cancel()
+        answered.set()
     holder.wait()
+    if stop.is_set():
+        raise ToolFailedError(f"{address.name}: connecting: stopped")
     errors.seek(0)
     raise ToolFailedError(
         f"cannot use {address.name}: {_last_line(errors.read())}\n"

@@ -92,9 +92,13 @@ def _report(error: BaseException, *, can_resume: bool) -> int:
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    """Whether that is what an error, or one that led to it, says: libraries wrap it each in its own way."""
+    """Whether that is what an error, or one that led to it, says: libraries wrap it each in its own way.
+
+    Our own errors may quote a device whose disk is full.
+    """
     before = error.__cause__ or error.__context__
-    return os.strerror(errno.ENOSPC) in str(error) or (before is not None and _disk_is_full(before))
+    said = not isinstance(error, FsrpEdgeError) and os.strerror(errno.ENOSPC) in str(error)
+    return said or (before is not None and _disk_is_full(before))
 
 
 def _lines(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -386,6 +387,17 @@ def test_adb_commands(onnx_file, tmp_path, monkeypatch):
     lines = [line for line in log.read_text().splitlines() if "--model" in line]
     assert len(lines) == SHORT.rounds
     assert f"env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TMPDIR={temporary}/fsrp-edge." in lines[0]
+
+
+def test_connecting_ends_when_it_is_told_to_stop(onnx_file):
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as pool:
+        address = parse_address(f"ssh://127.0.0.1:{silent.getsockname()[1]}")
+        future = pool.submit(measure_on, address, [onnx_file], Setup(), method=SHORT, stop=stop)
+        silent.accept()
+        stop.set()
+        with pytest.raises(ToolFailedError, match="connecting: stopped"):
+            future.result(timeout=10)
 
 
 def test_a_copy_that_hangs_ends_when_it_is_told_to_stop(onnx_file, tmp_path, monkeypatch):
