@@ -53,7 +53,7 @@ format: $(VENV)/dev.stamp ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/dev.stamp ## Run the benchmarks behind the README's figures (see benchmarks/README.md)
+bench: $(VENV)/dev.stamp ## Run the benchmark that takes minutes and needs no data (the others: benchmarks/README.md)
 	$(BIN)/python -m benchmarks.run
 
 reproduce: $(VENV)/dev.stamp ## Rerun the robust pruning table of the small networks (days on 2 cores; resumable): make reproduce DATA=cifar-10-batches-bin

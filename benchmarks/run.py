@@ -1,4 +1,4 @@
-"""`make bench`: the benchmarks that need nothing but this checkout, one after the other."""
+"""`make bench`: what takes minutes and needs nothing but this checkout."""
 
 import subprocess
 import sys

@@ -122,7 +122,7 @@ checkpoint_options = stack(
         "--arch",
         "architecture",
         metavar="NAME",
-        help="Architecture, where the file does not tell: a torchvision or timm name, cifar:NAME, "
+        help="Architecture, where the file does not tell: a torchvision name, cifar:NAME, timm:NAME, "
         "package.module:factory or file.py:factory.",
     ),
     click.option("--input-size", type=COUNT, help="Height and width of the input in pixels."),
@@ -312,7 +312,7 @@ strategy_options = stack(
 compensate_option = click.option(
     "--compensate/--no-compensate",
     default=True,
-    help="Fit what stays to the dense network, layer by layer, by least squares on images.",
+    help="Fit what stays to the dense network, layer by layer, by least squares on images. Not with --round-epochs.",
 )
 flip_option = click.option(
     "--flip/--no-flip",
