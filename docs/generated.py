@@ -57,8 +57,12 @@ def _section(targets: Sequence[Target]) -> str:
     lines += _table(("value", "", "source"), [_linked(row, base) for row in value_rows(base)])
     lines += ["", *_table(("choice", "value", "reason"), choice_rows(base))]
     lines += ["", *_table(("file", "made", "reason"), file_rows(base))]
-    for runtime in base.runtimes:
-        lines += [f"- {runtime.name} on the {runtime.runs_on.upper()}: {note}" for note in runtime.notes]
+    notes = [
+        f"- {runtime.name} on the {runtime.runs_on.upper()}: {note}"
+        for runtime in base.runtimes
+        for note in runtime.notes
+    ]
+    lines += ["", *notes] if notes else []  # right below a table they would be its rows
     for variant in variants:
         same = {(label, value) for label, value, _ in value_rows(base)}
         changed = [_linked(row, variant) for row in value_rows(variant) if row[:2] not in same]
