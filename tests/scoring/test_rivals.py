@@ -6,11 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fsrp_edge.cli.options import CRITERIA
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.rivals import Rival, RivalName, score_rival
 from fsrp_edge.scoring.score import score
 from tests.nets import built
@@ -36,6 +39,10 @@ def images(classifier):
 def scores_of(classifier, images, name, **options):
     found = score_rival(classifier, images, Rival(name=name, **options), seed=0)
     return np.array(found.layers[INNER].scores)
+
+
+def test_the_command_line_offers_every_criterion():
+    assert sorted(CRITERIA) == sorted([FSRP().name, Reconstruction().name, *get_args(RivalName)])
 
 
 @pytest.mark.parametrize("name", get_args(RivalName))
