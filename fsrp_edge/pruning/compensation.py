@@ -25,7 +25,7 @@ from fsrp_edge.attacks import attackable
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.models.batch_norms import BatchNorm, batch_norms_behind
 from fsrp_edge.models.classifier import Classifier, ModelSpec
-from fsrp_edge.scoring.capture import as_maps
+from fsrp_edge.models.maps import as_maps
 
 Fitted = nn.Conv2d | nn.Linear
 

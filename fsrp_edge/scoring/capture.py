@@ -44,18 +44,6 @@ def scored_layers(network: nn.Module) -> dict[str, nn.Conv1d | nn.Conv2d | nn.Li
     }
 
 
-def as_maps(layer: nn.Module, output: Tensor) -> Tensor:
-    """A layer's output as maps (N, C, H, W).
-
-    A linear layer's features are its last axis, the axes between it and the first are places: (N, F) becomes maps of
-    1×1, (N, L, F) of 1×L, (N, H, W, F) of H×W. A 1-D convolution's (N, C, L) becomes maps of 1×L.
-    """
-    maps = output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output
-    while maps.dim() < 4:
-        maps = maps.unsqueeze(2)
-    return maps
-
-
 class MapReader(TorchFunctionMode):
     """Inside the block, hand every layer's map to `receive(layer name, maps)` as soon as it is complete.
 

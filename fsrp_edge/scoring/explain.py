@@ -11,9 +11,10 @@ from fsrp_edge import compute
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.maps import as_maps
 from fsrp_edge.records import Record
 from fsrp_edge.scoring.adversarial import adversarial_batches
-from fsrp_edge.scoring.capture import MapReader, as_maps, scored_layers
+from fsrp_edge.scoring.capture import MapReader, scored_layers
 from fsrp_edge.scoring.fourier import has_bands
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 from fsrp_edge.scoring.scores import FilterScores, LayerScores

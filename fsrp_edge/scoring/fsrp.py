@@ -14,10 +14,11 @@ from fsrp_edge import distributed
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.maps import as_maps
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.records import Record
 from fsrp_edge.scoring.adversarial import my_adversarial_batches
-from fsrp_edge.scoring.capture import MapReader, ReadAt, as_maps, scored_layers
+from fsrp_edge.scoring.capture import MapReader, ReadAt, scored_layers
 from fsrp_edge.scoring.fourier import BandEnergies, RegionShape, band_energies, has_bands, low_to_high_ratio
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fsrp_edge import distributed
 from fsrp_edge.models.channel_graph import ChannelGroup
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.scoring.capture import as_maps
+from fsrp_edge.models.maps import as_maps
 from fsrp_edge.scoring.fourier import low_coefficients
 
 MOST_CHANNELS = 4096

@@ -17,10 +17,11 @@ from fsrp_edge.attacks import attackable
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.models.channel_graph import PruningGraph
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.maps import as_maps
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.progress import track
 from fsrp_edge.records import Record
-from fsrp_edge.scoring.capture import MapReader, as_maps, scored_layers
+from fsrp_edge.scoring.capture import MapReader, scored_layers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 RivalName = Literal[
