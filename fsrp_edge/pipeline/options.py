@@ -42,8 +42,9 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
     score_images: int | None = Field(None, ge=1)
     """Training images to score on; None: 512, or 128 for inputs with a side above 64 pixels."""
     compensate: bool = True
-    """Fold what is removed into the layers that read it, by least squares on the images that filters are scored on. Not
-    where recovery goes on between the rounds of the gradual strategy."""
+    """Fit the weights that stay, layer by layer, to what the dense network puts out, by least squares on training
+    images: at most 512, fewer of large ones, whatever `score_images` says. Not where `round_epochs` trains between
+    rounds."""
     formats: tuple[Format, ...] | None = None
     precisions: tuple[Precision, ...] | None = None
     recovery: Recipe | None = Recipe(epochs=5, flip=True, crop_padding=4)
@@ -71,7 +72,7 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
 
     @property
     def compensates(self) -> bool:
-        """Whether what is removed is folded into what stays."""
+        """Whether what stays is fitted to the dense network."""
         return self.compensate and not self.round_epochs
 
     @model_validator(mode="after")

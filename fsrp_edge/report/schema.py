@@ -122,7 +122,7 @@ class Pruning(Record):
     after: Size
     plan_sha256: Sha256
     compensated: bool = False
-    """Whether what was removed was folded into the layers that read it."""
+    """Whether the weights that stayed were fitted to what the dense network puts out."""
 
     @classmethod
     def of(cls, plan: PruningPlan, before: Size, after: Size, *, compensated: bool) -> Self:
