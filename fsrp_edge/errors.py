@@ -34,6 +34,11 @@ class ToolFailedError(FsrpEdgeError):
     exit_code: ClassVar[int] = 3
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def first_problem(error: "ValidationError", *, place: bool = True) -> str:
     """What pydantic says in one line: where the first problem is, what it is, and how many more there are."""
     first, *others = error.errors(include_url=False)

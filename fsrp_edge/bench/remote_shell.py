@@ -85,7 +85,10 @@ class RemoteShell:
         self._sound: set[str] = set()  # paths whose bytes were checked over this connection
 
     def put(self, path: Path) -> str:
-        """See Transport. Files lie under their digest, in the cache folder if the address names one."""
+        """Bring a file there unless the same bytes are there already; its path there.
+
+        Files lie under their digest, in the cache folder if the address names one.
+        """
         digest = sha256_file(path)
         folder = self.address.cache or self.scratch
         there = f"{folder}/{digest}{path.suffix}"
@@ -111,7 +114,7 @@ class RemoteShell:
     def start(
         self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
     ) -> subprocess.Popen[str]:
-        """See Transport."""
+        """Start a command there; its output is the child's, `errors` takes what it says beside that."""
         # What runtimes leave in temporary folders goes with the scratch folder, however they end.
         settings = [f"{name}={value}" for name, value in {**environment, "TMPDIR": self.scratch}.items()]
         return subprocess.Popen(
@@ -125,7 +128,7 @@ class RemoteShell:
         )
 
     def died(self, returncode: int) -> str:
-        """See Transport."""
+        """How a command ended that did not end well, as the end of a sentence."""
         if returncode == CLIENT_FAILED and self._lost():
             return "was lost with the connection"
         if returncode in (CLIENT_FAILED, 137):

@@ -7,47 +7,27 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from fsrp_edge.bench.address import Address
-from fsrp_edge.bench.remote_shell import connect
+from fsrp_edge.bench.remote_shell import RemoteShell, connect
 from fsrp_edge.errors import BadInputError
 
 
-class Transport(Protocol):
-    """An open way to a device. Whatever it put there is gone when it is closed."""
-
-    address: Address
-
-    def put(self, path: Path) -> str:
-        """Bring a file there unless the same bytes are there already; its path there."""
-        ...
-
-    def start(
-        self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
-    ) -> subprocess.Popen[str]:
-        """Start a command there; its output is the child's, `errors` takes what it says beside that."""
-        ...
-
-    def died(self, returncode: int) -> str:
-        """How a command ended that did not end well, as the end of a sentence."""
-        ...
-
-
 class LocalTransport:
-    """This machine."""
+    """This machine, as `RemoteShell` does for others."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
 
     def put(self, path: Path) -> str:
-        """See Transport."""
+        """See RemoteShell."""
         return str(path)
 
     def start(
         self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
     ) -> subprocess.Popen[str]:
-        """See Transport."""
+        """See RemoteShell."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith(_THREAD_VARIABLES)}
         try:
             return subprocess.Popen(
@@ -64,12 +44,14 @@ class LocalTransport:
             ) from error
 
     def died(self, returncode: int) -> str:
-        """See Transport."""
+        """See RemoteShell."""
         if returncode < 0:
             return f"was killed by {signal.Signals(-returncode).name}"
         return f"ended with exit code {returncode}"
 
 
+Transport = LocalTransport | RemoteShell
+"""An open way to a device. Whatever it put there is gone when it is closed."""
 _THREAD_VARIABLES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "TF_NUM_")
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from fsrp_edge import compute, progress
+from fsrp_edge import compute
+from fsrp_edge.attacks import attackable
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
@@ -72,14 +73,10 @@ def pseudo_labelled(dataset: Dataset, classifier: Classifier, *, batch_size: int
         classifier: the dense network; left in the mode it was in.
         batch_size: images a forward pass.
     """
-    was_training = classifier.training
-    classifier.eval()
-    try:
+    with torch.no_grad(), attackable(classifier):
         train, evaluation = (
             _predicted(images, classifier, batch_size) for images in (dataset.train, dataset.evaluation)
         )
-    finally:
-        classifier.train(was_training)
     return replace(
         dataset,
         train=train,
@@ -88,11 +85,8 @@ def pseudo_labelled(dataset: Dataset, classifier: Classifier, *, batch_size: int
     )
 
 
-@torch.no_grad()
 def _predicted(images: ImageSet, classifier: Classifier, batch_size: int) -> ImageSet:
     device = compute.device_of(classifier)
-    batches = progress.track(
-        images.batches(batch_size), f"labelling {images.name}", images.batch_count(batch_size)
-    )
+    batches = images.tracked(batch_size, f"labelling {images.name}")
     labels = torch.cat([classifier(pixels.to(device)).argmax(1).cpu() for pixels, _ in batches])
     return images.relabelled(labels, "predictions of the dense network")

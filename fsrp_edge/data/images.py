@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsrp_edge.progress import track
+
 LabelKind = Literal["ground truth", "predictions of the dense network"]
 
 UNLABELLED = -1
@@ -130,9 +132,9 @@ class ImageSet:
         pixels = self.source.load(self.indices[positions]).float().div_(255)
         return pixels, self.labels[torch.from_numpy(positions)]
 
-    def batch_count(self, batch_size: int) -> int:
-        """Number of batches that `batches(batch_size)` yields."""
-        return -(-len(self) // batch_size)
+    def tracked(self, batch_size: int, description: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same, told to whoever follows the progress."""
+        return track(self.batches(batch_size), description, -(-len(self) // batch_size))
 
     def subset(self, positions: np.ndarray) -> "ImageSet":
         """The images at these positions of this set, in that order."""

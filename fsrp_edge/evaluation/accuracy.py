@@ -14,7 +14,6 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.results import Accuracy, Evaluation
 from fsrp_edge.evaluation.statistics import wilson_interval
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.progress import track
 
 Predict = Callable[[Tensor], Tensor]
 """Takes pixels (N, C, H, W), float32 in [0, 1], and returns logits (N, classes)."""
@@ -69,8 +68,7 @@ def predictions(predict: Predict, images: ImageSet, *, batch_size: int | None = 
     part = images.subset(np.arange(mine.start, mine.stop))
     predicted = [torch.zeros(mine.start, dtype=torch.int64)]
     with torch.no_grad(), compute.full_float32(), nullcontext() if network is None else attackable(network):
-        batches = part.batches(batch_size)
-        for pixels, _ in track(batches, f"predicting {images.name}", part.batch_count(batch_size)):
+        for pixels, _ in part.tracked(batch_size, f"predicting {images.name}"):
             predicted.append(predict(pixels.to(device)).argmax(1).cpu())
     predicted.append(torch.zeros(len(images) - mine.stop, dtype=torch.int64))
     return distributed.sum_over_processes(torch.cat(predicted))

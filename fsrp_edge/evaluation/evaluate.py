@@ -19,7 +19,7 @@ from fsrp_edge.evaluation.autoattack import autoattack_accuracy
 from fsrp_edge.evaluation.corruptions import corruption_accuracies
 from fsrp_edge.evaluation.files import evaluate_files
 from fsrp_edge.evaluation.results import Evaluation
-from fsrp_edge.evaluation.robust import fgsm_accuracy, pgd_accuracy
+from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.evaluation.standing import Verdicts, recorded_identity
 from fsrp_edge.evaluation.suspicions import suspicions
 from fsrp_edge.models.classifier import Classifier
@@ -42,7 +42,9 @@ AttackName = Annotated[str, AfterValidator(_known)]
 
 
 def pgd_of(name: str, *, eps: float = DEFAULT_EPS, norm: Norm = "Linf") -> PGD:
-    """The attack that `pgd-20`, `cw-20` or `pgd-100x5` names, in a ball."""
+    """The attack that `fgsm`, `pgd-20`, `cw-20` or `pgd-100x5` names, in a ball."""
+    if name == "fgsm":
+        return PGD(eps=eps, norm=norm, steps=1, step_size=eps or None)
     match = _PGD_NAME.fullmatch(name)
     assert match
     loss: Loss = "margin" if match[1] == "cw" else "cross-entropy"
@@ -192,12 +194,10 @@ def _attacked(
     verdicts: Verdicts,
 ) -> Evaluation:
     shared: Any = {"batch_size": plan.batch_size, "standing": standing, "verdicts": verdicts}
-    if name == "fgsm":
-        return fgsm_accuracy(classifier, images, eps=plan.eps, norm=plan.norm, **shared)
     if name == "autoattack":
         return autoattack_accuracy(classifier, images, eps=plan.eps, norm=plan.norm, seed=plan.seed, **shared)
     attack = pgd_of(name, eps=plan.eps, norm=plan.norm)
-    return pgd_accuracy(classifier, images, attack, seed=plan.seed, **shared)
+    return pgd_accuracy(classifier, images, attack, seed=None if name == "fgsm" else plan.seed, **shared)
 
 
 def _with_warnings(evaluation: Evaluation, found: tuple[str, ...]) -> Evaluation:

@@ -21,7 +21,6 @@ from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.progress import track
 from fsrp_edge.runtimes import ALL_CORES, open_session
 
 TRANSFER_STEPS = 20
@@ -85,7 +84,7 @@ def transfer_examples(classifier: Classifier, images: ImageSet, *, eps: float, s
     device, generator = compute.device_of(classifier), compute.generator(seed)
     attack, size = PGD(eps=eps, steps=TRANSFER_STEPS), default_batch_size(images)
     with attackable(classifier), torch.no_grad():
-        batches = track(images.batches(size), "examples of the float network", images.batch_count(size))
+        batches = images.tracked(size, "examples of the float network")
         made = [pgd(classifier, x.to(device), y.to(device), attack, generator).cpu() for x, y in batches]
     return torch.cat(made)
 

@@ -1,20 +1,15 @@
 """Accuracy under gradient attacks of fixed steps: FGSM, PGD on the cross-entropy, PGD on the margin."""
 
-from collections.abc import Callable, Iterable
-
 import torch
 from torch import Tensor
 
 from fsrp_edge import compute
-from fsrp_edge.attacks import PGD, Norm, ascent_step, attackable, input_gradient, project, random_start
+from fsrp_edge.attacks import PGD, ascent_step, attackable, input_gradient, project, random_start
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, is_wrong, predictions
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
 from fsrp_edge.models.classifier import Classifier
-
-Starts = Callable[[Tensor, Tensor], Iterable[Tensor]]
-"""Takes pixels and the images' positions in their set; returns the first iterates, one batch a restart."""
 
 
 def pgd_accuracy(
@@ -22,7 +17,7 @@ def pgd_accuracy(
     images: ImageSet,
     attack: PGD,
     *,
-    seed: int,
+    seed: int | None,
     batch_size: int | None = None,
     standing: Tensor | None = None,
     verdicts: Verdicts | None = None,
@@ -39,7 +34,7 @@ def pgd_accuracy(
         images: images and labels.
         attack: eps, norm, steps, step size, restarts and loss.
         seed: of the random starts. They depend on an image's position in the set, not on the batch size or on how many
-            processes share the work.
+            processes share the work. None starts from the image itself: with a single step, FGSM (arXiv 1412.6572).
         batch_size: images attacked at once; None chooses by their size.
         standing: bool (images,) on the CPU, where the network is right without an attack; None lets it predict.
         verdicts: of an interrupted evaluation, and to be kept in case this one is.
@@ -50,71 +45,37 @@ def pgd_accuracy(
     """
     kind = "pgd" if attack.loss == "cross-entropy" else "cw"
     name = f"{kind}-{attack.steps}" + (f"x{attack.restarts}" if attack.restarts > 1 else "")
-
-    def starts(pixels: Tensor, positions: Tensor) -> Iterable[Tensor]:
-        for restart in range(attack.restarts):
-            noisy = [
-                random_start(image, attack.eps, compute.generator(compute.seed_of(seed, restart, place)))
-                for image, place in zip(pixels, positions.tolist(), strict=True)
-            ]
-            yield project(torch.stack(noisy), pixels, attack.eps, attack.norm)
-
-    standing = _standing(classifier, images, attack, starts, name, batch_size, standing, verdicts)
-    return evaluation_of(standing, images, attack=name, norm=attack.norm, eps=attack.eps, seed=seed)
-
-
-def fgsm_accuracy(
-    classifier: Classifier,
-    images: ImageSet,
-    *,
-    eps: float,
-    norm: Norm = "Linf",
-    batch_size: int | None = None,
-    standing: Tensor | None = None,
-    verdicts: Verdicts | None = None,
-) -> Evaluation:
-    """Accuracy under one gradient step of length eps from the clean image (arXiv 1412.6572).
-
-    There is nothing random about it. Args and verdict as for `pgd_accuracy`.
-    """
-    attack = PGD(eps=eps, steps=1, step_size=eps or None, norm=norm)
-    standing = _standing(
-        classifier, images, attack, lambda pixels, _: [pixels.clone()], "fgsm", batch_size, standing, verdicts
-    )
-    return evaluation_of(standing, images, attack="fgsm", norm=norm, eps=eps)
-
-
-def _standing(
-    classifier: Classifier,
-    images: ImageSet,
-    attack: PGD,
-    starts: Starts,
-    name: str,
-    batch_size: int | None,
-    standing: Tensor | None,
-    verdicts: Verdicts | None,
-) -> Tensor:
-    """Bool (images,) on the CPU."""
+    name = "fgsm" if seed is None else name
     device = compute.device_of(classifier)
     compute.to_fast_layout(classifier, device)
     batch_size = batch_size or default_batch_size(images)
     if standing is None:
         standing = predictions(classifier, images, batch_size=batch_size) == images.labels
-    if attack.eps == 0:
-        return standing
+
+    def start(pixels: Tensor, positions: Tensor, restart: int) -> Tensor:
+        if seed is None:
+            return pixels
+        noisy = [
+            random_start(image, attack.eps, compute.generator(compute.seed_of(seed, restart, place)))
+            for image, place in zip(pixels, positions.tolist(), strict=True)
+        ]
+        return project(torch.stack(noisy), pixels, attack.eps, attack.norm)
 
     def withstands(batch: Tensor, truth: Tensor, positions: Tensor) -> Tensor:
         pixels, labels = batch.to(device), truth.to(device)
         stands = torch.ones(len(labels), dtype=torch.bool, device=device)
-        for start in starts(batch, positions):
+        for restart in range(attack.restarts):
             left = stands.nonzero().squeeze(1)
-            stands[left] = _withstands(classifier, pixels[left], labels[left], start.to(device)[left], attack)
+            first = start(batch, positions, restart).to(device)[left]
+            stands[left] = _withstands(classifier, pixels[left], labels[left], first, attack)
         return stands
 
-    with attackable(classifier), torch.no_grad():
-        return attack_standing(
-            images, standing, withstands, name=name, batch_size=batch_size, verdicts=verdicts
-        )
+    if attack.eps > 0:
+        with attackable(classifier), torch.no_grad():
+            standing = attack_standing(
+                images, standing, withstands, name=name, batch_size=batch_size, verdicts=verdicts
+            )
+    return evaluation_of(standing, images, attack=name, norm=attack.norm, eps=attack.eps, seed=seed)
 
 
 def _withstands(model: Classifier, pixels: Tensor, labels: Tensor, start: Tensor, attack: PGD) -> Tensor:

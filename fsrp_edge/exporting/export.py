@@ -185,7 +185,7 @@ def _quantizer(format_: Format, source: Path, scratch: Path, plan: ExportPlan) -
 
 def _accuracy(path: Path, images: ImageSet) -> float:
     session = open_session(path)
-    batches = track(images.batches(32), f"accuracy of {path.name}", images.batch_count(32))
+    batches = images.tracked(32, f"accuracy of {path.name}")
     right = sum(int((session.predict(pixels).argmax(1) == labels).sum()) for pixels, labels in batches)
     return right / len(images)
 

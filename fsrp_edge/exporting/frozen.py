@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from fsrp_edge import compute
 from fsrp_edge.models.classifier import Classifier
 
 
@@ -41,12 +42,9 @@ def _replace_uneven_pooling(network: nn.Module, pixels: Tensor) -> None:
         if any(before % after for before, after in zip(*sizes, strict=True)):
             uneven[names[module]] = UnevenPooling(sizes[0], sizes[1])
 
-    handles = [module.register_forward_hook(look) for module in names]
-    if handles:
-        with torch.no_grad():
+    if names:
+        with torch.no_grad(), compute.hooked(module.register_forward_hook(look) for module in names):
             network(pixels)
-    for handle in handles:
-        handle.remove()
     for name, pooling in uneven.items():
         network.set_submodule(name, pooling)
 

@@ -24,7 +24,6 @@ from fsrp_edge.exporting.frozen import as_exported
 from fsrp_edge.exporting.options import DEFAULTS, CalibrationMethod, ExportOptions
 from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.progress import track
 from fsrp_edge.runtimes import onnx_port, require
 from fsrp_edge.tool_output import captured_output
 
@@ -218,7 +217,7 @@ def _calibrated(source: Path, augmented: Path, calibration: ImageSet, method: Ca
     calibrator = calibrate.create_calibrator(source, None, str(augmented), chosen)
     session = calibrator.infer_session
     given = session.get_inputs()[0]
-    batches = track(calibration.batches(1), f"calibrating {source.name}", len(calibration))
+    batches = calibration.tracked(1, f"calibrating {source.name}")
     feeds = ({given.name: onnx_port(given).encode(pixels.numpy())} for pixels, _ in batches)
     if method == "min-max":
         calibrator.collect_data(SimpleNamespace(get_next=lambda: next(feeds, None)))

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from fsrp_edge.attacks import attackable
 from fsrp_edge.compute import device_of
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, GateFailedError
@@ -315,10 +316,6 @@ def _excess(parity: Parity) -> float:
 
 def _reference(classifier: Classifier, batches: Sequence[torch.Tensor]) -> np.ndarray:
     """Logits (N, classes) of the network in evaluation mode, in float32."""
-    device, training = device_of(classifier), classifier.training
-    classifier.eval()
-    try:
-        with torch.no_grad():
-            return np.concatenate([classifier(pixels.to(device)).float().cpu().numpy() for pixels in batches])
-    finally:
-        classifier.train(training)
+    device = device_of(classifier)
+    with torch.no_grad(), attackable(classifier):
+        return np.concatenate([classifier(pixels.to(device)).float().cpu().numpy() for pixels in batches])

@@ -19,7 +19,6 @@ from fsrp_edge.exporting.frozen import as_exported
 from fsrp_edge.exporting.options import DEFAULTS, CalibrationMethod, ExportOptions
 from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.progress import track
 from fsrp_edge.runtimes import require, tflite_port
 from fsrp_edge.tool_output import captured_output
 
@@ -237,7 +236,7 @@ def _histogram_ranges(
 def _images(source: Path, calibration: ImageSet, interpreter: Any) -> Iterator[np.ndarray]:
     """Calibration images, one at a time, as the file takes them."""
     port = tflite_port(interpreter.get_input_details()[0])
-    for pixels, _ in track(calibration.batches(1), f"calibrating {source.name}", len(calibration)):
+    for pixels, _ in calibration.tracked(1, f"calibrating {source.name}"):
         yield port.encode(pixels.permute(0, 2, 3, 1).contiguous().numpy())
 
 
@@ -268,15 +267,6 @@ def _append(path: Path, metadata: Mapping[str, str]) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         entry = zipfile.ZipInfo(METADATA, (1980, 1, 1, 0, 0, 0))
         archive.writestr(entry, json.dumps(metadata, indent=1, sort_keys=True))
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The facts that were written into a TFLite file; none for a file of another origin."""
-    if not zipfile.is_zipfile(path):
-        return {}
-    with zipfile.ZipFile(path) as archive:
-        facts: dict[str, str] = json.loads(archive.read(METADATA)) if METADATA in archive.namelist() else {}
-    return facts
 
 
 def transpose_reasons(path: Path) -> list[str]:

@@ -1,12 +1,13 @@
 """Which batch norm stands behind which layer: it decides what the layer's outputs count, whatever its weights' size."""
 
 from collections import Counter
-from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fsrp_edge import compute
 from fsrp_edge.attacks import attackable
 from fsrp_edge.models.channel_graph import Convolution
 from fsrp_edge.models.classifier import Classifier
@@ -28,7 +29,7 @@ def batch_norms_behind(classifier: Classifier) -> dict[str, str]:
     pairs: dict[str, tuple[str, Any]] = {}
     calls = Counter[str]()
 
-    def remember(name: str, output: Tensor) -> None:
+    def remember(name: str, _layer: nn.Module, _inputs: Any, output: Tensor) -> None:
         calls[name] += 1
         made[output.grad_fn] = name
 
@@ -38,19 +39,15 @@ def batch_norms_behind(classifier: Classifier) -> dict[str, str]:
         if node is not None and node in made and norm.running_var is not None:
             pairs[made[node]] = (name, node)
 
-    with ExitStack() as stack:
-        for name, module in classifier.network.named_modules():
-            if isinstance(module, nn.Linear | Convolution):
-                hook = module.register_forward_hook(lambda _, __, output, name=name: remember(name, output))
-            elif isinstance(module, BatchNorm):
-                hook = module.register_forward_pre_hook(
-                    lambda norm, inputs, name=name: look(name, norm, inputs)
-                )
-            else:
-                continue
-            stack.callback(hook.remove)
-        with torch.enable_grad(), attackable(classifier):
-            logits = classifier(classifier.example_pixels(1).requires_grad_(True))
+    hooks = (
+        module.register_forward_pre_hook(partial(look, name))
+        if isinstance(module, BatchNorm)
+        else module.register_forward_hook(partial(remember, name))
+        for name, module in classifier.network.named_modules()
+        if isinstance(module, nn.Linear | Convolution | BatchNorm)
+    )
+    with compute.hooked(hooks), torch.enable_grad(), attackable(classifier):
+        logits = classifier(classifier.example_pixels(1).requires_grad_(True))
     readers = _readers(logits)
     return {
         layer: norm

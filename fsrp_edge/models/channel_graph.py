@@ -177,33 +177,15 @@ class PruningGraph:
 
     def _raw_groups(self) -> Iterator[Any]:
         """torch-pruning's groups of all channels, each rooted at its first layer."""
-        seen: set[nn.Module] = set()
-        for layer in self._names:
-            if not isinstance(layer, Convolution | nn.Linear) or layer in seen:
-                continue
-            if layer not in self._graph.module2node:
-                continue
-            pruner = self._graph.get_pruner_of_module(layer)
-            group = self._graph.get_pruning_group(
-                layer, pruner.prune_out_channels, list(range(pruner.get_out_channels(layer)))
-            )
-            seen.update(
-                item.dep.target.module
-                for item in group
-                if self._graph.is_out_channel_pruning_fn(item.dep.handler)
-                and isinstance(item.dep.target.module, nn.Module)
-            )
-            yield group
+        nodes = self._graph.module2node  # it goes through these in their order
+        known = {layer: nodes[layer] for layer in self._names if layer in nodes}
+        self._graph.module2node = known | nodes
+        groups: Iterator[Any] = self._graph.get_all_groups()
+        return groups
 
     def _describe(self, group: Any) -> ChannelGroup:
-        slices, reasons = [], []
-        for item in group:
-            node = item.dep.target
-            if node in self._reasons:
-                reasons.append(self._reasons[node])
-            slice_ = self._slice(item)
-            if slice_ is not None:
-                slices.append(slice_)
+        slices = [slice_ for item in group if (slice_ := self._slice(item))]
+        reasons = [self._reasons[item.dep.target] for item in group if item.dep.target in self._reasons]
         made = [each for each in slices if self._makes_channels(each)]
         misfit = next((reason for each in slices if (reason := self._misfit(each))), None)
         count = len(group[0].idxs)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fsrp_edge import progress
-from fsrp_edge.errors import BadInputError, first_problem
+from fsrp_edge.errors import BadInputError, first_line, first_problem
 from fsrp_edge.models import registry
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.inference import Match, compare, infer_architecture, no_match
@@ -24,7 +24,7 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "classifier_
 
 
 @dataclass(frozen=True)
-class _Wishes:
+class Wishes:
     """What the user said about the network's input; None where nothing was said."""
 
     input_size: int | None
@@ -61,7 +61,7 @@ def load_classifier(
     if input_size is not None and input_size < 1:
         raise BadInputError(f"the input size is {input_size}; it has to be greater than 0")
     contents = read_weights(Path(path), trust_pickle=trust_pickle)
-    wishes = _Wishes(input_size, None if mean is None else tuple(mean), None if std is None else tuple(std))
+    wishes = Wishes(input_size, None if mean is None else tuple(mean), None if std is None else tuple(std))
     try:
         _check_finite(contents.state)
         if contents.spec is not None:
@@ -75,7 +75,7 @@ def load_classifier(
     return classifier.eval()
 
 
-def _from_weights(state: dict[str, Tensor], architecture: str | None, wishes: _Wishes) -> Classifier:
+def _from_weights(state: dict[str, Tensor], architecture: str | None, wishes: Wishes) -> Classifier:
     names = None if architecture is None else registry.possible_names(architecture)
     found = _identify(state, names)
     if found is None:
@@ -84,7 +84,7 @@ def _from_weights(state: dict[str, Tensor], architecture: str | None, wishes: _W
 
 
 def _adopt(
-    module: nn.Module, state: dict[str, Tensor], architecture: str | None, wishes: _Wishes
+    module: nn.Module, state: dict[str, Tensor], architecture: str | None, wishes: Wishes
 ) -> Classifier:
     """An unpickled module as a known architecture that computes the same: nothing else can be built again."""
     if architecture is not None:
@@ -100,7 +100,7 @@ def _adopt(
 
 
 def _rebuild(
-    state: dict[str, Tensor], spec: ModelSpec, architecture: str | None, wishes: _Wishes
+    state: dict[str, Tensor], spec: ModelSpec, architecture: str | None, wishes: Wishes
 ) -> Classifier:
     """A network of our own files: architecture, then the shapes it was pruned to, then weights."""
     if architecture is not None:
@@ -147,13 +147,13 @@ def _recorded_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         apply_layer_shapes(frame, spec.layer_shapes)
     except (RuntimeError, TypeError) as error:  # torch, of sizes whose product or which themselves overflow
         raise BadInputError(
-            f"damaged specification: no tensor can have the recorded sizes ({str(error).splitlines()[0]}); take "
+            f"damaged specification: no tensor can have the recorded sizes ({first_line(error)}); take "
             "another copy of the file"
         ) from None
     return {name: tuple(tensor.shape) for name, tensor in frame.state_dict().items()}
 
 
-def _classifier(network: nn.Module, architecture: str, channels: int, wishes: _Wishes) -> Classifier:
+def classifier_of(network: nn.Module, architecture: str, channels: int, wishes: Wishes) -> Classifier:
     """Put together what was published and what the user said; see that the network takes such images."""
     shape, mean, std, preprocessing = registry.chosen_input(
         architecture, channels, size=wishes.input_size, mean=wishes.mean, std=wishes.std
@@ -188,7 +188,7 @@ def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, 
         with torch.no_grad():
             logits = network(torch.zeros(1, *shape))
     except Exception as error:  # whatever a user's network raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         size = "x".join(map(str, shape))
         raise BadInputError(
             f"{architecture} does not take {size} images ({reason}); try --input-size"
@@ -201,13 +201,13 @@ def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, 
     return logits.shape[1]
 
 
-def _with_weights(state: dict[str, Tensor], match: Match, wishes: _Wishes) -> Classifier:
+def _with_weights(state: dict[str, Tensor], match: Match, wishes: Wishes) -> Classifier:
     channels = match.input_channels
     if registry.is_user_code(match.architecture) and wishes.mean:
         channels = len(wishes.mean)  # a factory decides on its input itself
     network = registry.build(match.architecture, classes=match.classes, input_channels=channels)
     _load(network, state, match.architecture)
-    return _classifier(network, match.architecture, channels, wishes)
+    return classifier_of(network, match.architecture, channels, wishes)
 
 
 def _compute_the_same(module: nn.Module, classifier: Classifier) -> bool:

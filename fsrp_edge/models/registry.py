@@ -228,17 +228,10 @@ def stem_of(network: nn.Module) -> str | None:
 def _replace_stem(network: nn.Module, channels: int) -> None:
     name = stem_of(network)
     assert name is not None  # every torchvision classifier starts with a convolution
-    old = network.get_submodule(name)
-    assert isinstance(old, nn.Conv2d)
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]
-        old.stride,  # type: ignore[arg-type]
-        old.padding,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-    )
-    network.set_submodule(name, new)
+    stem: Any = network.get_submodule(name)
+    stem.in_channels = channels
+    stem.weight = nn.Parameter(stem.weight.new_empty(stem.out_channels, channels, *stem.kernel_size))
+    stem.reset_parameters()
 
 
 def _torchvision_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...], Preprocessing]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fsrp_edge import compute
+
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
@@ -43,9 +45,6 @@ _ALONG_CHANNELS = {
     *("batch_norm", "instance_norm", "group_norm", "prelu"),
 }  # fmt: skip
 """… and along axis 1, where channels may have been moved away from."""
-_REDUCTIONS = {"mean", "sum", "amax", "amin"}
-_RESHAPES = {"view", "reshape", "flatten"}
-_CONCATENATIONS = {"cat", "concat", "concatenate"}
 
 
 class Cut(NamedTuple):
@@ -84,19 +83,9 @@ class Watch(TorchFunctionMode):
         def leave(*_: object) -> None:
             self._running.pop()
 
-        hooks = [
-            hook
-            for module in self._names
-            for hook in (
-                module.register_forward_pre_hook(lambda module, _: self._running.append(module)),
-                module.register_forward_hook(leave),
-            )
-        ]
-        try:
+        enter = [m.register_forward_pre_hook(lambda m, _: self._running.append(m)) for m in self._names]
+        with compute.hooked(enter + [m.register_forward_hook(leave) for m in self._names]):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -159,12 +148,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _keeps_channels(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> bool:
     """Whether every channel (axis 1) of the result comes from that channel of the first argument alone."""
-    if not isinstance(result, Tensor):
-        return False
     rule = _RULES.get(name)
-    if rule is None:
-        return name in _PER_CHANNEL
-    return rule(args, kwargs, result)
+    return isinstance(result, Tensor) and (rule(args, kwargs, result) if rule else name in _PER_CHANNEL)
 
 
 _CONVOLVED = "ConvolutionBackward0"
@@ -234,25 +219,12 @@ def _reshape_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
 
 
 def _reduction_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
-    given = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+    given = _axis_given(args, kwargs, None)
     rank = args[0].dim()
     if given is None or rank < 3:
         return False
     axes = {axis % rank for axis in ((given,) if isinstance(given, int) else given)}
     return axes <= {2, 3} and not _is_displaced(args[0])
-
-
-def _concatenation_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
-    dim: int = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
-    return dim % result.dim() == 1
-
-
-def _squeeze_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
-    return bool(result.shape[:2] == args[0].shape[:2])
-
-
-def _padding_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
-    return bool(result.dim() > 2 and args[0].shape[1] == result.shape[1])
 
 
 def _indexing_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
@@ -266,12 +238,18 @@ def _indexing_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tenso
     )
 
 
+def _axis_given(args: tuple[Any, ...], kwargs: dict[str, Any], default: int | None) -> Any:
+    return kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else default))
+
+
 _RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Tensor], bool]] = {
-    **dict.fromkeys(_RESHAPES, _reshape_keeps),
-    **dict.fromkeys(_REDUCTIONS, _reduction_keeps),
-    **dict.fromkeys(_CONCATENATIONS, _concatenation_keeps),
-    **dict.fromkeys(("squeeze", "unsqueeze"), _squeeze_keeps),
-    "pad": _padding_keeps,
+    **dict.fromkeys(("view", "reshape", "flatten"), _reshape_keeps),
+    **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduction_keeps),
+    **dict.fromkeys(
+        ("cat", "concat", "concatenate"), lambda a, k, made: _axis_given(a, k, 0) % made.dim() == 1
+    ),
+    **dict.fromkeys(("squeeze", "unsqueeze"), lambda a, _, made: made.shape[:2] == a[0].shape[:2]),
+    "pad": lambda a, _, made: made.dim() > 2 and a[0].shape[1] == made.shape[1],
     "getitem": _indexing_keeps,
 }
 

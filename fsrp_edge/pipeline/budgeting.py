@@ -338,26 +338,10 @@ def log_plan(plan: PruningPlan) -> None:
         progress.log(f"plan: {each.told}")
 
 
-def verdicts(
-    place: Workplace,
-    network: Classifier,
-    budgets: Sequence[Budgeted],
-    rows: Sequence[schema.LedgerRow],
-) -> tuple[schema.GateResult, ...]:
-    """Each budget against what the run ended with.
-
-    Args:
-        place: of the run.
-        network: the recovered network.
-        budgets: of the plan.
-        rows: of the shipped files.
-    """
-    return tuple(_verdict(place, network, each, rows) for each in budgets)
-
-
-def _verdict(
+def verdict(
     place: Workplace, network: Classifier, budget: Budgeted, rows: Sequence[schema.LedgerRow]
 ) -> schema.GateResult:
+    """A budget of the plan against what the run ended with: the recovered network and the rows of its files."""
     kind, files = budget.kind, [row for row in rows if row.bytes is not None and not row.is_dense]
     size, row, basis, disturbed = measure_size(network), None, "counted", ""
     if kind in ("macs", "parameters"):

@@ -229,8 +229,6 @@ def _steps(inputs: Inputs, plan: PruningPlan, pruned: Classifier) -> Iterator[St
 def _attack_steps(name: str) -> int:
     if name == "autoattack":
         return AUTOATTACK_STEPS
-    if name == "fgsm":
-        return 1
     attack = pgd_of(name)
     return attack.steps * attack.restarts
 

@@ -8,7 +8,7 @@ from fsrp_edge.data.check import chance_threshold
 from fsrp_edge.exporting.verified import Exported
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pipeline.budgeting import verdicts
+from fsrp_edge.pipeline.budgeting import verdict
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.report import schema
@@ -60,8 +60,8 @@ def _judged(
     run: Run, report: schema.RunReport, plan: PruningPlan, recovered: Classifier
 ) -> tuple[schema.GateResult, ...]:
     gates = judge(report, run.options.gates)
-    if plan.budgets:
-        gates = verdicts(run.place, recovered, plan.budgets, report.ledger) + gates
+    budgets = [verdict(run.place, recovered, each, report.ledger) for each in plan.budgets]
+    gates = (*budgets, *gates)
     if run.options.baseline is None:
         return gates
     baseline = load_report(run.options.baseline)

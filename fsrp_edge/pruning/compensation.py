@@ -12,9 +12,10 @@ a step, so there it stays as it was and the statistics of the batch norm take up
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,11 +93,12 @@ class DenseOutputs:
         self._norms = batch_norms_behind(classifier)
         calls = Counter[str]()
 
-        def record(name: str, layer: Fitted, _: Tensor, output: Tensor) -> None:
+        def record(name: str, layer: Fitted, _: Any, output: Tensor) -> None:
             calls[name] += 1
             self._samples[name] = self._sample(as_maps(layer, output))
 
-        with torch.no_grad(), attackable(classifier), _watching(classifier, after=record):
+        hooks = (layer.register_forward_hook(partial(record, name)) for name, layer in _fittable(classifier))
+        with torch.no_grad(), attackable(classifier), compute.hooked(hooks):
             self.logits: Tensor = classifier(self.pixels).float()
         for name, count in calls.items():
             if count > 1:  # it would have to serve several inputs
@@ -116,7 +118,7 @@ class DenseOutputs:
             The smaller network's logits for all images, (N, classes).
         """
 
-        def fit(name: str, layer: Fitted, inputs: Tensor) -> None:
+        def fit(name: str, layer: Fitted, inputs: tuple[Tensor]) -> None:
             sample = self._samples.get(name)
             if sample is None:
                 return
@@ -124,13 +126,14 @@ class DenseOutputs:
             stay = [channel for channel in range(sample.outputs.shape[1]) if channel not in lost]
             size = _size(layer)
             before = copy.deepcopy(layer.state_dict()) if name == self._limited else None
-            _fit(layer, _reads(layer, inputs, sample), sample.outputs[:, stay])
+            _fit(layer, _reads(layer, inputs[0], sample), sample.outputs[:, stay])
             if name in self._norms:
                 _keep_size(layer, size, pruned.network.get_submodule(self._norms[name]))
             elif before is not None and _size(layer).norm() > GROWTH * size.norm():
                 layer.load_state_dict(before)
 
-        with torch.no_grad(), attackable(pruned), _watching(pruned, before=fit):
+        hooks = (layer.register_forward_pre_hook(partial(fit, name)) for name, layer in _fittable(pruned))
+        with torch.no_grad(), attackable(pruned), compute.hooked(hooks):
             logits: Tensor = pruned(self.pixels).float()
         return logits
 
@@ -143,33 +146,10 @@ class DenseOutputs:
         return _Sample(image, place, maps.shape[3], maps.flatten(2)[image, :, place].float())
 
 
-@contextmanager
-def _watching(
-    classifier: Classifier,
-    *,
-    before: Callable[[str, Fitted, Tensor], None] | None = None,
-    after: Callable[[str, Fitted, Tensor, Tensor], None] | None = None,
-) -> Iterator[None]:
-    """Call these around each call of a layer that can be fitted."""
-    hooks = []
-    for name, layer in classifier.network.named_modules():
-        if not isinstance(layer, Fitted):
-            continue
-        if before is not None:
-            hooks.append(
-                layer.register_forward_pre_hook(lambda layer, args, name=name: before(name, layer, args[0]))
-            )
-        if after is not None:
-            hooks.append(
-                layer.register_forward_hook(
-                    lambda layer, args, output, name=name: after(name, layer, args[0], output)
-                )
-            )
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _fittable(classifier: Classifier) -> Iterator[tuple[str, Fitted]]:
+    """The layers that can be fitted, by name."""
+    modules = classifier.network.named_modules()
+    return ((name, layer) for name, layer in modules if isinstance(layer, Fitted))
 
 
 def _reads(layer: Fitted, inputs: Tensor, sample: _Sample) -> Tensor:

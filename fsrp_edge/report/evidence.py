@@ -7,7 +7,7 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import ValidationError
 
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, first_line
 from fsrp_edge.evaluation.results import Accuracy
 from fsrp_edge.files import atomic_path, read_json, write_json
 from fsrp_edge.records import Record
@@ -114,7 +114,7 @@ class Pictured:
             with np.load(directory / EVIDENCE_ARRAYS, allow_pickle=False) as arrays:
                 return cls(evidence, dict(arrays))
         except (ValidationError, OSError, ValueError, EOFError, BadZipFile) as error:
-            first = str(error).splitlines()[0]
+            first = first_line(error)
             raise BadInputError(
                 f"{directory / EVIDENCE_JSON} and {EVIDENCE_ARRAYS} are not a run's evidence: {first}"
             ) from None

@@ -257,25 +257,15 @@ def _speed_ups(fields: dict[str, Any]) -> tuple[SpeedUp, ...]:
         (row.name, latency.runtime, latency.threads): latency for row in ledger for latency in row.latency
     }
     found = []
-    for row in ledger:
-        references = () if row.is_dense else (f"{DENSE} {row.name.split()[0]} fp32", f"{DENSE} {row.name}")
-        for latency in row.latency:
-            known = (dense.get((name, latency.runtime, latency.threads)) for name in references)
-            for against, reference in zip(references, known, strict=True):
-                if reference is not None:
-                    found.append(
-                        SpeedUp(
-                            name=row.name,
-                            against=against,
-                            runtime=latency.runtime,
-                            threads=latency.threads,
-                            dense_p50_ms=reference.p50_ms,
-                            p50_ms=latency.p50_ms,
-                            latency_ratio=reference.p50_ms / latency.p50_ms,
-                            macs_ratio=macs_ratio,
-                        )
-                    )
-                    break
+    for row, latency in ((each, latency) for each in ledger if not each.is_dense for latency in each.latency):
+        names = (f"{DENSE} {row.name.split()[0]} fp32", f"{DENSE} {row.name}")
+        measured = [name for name in names if (name, latency.runtime, latency.threads) in dense]
+        for against in measured[:1]:
+            before = dense[against, latency.runtime, latency.threads].p50_ms
+            found.append(SpeedUp(
+                name=row.name, against=against, runtime=latency.runtime, threads=latency.threads, dense_p50_ms=before,
+                p50_ms=latency.p50_ms, latency_ratio=before / latency.p50_ms, macs_ratio=macs_ratio,
+            ))  # fmt: skip
     return tuple(found)
 
 

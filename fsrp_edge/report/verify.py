@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsrp_edge.errors import FsrpEdgeError
+from fsrp_edge.errors import FsrpEdgeError, first_line
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.files import sha256_file
 from fsrp_edge.progress import track
@@ -72,7 +72,7 @@ def _parity(directory: Path, artifact: Artifact, manifest: Manifest) -> list[Fin
     try:
         checks = manifest.origin(artifact).probe.check(directory / artifact.path, artifact)
     except FsrpEdgeError as error:
-        return [Finding(name, "parity", False, str(error).splitlines()[0])]
+        return [Finding(name, "parity", False, first_line(error))]
     return [
         Finding(name, f"parity in {check.runtime}", check.passed, parity_figures(check)) for check in checks
     ]

@@ -11,7 +11,6 @@ from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.progress import track
 
 
 def adversarial_batches(
@@ -46,5 +45,4 @@ def my_adversarial_batches(
             count = min(batch_size, mine.start - first)
             torch.rand((count, *classifier.spec.input_shape), generator=generator)
     part = images.subset(np.arange(mine.start, mine.stop))
-    batches = track(part.batches(batch_size), "scoring", part.batch_count(batch_size))
-    return adversarial_batches(classifier, batches, attack, generator)
+    return adversarial_batches(classifier, part.tracked(batch_size, "scoring"), attack, generator)

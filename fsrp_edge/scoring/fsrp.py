@@ -15,7 +15,6 @@ from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.maps import as_maps
-from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.records import Record
 from fsrp_edge.scoring.adversarial import my_adversarial_batches
 from fsrp_edge.scoring.capture import MapReader, ReadAt, scored_layers
@@ -106,20 +105,5 @@ def score_fsrp(classifier: Classifier, images: ImageSet, options: FSRP, *, seed:
     for layer in sums.values():
         for total in (layer.maps, layer.pixels, layer.ratio, layer.low, layer.high):
             distributed.sum_over_processes(total)
-    return FilterScores(
-        criterion="fsrp",
-        options=flat(options),
-        architecture=classifier.spec.architecture,
-        model_sha256=weights_sha256(classifier.network),
-        data_sha256=images.digest,
-        images=len(images),
-        seed=seed,
-        layers={name: LayerScores.of(name, layer.scores(), layer.size) for name, layer in sums.items()},
-    )
-
-
-def flat(options: Record) -> dict[str, str | int | float | bool | None]:
-    """Options as one level of keys: `attack.steps` beside `radius`."""
-    values = options.model_dump(mode="json", exclude={"name"})
-    attack = values.pop("attack")
-    return values | {f"attack.{key}": value for key, value in attack.items()}
+    scored = {name: LayerScores.of(name, layer.scores(), layer.size) for name, layer in sums.items()}
+    return FilterScores.of(classifier, options, images, scored, seed)

@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from fsrp_edge import distributed
+from fsrp_edge import compute, distributed
 from fsrp_edge.models.channel_graph import ChannelGroup
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.maps import as_maps
@@ -79,28 +79,22 @@ def read_input_moments(
     """
     sums: dict[str, _Sums] = {}
 
-    def reader(name: str) -> Any:
-        def read(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            maps = as_maps(layer, inputs[0].detach())
-            if maps.shape[1] > MOST_CHANNELS:
-                return
-            with torch.autocast(maps.device.type, enabled=False):  # products in bfloat16 are no covariance
-                if name not in sums:
-                    sums[name] = _Sums(maps)
-                sums[name].add(maps, radius)
+    def read(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        maps = as_maps(layer, inputs[0].detach())
+        if maps.shape[1] > MOST_CHANNELS:
+            return
+        with torch.autocast(maps.device.type, enabled=False):  # products in bfloat16 are no covariance
+            if name not in sums:
+                sums[name] = _Sums(maps)
+            sums[name].add(maps, radius)
 
-        return read
-
-    hooks = [
-        classifier.network.get_submodule(name).register_forward_pre_hook(reader(name)) for name in layers
-    ]
-    try:
+    read_by = {name: classifier.network.get_submodule(name) for name in layers}
+    with compute.hooked(
+        layer.register_forward_pre_hook(partial(read, name)) for name, layer in read_by.items()
+    ):
         for pixels in batches:
             with torch.no_grad():
                 classifier(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {name: sums[name].moments() for name in sorted(sums)}
 
 

@@ -27,10 +27,8 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.batch_norms import BatchNorm, batch_norms_behind
 from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, Member, PruningGraph, find_layer
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.records import Record
 from fsrp_edge.scoring.adversarial import my_adversarial_batches
-from fsrp_edge.scoring.fsrp import flat
 from fsrp_edge.scoring.moments import InputMoments, by_position, read_input_moments, readers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
@@ -93,16 +91,7 @@ def score_reconstruction(
             scores = rest_by_size(shares, sizes[group.root].to(shares), options.explained)
             map_size = max(seen.size for _, seen in reading)
             layers[group.root] = LayerScores.of(group.root, scores, map_size)
-    return FilterScores(
-        criterion=options.name,
-        options=flat(options),
-        architecture=classifier.spec.architecture,
-        model_sha256=weights_sha256(classifier.network),
-        data_sha256=images.digest,
-        images=len(images),
-        seed=seed,
-        layers=layers,
-    )
+    return FilterScores.of(classifier, options, images, layers, seed)
 
 
 def explained_shares(read: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -18,8 +18,6 @@ from fsrp_edge.data.images import ImageSet
 from fsrp_edge.models.channel_graph import PruningGraph
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.maps import as_maps
-from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.progress import track
 from fsrp_edge.records import Record
 from fsrp_edge.scoring.capture import MapReader, scored_layers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
@@ -61,17 +59,8 @@ def score_rival(classifier: Classifier, images: ImageSet, rival: Rival, *, seed:
         if rival.name == "activation"
         else _by_torch_pruning(classifier, images, rival, seed)
     )
-    looks = rival.name in LOOKS_AT_IMAGES
-    return FilterScores(
-        criterion=rival.name,
-        options={"batch_size": rival.batch_size} if looks else {},
-        architecture=classifier.spec.architecture,
-        model_sha256=weights_sha256(classifier.network),
-        data_sha256=images.digest if looks else None,
-        images=len(images) if looks else 0,
-        seed=seed,
-        layers={name: LayerScores.of(name, scores) for name, scores in layers.items()},
-    )
+    scored = {name: LayerScores.of(name, scores) for name, scores in layers.items()}
+    return FilterScores.of(classifier, rival, images if rival.name in LOOKS_AT_IMAGES else None, scored, seed)
 
 
 def _by_torch_pruning(classifier: Classifier, images: ImageSet, rival: Rival, seed: int) -> dict[str, Tensor]:
@@ -108,10 +97,10 @@ def _fill_gradients(
     device = compute.device_of(classifier)
     parameters = list(classifier.network.parameters())
     sums = [torch.zeros_like(parameter) for parameter in parameters]
-    batches = images.batch_count(batch_size)
+    batches = -(-len(images) // batch_size)
     classifier.eval()
     with compute.all_trainable(classifier.network):
-        for pixels, labels in track(images.batches(batch_size), "taking gradients", batches):
+        for pixels, labels in images.tracked(batch_size, "taking gradients"):
             loss = F.cross_entropy(classifier(pixels.to(device)), labels.to(device))
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             for total, gradient in zip(sums, gradients, strict=True):
@@ -132,9 +121,7 @@ def _activation(classifier: Classifier, images: ImageSet, rival: Rival) -> dict[
 
     device = compute.device_of(classifier)
     with attackable(classifier), torch.no_grad():
-        for pixels, _ in track(
-            images.batches(rival.batch_size), "scoring", images.batch_count(rival.batch_size)
-        ):
+        for pixels, _ in images.tracked(rival.batch_size, "scoring"):
             with MapReader(classifier.network, "activation", receive):
                 classifier(pixels.to(device))
     return {name: total / len(images) for name, total in sums.items()}

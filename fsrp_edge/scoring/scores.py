@@ -1,11 +1,14 @@
 """FilterScores: what scoring hands to planning, one number a filter, readable and diffable."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import FiniteFloat
 from torch import Tensor
 
+from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.records import Document, Record
 
 
@@ -53,3 +56,26 @@ class FilterScores(Document):
     seed: int
     layers: dict[str, LayerScores]
     """By the layer's name in the network, in the order of execution."""
+
+    @classmethod
+    def of(
+        cls,
+        classifier: Classifier,
+        criterion: Any,
+        images: ImageSet | None,
+        layers: dict[str, LayerScores],
+        seed: int,
+    ) -> Self:
+        """Scores with what they were made from; `images` are None where the criterion looks at none."""
+        options = {} if images is None else criterion.model_dump(mode="json", exclude={"name"})
+        attack = options.pop("attack", {})  # as one level of keys: `attack.steps` beside `radius`
+        return cls(
+            criterion=criterion.name,
+            options=options | {f"attack.{key}": value for key, value in attack.items()},
+            architecture=classifier.spec.architecture,
+            model_sha256=weights_sha256(classifier.network),
+            data_sha256=None if images is None else images.digest,
+            images=0 if images is None else len(images),
+            seed=seed,
+            layers=layers,
+        )

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, first_line
 
 Location = tuple[str | int, ...]
 Document = dict[str, Any]
@@ -96,7 +96,7 @@ def read_document(path: Path) -> Document:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadInputError(f"{path}, line {line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise BadInputError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+        raise BadInputError(f"{path} is not valid YAML: {first_line(error)}") from None
     if not isinstance(document, dict) or not document:
         raise BadInputError(f"{path}, line 1: a profile is a mapping of keys such as `name:` to values")
     return document

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, first_line
+from fsrp_edge.runtimes import require
 from fsrp_edge.tool_output import captured_output
 
 OperatorClass = Literal[
@@ -123,8 +124,6 @@ def read_graph(path: Path) -> GraphCost:
         BadInputError: not an ONNX file, or its shapes cannot be told.
         ToolFailedError: onnx is not installed.
     """
-    from fsrp_edge.runtimes import require
-
     onnx = require("onnx")
     if not path.is_file():
         raise BadInputError(f"no such file: {path}")
@@ -132,7 +131,7 @@ def read_graph(path: Path) -> GraphCost:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise BadInputError(f"{path.name} is not a valid ONNX file: {reason}") from None
     if not model.graph.node:
         raise BadInputError(f"{path.name} has no operators")
@@ -156,8 +155,6 @@ def graph_cost(model: Any) -> GraphCost:
 
 
 def _walked(model: Any, transposes: Mapping[str, str]) -> GraphCost:
-    from fsrp_edge.runtimes import require
-
     graph = require("onnx").shape_inference.infer_shapes(model, data_prop=True).graph
     walk = _Walk(_shapes(graph), _constants(graph), transposes)
     for node in graph.node:
@@ -167,8 +164,6 @@ def _walked(model: Any, transposes: Mapping[str, str]) -> GraphCost:
 
 def _folded(model: Any) -> Any:
     """The model with what depends on constants alone computed, but no operators fused."""
-    from fsrp_edge.runtimes import require
-
     with captured_output("folding the constants of a graph"):
         folded, _unchecked = require("onnxsim").simplify(model, perform_optimization=False)
     return folded

@@ -280,7 +280,13 @@ class Target(_Frozen):
         if self.cpu and self.threads > cores:
             yield ("choices", "threads"), f"{self.threads} threads on {cores} cores; allowed: at most {cores}"
         for runtime in self.runtimes:
-            yield from self._beyond(runtime)
+            for name in ("onnx_opset", "onnx_ir_version"):
+                chosen, cap = getattr(self.choices, name).value, getattr(runtime, f"max_{name}")
+                if cap is not None and chosen > cap.value:
+                    yield (
+                        ("choices", name),
+                        f"{name} {chosen} is newer than {runtime.name} accepts; allowed: at most {cap.value}",
+                    )
         if not any(offer.default for offer in self.offers):
             yield ("artifacts",), "no file has the status `default`; give it to at least one"
         for offer in self.offers:
@@ -290,18 +296,6 @@ class Target(_Frozen):
                     ("artifacts", offer.format, offer.precision, "status"),
                     f"`precisions` calls {offer.precision} useless; allowed: offered, refused",
                 )
-
-    def _beyond(self, runtime: Runtime) -> Iterator[tuple[tuple[str | int, ...], str]]:
-        caps = (
-            ("onnx_opset", self.choices.onnx_opset.value, runtime.max_onnx_opset),
-            ("onnx_ir_version", self.choices.onnx_ir_version.value, runtime.max_onnx_ir_version),
-        )
-        for name, chosen, cap in caps:
-            if cap is not None and chosen > cap.value:
-                message = (
-                    f"{name} {chosen} is newer than {runtime.name} accepts; allowed: at most {cap.value}"
-                )
-                yield ("choices", name), message
 
 
 def source_keys(node: Any, location: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -1,20 +1,21 @@
 """A profile of the machine that runs this, read from Linux's /proc and /sys."""
 
 import platform
-import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fsrp_edge.bench.agent import core_numbers
+from fsrp_edge.bench.agent import Machine, core_numbers
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.targets.profile import Target, source_keys
 
 ROOT = Path("/")
+CPUS = "sys/devices/system/cpu"
 GENERIC = {
     "x86_64": "generic-x86", "AMD64": "generic-x86", "aarch64": "generic-arm64", "arm64": "generic-arm64",
 }  # fmt: skip
@@ -73,6 +74,11 @@ def skeleton(name: str, *, root: Path = ROOT) -> str:
         raise BadInputError(
             "the hardware is read from Linux's /proc and /sys, which are not here; write it by hand"
         )
+    memory = Machine(str(root)).memory_mb(
+        "MemTotal"
+    )  # what the kernel can use; a little less than what is installed
+    if memory is None:
+        raise BadInputError("/proc/meminfo has no line `MemTotal`")
     clusters = list(_clusters(root))
     cores = sum(cluster["cores"]["value"] for cluster in clusters)
     choices = {"threads": {"value": cores, "reason": "one for each core", "source": "topology"}}
@@ -84,7 +90,7 @@ def skeleton(name: str, *, root: Path = ROOT) -> str:
         "extends": generic,
         "sources": {},
         "cpu": clusters,
-        "memory": {"size_gib": {"value": _memory_gib(root), "source": "meminfo"}},
+        "memory": {"size_gib": {"value": round(memory * 1e6 / 2**30, 2), "source": "meminfo"}},
         "choices": choices,
     }
     used = {key for _, key in source_keys(content, ())}
@@ -164,16 +170,16 @@ def _cpus(root: Path) -> Iterator[_Cpu]:
         if "processor" not in fields:
             continue
         number = int(fields["processor"])
-        folder = _folder(root, number)
+        read = partial(_read, root, number)
         part = ARM_PARTS.get((fields.get("CPU implementer", ""), fields.get("CPU part", "")))
         yield _Cpu(
             number,
             part or fields.get("model name") or f"part {fields.get('CPU part', 'unknown')}",
             (
-                _line(folder / "topology" / "physical_package_id") or "0",
-                _line(folder / "topology" / "core_id") or str(number),
+                read("topology/physical_package_id") or "0",
+                read("topology/core_id") or str(number),
             ),
-            _line(folder / "cpufreq" / "cpuinfo_max_freq"),
+            read("cpufreq/cpuinfo_max_freq"),
             fields.get("cpu MHz", ""),
             frozenset((fields.get("flags") or fields.get("Features") or "").split()),
         )
@@ -181,10 +187,11 @@ def _cpus(root: Path) -> Iterator[_Cpu]:
 
 def _caches(root: Path, members: list[_Cpu]) -> Iterator[dict[str, Any]]:
     cores = {cpu.number: cpu.core for cpu in members}
-    for folder in sorted((_folder(root, members[0].number) / "cache").glob("index*")):
-        level, size = _line(folder / "level"), _line(folder / "size")
-        if level and size and _line(folder / "type") in ("Data", "Unified"):
-            sharing = core_numbers(_line(folder / "shared_cpu_list") or str(members[0].number))
+    machine = Machine(str(root))
+    for folder in machine.glob(f"{CPUS}/cpu{members[0].number}/cache/index*"):
+        level, size = machine.read(folder / "level"), machine.read(folder / "size")
+        if level and size and machine.read(folder / "type") in ("Data", "Unified"):
+            sharing = core_numbers(machine.read(folder / "shared_cpu_list") or str(members[0].number))
             yield {
                 "level": int(level),
                 "kib": _sourced(int(size.removesuffix("K")), "cache"),
@@ -192,17 +199,8 @@ def _caches(root: Path, members: list[_Cpu]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _memory_gib(root: Path) -> float:
-    """What the kernel can use; a little less than what is installed."""
-    found = re.search(r"MemTotal:\s+(\d+) kB", (root / "proc" / "meminfo").read_text(encoding="utf-8"))
-    if not found:
-        raise BadInputError("/proc/meminfo has no line `MemTotal`")
-    return round(int(found[1]) / 2**20, 2)
-
-
 def _description(root: Path, clusters: list[dict[str, Any]]) -> str:
-    board = _line(root / "proc" / "device-tree" / "model")
-    return board or " + ".join(
+    return Machine(str(root)).read("proc/device-tree/model") or " + ".join(
         f"{cluster['cores']['value']} cores of {cluster['name']}" for cluster in clusters
     )
 
@@ -211,13 +209,6 @@ def _sourced(value: Any, source: str) -> dict[str, Any]:
     return {"value": value, "source": source}
 
 
-def _folder(root: Path, number: int) -> Path:
-    return root / "sys" / "devices" / "system" / "cpu" / f"cpu{number}"
-
-
-def _line(path: Path) -> str:
-    """The file's text; empty where there is no such file."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
+def _read(root: Path, number: int, name: str) -> str:
+    """A file of a processor's folder; empty where there is no such file."""
+    return Machine(str(root)).read(f"{CPUS}/cpu{number}/{name}") or ""

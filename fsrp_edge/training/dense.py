@@ -1,14 +1,16 @@
 """Training a dense network from random weights, to have something robust to compress."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fsrp_edge import compute
 from fsrp_edge.data.open import EMBEDDED, open_dataset
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.models.classifier import Classifier, ModelSpec
-from fsrp_edge.models.registry import build, chosen_input, normalize_name
+from fsrp_edge.models.checkpoint import Wishes, classifier_of
+from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.registry import build, normalize_name
 from fsrp_edge.training.loop import TrainingResult, train
 from fsrp_edge.training.recipe import Recipe
 from fsrp_edge.training.recovery import fit_recipe, split_held_out
@@ -45,25 +47,15 @@ def train_dense(
     if recipe.int8_epochs:
         raise BadInputError("int8_epochs are fsrp-edge recover's; train without them, then recover")
     name = normalize_name(architecture)
-    shape, mean, std, preprocessing = chosen_input(
-        name, len(mean or std or (0, 0, 0)), size=input_size, mean=mean, std=std
-    )
-    if input_size:  # as images are brought to this size here: whole
-        preprocessing = preprocessing.model_copy(update={"resize": input_size})
-    if len(mean) != len(std) or min(std) <= 0:
-        raise BadInputError(f"saw mean {mean} and std {std}; allowed: as many of each, std above 0")
+    channels = len(mean or std or (0, 0, 0))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = build(name, classes=classes)
-    spec = ModelSpec(
-        architecture=name,
-        input_shape=shape,
-        classes=classes,
-        mean=mean,
-        std=std,
-        preprocessing=preprocessing,
-        data=data if data in EMBEDDED else None,
-    )
+        network = build(name, classes=classes, input_channels=channels)
+    spec = classifier_of(network, name, channels, Wishes(input_size, mean, std)).spec
+    update: dict[str, Any] = {"data": data if data in EMBEDDED else None}
+    if input_size:  # as images are brought to this size here: whole
+        update["preprocessing"] = spec.preprocessing.model_copy(update={"resize": input_size})
+    spec = spec.model_copy(update=update)
     dataset = open_dataset(data, spec, seed=seed)
     if not dataset.train.is_labelled:
         raise BadInputError(

@@ -372,9 +372,7 @@ def _held_out_accuracy(model: nn.Module, images: ImageSet, recipe: Recipe, seed:
     generator = compute.generator(seed)
     clean = robust = 0
     with attackable(model), torch.no_grad(), compute.full_float32():
-        for pixels, labels in progress.track(
-            images.batches(recipe.batch_size), "held-out accuracy", images.batch_count(recipe.batch_size)
-        ):
+        for pixels, labels in images.tracked(recipe.batch_size, "held-out accuracy"):
             here, truth = pixels.to(device, memory_format=torch.channels_last), labels.to(device)
             right = model(here).argmax(1) == truth
             stands = model(pgd(model, here, truth, attack, generator)).argmax(1) == truth

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fsrp_edge import compute, progress
+from fsrp_edge.errors import first_line
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training.adversarial import training_images
 from fsrp_edge.training.augmentation import augment, cutmix
@@ -97,7 +98,7 @@ class Passes:
             with torch.cuda.graph(graph):
                 loss = self._backward(pixels, labels)
         except RuntimeError as error:
-            progress.log(f"training goes on without CUDA graphs: {str(error).splitlines()[0]}")
+            progress.log(f"training goes on without CUDA graphs: {first_line(error)}")
             self._generator = compute.generator(self._generator.initial_seed(), self._device)
         else:
             self._recording = _Recording(graph, pixels, labels, loss)

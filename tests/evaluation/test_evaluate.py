@@ -8,8 +8,8 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation import accuracy, autoattack, robust
 from fsrp_edge.evaluation.accuracy import predictions
 from fsrp_edge.evaluation.autoattack import autoattack_accuracy
-from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
-from fsrp_edge.evaluation.robust import fgsm_accuracy, pgd_accuracy
+from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate, pgd_of
+from fsrp_edge.evaluation.robust import pgd_accuracy
 
 
 def test_clean_comes_first_and_the_worst_case_is_what_stands_everywhere(trained) -> None:
@@ -34,7 +34,7 @@ def test_clean_comes_first_and_the_worst_case_is_what_stands_everywhere(trained)
 def test_the_network_predicts_all_images_once_whatever_the_attacks(trained, monkeypatch) -> None:
     images, seen = trained.images.first(6), []
     apart = [
-        fgsm_accuracy(trained.robust, images, eps=0.2),
+        pgd_accuracy(trained.robust, images, pgd_of("fgsm", eps=0.2), seed=None),
         pgd_accuracy(trained.robust, images, PGD(eps=0.2, steps=3, restarts=2), seed=1),
         autoattack_accuracy(trained.robust, images, eps=0.2, seed=1),
     ]

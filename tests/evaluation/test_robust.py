@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from fsrp_edge.attacks import PGD
 from fsrp_edge.evaluation.accuracy import clean_accuracy
-from fsrp_edge.evaluation.robust import fgsm_accuracy, pgd_accuracy
+from fsrp_edge.evaluation.evaluate import pgd_of
+from fsrp_edge.evaluation.robust import pgd_accuracy
 
 
 def pgd_result(network, images, eps: float, steps: int = 10, **options) -> float:
@@ -32,11 +33,11 @@ def test_adversarial_training_pays_under_attack(trained) -> None:
 
 
 def test_pgd_is_at_least_as_strong_as_fgsm(trained) -> None:
-    fgsm = fgsm_accuracy(trained.natural, trained.images, eps=0.1)
+    fgsm = pgd_accuracy(trained.natural, trained.images, pgd_of("fgsm", eps=0.1), seed=None)
     assert pgd_result(trained.natural, trained.images, 0.1, 20) <= fgsm.result.accuracy
     assert fgsm.result.accuracy < clean_accuracy(trained.natural, trained.images).result.accuracy
     assert fgsm.result.seed is None
-    zero = fgsm_accuracy(trained.natural, trained.images, eps=0)
+    zero = pgd_accuracy(trained.natural, trained.images, pgd_of("fgsm", eps=0), seed=None)
     assert torch.equal(zero.standing, clean_accuracy(trained.natural, trained.images).standing)
 
 

@@ -13,7 +13,7 @@ from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pipeline.budgeting import Workplace, named_graph, verdicts
+from fsrp_edge.pipeline.budgeting import Workplace, named_graph, verdict
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind
 from fsrp_edge.report.schema import GateResult, LedgerRow, RunReport
 from fsrp_edge.targets.load import load_target
@@ -72,8 +72,7 @@ def judged(report: RunReport, kind: BudgetKind, limit: float, **of_latency: obje
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), classes=4
     )
     budget = Budgeted(kind=kind, limit=limit, dense=2 * limit, least=0, planned=limit, basis="counted")
-    (found,) = verdicts(place, network, [budget], list(map(changed, report.ledger)))
-    return found
+    return verdict(place, network, budget, list(map(changed, report.ledger)))
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,20 @@ def test_dense_training_repeats_with_its_seed_and_says_what_it_made(monkeypatch:
     assert not first.classifier.training
 
 
+def test_a_mean_of_one_value_makes_a_network_of_gray_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsrp_edge.training import dense
+
+    def few(_source: str, spec: ModelSpec, *, seed: int) -> Dataset:
+        data = digits(spec)
+        return Dataset(data.train.first(60), data.evaluation.first(20), data.description, data.mirrorable)
+
+    monkeypatch.setattr(dense, "open_dataset", few)
+    recipe = Recipe(method="natural", epochs=1, batch_size=30)
+    options = {"classes": 10, "input_size": None, "seed": 0}
+    gray = train_dense("cifar:resnet20-a", "digits", recipe, mean=(0.5,), std=(0.2,), **options).classifier
+    assert (gray.spec.input_shape, gray.spec.mean) == ((1, 32, 32), (0.5,))
+
+
 def test_a_network_file_takes_means_and_deviations_that_the_trained_file_keeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +179,7 @@ def test_a_network_file_takes_means_and_deviations_that_the_trained_file_keeps(
     options = {"classes": 10, "input_size": 16, "seed": 0}
     with pytest.raises(BadInputError, match="give the input size, mean and std"):
         train_dense(factory, "digits", recipe, **options)
-    with pytest.raises(BadInputError, match="as many of each"):
+    with pytest.raises(BadInputError, match="mean and std need 3 values each"):
         train_dense(factory, "digits", recipe, mean=(0.5,) * 3, std=(0.2,), **options)
     trained = train_dense(factory, "digits", recipe, mean=(0.5,) * 3, std=(0.2,) * 3, **options).classifier
     save_checkpoint_pt(trained, tmp_path / "net.pt")
