@@ -45,7 +45,7 @@ def pgd_accuracy(
     """
     kind = "pgd" if attack.loss == "cross-entropy" else "cw"
     name = f"{kind}-{attack.steps}" + (f"x{attack.restarts}" if attack.restarts > 1 else "")
-    name = "fgsm" if seed is None else name
+    name = "fgsm" if seed is None and attack.steps == 1 else name
     device = compute.device_of(classifier)
     compute.to_fast_layout(classifier, device)
     batch_size = batch_size or default_batch_size(images)
