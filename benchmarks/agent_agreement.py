@@ -159,9 +159,7 @@ class ProfiledLiteRT(agent.Runtime):
         """A buffer for the first tensor of one side."""
         first = ctypes.c_size_t(0)
         kind = ctypes.create_string_buffer(512)
-        self.call(
-            "GetRankedTensorType", self.made(f"GetSignature{side}TensorByIndex", signature, first), kind
-        )
+        self.call("GetRankedTensorType", self.made(f"GetSignature{side}TensorByIndex", signature, first), kind)
         needed = self.made(f"GetCompiledModel{side}BufferRequirements", self.model, first, first)
         made = self.made("CreateManagedTensorBufferFromRequirements", self.environment, kind, needed)
         return (ctypes.c_void_p * 1)(made)
@@ -208,9 +206,7 @@ def litert_in_one_round(path: Path) -> tuple[float, float, float]:
 
 def main() -> None:
     common.parser_of(__doc__).parse_args()
-    pairs: dict[tuple[str, int], list[tuple[float, float]]] = {
-        (name, side): [] for name in COMPARED for side in SIDES
-    }
+    pairs: dict[tuple[str, int], list[tuple[float, float]]] = {(name, side): [] for name in COMPARED for side in SIDES}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = {side: export(folder / str(side), side) for side in SIDES}
@@ -236,10 +232,7 @@ def main() -> None:
         (
             one["runtime"],
             one["compared"],
-            *(
-                f"{statistics.median(each[clock] for each in one['rounds']):.3f}"
-                for clock in ("agent_ms", "own_ms")
-            ),
+            *(f"{statistics.median(each[clock] for each in one['rounds']):.3f}" for clock in ("agent_ms", "own_ms")),
             f"{1e3 * one['difference_ms']:+.0f} µs",
             f"{one['difference']:+.2%}",
         )

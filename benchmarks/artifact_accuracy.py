@@ -99,12 +99,8 @@ def main() -> None:
         "--file", dest="files", action="append", metavar="FORMAT:PRECISION", help="repeatable; default: all"
     )
     parser.add_argument("--calibration-images", type=int, default=256)
-    parser.add_argument(
-        "--int8-max-drop", type=float, metavar="POINTS", help="keep layers in float until that holds"
-    )
-    parser.add_argument(
-        "--made", type=Path, metavar="FOLDER", help="where the files are kept; needed to measure"
-    )
+    parser.add_argument("--int8-max-drop", type=float, metavar="POINTS", help="keep layers in float until that holds")
+    parser.add_argument("--made", type=Path, metavar="FOLDER", help="where the files are kept; needed to measure")
     parser.add_argument(
         "--latency",
         action="store_true",

@@ -136,10 +136,7 @@ def files_by_hand(network: Classifier, images: ImageSet, folder: Path) -> Files:
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             make_by_hand(network, images, temporary)
-    return {
-        f"by hand {'onnx' if p.suffix == '.onnx' else 'tflite'} {p.stem}": p
-        for p in sorted(folder.glob("*.*"))
-    }
+    return {f"by hand {'onnx' if p.suffix == '.onnx' else 'tflite'} {p.stem}": p for p in sorted(folder.glob("*.*"))}
 
 
 def make_by_hand(network: Classifier, images: ImageSet, folder: Path) -> None:
@@ -189,9 +186,7 @@ def main() -> None:
     parser.add_argument("cells", nargs="*", metavar="NETWORK:RATIO", help="default: all of them")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--files", type=Path, metavar="FOLDER", help="keep the files there for another call")
-    parser.add_argument(
-        "--prepare", action="store_true", help="only make the files; that needs no quiet machine"
-    )
+    parser.add_argument("--prepare", action="store_true", help="only make the files; that needs no quiet machine")
     given = parser.parse_args()
     folder = RESULTS / "artifact_latency_cells"
     with show_progress(), tempfile.TemporaryDirectory() as temporary:

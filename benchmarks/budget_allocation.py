@@ -71,8 +71,7 @@ def plans(dense: Classifier, dataset: Dataset, share: str, seed: int) -> dict[st
     wanted = wanted.model_copy(update={"budgets": reached, "allocation": "knapsack"})
     made = {"uniform": uniform, "knapsack": Planner(gauge, scores).plan(wanted, costs)}
     return {
-        name: (plan, gauge.divergence({group.root: group.kept for group in plan.groups}))
-        for name, plan in made.items()
+        name: (plan, gauge.divergence({group.root: group.kept for group in plan.groups})) for name, plan in made.items()
     }
 
 
@@ -127,9 +126,7 @@ def main() -> None:
     parser.add_argument("--attacked", type=int, default=0, help="images that are judged under PGD-10, too")
     arguments = parser.parse_args()
     dense, dataset = load_both(arguments)
-    name = (
-        f"{arguments.checkpoint.stem}-{arguments.latency.rstrip('%')}-{arguments.images}x{arguments.epochs}"
-    )
+    name = f"{arguments.checkpoint.stem}-{arguments.latency.rstrip('%')}-{arguments.images}x{arguments.epochs}"
     name += "" if arguments.method == "natural" else f"-{arguments.method}"
     for seed in arguments.seeds:
         paths = {how: CELLS / f"{name}-{how}-{seed}.json" for how in ALLOCATIONS}

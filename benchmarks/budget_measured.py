@@ -47,15 +47,11 @@ def cell(dense: Classifier, share: str) -> dict[str, Any]:
         ArraySource((dense.example_pixels(8) * 255).byte().numpy()),
         torch.zeros(8, dtype=torch.long),
     )
-    place = Workplace(
-        target, (ArtifactRequest("onnx", "fp32"),), parse_address("local"), target.threads, images
-    )
+    place = Workplace(target, (ArtifactRequest("onnx", "fp32"),), parse_address("local"), target.threads, images)
     budgets = Budgets.model_validate({"latency": share})
     costs = place.costing(dense, absolute=False)
     wanted = PlanOptions(channel_multiple=target.channel_multiple)
-    most, least = (
-        place.try_network(each, costs, ("latency",)) for each in (dense, least_network(dense, wanted))
-    )
+    most, least = (place.try_network(each, costs, ("latency",)) for each in (dense, least_network(dense, wanted)))
     costs, budgets = settle(place, costs, most, least, budgets)
     wanted = wanted.model_copy(update={"budgets": budgets})
     scores = score(dense, images, Rival(name="l1"), seed=0)

@@ -114,9 +114,7 @@ def main() -> None:
     """Measure what is missing, calibrate, check."""
     parser = parser_of(__doc__)
     parser.add_argument("--models", type=Path, default=Path("runs/calibrate"), help="where files are put")
-    parser.add_argument(
-        "--prepare", action="store_true", help="only make the files; that needs no quiet machine"
-    )
+    parser.add_argument("--prepare", action="store_true", help="only make the files; that needs no quiet machine")
     parser.add_argument("--runs", type=int, default=2, help="times that all is measured and calibrated anew")
     given = parser.parse_args()
     given.models.mkdir(parents=True, exist_ok=True)
@@ -147,9 +145,7 @@ def main() -> None:
         summaries.append(summary)
         groups.append(group.model_dump(mode="json"))
     names = [file.stem.removesuffix("-fp32") for file in files]
-    names += [
-        f"mean absolute error, {name}" for name, value in summaries[0].items() if isinstance(value, float)
-    ]
+    names += [f"mean absolute error, {name}" for name, value in summaries[0].items() if isinstance(value, float)]
     table = [(name, *itertools.chain(*cells)) for name, *cells in zip(names, *columns, strict=True)]
     save("calibrate_this_machine", {"runs": summaries, "groups": groups}, header, table)
 

@@ -27,9 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """A parser that shows a benchmark's docstring as it stands."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:
@@ -99,9 +97,7 @@ def mean_lead(ours: Sequence[str], theirs: Sequence[str]) -> str:
 
     The interval tells what other images would change, not what other runs would.
     """
-    first, second = (
-        np.array([[each == "1" for each in row] for row in rows], float) for rows in (theirs, ours)
-    )
+    first, second = (np.array([[each == "1" for each in row] for row in rows], float) for rows in (theirs, ours))
     by_image = 100 * (second - first).mean(0)
     half = 1.96 * by_image.std(ddof=1) / math.sqrt(len(by_image))
     mean = by_image.mean()

@@ -116,9 +116,7 @@ def write_table() -> None:
     """One row for each network, ratio and criterion, compensated and plain."""
     cells = [read_json(path) for path in sorted(CELLS.glob("*.json"))]
     order = list(FORMS)
-    cells.sort(
-        key=lambda one: (one["network"], one["ratio"], not one["compensated"], order.index(one["name"]))
-    )
+    cells.sort(key=lambda one: (one["network"], one["ratio"], not one["compensated"], order.index(one["name"])))
     rows = []
     for one in cells:
         leader = next(

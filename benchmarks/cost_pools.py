@@ -21,9 +21,7 @@ _START = {
 _JITTER = 1e-3 * np.eye(len(COSTS))
 
 
-def fit_all(
-    groups: Mapping[str, Measured], spread: float
-) -> tuple[dict[str, Normal], dict[str, Normal], Normal]:
+def fit_all(groups: Mapping[str, Measured], spread: float) -> tuple[dict[str, Normal], dict[str, Normal], Normal]:
     """Fit every group and the distributions they come from.
 
     Args:
@@ -70,7 +68,5 @@ def _update(
 
 
 def _spread(fits: Sequence[Normal], mean: np.ndarray) -> np.ndarray:
-    total: np.ndarray = np.sum(
-        [np.outer(fit.mean - mean, fit.mean - mean) + fit.covariance for fit in fits], axis=0
-    )
+    total: np.ndarray = np.sum([np.outer(fit.mean - mean, fit.mean - mean) + fit.covariance for fit in fits], axis=0)
     return total

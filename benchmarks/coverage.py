@@ -118,13 +118,9 @@ class Trial:
         scores = self.step("score", lambda: score(dense, _noise(dense.spec), criterion, seed=0))
         options = PlanOptions(ratio=RATIO, channel_multiple=MULTIPLE)
         plan = self.step("plan", lambda: make_plan(dense, scores, options))
-        self.row["not_pruned"] = Counter(
-            group.note for group in plan.groups if len(group.kept) == group.channels
-        )
+        self.row["not_pruned"] = Counter(group.note for group in plan.groups if len(group.kept) == group.channels)
         self.row["off_multiple"] = {
-            f"{group.root} ({len(group.kept)})": group.note
-            for group in plan.groups
-            if len(group.kept) % MULTIPLE
+            f"{group.root} ({len(group.kept)})": group.note for group in plan.groups if len(group.kept) % MULTIPLE
         }
 
         def prune() -> Any:
@@ -146,9 +142,7 @@ class Trial:
         loaded = self.step("load", lambda: load_classifier(path, architecture=own))
 
         def same() -> None:
-            assert torch.equal(_logits(loaded, pixels), _logits(pruned, pixels)), (
-                "another output after loading"
-            )
+            assert torch.equal(_logits(loaded, pixels), _logits(pruned, pixels)), "another output after loading"
 
         self.step("same output", same)
         return loaded
@@ -180,9 +174,7 @@ def _compare(dense: Any, pruned: Any, groups: Any, kept: Any) -> dict[str, Any]:
     before, after = measure_size(dense), measure_size(pruned)
     assert SizeCounter(dense, groups).size(kept) == after, "the plan's size was not counted right"
     return {
-        "removed": {
-            name: round(1 - new / getattr(before, name), 4) for name, new in after.model_dump().items()
-        },
+        "removed": {name: round(1 - new / getattr(before, name), 4) for name, new in after.model_dump().items()},
         "error_against_masking": _error_against_masking(dense, pruned, groups, kept),
     }
 
@@ -253,9 +245,7 @@ def _error_against_masking(dense: Any, pruned: Any, groups: Any, kept: Any) -> f
     pixels = dense.example_pixels(2).double()
     expected, seen = _logits(masked, pixels), _logits(copy.deepcopy(pruned).double(), pixels)
     error = float((expected - seen).abs().max() / expected.abs().max())
-    assert error < 1e-6, (
-        f"the pruned network does not compute what the masked one does (relative error {error:.1e})"
-    )
+    assert error < 1e-6, f"the pruned network does not compute what the masked one does (relative error {error:.1e})"
     return float(f"{error:.1g}")
 
 
@@ -267,9 +257,7 @@ def _backward(classifier: Any) -> None:
     F.cross_entropy(classifier(classifier.example_pixels(2)), torch.tensor([0, 1])).backward()
     for name, parameter in classifier.network.named_parameters():
         if parameter.requires_grad:
-            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), (
-                f"no gradient in {name}"
-            )
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), f"no gradient in {name}"
 
 
 def _try_in_process(architecture: str) -> dict[str, Any]:
@@ -279,13 +267,9 @@ def _try_in_process(architecture: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.coverage", "--one", architecture, str(path)]
         ended = f"ended after {TIMEOUT_SECONDS} s"
         with contextlib.suppress(subprocess.TimeoutExpired):
-            done = subprocess.run(
-                command, timeout=TIMEOUT_SECONDS, capture_output=True, text=True, check=False
-            )
+            done = subprocess.run(command, timeout=TIMEOUT_SECONDS, capture_output=True, text=True, check=False)
             ended = f"the process ended with {done.returncode}: {done.stderr[-300:]}"
-        row: dict[str, Any] = (
-            json.loads(path.read_text()) if path.exists() else {"network": architecture, "passed": []}
-        )
+        row: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"network": architecture, "passed": []}
     if "stopped_at" in row and "reason" not in row:
         row["reason"] = ended
     return row
@@ -308,12 +292,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
     table = []
     for row in rows:
         if "stopped_at" in row:
-            verdict = (
-                "refused" if row.get("refused") == "BadInputError" else f"**stops at {row['stopped_at']}**"
-            )
-            table.append(
-                [row["network"], row.get("input", ""), verdict, "", "", "", "", row["reason"].split(";")[0]]
-            )
+            verdict = "refused" if row.get("refused") == "BadInputError" else f"**stops at {row['stopped_at']}**"
+            table.append([row["network"], row.get("input", ""), verdict, "", "", "", "", row["reason"].split(";")[0]])
             continue
         removed = row["removed"]
         shares = [f"{removed[name]:.0%}" for name in ("channels", "parameters", "macs")]
@@ -371,9 +351,7 @@ def main() -> None:
                 ),
                 _table(done),
             )
-    failed = [
-        name for name, row in rows.items() if "stopped_at" in row and row.get("refused") != "BadInputError"
-    ]
+    failed = [name for name, row in rows.items() if "stopped_at" in row and row.get("refused") != "BadInputError"]
     sys.exit(f"{len(failed)} of {len(rows)} stop: {', '.join(failed)}" if failed else 0)
 
 

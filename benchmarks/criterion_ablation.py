@@ -70,9 +70,7 @@ def cell(
 ) -> dict[str, Any]:
     """Prune by one form, recalibrate, judge."""
     seed = int(name.rsplit(maxsplit=1)[-1]) if name.startswith("random") else 0
-    images = examples[
-        "clean" if isinstance(form, Rival) or name.endswith("clean examples") else "adversarial"
-    ]
+    images = examples["clean" if isinstance(form, Rival) or name.endswith("clean examples") else "adversarial"]
     scores = score(dense, images, form, seed=seed)
     pruned = apply_plan(dense, make_plan(dense, scores, PlanOptions(ratio=ratio)))
     compute.to_fast_layout(pruned, torch.device("cpu"))
@@ -118,9 +116,7 @@ def main() -> None:
             f"{100 * difference.mean():+.1f} ± {196 * error:.1f}",
         ])  # fmt: skip
     header = ("form", "clean %", f"PGD-{STEPS} %", f"against {cells[0]['name']}, paired, 95 %")
-    save(
-        "criterion_ablation", {"cells": cells, "images": JUDGE_IMAGES, "ratio": arguments.ratio}, header, rows
-    )
+    save("criterion_ablation", {"cells": cells, "images": JUDGE_IMAGES, "ratio": arguments.ratio}, header, rows)
 
 
 if __name__ == "__main__":

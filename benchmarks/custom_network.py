@@ -63,9 +63,7 @@ class Custom(nn.Module):
         self.hidden = nn.Linear(24 * 16, 64)
         self.head = nn.Linear(64, num_classes)
         for layer in self.modules():
-            if isinstance(
-                layer, nn.Conv1d | nn.Conv2d | nn.Linear
-            ):  # torch's own start lets the image fade away
+            if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):  # torch's own start lets the image fade away
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -43,12 +43,8 @@ def main() -> None:
     parser.add_argument("network", nargs="?", default="resnet50")
     given = parser.parse_args()
     classifier = network(given.network)
-    noise = np.random.default_rng(0).integers(
-        0, 256, (CALIBRATION_IMAGES, *classifier.spec.input_shape), np.uint8
-    )
-    images = ImageSet.of(
-        "noise", ArraySource(noise), torch.arange(CALIBRATION_IMAGES) % classifier.spec.classes
-    )
+    noise = np.random.default_rng(0).integers(0, 256, (CALIBRATION_IMAGES, *classifier.spec.input_shape), np.uint8)
+    images = ImageSet.of("noise", ArraySource(noise), torch.arange(CALIBRATION_IMAGES) % classifier.spec.classes)
     measured: list[dict[str, Any]] = []
     kept: dict[str, Any] = {}
 
@@ -85,9 +81,7 @@ def main() -> None:
         )
         lite_quantizer = kept[f"tflite int8: calibrate on {CALIBRATION_IMAGES} images"]
         stage("tflite int8: quantize", lambda: lite_quantizer.quantize(folder / "int8.tflite"))
-        stage(
-            "saved_model fp32", lambda: saved_model.export_saved_model(classifier, folder / "m.saved_model")
-        )
+        stage("saved_model fp32", lambda: saved_model.export_saved_model(classifier, folder / "m.saved_model"))
         stage("ncnn fp32", lambda: ncnn.export_ncnn(classifier, folder / "fp32.ncnn", "fp32"))
         stage("ncnn fp16", lambda: ncnn.export_ncnn(classifier, folder / "fp16.ncnn", "fp16"))
         for name, path in (
@@ -103,8 +97,7 @@ def main() -> None:
                 partial(check_parity, classifier, path, kept[name], images.first(PARITY_IMAGES)),
             )
     rows = [
-        (one["stage"], f"{one['seconds']:.1f}", f"{one['before_mb']:.0f}", f"{one['peak_mb']:.0f}")
-        for one in measured
+        (one["stage"], f"{one['seconds']:.1f}", f"{one['before_mb']:.0f}", f"{one['peak_mb']:.0f}") for one in measured
     ]
     header = ("stage", "seconds", "MB before", "MB at most")
     save(f"export_stages_{given.network}", {"network": given.network, "stages": measured}, header, rows)

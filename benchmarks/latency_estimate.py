@@ -178,9 +178,7 @@ def fit(rows: Iterable[Row]) -> Fitted:
 
 def predict(rows: Sequence[Row], fitted: Fitted) -> np.ndarray:
     groups, pools, parents = fitted
-    costs = [
-        (groups.get(row.group) or pools.get(row.pool) or parents[" cpu " in row.pool]).mean for row in rows
-    ]
+    costs = [(groups.get(row.group) or pools.get(row.pool) or parents[" cpu " in row.pool]).mean for row in rows]
     return np.array([row.quantities @ np.exp(each) for row, each in zip(rows, costs, strict=True)]) * 1e-6
 
 
@@ -260,10 +258,7 @@ def write_coefficients(
                 threads=_threads(source),
                 precision=PRECISIONS[source["precision"]],
                 statistic=source["stat"],
-                costs={
-                    cost: float(f"{value:.4g}")
-                    for cost, value in zip(COSTS, np.exp(fits[name].mean), strict=True)
-                },
+                costs={cost: float(f"{value:.4g}") for cost, value in zip(COSTS, np.exp(fits[name].mean), strict=True)},
                 measurements=len(members),
                 networks=len({row.source["model"] for row in members}),
                 validation=f"families of networks left out; {validation}",
@@ -326,8 +321,7 @@ def main() -> None:
         for device in sorted({row.source["device"] for row in rows})
     }
     by_pool = {
-        pool: np.array([row.pool == pool for row in rows]) & predictable
-        for pool in sorted({r.pool for r in rows})
+        pool: np.array([row.pool == pool for row in rows]) & predictable for pool in sorted({r.pool for r in rows})
     }
     families = {
         family: np.array([row.family == family for row in rows]) & many & cpu
@@ -349,9 +343,7 @@ def main() -> None:
             for group in {r.group for r, keep in zip(rows, many & cpu, strict=True) if keep}
         )
     ]
-    worst = sorted(
-        np.flatnonzero(many & cpu & predictable), key=lambda i: -abs(np.log(held[i] / rows[i].milliseconds))
-    )
+    worst = sorted(np.flatnonzero(many & cpu & predictable), key=lambda i: -abs(np.log(held[i] / rows[i].milliseconds)))
     result = {
         "groups": len(models),
         "effective_parameters": effective_parameters(fitted, rows),
@@ -365,9 +357,7 @@ def main() -> None:
         ],
     }
     write_json(HERE / "results" / "latency_estimate.json", _finite(result))
-    write_text(
-        HERE / "results" / "latency_estimate.md", _markdown(result, [(rows[i], held[i]) for i in worst[:15]])
-    )
+    write_text(HERE / "results" / "latency_estimate.md", _markdown(result, [(rows[i], held[i]) for i in worst[:15]]))
     print((HERE / "results" / "latency_estimate.md").read_text())
 
 

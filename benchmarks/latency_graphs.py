@@ -47,8 +47,7 @@ def load_table(path: Path = TABLE) -> dict[str, GraphCost]:
     return {
         name: GraphCost(
             tuple(
-                Operator(**dict(zip(fields, [*row[:-1], tuple(row[-1])], strict=True)))
-                for row in entry["operators"]
+                Operator(**dict(zip(fields, [*row[:-1], tuple(row[-1])], strict=True))) for row in entry["operators"]
             ),
             entry["parameters"],
             entry["peak_elements"],
@@ -72,9 +71,7 @@ def cost_of(network: nn.Module, size: int) -> GraphCost:
     buffer = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network.eval()(
-            torch.zeros(1, 3, size, size)
-        )  # outside of tracing, weights made on first use are constants
+        network.eval()(torch.zeros(1, 3, size, size))  # outside of tracing, weights made on first use are constants
         torch.onnx.export(
             network,
             (torch.zeros(1, 3, size, size),),
@@ -127,15 +124,11 @@ def _ncnn_layer(  # noqa: PLR0911
         kernel = (option(11, option(1)), option(1))
         weight = _random(f"{name}.weight", option(0), int(x.shape[1]) // groups, *kernel)
         pad = option(4)
-        y = F.conv2d(
-            x, weight, _random(f"{name}.bias", option(0)), option(3, 1), max(pad, 0), option(2, 1), groups
-        )
+        y = F.conv2d(x, weight, _random(f"{name}.bias", option(0)), option(3, 1), max(pad, 0), option(2, 1), groups)
         return _ncnn_activation(y, option(9))
     if kind == "InnerProduct":
         x = x.flatten(1)
-        y = F.linear(
-            x, _random(f"{name}.weight", option(0), int(x.shape[1])), _random(f"{name}.bias", option(0))
-        )
+        y = F.linear(x, _random(f"{name}.weight", option(0), int(x.shape[1])), _random(f"{name}.bias", option(0)))
         return _ncnn_activation(y, option(9))
     if kind == "Pooling":
         if option(4):
@@ -172,16 +165,12 @@ def _ncnn_activation(y: Tensor, kind: int) -> Tensor:
 
 
 def _conv(inside: int, outside: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups), nn.ReLU6(inplace=True)
-    )
+    return nn.Sequential(nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups), nn.ReLU6(inplace=True))
 
 
 def mobilenet_v1(width: float) -> nn.Module:
     """Howard et al., arXiv 1704.04861."""
-    plan = (
-        [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)] + [(512, 1)] * 5 + [(1024, 2), (1024, 1)]
-    )
+    plan = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)] + [(512, 1)] * 5 + [(1024, 2), (1024, 1)]
     inside = int(32 * width)
     layers: list[nn.Module] = [_conv(3, inside, 3, 2)]
     for channels, stride in plan:

@@ -66,9 +66,7 @@ RECOVERIES = {
 """Other ways to recover than the one all criteria share. They take longer: more passes a step, or the teacher's."""
 RIVALS = ("l1", "fpgm", "batch-norm-scale", "taylor", "random")
 OURS = f"fsrp-reconstruction{COMPENSATED}"
-CONTROLS = tuple(
-    f"{name}{COMPENSATED}" for name in ("fsrp-reconstruction without sizes", "fsrp", "l1", "random")
-)
+CONTROLS = tuple(f"{name}{COMPENSATED}" for name in ("fsrp-reconstruction without sizes", "fsrp", "l1", "random"))
 """Whether it is the choice of filters that tells, or what stays being fitted."""
 MAIN = (OURS, *CONTROLS, "fsrp", "fsrp sequential", *RIVALS)
 CLOSEST = (OURS, f"l1{COMPENSATED}", f"random{COMPENSATED}")
@@ -95,9 +93,7 @@ class Cell:
     @property
     def recipe(self) -> Recipe | None:
         """Of the dense network's training, or of the recovery; None where the cell is not trained."""
-        recipe = (
-            DENSE if self.criterion == "dense" else RECOVERIES.get(self.criterion.partition(BY)[2], RECOVERY)
-        )
+        recipe = DENSE if self.criterion == "dense" else RECOVERIES.get(self.criterion.partition(BY)[2], RECOVERY)
         return recipe.model_copy(update={"epochs": self.epochs}) if self.epochs else None
 
     @property

@@ -189,9 +189,7 @@ class Bench:
 
     def file(self, cell: Cell) -> Path:
         """Checkpoint of a cell."""
-        return (
-            self.dense_file(cell.network) if cell.criterion == "dense" else self._checkpoint(cell.path.stem)
-        )
+        return self.dense_file(cell.network) if cell.criterion == "dense" else self._checkpoint(cell.path.stem)
 
     def recovered(self, cell: Cell) -> Classifier:
         """Prune and recover, unless that was done; then the dense network is not needed."""
@@ -202,9 +200,7 @@ class Bench:
             pruned = _ready(self.prune(cell, dense, dataset))
             unfinished = path.with_suffix(".unfinished.pt")
             teacher = dense if cell.recipe is not None and cell.recipe.needs_teacher else None
-            result = recover(
-                pruned, dataset.train, cell.recipe, seed=cell.seed, teacher=teacher, checkpoint=unfinished
-            )
+            result = recover(pruned, dataset.train, cell.recipe, seed=cell.seed, teacher=teacher, checkpoint=unfinished)
             save_classifier(result.classifier, path)
             unfinished.unlink(missing_ok=True)
             if cell.epochs and cell.seed == 0 and cell.ratio >= 0.9:
@@ -264,9 +260,7 @@ def print_plan(chosen: Sequence[Cell], bench: "Bench") -> None:
             state = "not measured yet" if estimate is None else f"about {estimate:.2f} h"
             state += f" for {', '.join(missing)}" if cell in known else ""
         print(f"{cell.name:<70} {state}")
-    print(
-        f"{done} of {len(chosen)} cells done; {total:.1f} h left for those measured, {unknown} not measured"
-    )
+    print(f"{done} of {len(chosen)} cells done; {total:.1f} h left for those measured, {unknown} not measured")
 
 
 def main() -> None:
@@ -274,13 +268,9 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--networks", default=",".join(SMALL), help=f"of {', '.join(NETWORKS)}")
-    parser.add_argument(
-        "--dense", action="append", default=[], metavar="NETWORK=FILE", help="not to be trained here"
-    )
+    parser.add_argument("--dense", action="append", default=[], metavar="NETWORK=FILE", help="not to be trained here")
     parser.add_argument("--work", type=Path, default=Path("runs/robust_pruning"), help="for checkpoints")
-    parser.add_argument(
-        "--only", default="*", help="pattern of cell names; the dense networks to train come along"
-    )
+    parser.add_argument("--only", default="*", help="pattern of cell names; the dense networks to train come along")
     parser.add_argument("--plan", action="store_true", help="print the plan and stop")
     parser.add_argument(
         "--table",

@@ -110,11 +110,7 @@ def _beside_ours(
     rows = [
         [
             criterion,
-            *(
-                cell
-                for key in settings
-                for cell in cells(found.get((key, criterion), {}), found.get((key, OURS), {}))
-            ),
+            *(cell for key in settings for cell in cells(found.get((key, criterion), {}), found.get((key, OURS), {}))),
         ]
         for criterion in MAIN
     ]

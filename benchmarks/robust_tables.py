@@ -128,10 +128,7 @@ def lead_of(leader: Group, rival: Group, judged: Judged) -> str:
 
 def leads_by_seed(leader: Group, rival: Group, judged: Judged) -> str:
     """The points of each seed that both have: how much a lead owes to chance in scoring, fitting and recovery."""
-    points = [
-        100 * (ours.count("1") - theirs.count("1")) / len(ours)
-        for ours, theirs in _pairs(leader, rival, judged)
-    ]
+    points = [100 * (ours.count("1") - theirs.count("1")) / len(ours) for ours, theirs in _pairs(leader, rival, judged)]
     return ", ".join(f"{lead:+.1f}" for lead in points) or "–"
 
 

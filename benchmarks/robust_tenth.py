@@ -78,9 +78,7 @@ def recover_and_judge(arguments: argparse.Namespace, work: Path) -> None:
 def recover(arguments: argparse.Namespace, work: Path, recovered: Path) -> None:
     """From an architecture to the tenth of it."""
     data, method = ("--data", arguments.data), arguments.method
-    dense, scores, pruned = (
-        work / name for name in ("dense.safetensors", "scores.json", "pruned.safetensors")
-    )
+    dense, scores, pruned = (work / name for name in ("dense.safetensors", "scores.json", "pruned.safetensors"))
     for name, recipe in (("dense", DENSE), ("recovery", RECOVERY)):
         write_text(work / f"{name}.yaml", yaml.safe_dump(recipe))
     make(dense, "train", "--arch", NETWORKS[arguments.network], *data, "--epochs", arguments.dense_epochs,

@@ -72,9 +72,7 @@ def main() -> None:
         results.append(
             {"variant": name, "rank_correlation": correlations, "same_lower_half": halves, "seconds": seconds}
         )
-        rows.append(
-            [name, f"{np.mean(correlations):.3f}", f"{min(correlations):.3f}", f"{np.mean(halves):.3f}"]
-        )
+        rows.append([name, f"{np.mean(correlations):.3f}", f"{min(correlations):.3f}", f"{np.mean(halves):.3f}"])
     header = ("variant", "rank correlation, mean over layers", "lowest layer", "same lower half, mean")
     save(
         "score_stability",

@@ -36,9 +36,7 @@ def make_classifier(architecture: str) -> Classifier:
 def make_images(classifier: Classifier, count: int) -> ImageSet:
     """Random pixels; only time is measured on them."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(
-        0, 256, (count, *classifier.spec.input_shape), generator=generator, dtype=torch.uint8
-    )
+    pixels = torch.randint(0, 256, (count, *classifier.spec.input_shape), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, classifier.spec.classes, (count,), generator=generator)
     return ImageSet.of("random", ArraySource(pixels.numpy()), labels)
 
@@ -107,9 +105,7 @@ def reading_cost(architecture: str, rounds: int) -> dict[str, Any]:
         "naive_to_scoring": median_ratio(times, "naive", "scoring"),
         "naive_to_scoring_beyond_forward": statistics.median(
             (naive_time - plain) / (ours - plain)
-            for plain, ours, naive_time in zip(
-                times["forward"], times["scoring"], times["naive"], strict=True
-            )
+            for plain, ours, naive_time in zip(times["forward"], times["scoring"], times["naive"], strict=True)
         ),
     }
 

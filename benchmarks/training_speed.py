@@ -125,9 +125,7 @@ def main() -> None:
     parser.add_argument("--arch", default="cifar:vgg16_bn-w0.25")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--compiled", action="store_true", help="torch.compile too, which takes minutes to compile"
-    )
+    parser.add_argument("--compiled", action="store_true", help="torch.compile too, which takes minutes to compile")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     spec = ModelSpec(
@@ -138,9 +136,7 @@ def main() -> None:
     draws = np.random.default_rng(0)
     count = arguments.steps * BATCH
     pixels = draws.integers(0, 256, (count + 32, 3, 32, 32), dtype=np.uint8)
-    everything = ImageSet.of(
-        "random", ArraySource(pixels), torch.from_numpy(draws.integers(0, 10, count + 32))
-    )
+    everything = ImageSet.of("random", ArraySource(pixels), torch.from_numpy(draws.integers(0, 10, count + 32)))
     images, held_out = everything.first(count), everything.subset(np.arange(count, count + 32))
     work: dict[str, Callable[..., float]] = {
         "fsrp-edge": ours,

@@ -35,9 +35,7 @@ def markdown(profiles: Iterable[Sequence[Target]]) -> str:
         )
         for base, *variants in profiles
     ]
-    return "\n".join(
-        [INTRODUCTION, *_table(("profile", "device", "variants"), listed), *map(_section, profiles)]
-    )
+    return "\n".join([INTRODUCTION, *_table(("profile", "device", "variants"), listed), *map(_section, profiles)])
 
 
 INTRODUCTION = """\

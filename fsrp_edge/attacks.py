@@ -117,9 +117,7 @@ def input_gradient(
     pixels = pixels.detach().requires_grad_(True)
     with torch.enable_grad(), compute.autocast(pixels.device):
         logits = model(pixels).float()
-        each = (
-            margin(logits, labels) if loss == "margin" else F.cross_entropy(logits, labels, reduction="none")
-        )
+        each = margin(logits, labels) if loss == "margin" else F.cross_entropy(logits, labels, reduction="none")
         total = each.sum()
     (gradient,) = torch.autograd.grad(total, pixels)
     return gradient, logits.detach()

@@ -73,9 +73,7 @@ def score_boxes(scores: Mapping[str, Sequence[float]]) -> Any:
     return figure
 
 
-def spectra(
-    filters: Sequence[int], scores: Sequence[float], power: np.ndarray, *, radius: float, region: str
-) -> Any:
+def spectra(filters: Sequence[int], scores: Sequence[float], power: np.ndarray, *, radius: float, region: str) -> Any:
     """Mean log-spectra with the low region drawn, the worst filters above the best.
 
     Args:
@@ -106,9 +104,7 @@ def spectra(
     return figure
 
 
-def over_time(
-    measured: Mapping[str, tuple[Sequence[float], Sequence[tuple[float, float]]]], parts: int = 200
-) -> Any:
+def over_time(measured: Mapping[str, tuple[Sequence[float], Sequence[tuple[float, float]]]], parts: int = 200) -> Any:
     """Latency from the first to the last inference of each measurement, and what the device's heat did meanwhile.
 
     Args:
@@ -155,9 +151,7 @@ def to_svg(figure: Any, label: str) -> str:
     stream = io.StringIO()
     # A salt of its own: ids of several pictures in one page must differ, and those of one picture must not change.
     with pyplot().rc_context({"svg.hashsalt": label}):
-        figure.savefig(
-            stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     pyplot().close(figure)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -50,8 +50,7 @@ def require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ToolFailedError(
-            f"{package} can't be imported ({error}); "
-            f'install it with: pip install "fsrp-edge[{extra_of(module)}]"'
+            f'{package} can\'t be imported ({error}); install it with: pip install "fsrp-edge[{extra_of(module)}]"'
         ) from error
 
 
@@ -178,9 +177,7 @@ def open_session(path: Path, *, threads: int = 1, runtime: Runtime | None = None
     with captured_output(f"loading {path.name} with {runtime}"):
         version, given, made, invoke = _open(path, threads, runtime)
     if len(given.shape) != 4:
-        raise BadInputError(
-            f"{path.name} has an input of rank {len(given.shape)}; a batch of images has rank 4"
-        )
+        raise BadInputError(f"{path.name} has an input of rank {len(given.shape)}; a batch of images has rank 4")
     return Session(path, runtime, version, given, made, invoke)
 
 

@@ -51,9 +51,7 @@ def share_with_interval(accuracy: "Accuracy") -> str:
 
 def change(paired: "PairedDifference") -> str:
     """Points with their 95 % interval: `−1.3 points (−2.0 to −0.5)`."""
-    value, low, high = (
-        f"{100 * share:+.1f}".replace("-", "−") for share in (paired.difference, *paired.interval)
-    )
+    value, low, high = (f"{100 * share:+.1f}".replace("-", "−") for share in (paired.difference, *paired.interval))
     return f"{value} points ({low} to {high})"
 
 

@@ -72,9 +72,7 @@ def agreement_report() -> "RunReport":
     return make_report(label_kind="predictions of the dense network", warnings=(NOT_MEASURED,))
 
 
-NOT_MEASURED = (
-    "accuracy was not measured: no labelled data; agreement with the dense network was measured instead"
-)
+NOT_MEASURED = "accuracy was not measured: no labelled data; agreement with the dense network was measured instead"
 
 
 def make_report(*, label_kind: Any = "ground truth", warnings: tuple[str, ...] = ()) -> "RunReport":
@@ -202,9 +200,7 @@ def make_report(*, label_kind: Any = "ground truth", warnings: tuple[str, ...] =
             ratio_of="channels",
             channel_multiple=4,
             groups=(
-                schema.GroupChannels(
-                    layers=("conv1", "layer1.0.conv2", "layer1.1.conv2"), before=16, after=8
-                ),
+                schema.GroupChannels(layers=("conv1", "layer1.0.conv2", "layer1.1.conv2"), before=16, after=8),
                 schema.GroupChannels(layers=("layer1.0.conv1",), before=16, after=8),
             ),
             before=Size(channels=688, **dense),
@@ -272,9 +268,7 @@ def make_report(*, label_kind: Any = "ground truth", warnings: tuple[str, ...] =
             fsrp_edge="0.1.0",
             python="3.11.7",
             libraries={"torch": "2.13.0", "onnxruntime": "1.32.0"},
-            machine=schema.Machine(
-                cpu="Intel(R) Xeon(R) Processor @ 2.80GHz", cores=2, os="Linux 6.1 x86_64"
-            ),
+            machine=schema.Machine(cpu="Intel(R) Xeon(R) Processor @ 2.80GHz", cores=2, os="Linux 6.1 x86_64"),
             started_at=datetime(2026, 11, 22, 10, 0, tzinfo=UTC),
         ),
     )

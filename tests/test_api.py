@@ -20,13 +20,8 @@ def test_a_name_that_does_not_exist_is_no_attribute() -> None:
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    program = (
-        "import sys, fsrp_edge; print(sorted({'torch', 'numpy', 'pydantic', 'click'} & set(sys.modules)))"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    program = "import sys, fsrp_edge; print(sorted({'torch', 'numpy', 'pydantic', 'click'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_training_needs_no_exporter() -> None:

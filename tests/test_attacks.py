@@ -26,9 +26,7 @@ def batch(count: int = 6) -> tuple[Tensor, Tensor]:
     step_size=st.none() | st.floats(0.01, 2),
     seed=st.integers(0, 99),
 )
-def test_examples_stay_in_the_ball_and_in_the_image(
-    eps: float, steps: int, step_size: float | None, seed: int
-) -> None:
+def test_examples_stay_in_the_ball_and_in_the_image(eps: float, steps: int, step_size: float | None, seed: int) -> None:
     pixels, labels = batch()
     model = linear()
     before = pixels.clone()

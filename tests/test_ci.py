@@ -48,9 +48,7 @@ def config(trained_checkpoint: Path, digits_npz: Path) -> dict[str, Any]:
 def test_a_red_run_and_a_green_one(config: dict[str, Any], tmp_path: Path) -> None:
     gates = ["size<=1MB", "clean_accuracy>=99.9%"]
     red = script(tmp_path, {**config, "gates": gates}, "generic-x86", "no-such-device")
-    assert red.returncode == 2, (
-        red.stderr
-    )  # the worst: of two targets, one failed a gate and one does not exist
+    assert red.returncode == 2, red.stderr  # the worst: of two targets, one failed a gate and one does not exist
     assert "== no-such-device" in red.stdout and "1 of 2 gates failed" in red.stderr
     assert "::error title=clean_accuracy>=99.9%25::" in red.stderr
     suite = ElementTree.parse(tmp_path / "out" / "generic-x86" / "junit.xml").getroot()[0]
@@ -89,9 +87,7 @@ def test_the_action_tells_its_next_step_how_the_run_ended(tmp_path: Path, code: 
     (tmp_path / "run.zip").touch()
     environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "OUT": "run"}
     environment |= {"GITHUB_OUTPUT": str(tmp_path / "output"), "CONFIG": "", "TARGET": ""}
-    ended = subprocess.run(
-        ["bash", "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, env=environment, check=False
-    )
+    ended = subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, env=environment, check=False)
     assert ended.returncode == code and (tmp_path / "output").read_text() == f"code={code}\n"
     assert not (tmp_path / "run.zip").exists()
     (bundling,) = (step for step in action["runs"]["steps"] if "bundle" in step.get("run", ""))

@@ -32,9 +32,7 @@ def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    error: type[BaseException], tmp_path: Path
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(error: type[BaseException], tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     target.write_text("old")
     with pytest.raises(error), atomic_path(target) as temporary:
@@ -62,9 +60,7 @@ def test_text_and_json_come_back(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "Größe ✓"})
     assert read_json(tmp_path / "a.json") == {"name": "Größe ✓"}
     write_text(tmp_path / "a.txt", "abc")
-    assert (
-        sha256_file(tmp_path / "a.txt") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
+    assert sha256_file(tmp_path / "a.txt") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_a_file_that_cannot_be_read_is_bad_input(tmp_path: Path) -> None:

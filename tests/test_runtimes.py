@@ -82,9 +82,7 @@ def test_bad_files_are_told_plainly(tmp_path: Path, capfd: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (1, 2)])
-def test_several_inputs_or_outputs_are_told_with_their_number(
-    tmp_path: Path, inputs: int, outputs: int
-) -> None:
+def test_several_inputs_or_outputs_are_told_with_their_number(tmp_path: Path, inputs: int, outputs: int) -> None:
     takes, gives = ([f"{name}{index}" for index in range(2)] for name in ("in", "out"))
     nodes = [helper.make_node("Add", [takes[0], takes[inputs - 1]], [name]) for name in gives]
     ports = [

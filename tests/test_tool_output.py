@@ -16,9 +16,7 @@ def noise() -> None:
     warnings.warn("from a warning", DeprecationWarning, stacklevel=1)
 
 
-def test_noise_goes_to_the_log_only(
-    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_noise_goes_to_the_log_only(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     handlers = list(logging.getLogger().handlers)
     with caplog.at_level(logging.DEBUG, logger="fsrp_edge.tool_output"), captured_output("working"):
         noise()

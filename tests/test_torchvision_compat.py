@@ -6,9 +6,7 @@ IMPORT = "from fsrp_edge import torchvision_compat as compat\n"
 
 def run(code: str) -> str:
     """Run in a fresh interpreter: what is declared in this one stays declared."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

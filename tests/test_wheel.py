@@ -28,9 +28,7 @@ def test_everything_that_is_read_at_run_time_is_in_the_wheel(installed: Path) ->
     package = installed / "fsrp_edge"
     profiles = {path.name for path in (ROOT / "profiles").glob("*.yaml")}
     assert {path.name for path in (package / "profiles").glob("*.yaml")} == profiles and len(profiles) >= 5
-    tracked = subprocess.run(
-        ["git", "ls-files", "fsrp_edge"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    tracked = subprocess.run(["git", "ls-files", "fsrp_edge"], cwd=ROOT, capture_output=True, text=True, check=False)
     for name in (*tracked.stdout.split(), "fsrp_edge/py.typed", "fsrp_edge/bench/agent.py"):
         assert (installed / name).is_file(), name
     assert not (installed / "tests").exists() and not (installed / "benchmarks").exists()
@@ -38,9 +36,7 @@ def test_everything_that_is_read_at_run_time_is_in_the_wheel(installed: Path) ->
     assert "fsrp-edge = fsrp_edge.cli:main" in entry_points.read_text()
 
 
-def test_the_installed_package_finds_its_profiles_templates_and_classes(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_the_installed_package_finds_its_profiles_templates_and_classes(installed: Path, tmp_path: Path) -> None:
     program = (
         "import sys, fsrp_edge; from pathlib import Path\n"
         "from fsrp_edge.cli import cli; from fsrp_edge.cli.errors import run\n"

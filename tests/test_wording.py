@@ -19,9 +19,7 @@ def test_counts(value: int, text: str) -> None:
     assert wording.count(value) == text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(12, "12 B"), (98_304, "98.3 kB"), (44_700_000, "44.7 MB"), (None, "–")]
-)
+@pytest.mark.parametrize(("value", "text"), [(12, "12 B"), (98_304, "98.3 kB"), (44_700_000, "44.7 MB"), (None, "–")])
 def test_sizes(value: int | None, text: str) -> None:
     assert wording.size(value) == text
 

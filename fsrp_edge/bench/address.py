@@ -9,8 +9,7 @@ from urllib.parse import parse_qsl
 from fsrp_edge.errors import BadInputError
 
 FORMS = (
-    "local, ssh://[user@]host[:port] or adb:[serial], each with ?python=PATH, ?cache=FOLDER and ?tool=PATH where "
-    "needed"
+    "local, ssh://[user@]host[:port] or adb:[serial], each with ?python=PATH, ?cache=FOLDER and ?tool=PATH where needed"
 )
 
 # No name may begin with a hyphen, which a client would read as an option.

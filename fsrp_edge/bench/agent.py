@@ -153,9 +153,7 @@ class OnnxRuntime(Runtime):
         self.session = self.module.InferenceSession(self.options.model, options, providers=providers)
         types = {"tensor(float)": "float32", "tensor(float16)": "float16"}
         types.update({"tensor(uint8)": "uint8", "tensor(int8)": "int8"})
-        return [
-            (item.name, item.shape, types.get(item.type, item.type)) for item in self.session.get_inputs()
-        ]
+        return [(item.name, item.shape, types.get(item.type, item.type)) for item in self.session.get_inputs()]
 
     def run(self) -> None:
         self.session.run(None, self.inputs)
@@ -264,9 +262,7 @@ class TensorRT(Runtime):
         """Path of trtexec."""
         found = [path for path in map(shutil.which, cls.PLACES) if path]
         if not found:
-            raise AgentError(
-                "missing-runtime", "there is no trtexec; it comes with TensorRT, part of JetPack"
-            )
+            raise AgentError("missing-runtime", "there is no trtexec; it comes with TensorRT, part of JetPack")
         return found[0]
 
     @staticmethod
@@ -787,9 +783,7 @@ def timed_runs(model: Runtime, machine: Machine, options: argparse.Namespace, em
     gc.enable()
     said.update(during=during, after=machine.state(), peak_memory_mb=peak_memory_mb())
     said["outputs"] = [output.ravel().tolist() for output in made(options.outputs)]
-    said["classes"] = (
-        [int(output.argmax()) for output in made(options.evaluate)] if options.evaluate else None
-    )
+    said["classes"] = [int(output.argmax()) for output in made(options.evaluate)] if options.evaluate else None
     return said
 
 

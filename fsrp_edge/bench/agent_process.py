@@ -79,9 +79,7 @@ def run_tool(
         if child.wait() == 0:
             return said
         if child.returncode in (126, 127):
-            raise ToolFailedError(
-                f"{work}: there is no program {command[0]!r}; name its path with ?tool=PATH"
-            )
+            raise ToolFailedError(f"{work}: there is no program {command[0]!r}; name its path with ?tool=PATH")
         last = (said.strip().splitlines() or [transport.died(child.returncode)])[-1]
         raise ToolFailedError(f"{work}: {command[0]} failed: {last}")
 

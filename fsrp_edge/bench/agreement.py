@@ -43,18 +43,14 @@ class Expected:
         FsrpEdgeError: nothing can be expected: the file can't be run here, and nothing else is known of it.
     """
 
-    def __init__(
-        self, path: Path, origin: Origin | None = None, input_shape: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, path: Path, origin: Origin | None = None, input_shape: Sequence[int] | None = None) -> None:
         self.origin = origin
         session = self._session(path)
         if origin is not None:
             self.pixels = origin.probe.pixels()
         elif session is not None:
             self.pixels = _random_pixels(session, input_shape)
-        self.here = (
-            None if session is None else np.stack([session.run(one[None]).ravel() for one in self.pixels])
-        )
+        self.here = None if session is None else np.stack([session.run(one[None]).ravel() for one in self.pixels])
 
     def _session(self, path: Path) -> Session | None:
         try:

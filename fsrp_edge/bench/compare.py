@@ -55,9 +55,7 @@ def compare_results(before: BenchResults, after: BenchResults, *, seed: int = 0)
     if len(before.measurements) == len(after.measurements) == 1:
         pairs = [(before.measurements[0], after.measurements[0])]
     else:
-        single = all(
-            len({one.latency.model for one in results.measurements}) == 1 for results in (before, after)
-        )
+        single = all(len({one.latency.model for one in results.measurements}) == 1 for results in (before, after))
         second = {_key(measurement, single): measurement for measurement in after.measurements}
         pairs = [(one, second[key]) for one in before.measurements if (key := _key(one, single)) in second]
     if not pairs:

@@ -129,10 +129,7 @@ def try_on(
                 if stop.is_set():
                     raise
                 failed[index] = error
-        return [
-            failed.get(index) or _join(address, job, setup, said[index], images)
-            for index, job in enumerate(jobs)
-        ]
+        return [failed.get(index) or _join(address, job, setup, said[index], images) for index, job in enumerate(jobs)]
 
 
 def _settings(runtime: str, setup: Setup, method: Method) -> dict[str, Any]:
@@ -152,9 +149,7 @@ def _settings(runtime: str, setup: Setup, method: Method) -> dict[str, Any]:
     return settings
 
 
-def _measure_round(
-    transport: Transport, job: _Job, settings: dict[str, Any], stop: threading.Event
-) -> Events:
+def _measure_round(transport: Transport, job: _Job, settings: dict[str, Any], stop: threading.Event) -> Events:
     path, address = job.path, transport.address
     work = path.name if address.kind == "local" else f"{path.name} on {address.name}"
     if path.suffix == ".ncnn":
@@ -166,9 +161,7 @@ def _measure_round(
     if job.runtime == "tensorrt":
         settings["--precision"] = _precision_of(path)
     words = [str(word) for pair in settings.items() for word in pair]
-    return run_agent(
-        transport, ["--model", there, *words], work=work, threads=settings["--threads"], stop=stop
-    )
+    return run_agent(transport, ["--model", there, *words], work=work, threads=settings["--threads"], stop=stop)
 
 
 def _precision_of(path: Path) -> str:
@@ -192,9 +185,7 @@ def _depth(own: tuple[str, ...], others: Set[tuple[str, ...]]) -> int:
     return next(depth for depth in range(1, len(own) + 1) if all(own[-depth:] != o[-depth:] for o in others))
 
 
-def _join(
-    address: Address, job: _Job, setup: Setup, said: Sequence[Events], images: Path | None
-) -> Measurement:
+def _join(address: Address, job: _Job, setup: Setup, said: Sequence[Events], images: Path | None) -> Measurement:
     """One measurement of all rounds; outputs and classes were asked for in the first."""
     rounds = tuple(Round(**{name: events["result"][name] for name in Round.model_fields}) for events in said)
     first = said[0]["result"]
@@ -208,9 +199,7 @@ def _join(
     )
 
 
-def _latency(
-    address: Address, job: _Job, setup: Setup, said: Sequence[Events], rounds: Sequence[Round]
-) -> Latency:
+def _latency(address: Address, job: _Job, setup: Setup, said: Sequence[Events], rounds: Sequence[Round]) -> Latency:
     """Of all rounds; loading and the first inference are those of the first."""
     hello, first = said[0]["hello"], said[0]["result"]
     averaged = [events["result"].get("averaged", 1) for events in said]
@@ -239,9 +228,7 @@ def _latency(
     )
 
 
-def _recognition(
-    job: _Job, setup: Setup, classes: Sequence[int] | None, images: Path | None
-) -> Recognition | None:
+def _recognition(job: _Job, setup: Setup, classes: Sequence[int] | None, images: Path | None) -> Recognition | None:
     if setup.images is None or images is None or classes is None:
         return None
     return judge(classes, recognize_here(job.path, images), setup.images)

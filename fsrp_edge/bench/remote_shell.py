@@ -111,9 +111,7 @@ class RemoteShell:
             raise ToolFailedError(f"{self.address.name}: {path.name} arrived damaged; is its disk sound?")
         self._shell(f"mv -f {_quote(part)} {_quote(there)}", f"copying {path.name}")
 
-    def start(
-        self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
-    ) -> subprocess.Popen[str]:
+    def start(self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]) -> subprocess.Popen[str]:
         """Start a command there; its output is the child's, `errors` takes what it says beside that."""
         # What runtimes leave in temporary folders goes with the scratch folder, however they end.
         settings = [f"{name}={value}" for name, value in {**environment, "TMPDIR": self.scratch}.items()]
@@ -188,9 +186,7 @@ def connect(address: Address, stop: threading.Event) -> Iterator[RemoteShell]:
     with tempfile.TemporaryDirectory(prefix="fsrp-edge-") as private, tempfile.TemporaryFile() as errors:
         client = _ssh(address, f"{private}/c") if address.kind == "ssh" else _adb(address)
         if shutil.which(client.first[0]) is None:
-            raise ToolFailedError(
-                f"{address.name}: there is no {client.first[0]!r} on this machine; install it"
-            )
+            raise ToolFailedError(f"{address.name}: there is no {client.first[0]!r} on this machine; install it")
         # A session of its own, so that an interrupt at the terminal reaches us first and we can clean up.
         holder = subprocess.Popen(
             [*client.first, shlex.join(["sh", "-c", _HOLD, "sh", client.scratch])],

@@ -90,9 +90,7 @@ class Setup:
         if path.suffix == ".ncnn" and self.input_shape is None:
             raise BadInputError(f"{path.name} does not tell its input's shape; name it, such as 3,224,224")
         if self.runtime == "benchncnn" and self.affinity is not None:
-            raise BadInputError(
-                "benchncnn spreads over all cores whatever it was kept on; take --runtime ncnn"
-            )
+            raise BadInputError("benchncnn spreads over all cores whatever it was kept on; take --runtime ncnn")
         _require_complete(path)
         return self.runtime or next((name for name in fitting if name in self.preferred), fitting[0])
 
@@ -101,9 +99,7 @@ def _require_complete(path: Path) -> None:
     """What is missing is told here, before a device is asked to take it."""
     if path.suffix != ".ncnn":
         if not path.is_file():
-            raise BadInputError(
-                f"{path} is a folder; only ncnn's are, and end with .ncnn: name the file in it"
-            )
+            raise BadInputError(f"{path} is a folder; only ncnn's are, and end with .ncnn: name the file in it")
         return
     lacking = [name for name in ("model.param", "model.bin") if not (path / name).is_file()]
     if lacking:

@@ -50,17 +50,13 @@ def measure_round(
         program = ["taskset", f"{sum(1 << core for core in agent.core_numbers(affinity)):x}", *program]
 
     def ask(*options: str) -> str:
-        return run_tool(
-            transport, [*program, *options], work=work, stop=stop, silence=2 * arguments["--seconds"] + 300
-        )
+        return run_tool(transport, [*program, *options], work=work, stop=stop, silence=2 * arguments["--seconds"] + 300)
 
     before, device = _state(transport, work, stop)
     timed = (_benchncnn if runtime == "benchncnn" else _benchmark_model)(ask, there, arguments, work)
     after, _ = _state(transport, work, stop)
     hello = {"runtime": runtime, "runtime_version": "unknown", **device}
-    untold: dict[str, Any] = dict.fromkeys(
-        ("init_ms", "first_ms", "power_w", "foreign_cores", "peak_memory_mb")
-    )
+    untold: dict[str, Any] = dict.fromkeys(("init_ms", "first_ms", "power_w", "foreign_cores", "peak_memory_mb"))
     untold |= {"warmup_ms": (), "during": (), "outputs": []}
     return {"hello": hello, "result": {**untold, **timed, "before": before, "after": after}}
 

@@ -24,9 +24,7 @@ class LocalTransport:
         """See RemoteShell."""
         return str(path)
 
-    def start(
-        self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
-    ) -> subprocess.Popen[str]:
+    def start(self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]) -> subprocess.Popen[str]:
         """See RemoteShell."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith(_THREAD_VARIABLES)}
         try:
@@ -39,9 +37,7 @@ class LocalTransport:
                 errors="replace",
             )
         except OSError as error:
-            raise BadInputError(
-                f"cannot run {command[0]!r}: {error.strerror}; name another ?python="
-            ) from error
+            raise BadInputError(f"cannot run {command[0]!r}: {error.strerror}; name another ?python=") from error
 
     def died(self, returncode: int) -> str:
         """See RemoteShell."""

@@ -98,12 +98,8 @@ def bench() -> None:
 )
 @click.option("--cool-down", type=click.FloatRange(0), default=0.0, help="Seconds of rest between processes.")
 @click.option("--require-valid", is_flag=True, help="Exit with 1 where anything disturbed a measurement.")
-@click.option(
-    "--out", type=options.NewFile, help="Write everything as JSON to this file, raw times included."
-)
-@click.option(
-    "--picture", type=options.NewFile, help="Draw latency and temperature over time into this PNG file."
-)
+@click.option("--out", type=options.NewFile, help="Write everything as JSON to this file, raw times included.")
+@click.option("--picture", type=options.NewFile, help="Draw latency and temperature over time into this PNG file.")
 @click.option("--csv", "csv_file", type=options.NewFile, help="Write the table as CSV to this file.")
 @options.output_options
 def measure(

@@ -77,9 +77,7 @@ def show_comparisons(comparisons: Sequence[Comparison]) -> None:
             )
             for one in comparisons
         ],
-        footer="\n".join(
-            ["medians; + is slower. The interval knows the noise within each run only.", *notes]
-        ),
+        footer="\n".join(["medians; + is slower. The interval knows the noise within each run only.", *notes]),
     )
 
 

@@ -66,9 +66,7 @@ run_options = options.stack(
 @options.gate_options
 @options.seed_option
 @click.option("--out", type=options.NewFolder, help="Run directory.  [default: CHECKPOINT-TARGET]")
-@click.option(
-    "--dry-run", is_flag=True, help="Say what would be done, how long it would take and how much room."
-)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, how long it would take and how much room.")
 @config_options
 @options.output_options
 def compress(dry_run: bool, **given: Any) -> None:
@@ -109,9 +107,7 @@ def _next_commands(result: "CompressResult", wanted: "CompressOptions") -> list[
     if result.report.data.label_kind == "ground truth":
         # Of the command line, as the report keeps no folders.
         chosen = read_saved(wanted.architecture, wanted.data)
-        commands.append(
-            shlex.join(["fsrp-edge", "evaluate", str(result.model), *chosen, "--attack", "autoattack"])
-        )
+        commands.append(shlex.join(["fsrp-edge", "evaluate", str(result.model), *chosen, "--attack", "autoattack"]))
     if any(not latency.valid for row in result.report.ledger for latency in row.latency):
         measured = shlex.quote(str(result.directory / "stages" / "bench.json"))
         commands.append(f"rm {measured}  # on a quiet machine; the same command then measures latency again")

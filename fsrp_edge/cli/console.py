@@ -175,9 +175,7 @@ def shown_as_json(value: Any) -> bool:
     return wanted
 
 
-def show_result(
-    value: Any, header: Sequence[str], rows: Iterable[Sequence[object]], *, footer: str = ""
-) -> None:
+def show_result(value: Any, header: Sequence[str], rows: Iterable[Sequence[object]], *, footer: str = "") -> None:
     """Write the result of a command to stdout: `value` as JSON under --json, else the table."""
     if not shown_as_json(value):
         print_rows(header, rows, footer=footer)
@@ -221,9 +219,7 @@ def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]], *, foote
     for number, title in enumerate(header):
         is_text = number == 0 or any(_WORD.search(row[number]) for row in cells)
         is_name = number == 0 and all(len(row[0]) <= NAME_LENGTH for row in cells)
-        table.add_column(
-            Text(title), justify="left" if is_text else "right", overflow="fold", no_wrap=is_name
-        )
+        table.add_column(Text(title), justify="left" if is_text else "right", overflow="fold", no_wrap=is_name)
     for row in cells:
         table.add_row(*map(Text, row))
     console = Console(file=sys.stdout)

@@ -10,9 +10,7 @@ from fsrp_edge.cli import options
 @click.command()
 @click.argument("model", type=options.ExistingFile)
 @options.target_option
-@click.option(
-    "--runtime", metavar="NAME", help="One of the target's.  [default: the first with published figures]"
-)
+@click.option("--runtime", metavar="NAME", help="One of the target's.  [default: the first with published figures]")
 @click.option("--threads", type=options.COUNT, help="[default: the target's]")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32",
               help="Arithmetic of the device; a file with quantized operators counts as int8.")  # fmt: skip
@@ -40,9 +38,7 @@ def estimate(
     from fsrp_edge.targets.load import load_target
 
     profile, graph = load_target(target), read_graph(model)
-    found = estimate_latency(
-        graph, profile, runtime=runtime, threads=threads, precision=cast(Precision, precision)
-    )
+    found = estimate_latency(graph, profile, runtime=runtime, threads=threads, precision=cast(Precision, precision))
     ranked = sorted(found.operators, key=lambda each: -each.milliseconds)[:top]
     low, high = found.interval
     prunable = sum(each.prunable for each in found.operators)

@@ -92,13 +92,9 @@ def evaluate(
     if files and norm != "Linf":
         raise click.UsageError("--file is judged in L-infinity only; leave --norm out")
     if len({file.name for file in files}) < len(files):
-        raise click.UsageError(
-            "results are kept by file name, and two of these --file have the same; rename one"
-        )
+        raise click.UsageError("results are kept by file name, and two of these --file have the same; rename one")
     if norm == "L2" and eps is None and not clean_only:
-        raise click.UsageError(
-            "--norm L2 has no default radius; give --eps, such as 0.5, which is usual for CIFAR-10"
-        )
+        raise click.UsageError("--norm L2 has no default radius; give --eps, such as 0.5, which is usual for CIFAR-10")
     eps = DEFAULT_EPS if eps is None else eps
     plan = options.checked(
         EvaluationPlan,
@@ -126,9 +122,7 @@ def evaluate(
     warnings = dict.fromkeys(warning for _, result in results for warning in result.warnings)
     footer = [f"warning: {warning}" for warning in warnings]
     if corrupted := [result.accuracy for _, result in results if result.attack in FAMILIES]:
-        footer.append(
-            f"mean over {len(corrupted)} corruptions: {wording.percent(sum(corrupted) / len(corrupted))}"
-        )
+        footer.append(f"mean over {len(corrupted)} corruptions: {wording.percent(sum(corrupted) / len(corrupted))}")
     saved = EvaluationFile.of(checkpoint.name, weights_sha256(classifier), chosen.digest, judged)
     if out is not None:
         saved.save(out)

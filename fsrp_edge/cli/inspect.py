@@ -58,8 +58,6 @@ def inspect(target: str | None, **checkpoint: Any) -> None:
             f"at channel multiple {multiple} pruning can leave as little as "
             f"{least.parameters:,} parameters (-{1 - least.parameters / dense.parameters:.1%}) and "
             f"{least.macs:,} MACs (-{1 - least.macs / dense.macs:.1%})\n"
-            + next_step(
-                "fsrp-edge", "compress", checkpoint["checkpoint"], *read_alike(), "--target", target or "NAME"
-            )
+            + next_step("fsrp-edge", "compress", checkpoint["checkpoint"], *read_alike(), "--target", target or "NAME")
         ),
     )

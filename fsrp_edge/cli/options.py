@@ -91,9 +91,7 @@ def _eps(text: str) -> float:
         eps = float(over) / float(under or 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{text!r} is not a number or a fraction such as 8/255") from None
-    if not 0 <= eps <= 1 and not (
-        1 < eps < math.inf and click.get_current_context().params.get("norm") == "L2"
-    ):
+    if not 0 <= eps <= 1 and not (1 < eps < math.inf and click.get_current_context().params.get("norm") == "L2"):
         raise ValueError(f"{eps:g} is outside 0 to 1 (pixels are in [0, 1]); 8/255 is usual")
     return eps
 
@@ -111,9 +109,7 @@ def _layer_ratio(text: str) -> tuple[str, float]:
 
 
 normalization_options = stack(
-    click.option(
-        "--mean", type=_floats, metavar="NUMBERS", help="Mean of each channel, for pixels in [0, 1]."
-    ),
+    click.option("--mean", type=_floats, metavar="NUMBERS", help="Mean of each channel, for pixels in [0, 1]."),
     click.option("--std", type=_floats, metavar="NUMBERS", help="Standard deviation of each channel."),
 )
 checkpoint_options = stack(
@@ -227,9 +223,7 @@ criterion_options = stack(
         help="Of the low-frequency region, as a fraction of the band.  [default: 0.125, or 0.5 for "
         "fsrp-reconstruction]",
     ),
-    click.option(
-        "--region", type=click.Choice(["disk", "square"]), default="disk", help="Of fsrp: its shape."
-    ),
+    click.option("--region", type=click.Choice(["disk", "square"]), default="disk", help="Of fsrp: its shape."),
     click.option(
         "--read-at",
         type=click.Choice(["convolution", "batch-norm", "activation"]),
@@ -267,9 +261,7 @@ plan_options = stack(
         metavar="PATTERN",
         help="Layers whose outputs stay: layer1.*.conv2. Repeatable.",
     ),
-    click.option(
-        "--keep-inputs", multiple=True, metavar="PATTERN", help="Layers whose inputs stay. Repeatable."
-    ),
+    click.option("--keep-inputs", multiple=True, metavar="PATTERN", help="Layers whose inputs stay. Repeatable."),
     click.option(
         "--allocation",
         type=click.Choice(["uniform", "global", "knapsack"]),
@@ -283,9 +275,7 @@ plan_options = stack(
         "Budgets may be combined; each holds for every file made, and missing one is exit code 1.",
     ),
     click.option("--macs", metavar="LIMIT", help="Budget: at most this share of MACs, such as 0.3, or 10M."),
-    click.option(
-        "--params", "parameters", metavar="LIMIT", help="Budget: at most this share of parameters, or 100k."
-    ),
+    click.option("--params", "parameters", metavar="LIMIT", help="Budget: at most this share of parameters, or 100k."),
     click.option("--size", metavar="LIMIT", help="Budget: of the largest file, such as 500KB."),
     click.option("--memory", metavar="LIMIT", help="Budget: weights and activations at their peak: 8MB."),
     click.option("--keep-first", is_flag=True, help="The first convolution's outputs stay."),
@@ -392,9 +382,7 @@ def refuse_beside(given: str, overruled: set[str]) -> None:
     parameters = {str(each.name): each for each in context.command.params}
     found = {name: context.get_parameter_source(name) for name in parameters}
     first, *_ = given.split()
-    in_file = any(
-        first in parameters[name].opts and source is sources.DEFAULT_MAP for name, source in found.items()
-    )
+    in_file = any(first in parameters[name].opts and source is sources.DEFAULT_MAP for name, source in found.items())
     for name in sorted(overruled & parameters.keys()):
         parameter, source = parameters[name], found[name]
         beside = in_file and source is sources.DEFAULT_MAP and context.params[name] != parameter.default

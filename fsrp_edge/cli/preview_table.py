@@ -23,13 +23,9 @@ def show_preview(options: CompressOptions) -> None:
     )
     missed = [text for text, reached, _ in found.gates if reached is False]
     if missed:
-        raise GateFailedError(
-            f"out of reach with these options: {', '.join(missed)}; remove more, or ask for less"
-        )
+        raise GateFailedError(f"out of reach with these options: {', '.join(missed)}; remove more, or ask for less")
     if found.disk_bytes > found.free_bytes:
-        raise GateFailedError(
-            f"{wording.size(found.disk_bytes)} are needed; {wording.size(found.free_bytes)} are free"
-        )
+        raise GateFailedError(f"{wording.size(found.disk_bytes)} are needed; {wording.size(found.free_bytes)} are free")
 
 
 def _below(found: Preview) -> list[str]:

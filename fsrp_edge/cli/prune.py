@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.checkpoint_options
-@click.option(
-    "--scores", type=options.ExistingFile, help="Scores of this checkpoint, from `fsrp-edge score`."
-)
-@click.option(
-    "--plan", type=options.ExistingFile, help="A finished plan to apply as it is, instead of scores."
-)
+@click.option("--scores", type=options.ExistingFile, help="Scores of this checkpoint, from `fsrp-edge score`.")
+@click.option("--plan", type=options.ExistingFile, help="A finished plan to apply as it is, instead of scores.")
 @click.option("--target", metavar="NAME|FILE", help="Device profile: its channel multiple, what budgets are.")
 @options.plan_options
 @click.option(

@@ -62,9 +62,7 @@ def recover(
             weight = (chosen.distillation or 1.0) if dense else 0.0
             chosen = fit_recipe(chosen.distilling(weight), dataset, has_teacher=dense is not None)
         # Where there are no labels, the dense network gives them, whether or not the method takes a teacher.
-        labels_only = (
-            chosen is not None and not chosen.needs_teacher and dataset.train.label_kind != "ground truth"
-        )
+        labels_only = chosen is not None and not chosen.needs_teacher and dataset.train.label_kind != "ground truth"
         learnt_from = None if labels_only else dense
         result = run(pruned, dataset.train, chosen, seed=seed, teacher=learnt_from, checkpoint=unfinished)
         save_classifier(result.classifier, out)

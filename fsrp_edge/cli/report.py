@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument(
-    "runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
-)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--page",
     type=options.NewFile,

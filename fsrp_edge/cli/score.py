@@ -107,9 +107,6 @@ def _print_explanation(explanation: "Explanation") -> None:
     )
     print_rows(
         ("images", "rank correlation", "same lower half"),
-        [
-            (row.images, f"{row.rank_correlation:.3f}", f"{row.same_lower_half:.2f}")
-            for row in explanation.by_images
-        ],
+        [(row.images, f"{row.rank_correlation:.3f}", f"{row.same_lower_half:.2f}") for row in explanation.by_images],
         footer="between two disjoint sets of so many images, mean over layers",
     )

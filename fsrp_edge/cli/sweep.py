@@ -20,9 +20,7 @@ VARIED = {
 }  # fmt: skip
 
 
-def _variants(
-    _context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]
-) -> list[tuple[str, str]]:
+def _variants(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> list[tuple[str, str]]:
     found = [
         (option, value.strip())
         for text in texts
@@ -91,9 +89,7 @@ def sweep(
         _print(found, folder)
     missed = [point.name for point in found.points if point.gates_passed is False or point.problem]
     if missed:
-        raise GateFailedError(
-            f"{len(missed)} of {len(variants)} runs missed a budget or a gate: {', '.join(missed)}"
-        )
+        raise GateFailedError(f"{len(missed)} of {len(variants)} runs missed a budget or a gate: {', '.join(missed)}")
 
 
 def _print(found: "Sweep", folder: Path) -> None:

@@ -111,18 +111,14 @@ def new(name: str, out: Path | None) -> None:
     from fsrp_edge.targets.this_machine import skeleton
 
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise BadInputError(
-            f"{name!r} is not a name such as my-board: small letters and digits, with hyphens between"
-        )
+        raise BadInputError(f"{name!r} is not a name such as my-board: small letters and digits, with hyphens between")
     path = out or own_folder() / f"{name}.yaml"
     if path.suffix not in SUFFIXES:
         raise BadInputError(f"{path} does not end in {' or '.join(SUFFIXES)}; a profile does")
     if name in target_names():
         raise BadInputError(f"{name} is a packaged profile; give yours another name")
     if path.exists():
-        raise BadInputError(
-            f"{path} is there already and is not overwritten; move it away or choose another name"
-        )
+        raise BadInputError(f"{path} is there already and is not overwritten; move it away or choose another name")
     text = skeleton(name)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -120,16 +120,12 @@ def open_npz(path: Path, spec: ModelSpec) -> Dataset:
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Every array of the file by its key in lower case."""
     if not zipfile.is_zipfile(path):
-        raise BadInputError(
-            f"{path} is not a whole .npz file (a zip archive of arrays); write it with numpy.savez"
-        )
+        raise BadInputError(f"{path} is not a whole .npz file (a zip archive of arrays); write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key.lower(): np.asarray(file[key]) for key in file.files}
     except Exception as error:  # damaged archives and headers raise nearly anything
-        raise BadInputError(
-            f"{path} cannot be read as .npz: {error}; write it again with numpy.savez"
-        ) from None
+        raise BadInputError(f"{path} cannot be read as .npz: {error}; write it again with numpy.savez") from None
 
 
 def _image_set(path: Path, split: str, x: np.ndarray, y: np.ndarray, spec: ModelSpec) -> tuple[ImageSet, str]:
@@ -160,9 +156,7 @@ def _resizes(images: ImageSet) -> bool:
 def _to_nchw(x: np.ndarray, spec: ModelSpec, where: str) -> np.ndarray:
     """`x` as (N, C, H, W), told from its shape."""
     if 0 in x.shape[1:]:
-        raise BadInputError(
-            f"{where}: images have shape {x.shape}, no pixels; allowed are sides of 1 or more"
-        )
+        raise BadInputError(f"{where}: images have shape {x.shape}, no pixels; allowed are sides of 1 or more")
     if x.ndim == 3:
         return x[:, None]
     channels = {1, 3, spec.input_shape[0]}

@@ -45,9 +45,7 @@ class Layout:
 
     def read(self, path: Path) -> Batch:
         """One file of images and labels."""
-        return (
-            _read_binary(path, self.label_bytes) if self.label_bytes else _read_python(path, self.label_key)
-        )
+        return _read_binary(path, self.label_bytes) if self.label_bytes else _read_python(path, self.label_key)
 
     def class_names(self, folder: Path) -> list[str]:
         """The class names, in the order of the labels."""
@@ -73,12 +71,7 @@ LAYOUTS = (
 
 def find_cifar(folder: Path, classes: int) -> tuple[Path, Layout] | None:
     """The CIFAR set in `folder` or in an official subfolder; of several, one with that many classes."""
-    found = [
-        (place, layout)
-        for layout in LAYOUTS
-        for place in (folder, folder / layout.folder)
-        if layout.is_in(place)
-    ]
+    found = [(place, layout) for layout in LAYOUTS for place in (folder, folder / layout.folder) if layout.is_in(place)]
     fitting = [(place, layout) for place, layout in found if layout.classes == classes]
     return next(iter(fitting or found), None)
 
@@ -100,21 +93,16 @@ def open_cifar(folder: Path, layout: Layout, spec: ModelSpec) -> Dataset:
     return Dataset(
         train,
         test,
-        f"{layout.title} ({kind} layout), its official test set for evaluation, classes matched "
-        f"{match.rule}{note}",
+        f"{layout.title} ({kind} layout), its official test set for evaluation, classes matched {match.rule}{note}",
         whole=True,
     )
 
 
-def _image_set(
-    folder: Path, layout: Layout, split: str, files: Sequence[str], spec: ModelSpec
-) -> tuple[ImageSet, str]:
+def _image_set(folder: Path, layout: Layout, split: str, files: Sequence[str], spec: ModelSpec) -> tuple[ImageSet, str]:
     """A split with the data's own labels."""
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
-        raise BadInputError(
-            f"{folder} looks like {layout.title} but lacks {', '.join(missing)}; unpack it again"
-        )
+        raise BadInputError(f"{folder} looks like {layout.title} but lacks {', '.join(missing)}; unpack it again")
     batches = [layout.read(folder / name) for name in files]
     labels = np.concatenate([labels for _, labels in batches]).astype(np.int64)
     if len(labels) and not 0 <= labels.min() <= labels.max() < layout.classes:
@@ -133,8 +121,7 @@ def _read_binary(path: Path, label_bytes: int) -> Batch:
     record = label_bytes + _PIXELS
     if len(content) == 0 or len(content) % record:
         raise BadInputError(
-            f"{path} has {len(content)} bytes, not a multiple of {record} (one image and its label); it is "
-            "damaged"
+            f"{path} has {len(content)} bytes, not a multiple of {record} (one image and its label); it is damaged"
         )
     records = content.reshape(-1, record)
     return records[:, label_bytes:], records[:, label_bytes - 1]

@@ -79,9 +79,7 @@ def _by_name(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...] | No
         )
     matched = tuple(index[_plain(name)] for name in names)
     if len(set(matched)) < len(matched):
-        raise BadInputError(
-            f"two classes of the data have the same name but for case or punctuation: {_listed(names)}"
-        )
+        raise BadInputError(f"two classes of the data have the same name but for case or punctuation: {_listed(names)}")
     return matched
 
 

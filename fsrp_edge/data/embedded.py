@@ -115,12 +115,8 @@ def photographs(spec: ModelSpec, *, seed: int) -> Dataset:
     )
 
 
-def _crops(
-    split: str, chosen: tuple[Photograph, ...], spec: ModelSpec, random: np.random.Generator
-) -> ImageSet:
-    originals = [
-        _open(photograph).convert("RGB" if spec.input_shape[0] == 3 else "L") for photograph in chosen
-    ]
+def _crops(split: str, chosen: tuple[Photograph, ...], spec: ModelSpec, random: np.random.Generator) -> ImageSet:
+    originals = [_open(photograph).convert("RGB" if spec.input_shape[0] == 3 else "L") for photograph in chosen]
     pixels = np.stack(
         [_random_crop(originals[number % len(originals)], spec, random) for number in range(CROPS[split])]
     )

@@ -101,9 +101,7 @@ def decode_image(path: Path, spec: ModelSpec) -> np.ndarray:
             ImageOps.exif_transpose(file, in_place=True)
             return _resize_and_crop(_to_mode(file, _MODES[spec.input_shape[0]]), spec)
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise BadInputError(
-            f"cannot decode the image {_printable(path)} ({error}); repair or remove it"
-        ) from None
+        raise BadInputError(f"cannot decode the image {_printable(path)} ({error}); repair or remove it") from None
 
 
 def _resize_and_crop(image: Image.Image, spec: ModelSpec) -> np.ndarray:
@@ -111,9 +109,7 @@ def _resize_and_crop(image: Image.Image, spec: ModelSpec) -> np.ndarray:
     resize, shorter = spec.preprocessing.resize, min(image.size)
     size = (int(resize * image.width / shorter), int(resize * image.height / shorter))
     if size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise ValueError(
-            f"{image.width}x{image.height} would become {size[0]}x{size[1]} pixels before the crop"
-        )
+        raise ValueError(f"{image.width}x{image.height} would become {size[0]}x{size[1]} pixels before the crop")
     image = image.resize(size, _INTERPOLATIONS[spec.preprocessing.interpolation])
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     pixels = np.asarray(image.crop((left, top, left + width, top + height)))
@@ -152,9 +148,7 @@ def open_folder(root: Path, spec: ModelSpec) -> Dataset | None:
     }
     for name in (*_TRAIN_FOLDERS, *_EVALUATION_FOLDERS) if splits else ():
         if name in named and name not in splits:
-            raise BadInputError(
-                f"{named[name]} has no class folders; sort its images into one folder a class"
-            )
+            raise BadInputError(f"{named[name]} has no class folders; sort its images into one folder a class")
     train = next((splits[name] for name in _TRAIN_FOLDERS if name in splits), None)
     evaluation = next((splits[name] for name in _EVALUATION_FOLDERS if name in splits), None)
     if train and evaluation:
@@ -190,9 +184,7 @@ def _open_whole(folder: Path, spec: ModelSpec) -> Dataset:
 def _check_preprocessing(spec: ModelSpec) -> None:
     channels, height, width = spec.input_shape
     if channels not in _MODES:
-        raise BadInputError(
-            f"image folders serve networks of 1 or 3 channels, this one takes {channels}; use .npz"
-        )
+        raise BadInputError(f"image folders serve networks of 1 or 3 channels, this one takes {channels}; use .npz")
     if spec.preprocessing.resize < max(height, width):
         raise BadInputError(
             f"the shorter side of each image is resized to {spec.preprocessing.resize}, too small for the "
@@ -250,9 +242,7 @@ def _check_header(path: Path) -> None:
         with Image.open(path):
             pass
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise BadInputError(
-            f"{_printable(path)} is not an image that can be read ({error}); remove it"
-        ) from None
+        raise BadInputError(f"{_printable(path)} is not an image that can be read ({error}); remove it") from None
 
 
 def _without_leaks(train: ImageSet, evaluation: ImageSet, description: str) -> Dataset:
@@ -269,9 +259,7 @@ def _without_leaks(train: ImageSet, evaluation: ImageSet, description: str) -> D
             f"{train.name}; an accuracy on them would mean nothing. Use images that were not trained on"
         )
     if not clean.all():
-        description += (
-            f", {len(files) - clean.sum()} evaluation images left out because they are also training images"
-        )
+        description += f", {len(files) - clean.sum()} evaluation images left out because they are also training images"
     return Dataset(train, evaluation.subset(np.flatnonzero(clean)).taking_turns(), description)
 
 
@@ -306,9 +294,7 @@ def _files(images: ImageSet) -> list[Path]:
 Item = TypeVar("Item")
 
 
-def _in_threads(
-    work: Callable[[Item], Result], items: Sequence[Item], description: str | None = None
-) -> list[Result]:
+def _in_threads(work: Callable[[Item], Result], items: Sequence[Item], description: str | None = None) -> list[Result]:
     """`work` on every item, in order; reading files and decoding release Python's lock."""
     with ThreadPoolExecutor(_THREADS) as pool:
         results = pool.map(work, items)

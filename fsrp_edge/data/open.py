@@ -82,9 +82,7 @@ def _open_directory(path: Path, spec: ModelSpec) -> Dataset:
         return dataset
     contents = sorted(entry.name for entry in path.iterdir())
     listed = ", ".join(contents[:5]) + (", …" if len(contents) > 5 else "")
-    raise _unknown(
-        path, f"is a folder without class folders ({listed})" if contents else "is an empty folder"
-    )
+    raise _unknown(path, f"is a folder without class folders ({listed})" if contents else "is an empty folder")
 
 
 def _unknown(path: Path, seen: str) -> BadInputError:

@@ -76,9 +76,7 @@ def autoattack_accuracy(
         suite = _Suite.of(classifier, norm, eps)
         for name, withstands in suite.attacks() if eps > 0 else ():
 
-            def seeded(
-                batch: Tensor, truth: Tensor, _: Tensor, withstands: WithstandsHere = withstands
-            ) -> Tensor:
+            def seeded(batch: Tensor, truth: Tensor, _: Tensor, withstands: WithstandsHere = withstands) -> Tensor:
                 torch.manual_seed(seed)
                 pixels = batch.to(suite.device, memory_format=torch.channels_last)
                 return withstands(pixels, truth.to(suite.device))
@@ -102,9 +100,7 @@ def autoattack_accuracy(
         warnings.append("2 classes: the DLR loss does not exist, APGD-T was left out")
     if classifier.spec.classes == 3:
         warnings.append("3 classes: APGD on the untargeted DLR loss stands in for the targeted one")
-    return evaluation_of(
-        standing, images, attack="autoattack", norm=norm, eps=eps, seed=seed, warnings=tuple(warnings)
-    )
+    return evaluation_of(standing, images, attack="autoattack", norm=norm, eps=eps, seed=seed, warnings=tuple(warnings))
 
 
 WithstandsHere = Callable[[Tensor, Tensor], Tensor]

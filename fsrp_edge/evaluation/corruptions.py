@@ -280,10 +280,6 @@ def _line(reach: int, deviation: float, angle: float) -> Tensor:
 def _zoomed(pixels: Tensor, factor: float) -> Tensor:
     """The central part enlarged to the same size."""
     height, width = pixels.shape[2:]
-    larger = (
-        F.interpolate(pixels, scale_factor=factor, mode="bilinear", align_corners=False)
-        if factor > 1
-        else pixels
-    )
+    larger = F.interpolate(pixels, scale_factor=factor, mode="bilinear", align_corners=False) if factor > 1 else pixels
     top, left = (larger.shape[2] - height) // 2, (larger.shape[3] - width) // 2
     return larger[:, :, top : top + height, left : left + width]

@@ -154,9 +154,7 @@ def _of_network(
         attacked = [_with_warnings(evaluation, found) for evaluation in attacked]
     worst = (_worst_case([clean, *attacked], images, plan),) if len(attacked) > 1 else ()
     corrupted = (
-        corruption_accuracies(
-            classifier, images, seed=plan.seed, batch_size=plan.batch_size, verdicts=verdicts
-        )
+        corruption_accuracies(classifier, images, seed=plan.seed, batch_size=plan.batch_size, verdicts=verdicts)
         if plan.corruptions
         else ()
     )
@@ -180,9 +178,7 @@ def _worst_case(evaluations: Sequence[Evaluation], images: ImageSet, plan: Evalu
     """Accuracy where an image stands only if it stands in every evaluation."""
     standing = torch.stack([evaluation.standing for evaluation in evaluations]).all(dim=0)
     found = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.result.warnings)
-    return evaluation_of(
-        standing, images, attack="worst case", norm=plan.norm, eps=plan.eps, warnings=tuple(found)
-    )
+    return evaluation_of(standing, images, attack="worst case", norm=plan.norm, eps=plan.eps, warnings=tuple(found))
 
 
 def _attacked(

@@ -44,9 +44,7 @@ def fab_targeted(
         if len(fallen):
             stands[left[fallen]] = False
             keep = stands[left]
-            left, pixels, labels, targets, current = (
-                state[keep] for state in (left, pixels, labels, targets, current)
-            )
+            left, pixels, labels, targets, current = (state[keep] for state in (left, pixels, labels, targets, current))
     return stands
 
 
@@ -75,9 +73,7 @@ def _step(pixels: Tensor, current: Tensor, difference: Tensor, gradient: Tensor,
     from_here, from_original = lengths.clamp_(min=1e-8).view(2, -1, 1, 1, 1)
     alpha = (from_here / (from_here + from_original)).clamp_(max=ALPHA_MAX)
     here, original = shifts.view(2, *shape)
-    moved: Tensor = (
-        (current + OVERSHOOT * here) * (1 - alpha) + (pixels + OVERSHOOT * original) * alpha
-    ).clamp_(0, 1)
+    moved: Tensor = ((current + OVERSHOOT * here) * (1 - alpha) + (pixels + OVERSHOOT * original) * alpha).clamp_(0, 1)
     return moved
 
 

@@ -68,9 +68,7 @@ def evaluate_files(
     def robust(path: Path) -> Evaluation:
         # The digest, since an export may have replaced the file that an interrupted evaluation judged.
         name = f"{path.name} {sha256_file(path)[:8]}"
-        return file_robust_accuracy(
-            predicts[path], images, examples, eps=eps, seed=seed, name=name, verdicts=verdicts
-        )
+        return file_robust_accuracy(predicts[path], images, examples, eps=eps, seed=seed, name=name, verdicts=verdicts)
 
     return {path.name: (evaluation, robust(path)) for path, evaluation in clean.items()}
 

@@ -145,8 +145,6 @@ class EvaluationFile(Document):
     ) -> "EvaluationFile":
         """Put evaluations in the form they are saved in; they are given by file, those of the network under ""."""
         rows = tuple(
-            _Row(file=file or None, **dict(Judged.of(one)))
-            for file, judged in evaluations.items()
-            for one in judged
+            _Row(file=file or None, **dict(Judged.of(one))) for file, judged in evaluations.items() for one in judged
         )
         return cls(name=name, weights_sha256=weights_sha256, data_sha256=data_sha256, evaluations=rows)

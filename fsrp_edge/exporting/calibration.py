@@ -101,7 +101,5 @@ def require_images(calibration: ImageSet | None) -> ImageSet:
         BadInputError: there are none.
     """
     if calibration is None or not len(calibration):
-        raise BadInputError(
-            "int8 needs calibration images, and there are none; give a data set or leave int8 out"
-        )
+        raise BadInputError("int8 needs calibration images, and there are none; give a data set or leave int8 out")
     return calibration

@@ -32,9 +32,7 @@ def as_exported(classifier: Classifier, *, uint8_input: bool, batch: int = 1) ->
 
 def _replace_uneven_pooling(network: nn.Module, pixels: Tensor) -> None:
     """Exporters only know adaptive pooling whose bins are equal; VGG and AlexNet below 224 pixels have others."""
-    names = {
-        module: name for name, module in network.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)
-    }
+    names = {module: name for name, module in network.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)}
     uneven: dict[str, UnevenPooling] = {}
 
     def look(module: nn.AdaptiveAvgPool2d, given: tuple[Tensor], made: Tensor) -> None:

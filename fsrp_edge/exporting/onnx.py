@@ -84,9 +84,7 @@ def named_model(classifier: Classifier) -> Any:
     """
     with captured_output(f"reading the operators of {classifier.spec.architecture}"):
         # In this mode the exporter neither folds batch norm nor renames what it folds.
-        return _traced(
-            classifier, 17, DEFAULTS, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False
-        )
+        return _traced(classifier, 17, DEFAULTS, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False)
 
 
 def convert_to_fp16(source: Path, path: Path, *, metadata: Mapping[str, str] | None = None) -> Artifact:
@@ -149,9 +147,7 @@ class Int8Quantizer:
         model = require("onnx").load(source)
         self.opset = _opset_of(model)
         if self.opset < OLDEST_INT8_OPSET:
-            raise BadInputError(
-                f"int8 ONNX needs opset {OLDEST_INT8_OPSET} or newer, not {self.opset}; leave int8 out"
-            )
+            raise BadInputError(f"int8 ONNX needs opset {OLDEST_INT8_OPSET} or newer, not {self.opset}; leave int8 out")
         require_images(calibration)
         self.layers = tuple(node.name for node in model.graph.node if node.op_type in LAYERS)
         """Names of the nodes with weights, which can be kept in float."""
@@ -254,9 +250,7 @@ def _simplified(model: Any) -> Any:
     return simplified
 
 
-def _write(
-    model: Any, path: Path, precision: Precision, opset: int, metadata: Mapping[str, str] | None
-) -> Artifact:
+def _write(model: Any, path: Path, precision: Precision, opset: int, metadata: Mapping[str, str] | None) -> Artifact:
     """Clean, check and write a model; read back what the file says of itself."""
     onnx = require("onnx")
     used = {node.domain for node in model.graph.node}

@@ -253,9 +253,7 @@ def probe_pixels(shape: tuple[int, int, int], count: int, seed: int) -> torch.Te
     return torch.from_numpy(np.rint(255 * np.clip(images + means, 0, 1)) / 255).float()
 
 
-def compare(
-    reference: np.ndarray, logits: np.ndarray, artifact: Artifact, runtime: Runtime, inputs: Inputs
-) -> Parity:
+def compare(reference: np.ndarray, logits: np.ndarray, artifact: Artifact, runtime: Runtime, inputs: Inputs) -> Parity:
     """Errors of a file's logits (N, classes) against the network's, judged by the artifact's precision.
 
     Raises:
@@ -293,8 +291,7 @@ def _violations(parity: Parity) -> list[str]:
         found.append(f"cosine {parity.cosine:.5f}, at least {limits.cosine:g} required")
     if limits.top1_agreement is not None and not parity.top1_agreement >= limits.top1_agreement:
         found.append(
-            f"top-1 agreement {100 * parity.top1_agreement:.1f} %, "
-            f"at least {100 * limits.top1_agreement:g} % required"
+            f"top-1 agreement {100 * parity.top1_agreement:.1f} %, at least {100 * limits.top1_agreement:g} % required"
         )
     return found
 

@@ -82,9 +82,7 @@ def _without_kernel(architecture: str, message: str) -> ToolFailedError | None:
     )
 
 
-def channels_last(
-    classifier: Classifier, *, uint8_input: bool = False
-) -> tuple[torch.nn.Module, torch.Tensor]:
+def channels_last(classifier: Classifier, *, uint8_input: bool = False) -> tuple[torch.nn.Module, torch.Tensor]:
     """What is exported, taking images (1, H, W, C), and an example of them."""
     network, example = as_exported(classifier, uint8_input=uint8_input)
     wrapped: torch.nn.Module = require("litert_torch").to_channel_last_io(network, args=[0]).eval()
@@ -282,11 +280,7 @@ def transpose_reasons(path: Path) -> list[str]:
                 continue
             by = zip(kinds, graph.operators, strict=True)
             users = [user for user, other in by if one.outputs[0] in other.inputs]
-            given, made = (
-                "×".join(map(str, graph.tensors[i].shape)) for i in (one.inputs[0], one.outputs[0])
-            )
+            given, made = ("×".join(map(str, graph.tensors[i].shape)) for i in (one.inputs[0], one.outputs[0]))
             reads = "reads a map channel by channel" if "RESHAPE" in users else "permutes axes"
-            reasons.append(
-                f"{given} to {made} before {', '.join(users) or 'the output'}: the network {reads}"
-            )
+            reasons.append(f"{given} to {made} before {', '.join(users) or 'the output'}: the network {reads}")
     return reasons

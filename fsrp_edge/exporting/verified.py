@@ -100,8 +100,7 @@ def export_verified(
             report=lambda artifact, found: errors.update({artifact.path.name: found}),
         )
         parities = tuple(
-            reference.check(staging / artifact.path, artifact)
-            for artifact in track(artifacts, "verifying files")
+            reference.check(staging / artifact.path, artifact) for artifact in track(artifacts, "verifying files")
         )
         require_parity([parity for checks in parities for parity in checks])
         for artifact in artifacts:

@@ -50,9 +50,7 @@ def batch_norms_behind(classifier: Classifier) -> dict[str, str]:
         logits = classifier(classifier.example_pixels(1).requires_grad_(True))
     readers = _readers(logits)
     return {
-        layer: norm
-        for layer, (norm, node) in pairs.items()
-        if calls[layer] == calls[norm] == 1 and readers[node] == 1
+        layer: norm for layer, (norm, node) in pairs.items() if calls[layer] == calls[norm] == 1 and readers[node] == 1
     }
 
 

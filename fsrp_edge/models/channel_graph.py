@@ -137,12 +137,8 @@ class PruningGraph:
             source = watch.start(pixels, "they are the network's input")
             with watch:
                 outputs = network(source)
-        self._graph.unwrapped_parameters.extend(
-            (cut.value, min(1, cut.value.dim() - 1)) for cut in watch.starts
-        )
-        ends = [
-            Cut(leaf, IS_OUTPUT) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)
-        ] + watch.ends
+        self._graph.unwrapped_parameters.extend((cut.value, min(1, cut.value.dim() - 1)) for cut in watch.starts)
+        ends = [Cut(leaf, IS_OUTPUT) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)] + watch.ends
         # Times one, so that each stands for itself and not for the layer or the concatenation it comes from.
         self._outputs = [cut.value * 1 for cut in ends]
         self._watch.ends = ends
@@ -150,9 +146,7 @@ class PruningGraph:
 
     def _find_reasons(self) -> dict[Any, str]:
         """Why channels that reach a node of the graph have to stay."""
-        by_function = {
-            output.grad_fn: cut.reason for output, cut in zip(self._outputs, self._watch.ends, strict=True)
-        }
+        by_function = {output.grad_fn: cut.reason for output, cut in zip(self._outputs, self._watch.ends, strict=True)}
         starts = {id(cut.value): cut.reason for cut in self._watch.starts}
         reasons = {}
         for module, node in self._graph.module2node.items():
@@ -213,8 +207,7 @@ class PruningGraph:
         return {
             name: f"they are flattened into {name}, and torch-pruning does not follow all of them"
             for name, channels in known.items()
-            if isinstance(layer := find_layer(self._network, name), nn.Linear)
-            and len(channels) < layer.in_features
+            if isinstance(layer := find_layer(self._network, name), nn.Linear) and len(channels) < layer.in_features
         }
 
     def _slice(self, item: Any) -> Member | None:
@@ -233,9 +226,7 @@ class PruningGraph:
         return Member(self._names[module], channels, roots, side)
 
     def _makes_channels(self, part: Member) -> bool:
-        return part.side != "input" and isinstance(
-            find_layer(self._network, part.layer), Convolution | nn.Linear
-        )
+        return part.side != "input" and isinstance(find_layer(self._network, part.layer), Convolution | nn.Linear)
 
     def _misfit(self, part: Member) -> str | None:
         """Why a layer cannot lose these channels: they reach it along another axis than its channels."""
@@ -272,13 +263,10 @@ class PruningGraph:
                 width = module.out_channels // divided
                 unit = math.lcm(unit, width)
                 fits = all(
-                    (mine - root) % width == 0
-                    for mine, root in zip(part.channels, part.root_channels, strict=True)
+                    (mine - root) % width == 0 for mine, root in zip(part.channels, part.root_channels, strict=True)
                 )
             else:
-                fits = (
-                    part.channels == part.root_channels and max(divided, blocks) % min(divided, blocks) == 0
-                )
+                fits = part.channels == part.root_channels and max(divided, blocks) % min(divided, blocks) == 0
                 blocks = max(blocks, divided)
             if not fits:
                 break

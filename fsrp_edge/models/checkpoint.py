@@ -83,9 +83,7 @@ def _from_weights(state: dict[str, Tensor], architecture: str | None, wishes: Wi
     return _with_weights(*found, wishes)
 
 
-def _adopt(
-    module: nn.Module, state: dict[str, Tensor], architecture: str | None, wishes: Wishes
-) -> Classifier:
+def _adopt(module: nn.Module, state: dict[str, Tensor], architecture: str | None, wishes: Wishes) -> Classifier:
     """An unpickled module as a known architecture that computes the same: nothing else can be built again."""
     if architecture is not None:
         return _from_weights(state, architecture, wishes)
@@ -99,9 +97,7 @@ def _adopt(
     return classifier
 
 
-def _rebuild(
-    state: dict[str, Tensor], spec: ModelSpec, architecture: str | None, wishes: Wishes
-) -> Classifier:
+def _rebuild(state: dict[str, Tensor], spec: ModelSpec, architecture: str | None, wishes: Wishes) -> Classifier:
     """A network of our own files: architecture, then the shapes it was pruned to, then weights."""
     if architecture is not None:
         possible = registry.possible_names(architecture)
@@ -127,16 +123,12 @@ def _rebuild(
     changed = spec.model_dump()
     if wishes.input_size is not None:
         changed["input_shape"] = (spec.input_shape[0], wishes.input_size, wishes.input_size)
-        changed["preprocessing"] = registry.rescaled(
-            spec.preprocessing, spec.input_shape[1], wishes.input_size
-        )
+        changed["preprocessing"] = registry.rescaled(spec.preprocessing, spec.input_shape[1], wishes.input_size)
     for name in ("mean", "std"):
         changed[name] = getattr(wishes, name) or changed[name]
     wanted = _validated(changed)
     if _count_logits(network, spec.architecture, wanted.input_shape) != spec.classes:
-        raise BadInputError(
-            f"{spec.architecture} does not return the {spec.classes} logits that were recorded"
-        )
+        raise BadInputError(f"{spec.architecture} does not return the {spec.classes} logits that were recorded")
     return Classifier(network, wanted)
 
 
@@ -190,14 +182,10 @@ def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, 
     except Exception as error:  # whatever a user's network raises
         reason = first_line(error)
         size = "x".join(map(str, shape))
-        raise BadInputError(
-            f"{architecture} does not take {size} images ({reason}); try --input-size"
-        ) from None
+        raise BadInputError(f"{architecture} does not take {size} images ({reason}); try --input-size") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise BadInputError(
-            f"{architecture} returns {seen}; a classifier returns logits (N, classes), classes > 1"
-        )
+        raise BadInputError(f"{architecture} returns {seen}; a classifier returns logits (N, classes), classes > 1")
     return logits.shape[1]
 
 
@@ -219,9 +207,7 @@ def _compute_the_same(module: nn.Module, classifier: Classifier) -> bool:
         return False
 
 
-def _identify(
-    state: dict[str, Tensor], names: Sequence[str] | None
-) -> tuple[dict[str, Tensor], Match] | None:
+def _identify(state: dict[str, Tensor], names: Sequence[str] | None) -> tuple[dict[str, Tensor], Match] | None:
     """The weights as an architecture names them, without wrappers' prefixes, and the exact match."""
     for view in _unwrapped(state):
         match = infer_architecture(view) if names is None else _nearest(names, view)
@@ -252,17 +238,13 @@ def _unwrapped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield state
         inner: dict[str, Tensor] = {}
         for prefix in _WRAPPERS:
-            inner = {
-                name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
-            }
+            inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
             if 2 * len(inner) > len(state):
                 break
         else:
             return
         if len(inner) < len(state):
-            progress.log(
-                f"{len(state) - len(inner)} tensors outside {prefix!r} are not the network's: left out"
-            )
+            progress.log(f"{len(state) - len(inner)} tensors outside {prefix!r} are not the network's: left out")
         state = inner
 
 
@@ -283,6 +265,5 @@ def _check_finite(state: Mapping[str, Tensor]) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise BadInputError(
-                f"{name} holds {bad} values that are NaN or infinite: training diverged; "
-                "take an earlier checkpoint"
+                f"{name} holds {bad} values that are NaN or infinite: training diverged; take an earlier checkpoint"
             )

@@ -139,9 +139,7 @@ def compare(architecture: str, state: Mapping[str, Tensor]) -> Match:
         channels = seen[skeleton.stem][1]
     built = skeleton.shapes_for(classes, channels)
     common = built.keys() & seen.keys()
-    reshaped = [
-        (name, built[name], seen[name]) for name in built if name in common and built[name] != seen[name]
-    ]
+    reshaped = [(name, built[name], seen[name]) for name in built if name in common and built[name] != seen[name]]
     return Match(
         architecture,
         classes,
@@ -183,9 +181,7 @@ class _Skeleton:
 def _skeleton(architecture: str) -> _Skeleton:
     network = registry.build_without_weights(architecture, _UNLIKELY_CLASSES)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    fixed = {
-        f"{name}.weight" for name, module in network.named_modules() if isinstance(module, cifar.PadShortcut)
-    }
+    fixed = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, cifar.PadShortcut)}
     stem = None if registry.is_user_code(architecture) else registry.stem_of(network)
     return _Skeleton(
         shapes,

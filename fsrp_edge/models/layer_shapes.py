@@ -30,9 +30,7 @@ def layer_shapes(network: nn.Module, dense: nn.Module) -> dict[str, LayerShape]:
     ours = dict(network.named_modules())
     if ours.keys() != theirs.keys():
         name = min(ours.keys() ^ theirs.keys())
-        raise BadInputError(
-            f"the network and its architecture do not have the same modules: only one has {name!r}"
-        )
+        raise BadInputError(f"the network and its architecture do not have the same modules: only one has {name!r}")
     found = {}
     for name, module in ours.items():
         difference = LayerShape(
@@ -58,12 +56,8 @@ def apply_layer_shapes(network: nn.Module, shapes: Mapping[str, LayerShape]) -> 
         try:
             module = network.get_submodule(name)
         except AttributeError:
-            raise BadInputError(
-                f"pruned shapes name the layer {name!r}, which the architecture lacks"
-            ) from None
-        unknown = (shape.attributes.keys() - _integers(module)) | (
-            shape.tensors.keys() - _tensor_shapes(module)
-        )
+            raise BadInputError(f"pruned shapes name the layer {name!r}, which the architecture lacks") from None
+        unknown = (shape.attributes.keys() - _integers(module)) | (shape.tensors.keys() - _tensor_shapes(module))
         if unknown:
             raise BadInputError(f"pruned shapes name {min(unknown)!r}, which layer {name!r} lacks")
         for attribute, value in shape.attributes.items():

@@ -164,18 +164,14 @@ def _find_weights(path: Path, loaded: Any) -> Any:
         seen = f"a dict with {', '.join(map(repr, list(loaded)[:8])) or 'nothing in it'}"
     else:
         seen = f"a {type(loaded).__name__}"
-    raise BadInputError(
-        f"{path} holds no weights: {seen}; needed is a state dict, bare or under 'state_dict'"
-    )
+    raise BadInputError(f"{path} holds no weights: {seen}; needed is a state dict, bare or under 'state_dict'")
 
 
 def _leads_to_weights(value: Any) -> bool:
     """Whether it is a module or a state dict, or a mapping that holds one: not settings under the same name."""
     if isinstance(value, nn.Module) or _is_state(value):
         return True
-    return isinstance(value, Mapping) and any(
-        isinstance(each, nn.Module) or _is_state(each) for each in value.values()
-    )
+    return isinstance(value, Mapping) and any(isinstance(each, nn.Module) or _is_state(each) for each in value.values())
 
 
 def _is_state(value: Any) -> bool:
@@ -195,9 +191,7 @@ def _clean(path: Path, weights: Any) -> dict[str, Tensor]:
             continue
         if tensor.is_quantized or tensor.layout is not torch.strided:
             raise BadInputError(f"{path}: {name} is quantized or sparse; load the float32 checkpoint instead")
-        state[_renamed(str(name))] = (
-            tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
-        )
+        state[_renamed(str(name))] = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
     return state
 
 

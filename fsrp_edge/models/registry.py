@@ -164,9 +164,7 @@ def chosen_input(
     """What a user said of a network's input, and `published_input` where they said nothing."""
     if is_user_code(architecture) and size and mean and std:
         return (input_channels, size, size), mean, std, Preprocessing(resize=size)
-    (_, usual, _), published_mean, published_std, preprocessing = published_input(
-        architecture, input_channels
-    )
+    (_, usual, _), published_mean, published_std, preprocessing = published_input(architecture, input_channels)
     size = size or usual
     fitted = rescaled(preprocessing, usual, size)
     return (input_channels, size, size), mean or published_mean, std or published_std, fitted
@@ -174,9 +172,7 @@ def chosen_input(
 
 def rescaled(preprocessing: Preprocessing, usual: int, wished: int) -> Preprocessing:
     """The same share of the image in the central crop, at another size."""
-    return preprocessing.model_copy(
-        update={"resize": max(wished, round(preprocessing.resize * wished / usual))}
-    )
+    return preprocessing.model_copy(update={"resize": max(wished, round(preprocessing.resize * wished / usual))})
 
 
 class _EmptyTensorsOnMeta(TorchFunctionMode):
@@ -239,17 +235,13 @@ def _torchvision_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, 
     transforms = published.DEFAULT.transforms()
     if family_of(name) == "vision_transformer":
         # Their factory fixes the input size at 224, for which the default weights of vit_h_14 are not.
-        transforms = min(
-            (weights.transforms() for weights in published), key=lambda each: int(each.crop_size[0])
-        )
+        transforms = min((weights.transforms() for weights in published), key=lambda each: int(each.crop_size[0]))
     mean, std = tuple(transforms.mean), tuple(transforms.std)
     if f"torchvision:{name}" in AUXILIARY_HEADS:
         # Published weights of these two go with `transform_input=True`, which turns ImageNet's normalization
         # into this one inside the network; stated here, the network is built without that detour.
         mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    preprocessing = Preprocessing(
-        resize=transforms.resize_size[0], interpolation=transforms.interpolation.value
-    )
+    preprocessing = Preprocessing(resize=transforms.resize_size[0], interpolation=transforms.interpolation.value)
     return transforms.crop_size[0], mean, std, preprocessing
 
 

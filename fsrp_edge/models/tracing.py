@@ -130,9 +130,7 @@ class Watch(TorchFunctionMode):
     def _cut(self, reason: str, sources: Iterable[Tensor], result: Any) -> Any:
         self.ends += [Cut(source, reason) for source in sources if source.is_floating_point()]
         return tree_map(
-            lambda leaf: (
-                self.start(leaf, reason) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-            ),
+            lambda leaf: self.start(leaf, reason) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
             result,
         )
 
@@ -245,9 +243,7 @@ def _axis_given(args: tuple[Any, ...], kwargs: dict[str, Any], default: int | No
 _RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Tensor], bool]] = {
     **dict.fromkeys(("view", "reshape", "flatten"), _reshape_keeps),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduction_keeps),
-    **dict.fromkeys(
-        ("cat", "concat", "concatenate"), lambda a, k, made: _axis_given(a, k, 0) % made.dim() == 1
-    ),
+    **dict.fromkeys(("cat", "concat", "concatenate"), lambda a, k, made: _axis_given(a, k, 0) % made.dim() == 1),
     **dict.fromkeys(("squeeze", "unsqueeze"), lambda a, _, made: made.shape[:2] == a[0].shape[:2]),
     "pad": lambda a, _, made: made.dim() > 2 and a[0].shape[1] == made.shape[1],
     "getitem": _indexing_keeps,

@@ -129,9 +129,7 @@ class Workplace:
             "latency": estimate_of(graph, costs.device),
             "size": float(graph.parameters * BYTES[costs.precision]),
         }
-        return Trial(
-            found=self.try_files(classifier, kinds), reckoned={kind: reckoned[kind] for kind in kinds}
-        )
+        return Trial(found=self.try_files(classifier, kinds), reckoned={kind: reckoned[kind] for kind in kinds})
 
     def try_files(self, classifier: Classifier, kinds: Sequence[BudgetKind]) -> dict[BudgetKind, float]:
         """Export a network and measure what budgets limit."""
@@ -225,9 +223,7 @@ def estimate_of(graph: GraphCost, device: DeviceCosts) -> float:
     return float(device.milliseconds(Work.of(graph.operators)).sum())
 
 
-def settle(
-    place: Workplace, costs: Costing, dense: Trial, least: Trial, budgets: Budgets
-) -> tuple[Costing, Budgets]:
+def settle(place: Workplace, costs: Costing, dense: Trial, least: Trial, budgets: Budgets) -> tuple[Costing, Budgets]:
     """Costing and budgets once files were tried: shares become amounts.
 
     Args:

@@ -174,6 +174,5 @@ def _examples(
     arrays["examples/clean"] = pixels[order].numpy().astype(np.float16)
     arrays["examples/adversarial"] = adversarial[order].numpy().astype(np.float16)
     return tuple(
-        Example(label=int(labels[index]), clean=int(before[index]), adversarial=int(after[index]))
-        for index in order
+        Example(label=int(labels[index]), clean=int(before[index]), adversarial=int(after[index])) for index in order
     )

@@ -76,9 +76,7 @@ def prepare(options: CompressOptions) -> "Inputs":
     rows = ("recovered", *(f"{one.format} {one.precision}" for one in requests))
     for text in options.gates:
         if (row := parse_gate(text).row) not in (None, *rows):
-            raise BadInputError(
-                f"{text}: there will be no row {row!r}; there will be {', '.join(map(repr, rows))}"
-            )
+            raise BadInputError(f"{text}: there will be no row {row!r}; there will be {', '.join(map(repr, rows))}")
     device = parse_address(options.bench_on)
     if device.kind != "local":
         require_ready(device, timed_by(target, requests, on_target=True).values())

@@ -148,9 +148,7 @@ def make_pruning_plan(
         unfinished.unlink(missing_ok=True)
         return plan
 
-    plan = run.stage(
-        "plan", PruningPlan, inputs, work, [PLAN, ROUNDS] if run.options.round_epochs else [PLAN]
-    )
+    plan = run.stage("plan", PruningPlan, inputs, work, [PLAN, ROUNDS] if run.options.round_epochs else [PLAN])
     log_plan(plan)
     return plan
 
@@ -158,9 +156,7 @@ def make_pruning_plan(
 def _prune_in_rounds(run: Run, plan: PruningPlan, inputs: dict[str, Any], recipe: Recipe) -> PruningPlan:
     """The gradual strategy with recovery between its rounds, each of which is resumed as the last recovery is."""
     between = recipe.model_copy(update={"epochs": run.options.round_epochs, "int8_epochs": 0})
-    checkpoints = [
-        run.unfinished(f"round-{number}", inputs, ".pt") for number in range(1, run.options.rounds)
-    ]
+    checkpoints = [run.unfinished(f"round-{number}", inputs, ".pt") for number in range(1, run.options.rounds)]
 
     def tune(classifier: Classifier, number: int) -> Classifier:
         return _recover(run, classifier, between, checkpoints[number - 1]).classifier
@@ -216,9 +212,7 @@ def choose_recipe(run: Run, dense: Sequence[Judged]) -> Recipe | None:
     return fit_recipe(recipe, run.dataset, has_teacher=True)
 
 
-def recover_network(
-    run: Run, pruned: Classifier, recipe: Recipe | None
-) -> tuple[Classifier, Recovery | None]:
+def recover_network(run: Run, pruned: Classifier, recipe: Recipe | None) -> tuple[Classifier, Recovery | None]:
     """recovered.safetensors: the network after fine-tuning, and how that went."""
     inputs = {"weights": weights_sha256(pruned), "recipe": recipe}
 
@@ -272,11 +266,7 @@ def judge(run: Run, name: str, classifier: Classifier, clean: Judged | None = No
     return run.stage(stage, tuple[Judged, ...], inputs, work)
 
 
-def network_row(
-    name: str, classifier: Classifier, judged: Sequence[Judged], dense: Sequence[Judged]
-) -> LedgerRow:
+def network_row(name: str, classifier: Classifier, judged: Sequence[Judged], dense: Sequence[Judged]) -> LedgerRow:
     """A network in the ledger, beside the dense one; for that itself `dense` is empty."""
     size = measure_size(classifier)
-    return LedgerRow(
-        name=name, accuracies=since_dense(dense, judged), macs=size.macs, parameters=size.parameters
-    )
+    return LedgerRow(name=name, accuracies=since_dense(dense, judged), macs=size.macs, parameters=size.parameters)

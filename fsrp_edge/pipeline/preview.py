@@ -165,9 +165,7 @@ def _latency_in_words(asked: PlanOptions, wanted: PlanOptions, planned: Sequence
             most = wording.percent(limit.amount)
             return f"latency → {share} of the dense network's, at most {most} asked, {least} the least ({PROPORTIONS})"
     most = (
-        f"{wording.percent(limit.amount)} of the dense network's"
-        if limit.of_dense
-        else show("latency", limit.amount)
+        f"{wording.percent(limit.amount)} of the dense network's" if limit.of_dense else show("latency", limit.amount)
     )
     at = "" if wanted.budgets.asked else f" (at ratio {wanted.ratio:g})"
     return f"latency at most {most} asked: only trial files will tell; all else here is without it{at}"
@@ -198,9 +196,7 @@ def _steps(inputs: Inputs, plan: PruningPlan, pruned: Classifier) -> Iterator[St
     if options.recovery is not None:
         recipe, images = options.recovery, len(inputs.dataset.train)
         steps = recipe.attack_steps
-        times = {"natural": 1, "n-fgsm": 2, "pgd": steps + 1, "trades": steps + 2, "rslad": steps + 2}[
-            recipe.method
-        ]
+        times = {"natural": 1, "n-fgsm": 2, "pgd": steps + 1, "trades": steps + 2, "rslad": steps + 2}[recipe.method]
         epochs = recipe.epochs + recipe.int8_epochs + options.round_epochs * (options.rounds - 1)
         # A gradient of the weights costs about a third more than one of the pixels alone.
         seconds = epochs * images * (times + 0.5) * small.gradient
@@ -209,14 +205,11 @@ def _steps(inputs: Inputs, plan: PruningPlan, pruned: Classifier) -> Iterator[St
     yield Step(
         "evaluate networks",
         f"dense, pruned and recovered; {evaluation} images, {attacked} of them under attack",
-        (dense.forward + 2 * small.forward) * evaluation
-        + steps * attacked * (dense.gradient + 2 * small.gradient),
+        (dense.forward + 2 * small.forward) * evaluation + steps * attacked * (dense.gradient + 2 * small.gradient),
     )
     formats = len({request.format for request in inputs.requests})
     count = formats + len(inputs.requests)
-    yield Step(
-        "export and verify", f"{count} files, {formats} of them to compare with", count * SECONDS_TO_EXPORT
-    )
+    yield Step("export and verify", f"{count} files, {formats} of them to compare with", count * SECONDS_TO_EXPORT)
     yield Step(
         "evaluate files",
         f"{count} files, {evaluation} images",

@@ -55,9 +55,7 @@ def allocate(levels: Sequence[Levels], figures: Figures, limits: Mapping[BudgetK
 class Search:
     """Moves between choices of one level a group."""
 
-    def __init__(
-        self, levels: Sequence[Levels], figures: Figures, limits: Mapping[BudgetKind, float]
-    ) -> None:
+    def __init__(self, levels: Sequence[Levels], figures: Figures, limits: Mapping[BudgetKind, float]) -> None:
         self.limits = limits
         self._figures = figures
         self._last = np.array([len(each.removed) - 1 for each in levels])

@@ -153,16 +153,12 @@ def candidates_of(
         BadInputError: a pattern that fits no layer.
     """
     layers = [
-        name
-        for name, module in classifier.network.named_modules()
-        if isinstance(module, Convolution | nn.Linear)
+        name for name, module in classifier.network.named_modules() if isinstance(module, Convolution | nn.Linear)
     ]
     require_known(options.keep, layers, "--keep")
     require_known(options.keep_inputs, layers, "--keep-inputs")
     require_known([pattern for pattern, _ in options.layer_ratios], layers, "--layer-ratio")
-    first = next(
-        layer for layer in layers if isinstance(classifier.network.get_submodule(layer), Convolution)
-    )
+    first = next(layer for layer in layers if isinstance(classifier.network.get_submodule(layer), Convolution))
     multiple = options.channel_multiple
     candidates = []
     for group in groups:

@@ -173,9 +173,7 @@ def _fit(layer: Fitted, reads: Tensor, wanted: Tensor) -> None:
     groups, rows = getattr(layer, "groups", 1), len(reads)
     learnt = rows - rows // CHECKED
     taps = reads.reshape(rows, groups, -1).transpose(0, 1)  # (groups, rows, taps)
-    weight = (
-        layer.weight.float().reshape(groups, -1, taps.shape[2]).transpose(1, 2)
-    )  # (groups, taps, outputs)
+    weight = layer.weight.float().reshape(groups, -1, taps.shape[2]).transpose(1, 2)  # (groups, taps, outputs)
     missing = wanted.reshape(rows, groups, -1).transpose(0, 1) - taps @ weight
     taps_mean, missing_mean = torch.zeros_like(taps[:, :1]), torch.zeros_like(missing[:, :1])
     if layer.bias is not None:

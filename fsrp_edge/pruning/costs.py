@@ -59,9 +59,7 @@ class PlanCosts:
         costing: for latency, size and memory; None where only MACs and parameters matter.
     """
 
-    def __init__(
-        self, classifier: Classifier, groups: Sequence[ChannelGroup], costing: Costing | None
-    ) -> None:
+    def __init__(self, classifier: Classifier, groups: Sequence[ChannelGroup], costing: Costing | None) -> None:
         self.counter = SizeCounter(classifier, groups)
         self._costing = costing
         self._elastic: ElasticGraph | None = None

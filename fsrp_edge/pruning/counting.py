@@ -32,9 +32,7 @@ class SizeCounter:
     def size(self, kept: Mapping[str, Sequence[int]]) -> Size:
         """Totals when the channels `kept` stay, by the group's root; groups that are not named stay whole."""
         removed = [group.channels - len(kept.get(group.root, range(group.channels))) for group in self.groups]
-        return Size(
-            **{name: round(float(total[0])) for name, total in self.totals(np.array([removed])).items()}
-        )
+        return Size(**{name: round(float(total[0])) for name, total in self.totals(np.array([removed])).items()})
 
     def totals(self, removed: np.ndarray) -> dict[str, np.ndarray]:
         """The same for many plans at once.
@@ -94,7 +92,5 @@ def _share_left(layer: nn.Module, lost: Mapping[Side, np.ndarray]) -> np.ndarray
     inputs, outputs = widths(layer)
     if "both" in lost:
         return 1 - lost["both"] / outputs
-    left: np.ndarray = (1 - lost.get("output", np.zeros(1)) / outputs) * (
-        1 - lost.get("input", np.zeros(1)) / inputs
-    )
+    left: np.ndarray = (1 - lost.get("output", np.zeros(1)) / outputs) * (1 - lost.get("input", np.zeros(1)) / inputs)
     return left

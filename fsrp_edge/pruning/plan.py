@@ -73,8 +73,7 @@ class GroupPlan(Record):
         if not self.kept or not 0 <= self.kept[0] <= self.kept[-1] < self.channels:
             seen = f"{self.kept[0]} to {self.kept[-1]}" if self.kept else "none"
             raise ValueError(
-                f"group {self.root}: the kept channels are {seen}; "
-                f"at least one is needed, of 0 to {self.channels - 1}"
+                f"group {self.root}: the kept channels are {seen}; at least one is needed, of 0 to {self.channels - 1}"
             )
         return self
 

@@ -64,9 +64,7 @@ class Planning:
             BadInputError: nothing would be removed.
         """
         options, kept = self.options, self.kept(counts)
-        plans = tuple(
-            _plan_group(each, kept[each.group.root], options.channel_multiple) for each in self.candidates
-        )
+        plans = tuple(_plan_group(each, kept[each.group.root], options.channel_multiple) for each in self.candidates)
         if all(len(plan.kept) == plan.channels for plan in plans):
             raise BadInputError(_nothing_to_remove(plans, self.budgets, options))
         removed = np.array([[plan.channels - len(plan.kept) for plan in plans]])
@@ -140,9 +138,7 @@ def make_plan(
     return planning.plan(allocated(planning, options.chosen_allocation))
 
 
-def check_budgets(
-    classifier: Classifier, options: PlanOptions, costing: Costing | None
-) -> tuple[Budgeted, ...]:
+def check_budgets(classifier: Classifier, options: PlanOptions, costing: Costing | None) -> tuple[Budgeted, ...]:
     """Each budget beside the dense network and the least that can be reached; `planned` is the dense figure.
 
     Raises:
@@ -239,9 +235,7 @@ def tilted(planning: Planning, tilt: float) -> list[int]:
         return all(figures[kind][0] <= limit for kind, limit in planning.limits.items())
 
     if not within(1.0):
-        raise BadInputError(
-            "no common ratio meets the budgets; leave the allocation to --allocation knapsack"
-        )
+        raise BadInputError("no common ratio meets the budgets; leave the allocation to --allocation knapsack")
     ratios = np.minimum(_smallest_ratio(within) * factors, 1.0)
     return [len(each.kept(float(ratio))) for each, ratio in zip(candidates, ratios, strict=True)]
 
@@ -249,9 +243,7 @@ def tilted(planning: Planning, tilt: float) -> list[int]:
 def _depths(classifier: Classifier, candidates: Sequence[Candidate]) -> np.ndarray:
     """Where each group is in the network, from 0 at the first to 1 at the last; in the middle of its layers."""
     place = {name: number for number, (name, _) in enumerate(classifier.network.named_modules())}
-    middles = np.array(
-        [np.mean([place[member.layer] for member in each.group.members]) for each in candidates]
-    )
+    middles = np.array([np.mean([place[member.layer] for member in each.group.members]) for each in candidates])
     span = max(float(np.ptp(middles)), 1.0)
     depths: np.ndarray = (middles - middles.min()) / span
     return depths
@@ -260,20 +252,13 @@ def _depths(classifier: Classifier, candidates: Sequence[Candidate]) -> np.ndarr
 def _removed(candidates: Sequence[Candidate], ratios: np.ndarray) -> np.ndarray:
     """Channels that go at each group's ratio, (1, groups)."""
     return np.array(
-        [
-            [
-                each.group.channels - len(each.kept(float(ratio)))
-                for each, ratio in zip(candidates, ratios, strict=True)
-            ]
-        ]
+        [[each.group.channels - len(each.kept(float(ratio))) for each, ratio in zip(candidates, ratios, strict=True)]]
     )
 
 
 def _smallest_ratio(enough: Callable[[float], bool]) -> float:
     """The smallest ratio at which enough goes; 1 where no smaller one does."""
-    return (
-        bisect.bisect_left(range(round(1 / _FINEST)), True, key=lambda step: enough(step * _FINEST)) * _FINEST
-    )
+    return bisect.bisect_left(range(round(1 / _FINEST)), True, key=lambda step: enough(step * _FINEST)) * _FINEST
 
 
 def _ratio_that_removes(candidates: Sequence[Candidate], costs: PlanCosts, options: PlanOptions) -> float:
@@ -309,8 +294,6 @@ def _nothing_to_remove(plans: Sequence[GroupPlan], budgets: Sequence[Budgeted], 
 def _plan_group(candidate: Candidate, kept: tuple[int, ...], multiple: int) -> GroupPlan:
     group, note = candidate.group, candidate.reason
     if note is None and len(kept) % multiple:
-        note = (
-            f"{len(kept)} of {group.channels} channels are nearest to the ratio at steps of {candidate.step}"
-        )
+        note = f"{len(kept)} of {group.channels} channels are nearest to the ratio at steps of {candidate.step}"
     layers = tuple(member.layer for member in group.members)
     return GroupPlan(root=group.root, layers=layers, channels=group.channels, kept=kept, note=note)

@@ -196,9 +196,7 @@ class _Refinement:
                 break
             else:
                 reach = np.maximum(1, reach // 2)
-        log(
-            f"plan: outputs move by {moved:.3g} nats an image, where the first plan moved them by {tried[0]:.3g}"
-        )
+        log(f"plan: outputs move by {moved:.3g} nats an image, where the first plan moved them by {tried[0]:.3g}")
         return chosen
 
     def _starts(self) -> list[np.ndarray]:

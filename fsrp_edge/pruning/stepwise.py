@@ -20,9 +20,7 @@ Tune = Callable[[Classifier, int], Classifier]
 Kept = dict[str, tuple[int, ...]]
 
 
-def plan_by_strategy(
-    classifier: Classifier, plan: PruningPlan, options: PlanOptions, score: Scorer
-) -> PruningPlan:
+def plan_by_strategy(classifier: Classifier, plan: PruningPlan, options: PlanOptions, score: Scorer) -> PruningPlan:
     """Choose channels again as `options.strategy` says.
 
     Args:
@@ -35,9 +33,7 @@ def plan_by_strategy(
         case "sequential":
             return plan_sequentially(classifier, plan, score)
         case "gradual":
-            return prune_gradually(
-                classifier, plan, score, rounds=options.rounds, multiple=options.channel_multiple
-            )[0]
+            return prune_gradually(classifier, plan, score, rounds=options.rounds, multiple=options.channel_multiple)[0]
     return plan
 
 
@@ -50,9 +46,7 @@ def plan_sequentially(classifier: Classifier, plan: PruningPlan, score: Scorer) 
         score: scores a network; called once a group, so adversarial examples are made against the network as it is.
     """
     order = {name: place for place, (name, _) in enumerate(classifier.network.named_modules())}
-    shrinking = sorted(
-        (group for group in plan.groups if _shrinks(group)), key=lambda group: order[group.root]
-    )
+    shrinking = sorted((group for group in plan.groups if _shrinks(group)), key=lambda group: order[group.root])
     current, chosen = classifier, Kept()
     for group in track(shrinking, "planning layer by layer", len(shrinking)):
         groups = PruningGraph(current).groups()
@@ -126,7 +120,5 @@ def _choose(groups: Sequence[ChannelGroup], scores: FilterScores, counts: Mappin
 
 
 def _with(plan: PruningPlan, chosen: Kept, strategy: Strategy) -> PruningPlan:
-    groups = tuple(
-        group.model_copy(update={"kept": chosen.get(group.root, group.kept)}) for group in plan.groups
-    )
+    groups = tuple(group.model_copy(update={"kept": chosen.get(group.root, group.kept)}) for group in plan.groups)
     return plan.model_copy(update={"groups": groups, "strategy": strategy})

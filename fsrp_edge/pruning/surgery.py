@@ -65,9 +65,7 @@ def smaller(
     return pruned
 
 
-def remove_channels(
-    network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
-) -> None:
+def remove_channels(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]) -> None:
     """Resize every layer of `network` in place, each once.
 
     torch-pruning's own removal goes group by group and moves the numbers of the channels under the next group's feet;

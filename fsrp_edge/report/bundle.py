@@ -44,9 +44,7 @@ def bundle(directory: Path, archive: Path) -> Manifest:
             "artifacts": tuple(wanted),
             "origins": {folder: o for folder, o in manifest.origins.items() if folder != "dense"},
             "parity": {name: checks for name, checks in manifest.parity.items() if name in names},
-            "accuracies": {
-                n: found for n, found in manifest.accuracies.items() if not n.startswith("dense/")
-            },
+            "accuracies": {n: found for n, found in manifest.accuracies.items() if not n.startswith("dense/")},
         }
     )
     with tempfile.TemporaryDirectory() as scratch:

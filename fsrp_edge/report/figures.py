@@ -104,18 +104,14 @@ def channels(report: RunReport) -> Figure:
     places = np.arange(len(groups))
     axes.barh(places, [group.before for group in groups], color=FIRST, alpha=0.35, label="before")
     axes.barh(places, [group.after for group in groups], color=SECOND, label="kept")
-    names = [
-        group.layers[0] + (f" +{len(group.layers) - 1}" if len(group.layers) > 1 else "") for group in groups
-    ]
+    names = [group.layers[0] + (f" +{len(group.layers) - 1}" if len(group.layers) > 1 else "") for group in groups]
     axes.set_yticks(places, [shortened(wording.printable(name)) for name in names])
     axes.invert_yaxis()
     axes.set_xlabel("output channels")
     plots.legend_above(axes)
     before, after = report.pruning.before.channels, report.pruning.after.channels
     least = min(groups, key=lambda group: group.after / max(group.before, 1), default=None)
-    extreme = (
-        f" {least.layers[0]} kept least, {least.after} of {least.before}." if least and least.before else ""
-    )
+    extreme = f" {least.layers[0]} kept least, {least.after} of {least.before}." if least and least.before else ""
     text = f"{after} of {before} channels were kept in {len(groups)} groups of coupled layers.{extreme}"
     return _figure("Channels kept", text, figure)
 
@@ -130,9 +126,7 @@ def curve(pictured: Pictured) -> Figure:
         y = np.array([100 * point.accuracy.accuracy for point in points])
         low, high = (np.array([100 * point.accuracy.interval[end] for point in points]) for end in (0, 1))
         axes.errorbar(x, y, [y - low, high - y], color=colour, marker=marker, capsize=2, label=network)
-        sentences.append(
-            f"{network} " + ", ".join(f"{b:.0f} % at {a:g}/255" for a, b in zip(x, y, strict=True))
-        )
+        sentences.append(f"{network} " + ", ".join(f"{b:.0f} % at {a:g}/255" for a, b in zip(x, y, strict=True)))
     first = pictured.evidence.curve[0].accuracy
     axes.set(
         xlabel="eps, in 255ths of the pixel range",
@@ -163,9 +157,7 @@ def classes(report: RunReport, pictured: Pictured) -> Figure:
     axes.invert_yaxis()
     plots.legend_above(axes)
     worst = min(counts, key=lambda each: (each.recovered - each.dense) / each.images)
-    which = (
-        "" if len(shown) == len(counts) else f" The {len(shown)} of {len(counts)} classes that changed most."
-    )
+    which = "" if len(shown) == len(counts) else f" The {len(shown)} of {len(counts)} classes that changed most."
     text = (
         f"Most was lost on {_class_name(report, worst.label)}: {100 * worst.dense / worst.images:.0f} % → "
         f"{100 * worst.recovered / worst.images:.0f} % of {worst.images} images.{which}"
@@ -193,9 +185,7 @@ def latencies(report: RunReport, bench: BenchResults) -> Figure:
     axes.set_yticks(range(len(found)), [shortened(name) for name in found])
     axes.set(xlabel="ms, batch 1", xlim=(0, None))
     axes.invert_yaxis()
-    medians = "; ".join(
-        f"{name} {wording.digits(float(np.median(times)))} ms" for name, times in found.items()
-    )
+    medians = "; ".join(f"{name} {wording.digits(float(np.median(times)))} ms" for name, times in found.items())
     return _figure("Latency, measured", f"Medians: {medians}. The slowest twentieth is not drawn.", figure)
 
 

@@ -117,9 +117,7 @@ def _latency(statistic: Literal["p50_ms", "p90_ms", "p99_ms"]) -> Look:
 
 
 def _speed_up(report: RunReport) -> list[Seen]:
-    latencies = {
-        (row.name, each.runtime, each.threads): each for row in report.ledger for each in row.latency
-    }
+    latencies = {(row.name, each.runtime, each.threads): each for row in report.ledger for each in row.latency}
     found = []
     for each in report.speed_ups:
         dense, file = (latencies[name, each.runtime, each.threads] for name in (each.against, each.name))
@@ -163,9 +161,7 @@ METRICS = {
     "parameters": Metric(_counted("parameters"), COUNT, wording.count),
 }
 
-_GATE = re.compile(
-    r"\s*(?P<metric>\w+)\s*(?:\[(?P<row>[^]]*)\])?\s*(?P<operator>[<>]=)\s*(?P<amount>[\d.].*)"
-)
+_GATE = re.compile(r"\s*(?P<metric>\w+)\s*(?:\[(?P<row>[^]]*)\])?\s*(?P<operator>[<>]=)\s*(?P<amount>[\d.].*)")
 _REGRESSION = re.compile(r"\s*(?P<metric>\w+)\s*=\s*(?P<amount>[\d.].*)")
 
 
@@ -211,9 +207,7 @@ def parse_regression(text: str) -> tuple[str, float]:
     """
     match = _REGRESSION.fullmatch(text)
     if not match or match["metric"].endswith("_drop"):
-        raise ValueError(
-            f"{text!r} is no METRIC=AMOUNT, such as robust_accuracy=1 (points) or latency_p50=5%"
-        )
+        raise ValueError(f"{text!r} is no METRIC=AMOUNT, such as robust_accuracy=1 (points) or latency_p50=5%")
     is_share = _metric(match["metric"]).units is SHARE
     return match["metric"], parse_amount(match["amount"], _POINTS if is_share else SHARE)
 
@@ -247,9 +241,7 @@ def judge(report: RunReport, gates: Sequence[str]) -> tuple[GateResult, ...]:
     return tuple(_judge(report, text) for text in gates)
 
 
-def judge_regressions(
-    report: RunReport, baseline: RunReport, allowed: Sequence[str]
-) -> tuple[GateResult, ...]:
+def judge_regressions(report: RunReport, baseline: RunReport, allowed: Sequence[str]) -> tuple[GateResult, ...]:
     """Judge a run by an earlier one: no figure may be worse by more than allowed, beyond what chance explains.
 
     Figures are matched by ledger row and by attack or runtime and device; accuracies are compared image by image where

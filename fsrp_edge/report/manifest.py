@@ -88,9 +88,7 @@ def load_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     if not path.is_file():
-        raise BadInputError(
-            f"{directory} has no {MANIFEST}; give the folder of a run, an export or an unpacked bundle"
-        )
+        raise BadInputError(f"{directory} has no {MANIFEST}; give the folder of a run, an export or an unpacked bundle")
     return Manifest.load(path)
 
 

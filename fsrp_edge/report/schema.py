@@ -253,9 +253,7 @@ def _speed_ups(fields: dict[str, Any]) -> tuple[SpeedUp, ...]:
     ledger: tuple[LedgerRow, ...] = fields["ledger"]
     pruning: Pruning = fields["pruning"]
     macs_ratio = pruning.before.macs / pruning.after.macs if pruning.after.macs else None
-    dense = {
-        (row.name, latency.runtime, latency.threads): latency for row in ledger for latency in row.latency
-    }
+    dense = {(row.name, latency.runtime, latency.threads): latency for row in ledger for latency in row.latency}
     found = []
     for row, latency in ((each, latency) for each in ledger if not each.is_dense for latency in each.latency):
         names = (f"{DENSE} {row.name.split()[0]} fp32", f"{DENSE} {row.name}")

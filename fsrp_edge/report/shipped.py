@@ -38,10 +38,7 @@ def manifest_of_run(report: RunReport, exports: Mapping[str, Exported]) -> Manif
         for folder, exported in exports.items()
         for artifact in exported.artifacts
     }
-    rows = {
-        artifacts[row.name].path.as_posix() if row.name in artifacts else row.name: row
-        for row in report.ledger
-    }
+    rows = {artifacts[row.name].path.as_posix() if row.name in artifacts else row.name: row for row in report.ledger}
     return Manifest(
         artifacts=tuple(artifacts.values()),
         origins={folder: Origin.of(exported) for folder, exported in exports.items()},
@@ -110,9 +107,7 @@ def with_earlier_export(manifest: Manifest, directory: Path) -> Manifest:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             log(f"{path}: removed, an earlier export of another network, target or calibration")
     parity = {path: earlier.parity.get(path, ()) for path in (artifact.path.as_posix() for artifact in kept)}
-    return manifest.model_copy(
-        update={"artifacts": (*kept, *manifest.artifacts), "parity": parity | manifest.parity}
-    )
+    return manifest.model_copy(update={"artifacts": (*kept, *manifest.artifacts), "parity": parity | manifest.parity})
 
 
 def _speaks_for(manifest: Manifest, artifact: Artifact, earlier: Manifest) -> bool:
@@ -120,9 +115,7 @@ def _speaks_for(manifest: Manifest, artifact: Artifact, earlier: Manifest) -> bo
     (origin,) = manifest.origins.values()
     before = earlier.origin(artifact)
     same_ranges = artifact.precision != "int8" or before.calibration_sha256 == origin.calibration_sha256
-    return (
-        before.weights_sha256 == origin.weights_sha256 and earlier.target == manifest.target and same_ranges
-    )
+    return before.weights_sha256 == origin.weights_sha256 and earlier.target == manifest.target and same_ranges
 
 
 def write_manifest(manifest: Manifest, directory: Path, others: Sequence[str] = ()) -> Manifest:

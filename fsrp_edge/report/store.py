@@ -45,9 +45,7 @@ def load_report(path: Path) -> RunReport:
     """
     if path.is_dir():
         if not (path / REPORT_JSON).is_file():
-            raise BadInputError(
-                f"{path} has no {REPORT_JSON}; give the directory of a finished run of compress"
-            )
+            raise BadInputError(f"{path} has no {REPORT_JSON}; give the directory of a finished run of compress")
         path = path / REPORT_JSON
     content = read_json(path)
     if not isinstance(content, dict) or "schema_version" not in content:
@@ -56,7 +54,5 @@ def load_report(path: Path) -> RunReport:
     if seen != readable:
         newer = isinstance(seen, int) and seen > readable
         fix = "upgrade fsrp-edge to read it" if newer else "run compress again to make a new one"
-        raise BadInputError(
-            f"{path} has schema version {seen!r}; this fsrp-edge reads version {readable}: {fix}"
-        )
+        raise BadInputError(f"{path} has schema version {seen!r}; this fsrp-edge reads version {readable}: {fix}")
     return RunReport.load(path)

@@ -57,9 +57,9 @@ def asked(report: RunReport) -> str:
     """What the run was asked to do, in one line."""
     pruning = report.pruning
     what = {"channels": "channels", "parameters": "parameters", "macs": "MACs"}[pruning.ratio_of]
-    multiple = (
-        f", channels in multiples of {pruning.channel_multiple}" if pruning.channel_multiple > 1 else ""
-    ) + (", compensated" if pruning.compensated else "")
+    multiple = (f", channels in multiples of {pruning.channel_multiple}" if pruning.channel_multiple > 1 else "") + (
+        ", compensated" if pruning.compensated else ""
+    )
     if pruning.budgets:
         limits = ", ".join(f"{each.kind} at most {show(each.kind, each.limit)}" for each in pruning.budgets)
         return f"{limits} by criterion {pruning.criterion}, allocation {pruning.allocation}{multiple}"
@@ -74,9 +74,7 @@ def totals(report: RunReport) -> list[tuple[str, str, str, str]]:
         ("parameters", before.parameters, after.parameters),
         ("MACs", before.macs, after.macs),
     )
-    return [
-        (what, wording.count(old), wording.count(new), wording.fewer(old, new)) for what, old, new in sizes
-    ]
+    return [(what, wording.count(old), wording.count(new), wording.fewer(old, new)) for what, old, new in sizes]
 
 
 def parity_verdict(report: RunReport) -> tuple[bool | None, str]:
@@ -176,9 +174,7 @@ def side_by_side(reports: Sequence[RunReport]) -> list[tuple[str, ...]]:
             for latency in row.latency:
                 where = f"{latency.runtime}, {threads(latency.threads)} on {latency.device}"
                 name = f"{row.name}: p50, {where}"
-                found[name] = f"{wording.digits(latency.p50_ms)} ms" + (
-                    "" if latency.valid else " (not valid)"
-                )
+                found[name] = f"{wording.digits(latency.p50_ms)} ms" + ("" if latency.valid else " (not valid)")
         figures.append(found)
     names = dict.fromkeys(name for found in figures for name in found)
     return [(name, *(found.get(name, wording.NONE) for found in figures)) for name in names]

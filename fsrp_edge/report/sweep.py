@@ -108,9 +108,7 @@ def attack_of(report: RunReport) -> str:
 
 def basis_of(report: RunReport) -> dict[str, object]:
     """What two runs have to share before their points can be held against each other."""
-    attacks = [
-        (each.attack, each.norm, each.eps) for each in report.ledger[0].accuracies if each.eps is not None
-    ]
+    attacks = [(each.attack, each.norm, each.eps) for each in report.ledger[0].accuracies if each.eps is not None]
     devices = sorted({latency.device for row in report.ledger for latency in row.latency})
     return {"attack": attacks[:1], "evaluation images": report.data.evaluation.sha256, "device": devices}
 
@@ -166,9 +164,7 @@ def draw_front(runs: SideBySide) -> Any:
         colour = plots.FIRST if point.directory is None else plots.SECOND
         edge = plots.INK if point.name == runs.knee else colour
         axes.scatter(*place, s=area, color=colour, edgecolors=edge, linewidths=1.6, zorder=2)
-        left = (
-            np.log(place[0]) > middle
-        )  # names go towards the middle, where there is room, on either side of the line
+        left = np.log(place[0]) > middle  # names go towards the middle, where there is room, on either side of the line
         axes.annotate(
             plots.shortened(point.name), place, xytext=(-9, 6) if left else (9, -11), textcoords="offset points",
             ha="right" if left else "left", fontsize=8,

@@ -61,9 +61,7 @@ def _digest(directory: Path, name: str, manifest: Manifest) -> Finding:
         return Finding(name, "digest", False, "missing")
     seen = sha256_file(path)
     if seen != entry.sha256:
-        return Finding(
-            name, "digest", False, f"SHA-256 {seen[:12]}…, not {entry.sha256[:12]}…: it was changed"
-        )
+        return Finding(name, "digest", False, f"SHA-256 {seen[:12]}…, not {entry.sha256[:12]}…: it was changed")
     return Finding(name, "digest", True, f"{entry.bytes:,} bytes")
 
 
@@ -73,6 +71,4 @@ def _parity(directory: Path, artifact: Artifact, manifest: Manifest) -> list[Fin
         checks = manifest.origin(artifact).probe.check(directory / artifact.path, artifact)
     except FsrpEdgeError as error:
         return [Finding(name, "parity", False, first_line(error))]
-    return [
-        Finding(name, f"parity in {check.runtime}", check.passed, parity_figures(check)) for check in checks
-    ]
+    return [Finding(name, f"parity in {check.runtime}", check.passed, parity_figures(check)) for check in checks]

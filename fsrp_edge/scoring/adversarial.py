@@ -36,9 +36,7 @@ def my_adversarial_batches(
     """
     mine = distributed.my_part(len(images))
     if not mine:
-        raise BadInputError(
-            f"{len(images)} images are too few for so many processes; start fewer or give more images"
-        )
+        raise BadInputError(f"{len(images)} images are too few for so many processes; start fewer or give more images")
     generator = compute.generator(seed)
     if attack.eps > 0:  # a start belongs to an image, not to a process
         for first in range(0, mine.start, batch_size):

@@ -57,9 +57,7 @@ class MapReader(TorchFunctionMode):
         super().__init__()
         # A weight that is computed at each use (a parametrization) has no lasting identity to know its layer by.
         self._names = {
-            id(layer.weight): name
-            for name, layer in scored_layers(network).items()
-            if "weight" in layer._parameters
+            id(layer.weight): name for name, layer in scored_layers(network).items() if "weight" in layer._parameters
         }
         self._read_at = read_at
         self._receive = receive

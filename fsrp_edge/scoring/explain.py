@@ -78,9 +78,7 @@ def same_lower_half(first: np.ndarray, second: np.ndarray) -> float:
     return len(lower[0] & lower[1]) / half
 
 
-def explain(
-    classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int
-) -> tuple[FilterScores, Explanation]:
+def explain(classifier: Classifier, images: ImageSet, options: FSRP, *, seed: int) -> tuple[FilterScores, Explanation]:
     """Score a classifier in disjoint parts, and compare the parts.
 
     The scores are the mean over the parts, which for the mean of ratios is what scoring all images at once gives, up
@@ -161,8 +159,7 @@ def mean_spectra(
         with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
             classifier(pixels)
     return {
-        layer: torch.fft.fftshift(total / counts[layer], dim=(-2, -1)).cpu().numpy()
-        for layer, total in sums.items()
+        layer: torch.fft.fftshift(total / counts[layer], dim=(-2, -1)).cpu().numpy() for layer, total in sums.items()
     }
 
 
@@ -181,9 +178,7 @@ def _joined(parts: list[FilterScores], images: ImageSet, seed: int) -> FilterSco
     weights = [part.images for part in parts]
     layers = {
         name: LayerScores(
-            scores=tuple(
-                np.average([part.layers[name].scores for part in parts], axis=0, weights=weights).tolist()
-            ),
+            scores=tuple(np.average([part.layers[name].scores for part in parts], axis=0, weights=weights).tolist()),
             map_size=layer.map_size,
         )
         for name, layer in parts[0].layers.items()

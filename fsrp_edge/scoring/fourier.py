@@ -133,9 +133,7 @@ def _total_energy(maps: Tensor) -> Tensor:
         return norms.square_().sum(dim=2)
     # A few images at a time: their squares stay in the cache; fresh memory for all would cost twice what squaring does.
     images = max(1, BLOCK // maps[0].numel())
-    return torch.cat(
-        [pixels.square().sum(dim=2).sum(dim=1) for pixels in maps.permute(0, 2, 3, 1).split(images)]
-    )
+    return torch.cat([pixels.square().sum(dim=2).sum(dim=1) for pixels in maps.permute(0, 2, 3, 1).split(images)])
 
 
 def _energies(maps: Tensor, radius: float, shape: RegionShape) -> tuple[Tensor, Tensor]:

@@ -89,9 +89,7 @@ def read_input_moments(
             sums[name].add(maps, radius)
 
     read_by = {name: classifier.network.get_submodule(name) for name in layers}
-    with compute.hooked(
-        layer.register_forward_pre_hook(partial(read, name)) for name, layer in read_by.items()
-    ):
+    with compute.hooked(layer.register_forward_pre_hook(partial(read, name)) for name, layer in read_by.items()):
         for pixels in batches:
             with torch.no_grad():
                 classifier(pixels)

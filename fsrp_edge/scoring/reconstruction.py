@@ -189,9 +189,7 @@ def rest_by_size(shares: Tensor, sizes: Tensor, explained: float) -> Tensor:
 
 def _reading(group: ChannelGroup, moments: Mapping[str, InputMoments]) -> list[tuple[Member, InputMoments]]:
     """Where layers read a group's channels, and what was seen there."""
-    return [
-        (part, moments[part.layer]) for part in group.slices if part.side == "input" and part.layer in moments
-    ]
+    return [(part, moments[part.layer]) for part in group.slices if part.side == "input" and part.layer in moments]
 
 
 def _shares(

@@ -22,9 +22,7 @@ from fsrp_edge.records import Record
 from fsrp_edge.scoring.capture import MapReader, scored_layers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
-RivalName = Literal[
-    "random", "l1", "l2", "fpgm", "batch-norm-scale", "lamp", "taylor", "hessian", "activation"
-]
+RivalName = Literal["random", "l1", "l2", "fpgm", "batch-norm-scale", "lamp", "taylor", "hessian", "activation"]
 LOOKS_AT_IMAGES = {"taylor", "hessian", "activation"}
 
 

@@ -61,9 +61,7 @@ def fit_group(measured: Measured, prior: Normal, start: np.ndarray | None = None
     return Normal(costs, np.linalg.inv((shares.T * weights) @ shares / NOISE**2 + precision))
 
 
-def _residual(
-    measured: Measured, logs: np.ndarray, costs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _residual(measured: Measured, logs: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log errors, the share of each cost in each time (which is the derivative), and robust weights."""
     parts = measured.quantities * np.exp(costs)
     time = parts.sum(1)

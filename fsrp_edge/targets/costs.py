@@ -123,9 +123,7 @@ def _candidates(
         yield rank, group, runtime
 
 
-def _from_group(
-    target: Target, precision: Precision, threads: int, group: Group, runtime: str
-) -> DeviceCosts:
+def _from_group(target: Target, precision: Precision, threads: int, group: Group, runtime: str) -> DeviceCosts:
     costs = np.array([group.costs[name] for name in COSTS])
     basis = (
         f"{group.measurements} {group.origin} measurements ({group.runtime}: {group.version}, {group.statistic}), "

@@ -103,9 +103,7 @@ def estimate(
                 COSTS[int(row.argmax())],
                 float(row.sum() - fixed),
             )
-            for each, row, fixed in zip(
-                graph.operators, times, times[:, COSTS.index("operator")], strict=True
-            )
+            for each, row, fixed in zip(graph.operators, times, times[:, COSTS.index("operator")], strict=True)
         ),
         arena_bytes=arena,
         weight_bytes=weights,

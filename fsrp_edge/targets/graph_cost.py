@@ -246,8 +246,7 @@ class _Walk:
         if not data or not self._size(node.output[0]):
             if data and kind in ("Conv", "Gemm", "MatMul"):
                 raise _UnknownShape(
-                    f"the shape of {node.output[0]!r} ({kind}) cannot be told; export the file with fixed "
-                    "input sizes"
+                    f"the shape of {node.output[0]!r} ({kind}) cannot be told; export the file with fixed input sizes"
                 )
             return
         if kind in _FREE | _QUANTIZERS or self._fuses(node, data):
@@ -264,10 +263,7 @@ class _Walk:
             last = end if name in kept else max(self.readers.get(name, [first]))
             buffers.append(Buffer(name, self._size(name), first, last))
         peak = max(
-            (
-                sum(each.elements for each in buffers if each.first <= index <= each.last)
-                for index in range(end + 1)
-            ),
+            (sum(each.elements for each in buffers if each.first <= index <= each.last) for index in range(end + 1)),
             default=0,
         )
         parameters = self.folded + sum(math.prod(self.constants[name]) for name in self.used)
@@ -339,14 +335,10 @@ class _Walk:
             return {"kind": "pooling", "macs": reads, "kernel": math.prod(window)}
         return {"kind": "elementwise", "macs": inputs}
 
-    def _convolution(
-        self, node: Any, attributes: Mapping[str, Any], inputs: int, outputs: int
-    ) -> dict[str, Any]:
+    def _convolution(self, node: Any, attributes: Mapping[str, Any], inputs: int, outputs: int) -> dict[str, Any]:
         weight = self.constants.get(node.input[1], ())
         if len(weight) < 3:
-            raise BadInputError(
-                "a convolution's weights are not constants; only inference graphs are estimated"
-            )
+            raise BadInputError("a convolution's weights are not constants; only inference graphs are estimated")
         groups = attributes["group"].i if "group" in attributes else 1
         strides = tuple(attributes["strides"].ints) if "strides" in attributes else (1,)
         dilations = tuple(attributes["dilations"].ints) if "dilations" in attributes else (1,)

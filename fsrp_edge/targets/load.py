@@ -159,9 +159,7 @@ def _take_variants(document: Document) -> dict[str, Document]:
     for name, changes in variants.items():
         there = key_of(variants, name).place
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise BadInputError(
-                f"{there} variants: the name {str(name)!r} may hold letters, digits, '.', '_' and '-'"
-            )
+            raise BadInputError(f"{there} variants: the name {str(name)!r} may hold letters, digits, '.', '_' and '-'")
         if not isinstance(changes, dict):
             raise BadInputError(f"{there} variants.{name}: write the changed values as a mapping")
         for fixed in ("name", "extends", "variants"):

@@ -50,10 +50,7 @@ class CpuCluster(_Frozen):
     cores: Sourced[Annotated[int, Field(ge=1, le=256)]]
     clock_ghz: Sourced[Annotated[float, Field(ge=0.1, le=8)]] | None = None
     """Highest clock as shipped."""
-    simd: (
-        Sourced[tuple[Literal["neon", "fp16", "dotprod", "i8mm", "avx2", "avx512", "vnni", "amx"], ...]]
-        | None
-    ) = None
+    simd: Sourced[tuple[Literal["neon", "fp16", "dotprod", "i8mm", "avx2", "avx512", "vnni", "amx"], ...]] | None = None
     operations_per_cycle: dict[Precision, Sourced[Annotated[float, Field(gt=0, le=4096)]]] = {}
     """Of one core; a multiply-accumulate is two operations."""
     caches: tuple[Cache, ...] = ()
@@ -156,18 +153,12 @@ _FROM_FP32 = _row("refused", "TensorFlow's own converter starts from fp32; for a
 _NO_TOOL = _row("refused", "ncnn2table and ncnn2int8 are in no package; run them on the fp32 folder")
 IMPLIED: dict[tuple[Format, Precision], ArtifactRow] = {
     ("onnx", "int8-dynamic"): _row("refused", "onnxruntime's integer convolutions are slower than fp32"),
-    ("tflite", "int8-dynamic"): _row(
-        "offered", "a quarter of the size without calibration; slower than int8"
-    ),
-    ("saved_model", "fp32"): _row(
-        "offered", "for TensorFlow's own tools and servers; the device takes tflite"
-    ),
+    ("tflite", "int8-dynamic"): _row("offered", "a quarter of the size without calibration; slower than int8"),
+    ("saved_model", "fp32"): _row("offered", "for TensorFlow's own tools and servers; the device takes tflite"),
     ("saved_model", "fp16"): _FROM_FP32,
     ("saved_model", "int8"): _FROM_FP32,
     ("saved_model", "int8-dynamic"): _FROM_FP32,
-    ("ncnn", "fp32"): _row(
-        "offered", "ncnn may compute it in half precision all the same, where the cores can"
-    ),
+    ("ncnn", "fp32"): _row("offered", "ncnn may compute it in half precision all the same, where the cores can"),
     ("ncnn", "fp16"): _row("offered", "half the size; ncnn computes in half precision where the cores can"),
     ("ncnn", "int8"): _NO_TOOL,
     ("ncnn", "int8-dynamic"): _NO_TOOL,
@@ -246,9 +237,7 @@ class Target(_Frozen):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         for location, message in self._contradictions():
-            raise PydanticCustomError(
-                "contradiction", "{message}", {"message": message, "location": location}
-            )
+            raise PydanticCustomError("contradiction", "{message}", {"message": message, "location": location})
         return self
 
     def _artifact(self, format_: Format, precision: Precision) -> ArtifactRow:

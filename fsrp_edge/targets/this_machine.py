@@ -67,16 +67,10 @@ def skeleton(name: str, *, root: Path = ROOT) -> str:
     """
     generic = GENERIC.get(platform.machine())
     if generic is None:
-        raise BadInputError(
-            f"no generic profile for a {platform.machine()} processor; there are x86-64 and arm64"
-        )
+        raise BadInputError(f"no generic profile for a {platform.machine()} processor; there are x86-64 and arm64")
     if not (root / "proc" / "cpuinfo").exists():
-        raise BadInputError(
-            "the hardware is read from Linux's /proc and /sys, which are not here; write it by hand"
-        )
-    memory = Machine(str(root)).memory_mb(
-        "MemTotal"
-    )  # what the kernel can use; a little less than what is installed
+        raise BadInputError("the hardware is read from Linux's /proc and /sys, which are not here; write it by hand")
+    memory = Machine(str(root)).memory_mb("MemTotal")  # what the kernel can use; a little less than what is installed
     if memory is None:
         raise BadInputError("/proc/meminfo has no line `MemTotal`")
     clusters = list(_clusters(root))
@@ -94,12 +88,8 @@ def skeleton(name: str, *, root: Path = ROOT) -> str:
         "choices": choices,
     }
     used = {key for _, key in source_keys(content, ())}
-    content["sources"] = {
-        key: f"{place} of {socket.gethostname()}" for key, place in SOURCES.items() if key in used
-    }
-    return HEADER + yaml.safe_dump(
-        content, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
-    )
+    content["sources"] = {key: f"{place} of {socket.gethostname()}" for key, place in SOURCES.items() if key in used}
+    return HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
 
 
 def is_this_machine(target: Target, *, root: Path = ROOT) -> bool:
@@ -163,10 +153,7 @@ def _has_vnni(root: Path) -> bool:
 
 def _cpus(root: Path) -> Iterator[_Cpu]:
     for block in (root / "proc" / "cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n"):
-        fields = {
-            key.strip(): value.strip()
-            for key, _, value in (line.partition(":") for line in block.splitlines())
-        }
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
         if "processor" not in fields:
             continue
         number = int(fields["processor"])

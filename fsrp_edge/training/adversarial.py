@@ -39,9 +39,7 @@ def training_images(
         return n_fgsm(model, pixels, labels, recipe.eps, generator)
 
 
-def n_fgsm(
-    model: nn.Module, pixels: Tensor, labels: Tensor, eps: float, generator: torch.Generator
-) -> Tensor:
+def n_fgsm(model: nn.Module, pixels: Tensor, labels: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     """Noise in [-2 · eps, 2 · eps] and one gradient step of eps, not clipped to the ball.
 
     The step and the noise are those of the authors' repository (`--alpha 8 --unif 2` at eps 8/255). Noise

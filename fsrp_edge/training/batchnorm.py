@@ -57,9 +57,7 @@ def recalibrate_batch_norm(
     """
     batch_size = min(batch_size, max_images, len(images))
     if batch_size < 2:
-        raise BadInputError(
-            f"batch-norm recalibration needs at least 2 images, {images.name} offers {batch_size}"
-        )
+        raise BadInputError(f"batch-norm recalibration needs at least 2 images, {images.name} offers {batch_size}")
     batches = min(max_images, len(images)) // batch_size
     stream = images.batches(batch_size, shuffle_seed=seed)
     chosen = (pixels for _, (pixels, _) in zip(range(batches), stream, strict=False))

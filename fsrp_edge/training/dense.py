@@ -58,9 +58,7 @@ def train_dense(
     spec = spec.model_copy(update=update)
     dataset = open_dataset(data, spec, seed=seed)
     if not dataset.train.is_labelled:
-        raise BadInputError(
-            f"{dataset.train.name} has no labels to learn from; give labelled images (--data)"
-        )
+        raise BadInputError(f"{dataset.train.name} has no labels to learn from; give labelled images (--data)")
     spec = spec.model_copy(update={"class_names": dataset.train.class_names})
     if dataset.whole:
         spec = spec.fed_whole()

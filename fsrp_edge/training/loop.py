@@ -104,9 +104,7 @@ def train(
     _check(train, held_out, recipe, teacher)
     # The identity is that of the initial weights, so it is taken before anything is trained.
     identity = (
-        checkpoints.run_identity(classifier, train, held_out, recipe, seed=seed, teacher=teacher)
-        if checkpoint
-        else {}
+        checkpoints.run_identity(classifier, train, held_out, recipe, seed=seed, teacher=teacher) if checkpoint else {}
     )
     run = _Run(classifier, recipe, teacher, steps_per_epoch=max(1, len(train) // recipe.batch_size))
     saved = checkpoints.load(checkpoint, identity) if checkpoint else None
@@ -249,9 +247,7 @@ def _check(train: ImageSet, held_out: ImageSet, recipe: Recipe, teacher: Classif
     if len(train) < 2:
         raise BadInputError(f"{train.name} has {len(train)} training images; at least 2 are needed")
     if len(held_out) == 0:
-        raise BadInputError(
-            f"{held_out.name} is empty; the best epoch is chosen on held-out images, give at least 1"
-        )
+        raise BadInputError(f"{held_out.name} is empty; the best epoch is chosen on held-out images, give at least 1")
     recipe.check_teacher(given=teacher is not None)
 
 
@@ -315,9 +311,7 @@ def _train_epoch(run: _Run, train: ImageSet, epoch: int, seed: int, save: Callab
     share = distributed.my_part(size)
     if len(share) < 2:
         raise BadInputError(f"a batch of {size} is too small for so many processes; raise the batch size")
-    mine = order[: run.steps_per_epoch * size].reshape(-1, size)[
-        run.step_in_epoch :, share.start : share.stop
-    ]
+    mine = order[: run.steps_per_epoch * size].reshape(-1, size)[run.step_in_epoch :, share.start : share.stop]
     stream = train.subset(mine.reshape(-1)).batches(len(share))
     classifier.train()
     saved = started = time.perf_counter()
@@ -353,9 +347,7 @@ def _diverged(recipe: Recipe, epoch: int, what: str) -> ToolFailedError:
     )
 
 
-def held_out_merit(
-    classifier: Classifier, held_out: ImageSet, recipe: Recipe, seed: int
-) -> tuple[float, float]:
+def held_out_merit(classifier: Classifier, held_out: ImageSet, recipe: Recipe, seed: int) -> tuple[float, float]:
     """What the best epoch is chosen by: (robust, clean) accuracy, the other way round for natural training."""
     judges = held_out.sample(HELD_OUT_IMAGES, seed)
     return _merit(recipe, *_held_out_accuracy(classifier, judges, recipe, seed))

@@ -75,9 +75,7 @@ class Passes:
             teacher_logits = taught_on_clean if method == "rslad" else self._taught(images)
             clean_logits = classifier(pixels).float() if method in ("trades", "rslad") else None
             logits = classifier(images).float()
-        loss = training_loss(
-            logits, labels, self._recipe, teacher_logits=teacher_logits, clean_logits=clean_logits
-        )
+        loss = training_loss(logits, labels, self._recipe, teacher_logits=teacher_logits, clean_logits=clean_logits)
         loss.backward()
         return loss.detach()
 

@@ -79,9 +79,7 @@ class Recipe(Record):
             )
         if given and not self.needs_teacher:
             if self.method == "trades":
-                raise BadInputError(
-                    "method trades learns from no teacher; leave it out, or use another method"
-                )
+                raise BadInputError("method trades learns from no teacher; leave it out, or use another method")
             raise BadInputError(
                 "a teacher was given, but the recipe's distillation is 0; set it between 0 and 1, or use method rslad"
             )
@@ -91,9 +89,7 @@ class Recipe(Record):
 
         RSLAD learns from nothing else, TRADES from none.
         """
-        return (
-            self if self.method in ("rslad", "trades") else self.model_copy(update={"distillation": weight})
-        )
+        return self if self.method in ("rslad", "trades") else self.model_copy(update={"distillation": weight})
 
     def for_int8(self) -> "Recipe":
         """The recipe of the passes for int8."""
@@ -116,9 +112,7 @@ class Recipe(Record):
     @model_validator(mode="after")
     def _adversarial_needs_a_radius(self) -> Self:
         if self.method != "natural" and self.eps == 0:
-            raise ValueError(
-                f"method {self.method!r} with eps 0 is natural training at a higher cost: use 'natural'"
-            )
+            raise ValueError(f"method {self.method!r} with eps 0 is natural training at a higher cost: use 'natural'")
         if self.method == "trades" and self.distillation > 0:
             raise ValueError(
                 "TRADES pulls to the network's own predictions; distillation to another's needs rslad, pgd or n-fgsm"

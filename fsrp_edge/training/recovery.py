@@ -48,9 +48,7 @@ def fit_recipe(recipe: Recipe, dataset: Dataset, *, has_teacher: bool) -> Recipe
         recipe = recipe.distilling(1.0)
     flip = recipe.flip and dataset.mirrorable
     if flip:
-        progress.log(
-            "training images are mirrored at random: --no-flip where that makes something else of them"
-        )
+        progress.log("training images are mirrored at random: --no-flip where that makes something else of them")
     return recipe.model_copy(
         update={
             "flip": flip,

@@ -38,9 +38,7 @@ def make(folder: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     unpack(part, "root", "arm64", SUITE, PACKAGES)
     for name in ("bin", "lib"):  # as Debian's installer does, since some packages still say /bin for /usr/bin
-        whole = shutil.copytree(
-            part / "root" / name, part / "root/usr" / name, symlinks=True, dirs_exist_ok=True
-        )
+        whole = shutil.copytree(part / "root" / name, part / "root/usr" / name, symlinks=True, dirs_exist_ok=True)
         shutil.rmtree(part / "root" / name)
         (part / "root" / name).symlink_to(whole.relative_to(part / "root"))
     # Bookworm's own QEMU, 7.2, crashes on both runtimes.
@@ -93,9 +91,7 @@ def mirror() -> str:
 
 def call(*command: str) -> str:
     """Run a command; what it says."""
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
     if done.returncode:
         last = (done.stderr.strip() or "no word").splitlines()[-1]
         raise CannotBeMadeError(f"{command[0]} failed: {last}")

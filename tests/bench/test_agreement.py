@@ -35,9 +35,7 @@ def test_the_inputs_are_the_images_of_the_manifest_and_both_comparisons_pass(onn
 
 
 def test_a_file_that_computes_here_what_its_network_never_did_is_found(onnx_file, origin):
-    other = origin.probe.model_copy(
-        update={"logits": tuple(tuple(-v for v in row) for row in origin.probe.logits)}
-    )
+    other = origin.probe.model_copy(update={"logits": tuple(tuple(-v for v in row) for row in origin.probe.logits)})
     found = Expected(onnx_file, Origin(origin.artifact, other)).compare(origin.probe.logits)
     assert found.relative_error <= 1e-6 and found.network_error > 1 and not found.passed
 

@@ -69,9 +69,7 @@ def test_every_file_computes_on_arm_what_it_computes_here(server, files, trained
     images = digits(load_classifier(trained_checkpoint).spec).evaluation.first(16)
     address, setup = parse_address(server.arm_address()), Setup(images=images)
     measured = measure_on(address, list(files.values()), setup, method=SHORT)
-    errors: dict[Any, Any] = {
-        key: one.agreement.relative_error for key, one in zip(files, measured, strict=True)
-    }
+    errors: dict[Any, Any] = {key: one.agreement.relative_error for key, one in zip(files, measured, strict=True)}
     assert len(errors) == 6
     assert {key: error for key, error in errors.items() if error > LIMITS[key[1]]} == {}
     for one in measured:
@@ -79,14 +77,11 @@ def test_every_file_computes_on_arm_what_it_computes_here(server, files, trained
         assert one.recognition.correct >= 14
 
 
-def test_int8_of_either_sign_and_symmetry_computes_on_arm_what_it_computes_here(
-    server, trained_checkpoint, tmp_path
-):
+def test_int8_of_either_sign_and_symmetry_computes_on_arm_what_it_computes_here(server, trained_checkpoint, tmp_path):
     """uint8 activations as x86 wants them, int8 as Arm does, and int8 without zero points as TensorRT does."""
     targets = ("generic-x86", "raspberry-pi-4", "jetson-orin-nano")
     paths = [
-        export(trained_checkpoint, tmp_path / target, target, [("onnx", "int8")])["onnx", "int8"]
-        for target in targets
+        export(trained_checkpoint, tmp_path / target, target, [("onnx", "int8")])["onnx", "int8"] for target in targets
     ]
     measured = measure_on(parse_address(server.arm_address()), paths, Setup(), method=SHORT)
     assert [one.agreement.relative_error for one in measured] == [0, 0, 0]

@@ -59,13 +59,8 @@ def test_measures_a_real_file(request, file, runtime):
     assert len(result["warmup_ms"]) == 2
     assert len(result["times_ms"]) == 5
     assert all(time > 0 for time in [result["init_ms"], result["first_ms"], *result["times_ms"]])
-    assert (
-        State.model_validate(result["before"]).free_memory_mb is None
-        or result["before"]["free_memory_mb"] > 1
-    )
-    assert (
-        10 < result["peak_memory_mb"] < 200
-    )  # an interpreter with numpy and a runtime, not the tests' process
+    assert State.model_validate(result["before"]).free_memory_mb is None or result["before"]["free_memory_mb"] > 1
+    assert 10 < result["peak_memory_mb"] < 200  # an interpreter with numpy and a runtime, not the tests' process
 
 
 def test_seconds_are_a_minimum_and_progress_is_told(onnx_file):
@@ -123,9 +118,7 @@ def test_int8_sums_do_not_overflow(tmp_path):
     path, white = tmp_path / "sums.onnx", np.ones((1, channels, 1, 1), np.float32)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     np.savez(tmp_path / "white.npz", pixels=white)
-    _, events, _ = run(
-        "--model", path, "--runtime", "onnxruntime", *SHORT, "--outputs", tmp_path / "white.npz"
-    )
+    _, events, _ = run("--model", path, "--runtime", "onnxruntime", *SHORT, "--outputs", tmp_path / "white.npz")
     assert events[-1]["outputs"] == [[pytest.approx(channels * 127)]]
     assert open_session(path).run(white).ravel() == pytest.approx(channels * 127)
 
@@ -215,9 +208,7 @@ def test_busy_neighbours_are_noticed():
     if before is None:
         pytest.skip("this system has no /proc/stat")
     busy = "sum(range(20_000_000)); print(flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as neighbour:
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as neighbour:
         neighbour.stdout.readline()
         after = agent.Machine().busy_seconds()  # while it lives: once awaited, a child's time is our own
         neighbour.communicate(b"\n")

@@ -122,9 +122,7 @@ class TestErrors:
     def test_corrupt_model(self, onnx_file, tmp_path):
         path = tmp_path / "corrupt.onnx"
         path.write_bytes(onnx_file.read_bytes()[:100])
-        with pytest.raises(
-            ToolFailedError, match=r"corrupt.onnx: onnxruntime [\d.]+: InvalidProtobuf: .*failed"
-        ):
+        with pytest.raises(ToolFailedError, match=r"corrupt.onnx: onnxruntime [\d.]+: InvalidProtobuf: .*failed"):
             measure(path, threads=1, method=SHORT)
 
     def test_killed_agent(self, onnx_file, replace_agent):
@@ -150,9 +148,7 @@ class TestErrors:
     @pytest.mark.parametrize("said", ["Welcome!", "12", "null", '["event"]'])
     def test_what_a_login_script_says_is_no_event(self, onnx_file, replace_agent, said):
         real = agent_process.AGENT.read_text(encoding="utf-8")
-        replace_agent(
-            real.replace("\nimport argparse\n", f"\nprint({said!r}, flush=True)\nimport argparse\n")
-        )
+        replace_agent(real.replace("\nimport argparse\n", f"\nprint({said!r}, flush=True)\nimport argparse\n"))
         method = SHORT.model_copy(update={"rounds": 1})
         assert measure(onnx_file, threads=1, method=method).latency.runs == 5
 
@@ -177,9 +173,7 @@ class TestErrors:
 def test_interrupt_leaves_no_child_behind(tmp_path):
     model, agent, mark = tmp_path / "tiny.onnx", tmp_path / "agent.py", tmp_path / "pid"
     model.write_bytes(b"")
-    agent.write_text(
-        f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid()) + ';'); time.sleep(600)"
-    )
+    agent.write_text(f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid()) + ';'); time.sleep(600)")
     code = (
         "import sys; from pathlib import Path; from fsrp_edge.bench import agent_process, measure\n"
         "agent_process.AGENT = Path(sys.argv[2]); measure.measure(Path(sys.argv[1]))"

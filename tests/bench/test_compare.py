@@ -7,14 +7,10 @@ from fsrp_edge.bench.results import BenchResults, Latency, Measurement, Round, S
 from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.errors import BadInputError
 
-STATE = State(
-    governor=None, clock_mhz=None, temperatures_c={}, throttled=None, load_1m=None, free_memory_mb=None
-)
+STATE = State(governor=None, clock_mhz=None, temperatures_c={}, throttled=None, load_1m=None, free_memory_mb=None)
 
 
-def measurement(
-    median: float, *, seed: int = 0, model: str = "net.onnx", address: str = "local"
-) -> Measurement:
+def measurement(median: float, *, seed: int = 0, model: str = "net.onnx", address: str = "local") -> Measurement:
     times = tuple(np.random.default_rng(seed).normal(median, 0.05 * median, 200))
     latency = Latency(
         model=model, sha256="a" * 64, device=address, runtime="onnxruntime", runtime_version="1", threads=1,
@@ -67,9 +63,7 @@ def test_interval_covers_the_true_change_as_often_as_it_says():
 
 
 def test_pairs_by_file_and_device():
-    before = results(
-        measurement(1.0), measurement(2.0, address="ssh://pi4"), measurement(3.0, model="gone.onnx")
-    )
+    before = results(measurement(1.0), measurement(2.0, address="ssh://pi4"), measurement(3.0, model="gone.onnx"))
     after = results(
         measurement(2.1, seed=1, address="ssh://pi4"), measurement(1.1, seed=2), measurement(9, model="new")
     )

@@ -46,9 +46,7 @@ def interpreter(tmp_path):
         (tmp_path / "modules").mkdir()
         (tmp_path / "modules" / "onnxruntime.py").write_text(code)
         script = tmp_path / "python"
-        script.write_text(
-            f'#!/bin/sh\nPYTHONPATH={tmp_path}/modules exec {sys.executable} {" ".join(options)} "$@"\n'
-        )
+        script.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/modules exec {sys.executable} {" ".join(options)} "$@"\n')
         script.chmod(0o755)
         return str(script)
 
@@ -175,9 +173,7 @@ class TestRefusals:
 
     def test_no_runtime(self, server, onnx_file, interpreter):
         python = interpreter("raise ImportError('no wheel for this board')")
-        with pytest.raises(
-            ToolFailedError, match=r"no wheel for this board; install it there with: .*onnxruntime"
-        ):
+        with pytest.raises(ToolFailedError, match=r"no wheel for this board; install it there with: .*onnxruntime"):
             measure(onnx_file, device=server.address(python=python), method=SHORT)
 
     def test_no_numpy(self, server, onnx_file, interpreter):
@@ -191,26 +187,20 @@ class TestRefusals:
             "def InferenceSession(*a, **k):\n"
             "    raise RuntimeError('Unsupported model IR version: 8, max supported IR version: 7')"
         )
-        with pytest.raises(
-            ToolFailedError, match=r"on ssh://.*: onnxruntime 1\.4\.0: RuntimeError: Unsupported"
-        ):
+        with pytest.raises(ToolFailedError, match=r"on ssh://.*: onnxruntime 1\.4\.0: RuntimeError: Unsupported"):
             measure(onnx_file, device=server.address(python=python), method=SHORT)
 
     def test_full_disk(self, server, onnx_file):
         with connect(parse_address(server.address()), NEVER) as device:
             (Path(device.scratch) / "part").symlink_to("/dev/full")
-            with pytest.raises(
-                ToolFailedError, match=r"copying tiny\.onnx failed: .*No space left on device"
-            ):
+            with pytest.raises(ToolFailedError, match=r"copying tiny\.onnx failed: .*No space left on device"):
                 device.put(onnx_file)
 
     def test_full_disk_of_a_fleet(self, server, onnx_file, tmp_path, monkeypatch, capfd):
         """A far side without room for a file: local results are kept, and nothing stays there."""
         full = tmp_path / "full"
         full.mkdir()
-        if subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(full)], check=False
-        ).returncode:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(full)], check=False).returncode:
             pytest.skip("needs to be allowed to mount a small disk")
         try:
             real = remote_shell._ssh
@@ -219,9 +209,7 @@ class TestRefusals:
             )
             out = tmp_path / "results.json"
             devices = ["--device", "local", "--device", server.address()]
-            assert (
-                run(cli, ["bench", str(onnx_file), *devices, "--sustained", "0.2s", "--out", str(out)]) == 3
-            )
+            assert run(cli, ["bench", str(onnx_file), *devices, "--sustained", "0.2s", "--out", str(out)]) == 3
             assert "No space left on device" in capfd.readouterr().err
             assert [one.address for one in BenchResults.load(out).measurements] == ["local"]
             server.wait_idle()
@@ -294,9 +282,7 @@ class TestDescription:
     def test_what_is_missing_is_named_before_the_long_work(self, server, interpreter):
         python = interpreter("", "-S")
         address = parse_address(server.address(python=python))
-        with pytest.raises(
-            ToolFailedError, match=r"lacks numpy, .*; install there with: .* pip install numpy"
-        ):
+        with pytest.raises(ToolFailedError, match=r"lacks numpy, .*; install there with: .* pip install numpy"):
             require_ready(address, ["litert"])
         assert describe(address).python == platform.python_version()
 

@@ -58,9 +58,7 @@ def test_gpu_clock(line, mhz):
     assert agent.gpu_mhz(line) == mhz
 
 
-@pytest.mark.parametrize(
-    ("said", "held"), [(LOOSE, False), (HELD, True), ("Error: permission denied\n", None)]
-)
+@pytest.mark.parametrize(("said", "held"), [(LOOSE, False), (HELD, True), ("Error: permission denied\n", None)])
 def test_clocks_that_jetson_clocks_holds(said, held):
     assert agent.held_clocks(said) is held
 

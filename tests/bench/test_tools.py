@@ -197,9 +197,7 @@ class TestTensorRT:
         ],
     )
     def test_version(self, banner, version):
-        assert (
-            agent.TensorRT.version_in(f"&&&& RUNNING TensorRT.trtexec {banner} # trtexec --help") == version
-        )
+        assert agent.TensorRT.version_in(f"&&&& RUNNING TensorRT.trtexec {banner} # trtexec --help") == version
 
     def test_what_failed_is_told(self, stand_in, onnx_file):
         stand_in(
@@ -274,9 +272,7 @@ class TestBenchncnn:
 
     def test_reads_recorded_output(self):
         assert tools.parse_benchncnn(OWN_NETWORKS.splitlines()[0], "net") == 11.78
-        with pytest.raises(
-            ToolFailedError, match="net: benchncnn told no timings of this file; it said: mobilenet"
-        ):
+        with pytest.raises(ToolFailedError, match="net: benchncnn told no timings of this file; it said: mobilenet"):
             tools.parse_benchncnn(OWN_NETWORKS, "net")
 
     def test_loops_until_the_time_is_filled(self, stand_in, ncnn_file):

@@ -135,11 +135,7 @@ def test_the_options_that_examples_show_exist() -> None:
     for path in COMMANDS:
         command = _find(path)
         known = {text for each in command.params for text in (*each.opts, *each.secondary_opts)}
-        shown = [
-            line
-            for line in (command.help or "").splitlines()
-            if line.strip().startswith(f"fsrp-edge {path[0]} ")
-        ]
+        shown = [line for line in (command.help or "").splitlines() if line.strip().startswith(f"fsrp-edge {path[0]} ")]
         used = {word for line in shown for word in line.split() if word.startswith("--")}
         assert used <= known, path
 
@@ -168,17 +164,13 @@ def test_the_chain_leaves_what_its_commands_promise(chain: Path, trained_checkpo
     plan = PruningPlan.load(chain / "pruned.plan.json")
     scores = FilterScores.load(chain / "scores.json")
     assert plan.model_sha256 == scores.model_sha256
-    pruned, recovered = (
-        load_classifier(chain / name) for name in ("pruned.safetensors", "recovered.safetensors")
-    )
+    pruned, recovered = (load_classifier(chain / name) for name in ("pruned.safetensors", "recovered.safetensors"))
     assert pruned.spec.layer_shapes == recovered.spec.layer_shapes != {}
     left = {path.name for path in (chain / "artifacts").iterdir()}
     assert left == {"model-fp32.onnx", "model-int8.onnx", "manifest.json", "MODEL_CARD.md", "bom.json"}
 
 
-def test_a_plan_can_be_applied_again(
-    chain: Path, trained_checkpoint: Path, tmp_path: Path, fsrp_edge: Any
-) -> None:
+def test_a_plan_can_be_applied_again(chain: Path, trained_checkpoint: Path, tmp_path: Path, fsrp_edge: Any) -> None:
     out = tmp_path / "pruned.safetensors"
     done = fsrp_edge("prune", trained_checkpoint, "--plan", chain / "pruned.plan.json", "--out", out)
     assert done.code == 0 and "parameters" in done.out
@@ -286,9 +278,7 @@ def test_the_whole_way_by_one_command(
     assert ("rm vgg-generic-x86/stages/bench.json" in done.out) == disturbed
 
 
-def test_a_recipe_file_says_what_has_no_option(
-    chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any
-) -> None:
+def test_a_recipe_file_says_what_has_no_option(chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any) -> None:
     (tmp_path / "recipe.yaml").write_text("method: trades\nattack_steps: 1\nema_decay: 0.9\n")
     (tmp_path / "wrong.yaml").write_text("ema_dekay: 0.9\n")
     recover = ("recover", chain / "pruned.safetensors", "--data", digits_npz, "--recover-epochs", 1)
@@ -349,16 +339,12 @@ def test_two_networks_are_compared_image_by_image(
     for network, out in ((trained_checkpoint, dense), (chain / "recovered.safetensors", pruned)):
         done = fsrp_edge("evaluate", network, *asked, "--corruptions", "--out", out)
         assert done.code == 0, done.err
-        assert (
-            "mean over 14 corruptions" in done.out and f"Next: fsrp-edge compare OTHER.json {out}" in done.out
-        )
+        assert "mean over 14 corruptions" in done.out and f"Next: fsrp-edge compare OTHER.json {out}" in done.out
     done = fsrp_edge("compare", dense, pruned)
     assert done.code == 0, done.err
     assert "FGSM L2 1.5" in done.out and "fog" in done.out
     rows = json.loads(fsrp_edge("compare", dense, pruned, "--json").out)
-    clean = [
-        next(row["result"]["correct"] for row in read_json(path)["evaluations"]) for path in (dense, pruned)
-    ]
+    clean = [next(row["result"]["correct"] for row in read_json(path)["evaluations"]) for path in (dense, pruned)]
     assert rows[0]["only_second"] - rows[0]["only_first"] == clean[1] - clean[0]
     assert len(rows) == 16
 
@@ -403,9 +389,7 @@ def test_json_by_the_console_script_is_not_mixed_with_what_libraries_print(
     assert [artifact["precision"] for artifact in json.loads(done.stdout)["artifacts"]] == ["int8"]
 
 
-def test_results_are_written_to_a_file_too(
-    chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any
-) -> None:
+def test_results_are_written_to_a_file_too(chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any) -> None:
     out = tmp_path / "accuracy.json"
     done = fsrp_edge(
         *(
@@ -421,9 +405,7 @@ def test_results_are_written_to_a_file_too(
     )
     assert done.code == 0 and json.loads(done.out) == read_json(out)
     (clean,) = (row["result"] for row in read_json(out)["evaluations"])
-    assert (clean["attack"], clean["images"]) == ("clean", 100) and clean["correct"] == round(
-        100 * clean["accuracy"]
-    )
+    assert (clean["attack"], clean["images"]) == ("clean", 100) and clean["correct"] == round(100 * clean["accuracy"])
 
 
 def test_exported_files_are_verified_and_bundled(chain: Path, tmp_path: Path, fsrp_edge: Any) -> None:
@@ -563,9 +545,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_use_is_refused_in_a_line_with_exit_code_2(
-    wrong: str, place: dict[str, str], fsrp_edge: Any
-) -> None:
+def test_wrong_use_is_refused_in_a_line_with_exit_code_2(wrong: str, place: dict[str, str], fsrp_edge: Any) -> None:
     done = fsrp_edge(*wrong.format(**place).split(), "--quiet")
     message = done.err.strip().splitlines()[-1]
     assert done.code == 2, done.err

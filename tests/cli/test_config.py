@@ -100,9 +100,7 @@ def test_a_ratio_beside_a_budget_is_refused_in_a_file_too(net: Path, tmp_path: P
     path = config(tmp_path, **start, ratio=0.5, params=0.5)  # as --save-config writes the default
     assert options_of("--config", path).budgets.parameters is not None
     path = config(tmp_path, **start, ratio=0.9)
-    assert options_of("--config", path, "--params", 0.5).budgets.parameters is not None, (
-        "the command line wins"
-    )
+    assert options_of("--config", path, "--params", 0.5).budgets.parameters is not None, "the command line wins"
 
 
 def test_a_dry_run_tells_and_leaves_nothing(
@@ -136,9 +134,7 @@ def test_a_dry_run_tells_and_leaves_nothing(
     assert run(cli, ["compress", "--config", str(saved), "--attack", "cw-5x2", "--dry-run", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert {"score", "recover", "measure latency"} <= {step["name"] for step in found["steps"]}
-    assert (
-        found["seconds"] == pytest.approx(sum(step["seconds"] for step in found["steps"])) and found["exact"]
-    )
+    assert found["seconds"] == pytest.approx(sum(step["seconds"] for step in found["steps"])) and found["exact"]
     assert found["macs"][1] < found["macs"][0]
 
     assert run(cli, [*arguments, "--params", "0.5"]) == 0
@@ -162,9 +158,7 @@ def test_the_counts_of_a_dry_run_are_those_of_the_run(trained_checkpoint: Path, 
     inputs = prepare(options)
     other = score(inputs.dense, inputs.dataset.train, Rival(name="random"), seed=0)
     pruned = apply_plan(inputs.dense, make_plan(inputs.dense, other, inputs.plan_options()))
-    assert preview(options).parameters[1] == sum(
-        parameter.numel() for parameter in pruned.network.parameters()
-    )
+    assert preview(options).parameters[1] == sum(parameter.numel() for parameter in pruned.network.parameters())
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,7 @@ def test_stdout_carries_the_result_alone() -> None:
 
 
 def test_quiet_says_nothing_of_its_own() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WORK, "--json", "--quiet"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", WORK, "--json", "--quiet"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["answer"] == 42
     assert "epoch" not in done.stderr
 

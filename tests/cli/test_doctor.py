@@ -49,7 +49,5 @@ def test_a_broken_package_is_told_with_exit_code_3(tmp_path: Path, package: str)
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_can_complete(shell: str) -> None:
     environment = {**os.environ, "_FSRP_EDGE_COMPLETE": f"{shell}_source"}
-    done = subprocess.run(
-        [sys.executable, "-c", MAIN], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", MAIN], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0 and "_FSRP_EDGE_COMPLETE" in done.stdout

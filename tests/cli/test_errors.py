@@ -59,8 +59,7 @@ def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         (
             "bug",
             3,
-            "error: unexpected RuntimeError: odd\n"
-            "To see where, set FSRP_EDGE_TRACEBACK=1 or give --traceback.\n",
+            "error: unexpected RuntimeError: odd\nTo see where, set FSRP_EDGE_TRACEBACK=1 or give --traceback.\n",
         ),
         ("full", 3, "error: the disk is full; free some space and run the same command again\n"),
         ("exit", 5, ""),
@@ -95,9 +94,7 @@ def test_a_traceback_comes_when_asked_for() -> None:
         assert "RuntimeError: odd\nerror: unexpected RuntimeError: odd\n" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("kind", "how"), [("resumable", "; run the same command again to resume"), ("sleep", "")]
-)
+@pytest.mark.parametrize(("kind", "how"), [("resumable", "; run the same command again to resume"), ("sleep", "")])
 def test_ctrl_c_is_130_and_says_how_to_go_on_where_that_is_possible(kind: str, how: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "go", kind],

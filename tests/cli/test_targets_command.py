@@ -59,8 +59,6 @@ def test_show_names_values_choices_files_and_sources():
 
 def test_validate_counts_the_variants(own_folder, tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(
-        "name: mine\ndescription: d\nextends: raspberry-pi-4\nvariants: {hot: {description: hot}}\n"
-    )
+    path.write_text("name: mine\ndescription: d\nextends: raspberry-pi-4\nvariants: {hot: {description: hot}}\n")
     assert "with mine@hot" in run("validate", str(path))
     assert load_target(f"{path}@hot").description == "hot"

@@ -157,9 +157,7 @@ def test_damaged_files_are_refused(tmp_path, spec, damage):
 
 def test_arrays_sorted_by_class_are_taken_in_turn(tmp_path, spec):
     order = np.argsort(LABELS, kind="stable")
-    np.savez(
-        tmp_path / "sorted.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES[order], y_test=LABELS[order]
-    )
+    np.savez(tmp_path / "sorted.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES[order], y_test=LABELS[order])
     data = open_dataset(tmp_path / "sorted.npz", spec((3, 8, 8), classes=2), seed=0)
     assert data.evaluation.labels[:4].tolist() == [0, 1, 0, 1]
     taken = torch.from_numpy(IMAGES[order])[data.evaluation.indices].float() / 255

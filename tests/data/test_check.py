@@ -17,9 +17,7 @@ def image_set(labels, name="set"):
 
 def test_pseudo_labels_are_the_predictions_in_evaluation_mode(spec):
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Flatten(), nn.Linear(48, 16), nn.BatchNorm1d(16), nn.Dropout(0.9), nn.Linear(16, 5)
-    )
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.BatchNorm1d(16), nn.Dropout(0.9), nn.Linear(16, 5))
     classifier = Classifier(network, spec((3, 4, 4), classes=5)).train()
     classifier.network[2].running_mean.uniform_()
     before = {name: value.clone() for name, value in classifier.state_dict().items()}

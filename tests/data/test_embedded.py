@@ -28,9 +28,7 @@ def test_digits_are_the_digits(spec):
     """The images behind the labels: a nearest-mean classifier tells them apart."""
     pytest.importorskip("sklearn")
     data = open_dataset("digits", spec((1, 8, 8)), seed=0)
-    (train, train_labels), (test, labels) = (
-        next(images.batches(2000)) for images in (data.train, data.evaluation)
-    )
+    (train, train_labels), (test, labels) = (next(images.batches(2000)) for images in (data.train, data.evaluation))
     means = torch.stack([train[train_labels == digit].flatten(1).mean(0) for digit in range(10)])
     predictions = torch.cdist(test.flatten(1), means).argmin(1)
     assert (predictions == labels).float().mean() > 0.85

@@ -25,9 +25,7 @@ def write_images(folder, count, seed=0, suffix=".png"):
 
 
 def files_of(images):
-    return [
-        images.source.files[index].relative_to(images.source._root).as_posix() for index in images.indices
-    ]
+    return [images.source.files[index].relative_to(images.source._root).as_posix() for index in images.indices]
 
 
 def torchvision_pixels(path, spec, mode="RGB"):
@@ -198,13 +196,9 @@ def test_palette_with_transparency_and_cmyk(tmp_path, spec):
     network = spec((3, 30, 30), resize=30)
     plain = palette.convert("RGB")
     plain.save(tmp_path / "plain.png")
-    assert np.array_equal(
-        decode_image(tmp_path / "p.png", network), decode_image(tmp_path / "plain.png", network)
-    )
+    assert np.array_equal(decode_image(tmp_path / "p.png", network), decode_image(tmp_path / "plain.png", network))
     original.save(tmp_path / "o.png")
-    difference = decode_image(tmp_path / "c.jpg", network).astype(int) - decode_image(
-        tmp_path / "o.png", network
-    )
+    difference = decode_image(tmp_path / "c.jpg", network).astype(int) - decode_image(tmp_path / "o.png", network)
     assert abs(difference).mean() < 30  # JPEG's own loss on noise, not inverted colours
 
 
@@ -237,9 +231,7 @@ def test_truncated_files_are_named_when_they_are_read(two_classes, spec):
     path = two_classes / "a/0.png"
     path.write_bytes(path.read_bytes()[:1500])
     data = open_dataset(two_classes, spec(classes=2), seed=0)
-    with pytest.raises(
-        BadInputError, match=r"cannot decode the image .*a/0\.png \(.*\); repair or remove it"
-    ):
+    with pytest.raises(BadInputError, match=r"cannot decode the image .*a/0\.png \(.*\); repair or remove it"):
         for images in (data.train, data.evaluation):
             list(images.batches(4))
 
@@ -333,9 +325,7 @@ def test_digest_follows_content_and_preprocessing_but_not_the_place(two_classes,
 def test_the_digest_of_some_images_reads_no_others_and_none_twice(two_classes, spec, monkeypatch):
     read = []
     digest_of_file = folder_module.sha256_file
-    monkeypatch.setattr(
-        folder_module, "sha256_file", lambda path: (read.append(path), digest_of_file(path))[1]
-    )
+    monkeypatch.setattr(folder_module, "sha256_file", lambda path: (read.append(path), digest_of_file(path))[1])
     source = FolderSource(sorted(two_classes.glob("*/*")), two_classes, spec(classes=2))
     images = ImageSet.of("all", source, torch.tensor([0] * 5 + [1] * 5))
     some, others = images.subset(np.array([7, 2])), images.subset(np.array([2, 7]))

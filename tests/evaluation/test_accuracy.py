@@ -56,9 +56,7 @@ def test_no_images_are_refused() -> None:
         clean_accuracy(is_bright, brightness_images().first(0))
 
 
-@pytest.mark.parametrize(
-    ("side", "expected"), [(8, 256), (32, 256), (64, 256), (128, 64), (224, 20), (512, 16)]
-)
+@pytest.mark.parametrize(("side", "expected"), [(8, 256), (32, 256), (64, 256), (128, 64), (224, 20), (512, 16)])
 def test_larger_images_get_smaller_batches(side: int, expected: int) -> None:
     source = ArraySource(np.zeros((1, 1, side, side), dtype=np.uint8))
     assert default_batch_size(ImageSet.of("one", source, torch.zeros(1))) == expected

@@ -36,9 +36,7 @@ def test_stronger_is_further_from_the_picture(pictures, family: str, side: int) 
         assert torch.equal(corrupted, corrupt(pixels, family, severity, seed=3))
         distances.append(float((corrupted - pixels).square().mean()))
     assert distances[0] > 0 or family in ("defocus blur", "glass blur", "elastic")
-    assert (
-        distances[4] > distances[0] or family == "elastic"
-    )  # whose strengths trade large shifts for rough ones
+    assert distances[4] > distances[0] or family == "elastic"  # whose strengths trade large shifts for rough ones
 
 
 def test_noise_has_the_published_strength(pictures) -> None:
@@ -60,9 +58,7 @@ def test_accuracy_under_each_family(trained) -> None:
     evaluations = corruption_accuracies(trained.natural, trained.images, seed=0, batch_size=64)
     assert [evaluation.result.attack for evaluation in evaluations] == list(FAMILIES)
     again = corruption_accuracies(trained.natural, trained.images, seed=0, batch_size=64)
-    assert all(
-        torch.equal(one.standing, other.standing) for one, other in zip(evaluations, again, strict=True)
-    )
+    assert all(torch.equal(one.standing, other.standing) for one, other in zip(evaluations, again, strict=True))
     clean = clean_accuracy(trained.natural, trained.images).result
     mean = sum(evaluation.result.accuracy for evaluation in evaluations) / len(evaluations)
     assert 0.2 < mean < clean.accuracy

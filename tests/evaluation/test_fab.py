@@ -28,9 +28,7 @@ def test_the_shift_is_the_librarys_and_gets_to_the_plane(
     moved = points + shift
     assert moved.min() >= 0 and moved.max() <= 1
     nearest, furthest = weights.clamp(max=0).sum(1), weights.clamp(min=0).sum(1)
-    torch.testing.assert_close(
-        (weights * moved).sum(1), offset.clamp(nearest, furthest), rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close((weights * moved).sum(1), offset.clamp(nearest, furthest), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

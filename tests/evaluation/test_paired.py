@@ -109,7 +109,5 @@ def test_mcnemar_is_that_of_the_binomial_on_few_images_and_on_many() -> None:
         paired = paired_difference(first, second)
         tail = sum(math.comb(one + other, count) for count in range(min(one, other) + 1))
         assert paired.p_value == pytest.approx(min(1, 2 * tail / 2 ** (one + other)))
-    many = paired_difference(
-        standing((24_800, True), (25_200, False)), standing((24_800, False), (25_200, True))
-    )
+    many = paired_difference(standing((24_800, True), (25_200, False)), standing((24_800, False), (25_200, True)))
     assert many.p_value == pytest.approx(math.erfc(399 / 50_000**0.5 / 2**0.5), rel=1e-2)

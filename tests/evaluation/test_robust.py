@@ -127,6 +127,4 @@ def test_the_network_is_left_as_it_was(trained) -> None:
     before = {name: value.clone() for name, value in trained.robust.state_dict().items()}
     pgd_result(trained.robust, trained.images, 0.1)
     assert all(torch.equal(before[name], value) for name, value in trained.robust.state_dict().items())
-    assert all(
-        parameter.requires_grad and parameter.grad is None for parameter in trained.robust.parameters()
-    )
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in trained.robust.parameters())

@@ -84,17 +84,13 @@ def test_verdicts_of_another_evaluation_are_refused(trained, tmp_path) -> None:
         evaluate(trained.robust, trained.images.first(3), PLAN, unfinished=path)
 
 
-def test_verdicts_of_these_weights_behind_another_normalization_are_refused(
-    trained, tmp_path, monkeypatch
-) -> None:
+def test_verdicts_of_these_weights_behind_another_normalization_are_refused(trained, tmp_path, monkeypatch) -> None:
     images, path = trained.images.first(6), tmp_path / "unfinished.json"
     with monkeypatch.context() as patch:
         patch.setattr(Verdicts, "discard", lambda self: None)  # as an interruption leaves them
         evaluate(trained.robust, images, PLAN, unfinished=path)
     spec = trained.robust.spec
-    other = Classifier(
-        trained.robust.network, spec.model_copy(update={"std": tuple(2 * std for std in spec.std)})
-    )
+    other = Classifier(trained.robust.network, spec.model_copy(update={"std": tuple(2 * std for std in spec.std)}))
     with pytest.raises(BadInputError, match="another evaluation"):
         evaluate(other, images, PLAN, unfinished=path)
 
@@ -113,9 +109,7 @@ def test_corruptions_go_on_where_they_stopped(trained, tmp_path, monkeypatch) ->
     with pytest.raises(KilledError):
         evaluate(trained.robust, images, plan, unfinished=path)
     written: list[str] = []
-    monkeypatch.setattr(
-        Verdicts, "add", lambda self, name, *rest: (written.append(name), add(self, name, *rest))
-    )
+    monkeypatch.setattr(Verdicts, "add", lambda self, name, *rest: (written.append(name), add(self, name, *rest)))
     resumed = evaluate(trained.robust, images, plan, unfinished=path)
     assert "fog" not in written and "gaussian noise" not in written and "jpeg" in written
     assert [one.result for one in resumed] == [one.result for one in evaluate(trained.robust, images, plan)]

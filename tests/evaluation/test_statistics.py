@@ -23,9 +23,7 @@ def test_published_intervals(correct: int, total: int, low: float, high: float) 
 def test_scipy_agrees(correct: int, total: int, confidence: float) -> None:
     stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(correct, total, confidence) == pytest.approx(
-        (expected.low, expected.high), abs=1e-12
-    )
+    assert wilson_interval(correct, total, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @given(st.integers(1, 100_000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))

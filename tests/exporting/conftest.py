@@ -16,9 +16,7 @@ class OddNetwork(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 13, 3, 2, 1, bias=False), nn.BatchNorm2d(13), nn.ReLU())
         self.depthwise = nn.Sequential(nn.Conv2d(13, 13, 3, 1, 1, groups=13), nn.BatchNorm2d(13), nn.ReLU6())
-        self.widen = nn.Sequential(
-            nn.Conv2d(13, 37, (3, 1), padding=(1, 0)), nn.BatchNorm2d(37), nn.Hardswish()
-        )
+        self.widen = nn.Sequential(nn.Conv2d(13, 37, (3, 1), padding=(1, 0)), nn.BatchNorm2d(37), nn.Hardswish())
         self.pool = nn.Sequential(nn.MaxPool2d(2), nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten())
         self.head = nn.Linear(74, classes)
 

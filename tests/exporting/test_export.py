@@ -69,9 +69,7 @@ def test_smoke_test_passes_a_good_network_and_stops_one_that_cannot_be_exported(
 
 def test_pooling_whose_bins_are_not_equal_is_exported(classifier: Classifier, tmp_path: Path) -> None:
     """As in VGG below 224 pixels, whose head enlarges its maps; here one axis grows and the other shrinks unevenly."""
-    shrunk = nn.Sequential(
-        nn.Conv2d(3, 4, 3, 16, 1), nn.AdaptiveAvgPool2d((7, 3)), nn.Flatten(), nn.Linear(84, 5)
-    )
+    shrunk = nn.Sequential(nn.Conv2d(3, 4, 3, 16, 1), nn.AdaptiveAvgPool2d((7, 3)), nn.Flatten(), nn.Linear(84, 5))
     vgg = Classifier(shrunk, classifier.spec).eval()  # 48×64 pixels: maps of 3×4
     for format_ in ("onnx", "tflite"):
         smoke_test(vgg, load_target("jetson-nano"), (format_,))

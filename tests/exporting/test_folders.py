@@ -19,13 +19,9 @@ from fsrp_edge.runtimes import open_session
 from fsrp_edge.targets.load import load_target
 
 
-def test_ncnn_computes_what_the_network_computes(
-    classifier: Classifier, images: ImageSet, tmp_path: Path
-) -> None:
+def test_ncnn_computes_what_the_network_computes(classifier: Classifier, images: ImageSet, tmp_path: Path) -> None:
     pytest.importorskip("ncnn"), pytest.importorskip("pnnx")
-    made = [
-        export_ncnn(classifier, tmp_path / f"m-{precision}.ncnn", precision) for precision in ("fp32", "fp16")
-    ]
+    made = [export_ncnn(classifier, tmp_path / f"m-{precision}.ncnn", precision) for precision in ("fp32", "fp16")]
     for artifact in made:
         assert {file.name for file in (tmp_path / artifact.path).iterdir()} == {"model.param", "model.bin"}
         require_parity(check_parity(classifier, tmp_path / artifact.path, artifact, images))

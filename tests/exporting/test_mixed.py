@@ -53,9 +53,7 @@ def accuracy_on(images: ImageSet) -> Callable[[Path], float]:
     return accuracy
 
 
-def test_every_layer_is_listed_the_worst_first(
-    quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...]
-) -> None:
+def test_every_layer_is_listed_the_worst_first(quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...]) -> None:
     assert {error.layer for error in errors} == set(quantizer.layers) and len(errors) == 4
     values = [error.relative_error for error in errors]
     assert values == sorted(values, reverse=True)

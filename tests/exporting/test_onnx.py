@@ -23,9 +23,7 @@ def quantize_to_int8(source: Path, path: Path, **given: Any) -> Artifact:
 
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(13, 7), (17, 8), (20, 9), (23, 13)])
-def test_file_keeps_the_caps_of_the_device(
-    classifier: Classifier, tmp_path: Path, opset: int, ir_version: int
-) -> None:
+def test_file_keeps_the_caps_of_the_device(classifier: Classifier, tmp_path: Path, opset: int, ir_version: int) -> None:
     artifact = export_onnx(classifier, tmp_path / "m.onnx", opset=opset, ir_version=ir_version)
     model = onnx.load(tmp_path / "m.onnx")
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", min(opset, 20))]
@@ -102,9 +100,7 @@ def test_int8_types_are_the_target_s(
     assert (artifact.opset, artifact.ir_version) == (13, 7)
     model = onnx.load(tmp_path / "int8.onnx")
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    quantized = {
-        constants[node.input[2]].dtype for node in model.graph.node if node.op_type == "QuantizeLinear"
-    }
+    quantized = {constants[node.input[2]].dtype for node in model.graph.node if node.op_type == "QuantizeLinear"}
     assert quantized == {np.dtype(kind)}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     producers = {node.output[0]: node for node in model.graph.node}
@@ -131,9 +127,7 @@ def test_fp16_halves_the_file_and_keeps_float32_ports(tmp_path: Path, classifier
 def test_int8_without_images_is_refused(classifier: Classifier, images: ImageSet, tmp_path: Path) -> None:
     export_onnx(classifier, tmp_path / "fp32.onnx", opset=13, ir_version=7)
     with pytest.raises(BadInputError, match="calibration images"):
-        quantize_to_int8(
-            tmp_path / "fp32.onnx", tmp_path / "i.onnx", activation="uint8", calibration=images.first(0)
-        )
+        quantize_to_int8(tmp_path / "fp32.onnx", tmp_path / "i.onnx", activation="uint8", calibration=images.first(0))
 
 
 def test_network_that_cannot_be_exported_says_so_once(
@@ -171,17 +165,13 @@ def test_input_of_bytes_is_the_same_network(classifier: Classifier, images: Imag
     pixels, _ = next(images.batches(8))
     assert artifact.input == "uint8" and session.input.dtype == np.uint8
     np.testing.assert_array_equal(session.prepare(pixels.numpy()), (255 * pixels).round().byte().numpy())
-    np.testing.assert_allclose(
-        session.run(pixels.numpy()), classifier(pixels).detach().numpy(), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(session.run(pixels.numpy()), classifier(pixels).detach().numpy(), rtol=1e-4, atol=1e-4)
     given = {"activation": "uint8", "calibration": images.first(8)}
     quantize_to_int8(tmp_path / "m.onnx", tmp_path / "int8.onnx", **given)
     assert open_session(tmp_path / "int8.onnx").input.dtype == np.uint8
 
 
-def test_batch_is_open_where_it_is_asked_for(
-    classifier: Classifier, images: ImageSet, tmp_path: Path
-) -> None:
+def test_batch_is_open_where_it_is_asked_for(classifier: Classifier, images: ImageSet, tmp_path: Path) -> None:
     options = ExportOptions(dynamic_batch=True)
     artifact = export_onnx(classifier, tmp_path / "m.onnx", opset=13, ir_version=7, options=options)
     session = open_session(tmp_path / "m.onnx")
@@ -189,9 +179,7 @@ def test_batch_is_open_where_it_is_asked_for(
     pixels, _ = next(images.batches(5))
     reference = classifier(pixels).detach().numpy()
     for count in (1, 5):
-        np.testing.assert_allclose(
-            session.invoke(pixels[:count].numpy()), reference[:count], rtol=1e-4, atol=1e-4
-        )
+        np.testing.assert_allclose(session.invoke(pixels[:count].numpy()), reference[:count], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["entropy", "percentile", "mse"])
@@ -216,9 +204,7 @@ def test_sums_of_large_products_are_not_cut_off(classifier: Classifier, tmp_path
     summing = torch.nn.Conv2d(3, 8, 3, bias=False)
     torch.nn.init.ones_(summing.weight)
     spec = classifier.spec.model_copy(update={"mean": (0.0,) * 3, "std": (1.0,) * 3, "classes": 8})
-    network = Classifier(
-        torch.nn.Sequential(summing, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), spec
-    )
+    network = Classifier(torch.nn.Sequential(summing, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), spec)
     white = ImageSet.of("white", ArraySource(np.full((2, 3, 48, 64), 255, np.uint8)), torch.zeros(2))
     export_onnx(network.eval(), tmp_path / "fp32.onnx", opset=13, ir_version=7)
     quantize_to_int8(
@@ -236,7 +222,5 @@ def test_seven_bits_are_for_all_weights_but_those_of_depthwise_convolutions(
     given = {"activation": "uint8", "weight_bits": 7, "calibration": images.first(4)}
     quantize_to_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", **given)
     tensors = [onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "int8.onnx").graph.initializer]
-    largest = {
-        one.shape: np.abs(one.astype(int)).max() for one in tensors if one.dtype == np.int8 and one.ndim > 1
-    }
+    largest = {one.shape: np.abs(one.astype(int)).max() for one in tensors if one.dtype == np.int8 and one.ndim > 1}
     assert largest == {(13, 3, 3, 3): 64, (13, 1, 3, 3): 127, (37, 13, 3, 1): 64, (5, 74): 64}

@@ -53,9 +53,7 @@ def artifact_of(precision: str = "fp32") -> Artifact:
     )
 
 
-def test_every_precision_of_a_network_passes(
-    classifier: Classifier, images: ImageSet, tmp_path: Path
-) -> None:
+def test_every_precision_of_a_network_passes(classifier: Classifier, images: ImageSet, tmp_path: Path) -> None:
     source = tmp_path / "fp32.onnx"
     made = [export_onnx(classifier, source, opset=13, ir_version=7)]
     made.append(convert_to_fp16(source, tmp_path / "fp16.onnx"))
@@ -99,18 +97,14 @@ def test_random_images_alone_tell_mixed_up_axes_of_int8_files(
 
 def test_the_file_that_is_told_is_the_furthest_from_its_own_limit() -> None:
     reference = np.array([[100.0, -50.0], [20.0, 80.0]], np.float32)
-    coarse = compare(
-        reference, reference + np.array([[20], [-20]]), artifact_of("int8"), "onnxruntime", "real"
-    )
+    coarse = compare(reference, reference + np.array([[20], [-20]]), artifact_of("int8"), "onnxruntime", "real")
     fine = compare(reference, reference + 0.5, artifact_of(), "onnxruntime", "real")
     assert coarse.relative_error > fine.relative_error and not coarse.passed and not fine.passed
     with pytest.raises(GateFailedError, match="2 of 2 parity checks failed; worst: onnx fp32"):
         require_parity([coarse, fine])
 
 
-def test_other_weights_fail_in_every_precision(
-    classifier: Classifier, images: ImageSet, tmp_path: Path
-) -> None:
+def test_other_weights_fail_in_every_precision(classifier: Classifier, images: ImageSet, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = Classifier(type(classifier.network)(5), classifier.spec).eval()  # type: ignore[call-arg,arg-type]
     source = tmp_path / "fp32.onnx"
@@ -169,7 +163,5 @@ def test_a_file_of_another_network_is_refused(classifier: Classifier, tmp_path: 
     torch.manual_seed(1)
     other = Classifier(type(classifier.network)(5), classifier.spec).eval()  # type: ignore[call-arg,arg-type]
     export_onnx(other, tmp_path / "other.onnx", opset=17, ir_version=8)
-    with pytest.raises(
-        BadInputError, match=r"other\.onnx is not a file of this network: on 8 random images, cosine"
-    ):
+    with pytest.raises(BadInputError, match=r"other\.onnx is not a file of this network: on 8 random images, cosine"):
         require_file_of(classifier, tmp_path / "other.onnx")

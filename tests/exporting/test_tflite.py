@@ -74,9 +74,7 @@ def test_same_network_gives_the_same_bytes(
     assert str(folder).encode() not in (folder / "one.tflite").read_bytes()
 
 
-def test_memory_layout_of_the_weights_does_not_matter(
-    classifier: Classifier, fp32: Artifact, folder: Path
-) -> None:
+def test_memory_layout_of_the_weights_does_not_matter(classifier: Classifier, fp32: Artifact, folder: Path) -> None:
     strided = copy.deepcopy(classifier).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert export_tflite(strided, folder / "strided.tflite").sha256 == fp32.sha256
 
@@ -94,9 +92,7 @@ def test_ranges_by_every_method_give_a_file_that_agrees(
     artifact = quantizer.quantize(folder / f"{method}.tflite")
     assert (
         artifact.sha256
-        != Int8Quantizer(folder / fp32.path, calibration=images.first(24))
-        .quantize(folder / "plain.tflite")
-        .sha256
+        != Int8Quantizer(folder / fp32.path, calibration=images.first(24)).quantize(folder / "plain.tflite").sha256
     )
     require_parity(check_parity(classifier, folder / artifact.path, artifact, images))
 
@@ -108,9 +104,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return facts
 
 
-def test_facts_are_in_the_file_in_every_precision(
-    classifier: Classifier, images: ImageSet, folder: Path
-) -> None:
+def test_facts_are_in_the_file_in_every_precision(classifier: Classifier, images: ImageSet, folder: Path) -> None:
     facts, source = {"seed": "0", "labels": '["a", "ü"]'}, folder / "facts.tflite"
     export_tflite(classifier, source, metadata=facts)
     convert_weights(source, folder / "facts16.tflite", "fp16", metadata=facts)
@@ -140,8 +134,6 @@ class LargestOfQuarters(nn.Module):
 
 def test_an_operator_that_the_converter_lacks_is_named_with_its_line_and_a_way_out(folder: Path) -> None:
     classifier = as_classifier(LargestOfQuarters(), shape=(3, 8, 8), classes=12)
-    with pytest.raises(
-        ToolFailedError, match=r"no adaptive_max_pool2d .*return F\.adap.*--format onnx"
-    ) as seen:
+    with pytest.raises(ToolFailedError, match=r"no adaptive_max_pool2d .*return F\.adap.*--format onnx") as seen:
         export_tflite(classifier, folder / "lacks.tflite")
     assert "test_tflite.py:" in str(seen.value) and "\n" not in str(seen.value)

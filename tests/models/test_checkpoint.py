@@ -158,9 +158,7 @@ def test_other_precisions_become_float32(tmp_path, state, dtype):
 def test_old_key_names_of_torchvisions_densenet(tmp_path):
     network = registry.build("torchvision:densenet121", classes=3)
     old = {
-        name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.")
-        if "denselayer" in name
-        else name: tensor
+        name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in name else name: tensor
         for name, tensor in network.state_dict().items()
     }
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
@@ -289,9 +287,7 @@ def test_a_plain_pickle_does_not_run_either(tmp_path):
 
 def test_a_pickled_network_that_is_known_is_rebuilt(tmp_path, network):
     path = saved(tmp_path, {"model": nn.DataParallel(network)})
-    with pytest.raises(
-        BadInputError, match=r"\(torch.nn.parallel.data_parallel.DataParallel\).*--trust-pickle"
-    ):
+    with pytest.raises(BadInputError, match=r"\(torch.nn.parallel.data_parallel.DataParallel\).*--trust-pickle"):
         load_classifier(path)
     classifier = load_classifier(path, trust_pickle=True)
     assert classifier.spec.architecture == "cifar:resnet20-a"
@@ -348,9 +344,7 @@ def test_absent_files_and_folders(tmp_path):
         load_classifier(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "value", [{}, {"epoch": 3, "lr": 0.1}, [torch.zeros(2)], torch.zeros(3), {"state_dict": {}}]
-)
+@pytest.mark.parametrize("value", [{}, {"epoch": 3, "lr": 0.1}, [torch.zeros(2)], torch.zeros(3), {"state_dict": {}}])
 def test_files_without_weights(tmp_path, value):
     with pytest.raises(BadInputError, match="holds no weights"):
         load_classifier(saved(tmp_path, value))
@@ -412,9 +406,7 @@ def test_a_factory_of_gray_networks(tmp_path):
     assert load_classifier(tmp_path / "own.safetensors", architecture=arch).spec == loaded.spec
 
 
-@pytest.mark.parametrize(
-    "beside", [{"ema": {"decay": 0.999}}, {"model_ema": {}}, {"net": {"name": "resnet20"}}]
-)
+@pytest.mark.parametrize("beside", [{"ema": {"decay": 0.999}}, {"model_ema": {}}, {"net": {"name": "resnet20"}}])
 def test_settings_are_not_taken_for_weights(tmp_path, beside):
     state = registry.build("cifar:resnet20-a", classes=10).state_dict()
     torch.save({**beside, "weights": state}, tmp_path / "net.pth")

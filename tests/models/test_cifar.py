@@ -62,8 +62,6 @@ def test_logits_in_both_modes(name):
     assert network.eval()(x).shape == (2, 7)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet21-a", "vgg16_bn-w0", "vgg16_bn-wide", "vgg16_bn-w-1", "vgg16_bn-wnan"]
-)
+@pytest.mark.parametrize("name", ["resnet21-a", "vgg16_bn-w0", "vgg16_bn-wide", "vgg16_bn-w-1", "vgg16_bn-wnan"])
 def test_unknown_names_have_no_factory(name):
     assert cifar.factory(name) is None

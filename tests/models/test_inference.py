@@ -54,9 +54,7 @@ def test_cifar_networks(name):
 def test_no_two_networks_share_names_and_shapes():
     names = [f"cifar:{name}" for name in cifar.FACTORIES]
     names += [f"torchvision:{name}" for name in registry.torchvision_names()]
-    signatures = {
-        frozenset((key, tuple(tensor.shape)) for key, tensor in weights(name, 10).items()) for name in names
-    }
+    signatures = {frozenset((key, tuple(tensor.shape)) for key, tensor in weights(name, 10).items()) for name in names}
     assert len(signatures) == len(names) > 90
 
 
@@ -96,9 +94,7 @@ def test_pruned_weights_without_their_layout_are_explained():
 
 def test_a_users_factory_that_takes_no_classes(tmp_path):
     file = tmp_path / "nets.py"
-    file.write_text(
-        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))\n"
-    )
+    file.write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))\n")
     state = {"0.weight": torch.zeros(4, 3, 3, 3), "0.bias": torch.zeros(4)}
     full = state | {"1.weight": torch.zeros(2, 4), "1.bias": torch.zeros(2)}
     assert compare(f"{file}:net", full).exact

@@ -151,9 +151,7 @@ def rewritten(tmp_path, classifier, change):
         (lambda about: about["spec"].update(surprise=1), "this version does not read"),
         (lambda about: about["spec"].update(classes=6), "classifier.bias is"),
         (
-            lambda about: about["spec"].update(
-                layer_shapes={"classifier": {"tensors": {"weight": [10**6, 10**6]}}}
-            ),
+            lambda about: about["spec"].update(layer_shapes={"classifier": {"tensors": {"weight": [10**6, 10**6]}}}),
             "classifier.weight is",
         ),
         *(

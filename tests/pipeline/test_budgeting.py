@@ -36,17 +36,13 @@ def test_shapes_that_the_graph_computes_are_told_and_layers_keep_their_names() -
     network = built("torchvision:shufflenet_v2_x0_5", shape=(3, 64, 64))
     graph = named_graph(network)
     assert graph.macs == measure_size(network).macs
-    layers = {
-        name for name, each in network.network.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)
-    }
+    layers = {name for name, each in network.network.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)}
     assert {link.weight for link in graph.links if link.weight} == layers
 
 
 def test_trial_files_are_as_large_as_those_that_are_shipped(tmp_path: Path) -> None:
     labels = tuple(f"a class with quite a long name, number {number}" for number in range(10))
-    body = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
-    )
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
     network = as_classifier(body, class_names=labels)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
     images = ImageSet.of("noise", ArraySource(pixels), torch.arange(8))
@@ -68,9 +64,7 @@ def judged(report: RunReport, kind: BudgetKind, limit: float, **of_latency: obje
     requests = tuple(ArtifactRequest(name, "fp32") for name in ("onnx", "tflite"))
     images = ImageSet.of("none", ArraySource(np.zeros((0, 3, 32, 32), np.uint8)), torch.zeros(0))
     place = Workplace(load_target("raspberry-pi-4"), requests, parse_address("ssh://pi"), 1, images)
-    network = as_classifier(
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), classes=4
-    )
+    network = as_classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), classes=4)
     budget = Budgeted(kind=kind, limit=limit, dense=2 * limit, least=0, planned=limit, basis="counted")
     return verdict(place, network, budget, list(map(changed, report.ledger)))
 

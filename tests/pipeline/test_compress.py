@@ -148,15 +148,8 @@ def test_the_evidence_agrees_with_the_ledger(finished: CompressResult) -> None:
     scores = FilterScores.load(finished.directory / "scores.json").layers
     for each in evidence.spectra:
         assert pictured.arrays[f"spectra/{each.layer}"].shape == (6, *(scores[each.layer].map_size or ()))
-        assert (
-            min(scores[each.layer].scores)
-            == each.scores[0]
-            <= each.scores[-1]
-            == max(scores[each.layer].scores)
-        )
-    measured = {
-        each.latency.sha256 for each in BenchResults.load(finished.directory / "bench.json").measurements
-    }
+        assert min(scores[each.layer].scores) == each.scores[0] <= each.scores[-1] == max(scores[each.layer].scores)
+    measured = {each.latency.sha256 for each in BenchResults.load(finished.directory / "bench.json").measurements}
     assert {artifact.sha256 for artifact in finished.report.artifacts} < measured
     html = (finished.directory / "report.html").read_text()
     assert html.count('<svg role="img"') == 5 + len(evidence.spectra)
@@ -244,9 +237,7 @@ def test_the_network_and_its_files_became_smaller(finished: CompressResult) -> N
     assert sizes["onnx int8"] < sizes["onnx fp32"] < 0.5 * sizes["dense onnx fp32"]
 
 
-def test_the_manifest_holds_the_digest_of_every_result(
-    finished: CompressResult, options: CompressOptions
-) -> None:
+def test_the_manifest_holds_the_digest_of_every_result(finished: CompressResult, options: CompressOptions) -> None:
     manifest = read_json(finished.directory / MANIFEST)
     for name, entry in manifest["files"].items():
         path = finished.directory / name
@@ -277,10 +268,7 @@ def test_files_keep_to_the_devices_caps_as_onnx_itself_reads_them(finished: Comp
         model = onnx.load(path)
         (opset,) = (entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
         assert opset == artifact.opset and opset <= target.choices.onnx_opset.value
-        assert (
-            model.ir_version == artifact.ir_version
-            and model.ir_version <= target.choices.onnx_ir_version.value
-        )
+        assert model.ir_version == artifact.ir_version and model.ir_version <= target.choices.onnx_ir_version.value
     assert {node.op_type for node in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
 
 
@@ -336,13 +324,9 @@ def test_a_pruned_network_can_be_compressed_again(
 # -- running again --------------------------------------------------------------------------------------------------
 
 
-def test_the_same_command_again_does_nothing_and_reports_the_same(
-    again: Any, finished: CompressResult
-) -> None:
+def test_the_same_command_again_does_nothing_and_reports_the_same(again: Any, finished: CompressResult) -> None:
     times = {
-        name: (again.directory / name).stat().st_mtime_ns
-        for name in left(again.directory)
-        if "report" not in name
+        name: (again.directory / name).stat().st_mtime_ns for name in left(again.directory) if "report" not in name
     }
     result = again()
     assert redone(result) == []
@@ -377,9 +361,7 @@ def test_a_changed_option_makes_anew_what_depends_on_it(
     result = again(**changed)
     assert set(redone(result)) == expected
     manifest = read_json(again.directory / MANIFEST)
-    assert all(
-        sha256_file(again.directory / name) == entry["sha256"] for name, entry in manifest["files"].items()
-    )
+    assert all(sha256_file(again.directory / name) == entry["sha256"] for name, entry in manifest["files"].items())
     published = {name for name in left(again.directory) if name.startswith("artifacts/")}
     assert published == {str(artifact.path) for artifact in result.report.artifacts}, (
         "a file of the other options is left"
@@ -450,15 +432,11 @@ sys.exit(run(command))
 """
 
 
-def _interrupted(
-    options: CompressOptions, epochs: int, with_signal: int, scratch: Path
-) -> subprocess.Popen[str]:
+def _interrupted(options: CompressOptions, epochs: int, with_signal: int, scratch: Path) -> subprocess.Popen[str]:
     """A run in a process of its own, ended by a signal as soon as so many epochs are on disk."""
     assert options.out is not None
     scratch.write_text(options.model_dump_json())
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(scratch)], stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(scratch)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if any(_epochs(path) >= epochs for path in options.out.glob("recover-*.unfinished.pt")):
@@ -500,9 +478,7 @@ def test_a_run_that_was_interrupted_and_killed_ends_as_if_nothing_had_happened(
 def test_what_another_recovery_left_unfinished_does_not_stand_in_the_way(again: Any) -> None:
     stale = again.directory / "recover-000000000000.unfinished.pt"
     torch.save({"identity": {}, "state": {}}, stale)
-    result = again(
-        recovery=Recipe(epochs=1, batch_size=32, learning_rate=0.02, eps=0.05), precisions=("fp32",)
-    )
+    result = again(recovery=Recipe(epochs=1, batch_size=32, learning_rate=0.02, eps=0.05), precisions=("fp32",))
     assert result.report.recovery is not None and result.report.recovery.epochs == 1
     assert not stale.exists()
 

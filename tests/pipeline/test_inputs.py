@@ -19,9 +19,7 @@ def test_preprocessing_is_recorded_as_the_images_were_brought_to_size(tmp_path) 
     images, labels = np.zeros((40, 3, 20, 20), np.uint8), np.arange(40) % 10
     np.savez(tmp_path / "other.npz", x=images, y=labels)
     network = with_crop()
-    assert (
-        load_data(network, str(tmp_path / "other.npz"), 0).whole and network.spec.preprocessing.resize == 32
-    )
+    assert load_data(network, str(tmp_path / "other.npz"), 0).whole and network.spec.preprocessing.resize == 32
     np.savez(tmp_path / "same.npz", x=np.zeros((40, 3, 32, 32), np.uint8), y=labels)
     network = with_crop()
     assert not load_data(network, str(tmp_path / "same.npz"), 0).whole

@@ -63,9 +63,7 @@ def logits(classifier: Classifier, pixels: Tensor) -> Tensor:
         return classifier(pixels)
 
 
-def masking_error(
-    dense: Classifier, pruned: Classifier, groups: Sequence[ChannelGroup], plan: PruningPlan
-) -> float:
+def masking_error(dense: Classifier, pruned: Classifier, groups: Sequence[ChannelGroup], plan: PruningPlan) -> float:
     """How far the pruned network is from the dense one whose layers do not read the removed channels."""
     kept = {group.root: group.kept for group in plan.groups}
     masked = copy.deepcopy(dense).double()

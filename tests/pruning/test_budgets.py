@@ -104,9 +104,7 @@ def test_budgets_hold_together_on_the_network_that_the_plan_gives(resnet, costs,
 
 
 def test_the_knapsack_uses_more_of_a_budget_than_a_common_ratio_can(resnet, costs):
-    (allocated,), (uniform,) = (
-        plan(resnet, costs, how, latency="60%").budgets for how in ("knapsack", "uniform")
-    )
+    (allocated,), (uniform,) = (plan(resnet, costs, how, latency="60%").budgets for how in ("knapsack", "uniform"))
     assert uniform.planned <= allocated.planned <= allocated.limit
     assert allocated.planned > 0.98 * allocated.limit
 
@@ -116,17 +114,12 @@ def test_tilted_ratios_meet_the_budget_and_keep_more_at_one_end(resnet, costs, t
     wanted = PlanOptions.model_validate({"budgets": {"latency": "50%"}, "channel_multiple": 2})
     planning = planning_of(resnet, random_scores(resnet), wanted, costs)
     shares = {
-        each: np.array(tilted(planning, each)) / [c.group.channels for c in planning.candidates]
-        for each in (0.0, tilt)
+        each: np.array(tilted(planning, each)) / [c.group.channels for c in planning.candidates] for each in (0.0, tilt)
     }
     (budget,) = planning.plan(tilted(planning, tilt)).budgets
     assert budget.planned <= budget.limit
     first, last = (
-        [
-            place
-            for place, c in enumerate(planning.candidates)
-            if c.group.root.startswith(stage) and not c.reason
-        ]
+        [place for place, c in enumerate(planning.candidates) if c.group.root.startswith(stage) and not c.reason]
         for stage in ("layer1", "layer3")
     )
     kept_more, kept_less = (first, last) if tilt > 0 else (last, first)
@@ -196,9 +189,7 @@ def test_trials_find_a_plan_close_to_a_budget_on_a_device_that_is_not_as_reckone
         load_target("generic-x86"), (ArtifactRequest("onnx", "fp32"),), parse_address("local"), 1, images=None
     )
 
-    def measured(
-        _, network, kinds
-    ):  # it starts operators faster than any published device, and is slow at MACs
+    def measured(_, network, kinds):  # it starts operators faster than any published device, and is slow at MACs
         return {"latency": 0.02 + 1e-6 * measure_size(network).macs}
 
     monkeypatch.setattr(Workplace, "try_files", measured)

@@ -44,9 +44,7 @@ def groups_of(network):
         ("torchvision:googlenet", 64),
     ],
 )
-def test_pruned_network_computes_what_the_masked_one_does(
-    architecture, size, carried, planned, error_against_masking
-):
+def test_pruned_network_computes_what_the_masked_one_does(architecture, size, carried, planned, error_against_masking):
     dense = carried(architecture, size)
     groups = PruningGraph(dense).groups()
     plan = planned(dense, ratio=0.5, channel_multiple=4)
@@ -87,8 +85,7 @@ def test_group_norm_loses_equal_positions_of_every_block(planned):
     kept = next(group.kept for group in plan.groups if group.root == "wide")
     assert len(kept) == 32
     assert all(
-        {channel % 16 for channel in kept if channel // 16 == block} == {c % 16 for c in kept}
-        for block in range(4)
+        {channel % 16 for channel in kept if channel // 16 == block} == {c % 16 for c in kept} for block in range(4)
     )
 
 

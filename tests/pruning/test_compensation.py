@@ -122,9 +122,7 @@ def test_a_trained_network_keeps_more_without_any_training(trained_checkpoint, c
     wanted = logits(dense, pixels).softmax(1)
     plain, compensated = apply_plan(dense, plan), apply_plan(dense, plan, DenseOutputs(dense, some))
     recalibrate_batch_norm(plain, some)
-    lost, kept = (
-        float((logits(each, pixels).softmax(1) - wanted).abs().mean()) for each in (plain, compensated)
-    )
+    lost, kept = (float((logits(each, pixels).softmax(1) - wanted).abs().mean()) for each in (plain, compensated))
     assert kept < 0.7 * lost
     assert weights_sha256(dense.network) == before
 
@@ -139,8 +137,7 @@ def test_layers_behind_concatenations_and_depthwise_ones_are_fitted_too(carried,
     changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
     assert len([name for name in changed if name.endswith("weight")]) > 10
     lost, kept = (
-        float((logits(each, outputs.pixels) - outputs.logits).square().mean())
-        for each in (plain, compensated)
+        float((logits(each, outputs.pixels) - outputs.logits).square().mean()) for each in (plain, compensated)
     )
     assert kept < 0.7 * lost
 
@@ -167,9 +164,7 @@ def test_weights_before_a_batch_norm_keep_their_size_and_outputs_are_as_well_fit
     assert not torch.allclose(found.network[3].weight, free.network[3].weight)
     assert torch.allclose(logits(found, outputs.pixels), logits(free, outputs.pixels), atol=1e-3)
     kept = [channel for channel in range(8) if channel not in {0, 3, 5}]
-    sizes = [
-        each.flatten(1).norm(dim=1) for each in (found.network[3].weight, dense.network[3].weight[:, kept])
-    ]
+    sizes = [each.flatten(1).norm(dim=1) for each in (found.network[3].weight, dense.network[3].weight[:, kept])]
     assert torch.allclose(*sizes)
 
 
@@ -178,8 +173,7 @@ def test_a_last_layer_that_would_grow_much_is_left_where_training_follows(monkey
     monkeypatch.setattr(compensation, "GROWTH", growth)
     dense = normalized()
     fitted, tamed = (
-        without(dense, {0, 3, 5, 6}, DenseOutputs(dense, images(), trained_after=after))
-        for after in (False, True)
+        without(dense, {0, 3, 5, 6}, DenseOutputs(dense, images(), trained_after=after)) for after in (False, True)
     )
     before, after, always = (dict(each.network[8].named_parameters()) for each in (dense, tamed, fitted))
     assert always["weight"].norm() > 1.01 * before["weight"].norm()

@@ -41,9 +41,7 @@ def test_runs_read_as_people_write_them() -> None:
     assert parse_channels("") == ()
 
 
-@pytest.mark.parametrize(
-    "text", ["5-2", "-1", "1-", "a", "1,2", "0x4", "1--2", "٣", "1_0", "0-99999999999999"]
-)
+@pytest.mark.parametrize("text", ["5-2", "-1", "1-", "a", "1,2", "0x4", "1--2", "٣", "1_0", "0-99999999999999"])
 def test_runs_that_mean_nothing_are_refused_at_once(text: str) -> None:
     with pytest.raises(ValidationError, match="neither a channel"):
         plan(kept=text)

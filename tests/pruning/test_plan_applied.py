@@ -69,9 +69,7 @@ def silence(classifier: Classifier, plan: PruningPlan, norms: dict[str, str]) ->
 
 def norms_after(network: nn.Module) -> dict[str, str]:
     """The batch norm that is defined right after each convolution, by name."""
-    names = [
-        name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
-    ]
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
     return dict(zip(names[::2], names[1::2], strict=True))
 
 
@@ -94,9 +92,7 @@ def test_a_pruned_network_is_the_dense_one_with_channels_silenced(architecture: 
 
 def _resnet_norms(network: nn.Module) -> dict[str, str]:
     return {
-        name: name.replace("conv", "bn")
-        if "shortcut" not in name
-        else name.replace("shortcut.0", "shortcut.1")
+        name: name.replace("conv", "bn") if "shortcut" not in name else name.replace("shortcut.0", "shortcut.1")
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv2d)
     }

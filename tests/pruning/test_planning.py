@@ -68,9 +68,7 @@ def test_ratio_of_parameters_or_macs_is_met(resnet, planned, of, ratio):
 
 
 def test_unreachable_ratio_names_the_nearest_which_is_reachable(resnet, planned):
-    with pytest.raises(
-        BadInputError, match=r"99\.0% of the macs cannot be removed.*8\d\.\d% is the most"
-    ) as raised:
+    with pytest.raises(BadInputError, match=r"99\.0% of the macs cannot be removed.*8\d\.\d% is the most") as raised:
         planned(resnet, ratio=0.99, ratio_of="macs", channel_multiple=8)
     nearest = float(str(raised.value).partition("--ratio ")[2].split()[0])
     plan = planned(resnet, ratio=nearest, ratio_of="macs", channel_multiple=8)
@@ -79,9 +77,7 @@ def test_unreachable_ratio_names_the_nearest_which_is_reachable(resnet, planned)
 
 
 def test_locks_keep_outputs_inputs_and_the_first_layer(resnet, planned):
-    plan = planned(
-        resnet, ratio=0.5, keep=["layer1.?.conv1"], keep_inputs=["layer2.1.conv2"], keep_first=True
-    )
+    plan = planned(resnet, ratio=0.5, keep=["layer1.?.conv1"], keep_inputs=["layer2.1.conv2"], keep_first=True)
     groups = {group.root: group for group in plan.groups}
     for root, reason in {
         "layer1.1.conv1": "--keep layer1.?.conv1",
@@ -125,12 +121,9 @@ def test_plan_file_gives_the_same_network_from_another_copy_of_the_checkpoint(re
 def test_plan_that_touches_a_locked_group_is_refused(resnet, planned):
     plan = planned(resnet, ratio=0.5)
     groups = tuple(
-        group.model_copy(update={"kept": (0, 1)}) if group.root == "linear" else group
-        for group in plan.groups
+        group.model_copy(update={"kept": (0, 1)}) if group.root == "linear" else group for group in plan.groups
     )
-    with pytest.raises(
-        BadInputError, match="removes channels of linear, but these channels are the network's output"
-    ):
+    with pytest.raises(BadInputError, match="removes channels of linear, but these channels are the network's output"):
         apply_plan(resnet, plan.model_copy(update={"groups": groups}))
 
 

@@ -130,19 +130,14 @@ def test_what_is_only_too_sure_of_itself_has_lost_nothing():
     assert tempered_divergence(dense, dense) == 0
     assert tempered_divergence(10 * dense, dense) < 1e-6
     other = dense + torch.randn(dense.shape, generator=torch.Generator().manual_seed(1))
-    assert tempered_divergence(other, dense) == pytest.approx(
-        tempered_divergence(10 * other, dense), rel=1e-3
-    )
+    assert tempered_divergence(other, dense) == pytest.approx(tempered_divergence(10 * other, dense), rel=1e-3)
     assert tempered_divergence(other, dense) > 0.1
     assert tempered_divergence(torch.full_like(dense, math.nan), dense) == math.inf
 
 
 def test_the_search_starts_where_ratios_that_change_through_the_network_lose_less(resnet):
     scores, wanted = random_scores(resnet), budgets(macs="0.5")
-    late = {
-        group.root: 100.0 if group.root.startswith("layer3") else 0.01
-        for group in PruningGraph(resnet).groups()
-    }
+    late = {group.root: 100.0 if group.root.startswith("layer3") else 0.01 for group in PruningGraph(resnet).groups()}
     plan = Planner(Known(resnet, late), scores).plan(wanted, None)
     uniform = make_plan(resnet, scores, wanted.model_copy(update={"allocation": "uniform"}))
     for group in plan.groups:

@@ -185,9 +185,7 @@ def test_the_same_folder_gives_the_same_archive(exported: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["model-fp32.onnx", "model-fp32.ncnn/model.bin"])
-def test_a_file_that_was_changed_since_it_was_verified_is_not_bundled(
-    copied: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_file_that_was_changed_since_it_was_verified_is_not_bundled(copied: Path, tmp_path: Path, name: str) -> None:
     shutil.copy(copied / "model-int8.onnx", copied / name)
     with pytest.raises(GateFailedError, match=f"{name} is not the file that was verified"):
         bundle(copied, tmp_path / "model.zip")

@@ -220,9 +220,7 @@ def test_runs_that_cannot_be_compared_are_refused(run_report: RunReport) -> None
     with pytest.raises(BadInputError, match="evaluated on other images"):
         judge_regressions(run_report, run_report.model_copy(update={"data": other}), ["size=1%"])
     ledger = tuple(row.model_copy(update={"latency": ()}) for row in run_report.ledger)
-    (result,) = judge_regressions(
-        run_report, run_report.model_copy(update={"ledger": ledger}), ["latency_p50=5%"]
-    )
+    (result,) = judge_regressions(run_report, run_report.model_copy(update={"ledger": ledger}), ["latency_p50=5%"])
     assert not result.passed and "in common" in result.message
 
 

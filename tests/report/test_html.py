@@ -23,9 +23,7 @@ from fsrp_edge.scoring.scores import FilterScores, LayerScores
 from tests.conftest import make_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-IDLE = State(
-    governor=None, clock_mhz=None, temperatures_c={}, throttled=None, load_1m=None, free_memory_mb=None
-)
+IDLE = State(governor=None, clock_mhz=None, temperatures_c={}, throttled=None, load_1m=None, free_memory_mb=None)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +46,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for eps in (0.0, 4 / 255, 8 / 255)
         ),
         classes=tuple(
-            evidence.ClassCounts(label=label, images=20, dense=18 - label, recovered=10 + label)
-            for label in range(4)
+            evidence.ClassCounts(label=label, images=20, dense=18 - label, recovered=10 + label) for label in range(4)
         ),
         spectra=(spectra,),
         breakdown=evidence.Breakdown(
@@ -125,10 +122,7 @@ def test_the_page_is_whole_and_leads_with_the_verdict(directory: Path) -> None:
     text = " ".join(" ".join(page.text).split())
     assert "✗ 1 of 2 gates passed; parity: 2 of 2 files compute what the network computes" in text
     assert text.index("gates passed") < text.index("From dense to shipped") < text.index("Provenance")
-    assert (
-        "robust_accuracy>=40% : recovered, PGD-20 L∞ 8/255: 42.1 % (39.1 % to 45.2 %); at least 40.0 %"
-        in text
-    )
+    assert "robust_accuracy>=40% : recovered, PGD-20 L∞ 8/255: 42.1 % (39.1 % to 45.2 %); at least 40.0 %" in text
 
 
 def test_every_picture_has_words(directory: Path) -> None:

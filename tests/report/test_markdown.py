@@ -29,10 +29,7 @@ def test_the_verdict_comes_first(run_report: RunReport) -> None:
         "−17.1 points (−19.7 to −14.4), image by image" in lines
     )
     assert "- MACs: 40.8 M → 10.4 M (−74.4 %, 3.91× fewer)" in lines
-    assert (
-        "- latency of onnx fp32 (onnxruntime, 1 thread): 1.23 → 0.412 ms, 3.00× faster; MACs 3.91× fewer"
-        in lines
-    )
+    assert "- latency of onnx fp32 (onnxruntime, 1 thread): 1.23 → 0.412 ms, 3.00× faster; MACs 3.91× fewer" in lines
 
 
 def test_every_accuracy_stands_with_interval_and_n(run_report: RunReport) -> None:
@@ -94,9 +91,7 @@ def test_an_invalid_latency_says_why(run_report: RunReport) -> None:
 
 def test_what_was_not_done_is_said(run_report: RunReport) -> None:
     ledger = tuple(row.model_copy(update={"latency": (), "parity": ()}) for row in run_report.ledger)
-    bare = run_report.model_copy(
-        update={"ledger": ledger, "speed_ups": (), "recovery": None, "artifacts": ()}
-    )
+    bare = run_report.model_copy(update={"ledger": ledger, "speed_ups": (), "recovery": None, "artifacts": ()})
     markdown = render_markdown(bare)
     assert "– parity of the files was not checked" in markdown
     assert "Latency was not measured." in markdown

@@ -35,9 +35,7 @@ def export(
         calibration_sha256=calibration,
         probe=Probe(shape=(1, 2, 2), seed=1, logits=((0.0, 1.0),)),
     )
-    made = manifest_of_export(
-        exported, source=report.source, target=target, options={}, seed=0, data=report.data
-    )
+    made = manifest_of_export(exported, source=report.source, target=target, options={}, seed=0, data=report.data)
     return write_manifest(with_earlier_export(made, folder), folder)
 
 

@@ -77,9 +77,7 @@ def test_report_writes_the_page_of_several_runs(run_report, tmp_path):
     page = tmp_path / "page.html"
     assert call(cli, ["report", *runs, "--page", str(page)]) == 0
     text = page.read_text()
-    assert (
-        '<a href="runs/half/report.html">half</a>' in text and '<a href="runs/quarter/report.html">' in text
-    )
+    assert '<a href="runs/half/report.html">half</a>' in text and '<a href="runs/quarter/report.html">' in text
     assert str(tmp_path) not in text and "<td>dense</td>" in text  # both came from one network
     assert call(cli, ["report", runs[0], "--page", str(page)]) == 2
 
@@ -93,8 +91,7 @@ def test_runs_under_other_attacks_are_not_ranked(run_report, tmp_path, capsys):
         row.model_copy(
             update={
                 "accuracies": tuple(
-                    each if each.eps is None else each.model_copy(update={"eps": 0.001})
-                    for each in row.accuracies
+                    each if each.eps is None else each.model_copy(update={"eps": 0.001}) for each in row.accuracies
                 )
             }
         )

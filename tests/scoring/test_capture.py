@@ -36,9 +36,7 @@ class Net(nn.Module):
 def read(network: nn.Module, read_at: ReadAt, pixels: Tensor | None = None) -> dict[str, list[Tensor]]:
     """Copies of everything that was handed over, by layer, in order."""
     found: dict[str, list[Tensor]] = {}
-    pixels = (
-        torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(1)) if pixels is None else pixels
-    )
+    pixels = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(1)) if pixels is None else pixels
     with (
         torch.no_grad(),
         MapReader(network, read_at, lambda name, maps: found.setdefault(name, []).append(maps.clone())),
@@ -58,9 +56,7 @@ CHAINS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "functional": lambda net, x: F.relu(
         F.batch_norm(net.stem(x), net.norm.running_mean, net.norm.running_var, net.norm.weight, net.norm.bias)
     ),
-    "torch's functions": lambda net, x: torch.relu(
-        net.norm(F.conv2d(x, net.stem.weight, net.stem.bias, padding=1))
-    ),
+    "torch's functions": lambda net, x: torch.relu(net.norm(F.conv2d(x, net.stem.weight, net.stem.bias, padding=1))),
     "by keyword": lambda net, x: F.relu(
         input=net.norm(F.conv2d(input=x, weight=net.stem.weight, bias=net.stem.bias, padding=1))
     ),
@@ -71,9 +67,7 @@ CHAINS: dict[str, Callable[[Net, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("read_at", PLACES)
-def test_a_map_is_read_where_it_was_asked_for_however_the_layers_are_called(
-    chain: str, read_at: ReadAt
-) -> None:
+def test_a_map_is_read_where_it_was_asked_for_however_the_layers_are_called(chain: str, read_at: ReadAt) -> None:
     network = Net(CHAINS[chain])
     with torch.no_grad():
         convolved = network.stem(PIXELS)
@@ -104,9 +98,7 @@ def test_an_activation_without_a_norm_counts_only_as_an_activation(read_at: Read
     ids=["new", "in place", "operator in place", "function", "concatenation"],
 )
 @pytest.mark.parametrize("read_at", PLACES)
-def test_a_sum_ends_the_chain_of_both_its_terms(
-    add: Callable[[Tensor, Tensor], Tensor], read_at: ReadAt
-) -> None:
+def test_a_sum_ends_the_chain_of_both_its_terms(add: Callable[[Tensor, Tensor], Tensor], read_at: ReadAt) -> None:
     def forward(net: Net, x: Tensor) -> Tensor:
         first = net.stem(x)
         return F.relu_(add(net.norm(first), net.second(first * 2)))
@@ -146,9 +138,7 @@ def test_an_activation_layer_that_is_shared_is_seen_at_each_use() -> None:
     assert same(found["stem"][0], first) and same(found["second"][0], second)
 
 
-@pytest.mark.parametrize(
-    "split", [lambda x: x.chunk(2, 1), lambda x: torch.split(x, 2, 1), lambda x: x.unbind(1)]
-)
+@pytest.mark.parametrize("split", [lambda x: x.chunk(2, 1), lambda x: torch.split(x, 2, 1), lambda x: x.unbind(1)])
 def test_views_that_are_changed_in_place_do_not_reach_back_into_a_map(
     split: Callable[[Tensor], tuple[Tensor, ...]],
 ) -> None:
@@ -222,9 +212,7 @@ def test_every_layer_of_a_residual_network_is_read_once_but_the_fixed_shortcuts(
     assert not any("shortcut" in name for name in found)
     assert all(len(maps) == 1 for maps in found.values())
     assert all((maps[0] >= 0).all() for name, maps in found.items() if name.endswith("conv1"))
-    assert all(
-        (maps[0] < 0).any() for name, maps in found.items() if name.endswith("conv2")
-    )  # the add comes first
+    assert all((maps[0] < 0).any() for name, maps in found.items() if name.endswith("conv2"))  # the add comes first
 
 
 def test_nothing_is_watched_after_the_block() -> None:

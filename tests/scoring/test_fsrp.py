@@ -112,9 +112,7 @@ def test_a_layer_used_at_two_sizes_is_scored_where_its_maps_have_bands() -> None
 def test_a_1d_convolution_is_scored_by_the_energy_of_its_rows() -> None:
     torch.manual_seed(0)
     classifier, data = network(), images()
-    classifier.network = nn.Sequential(
-        nn.Flatten(2), nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)
-    )
+    classifier.network = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
     classifier.network(next(data.batches(2))[0])
     found = score_fsrp(classifier, data, CLEAN, seed=0).layers["1"]
     with torch.no_grad():
@@ -142,8 +140,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(tmp_path: Pa
 
 def test_examples_are_adversarial() -> None:
     clean, attacked = (
-        values(score_fsrp(network(), images(), FSRP(attack=PGD(eps=eps, steps=3)), seed=0))
-        for eps in (0, 0.2)
+        values(score_fsrp(network(), images(), FSRP(attack=PGD(eps=eps, steps=3)), seed=0)) for eps in (0, 0.2)
     )
     assert any(abs(a / b - 1) > 0.01 for a, b in zip(clean["0"], attacked["0"], strict=True))
 

@@ -67,9 +67,7 @@ def test_moments_are_those_of_what_a_layer_reads():
 def test_steps_of_an_attack_are_read_too_and_summed_up_in_full_precision():
     classifier, some = network().eval(), images()
     read: list[torch.Tensor] = []
-    classifier.network[3].register_forward_pre_hook(
-        lambda _, inputs: read.append(inputs[0].detach().double())
-    )  # type: ignore[index, operator, union-attr]
+    classifier.network[3].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].detach().double()))  # type: ignore[index, operator, union-attr]
 
     def attacked() -> Iterator[torch.Tensor]:
         for pixels in batches(some):
@@ -119,10 +117,7 @@ def test_each_step_takes_the_variable_that_explains_most_of_what_readers_make(co
     draw = np.random.default_rng(seed)
     mixed = draw.normal(size=(readers, count, 3 * count)) * draw.uniform(0.2, 3, (count, 1))
     covariances, weights = mixed @ mixed.transpose(0, 2, 1), draw.normal(size=(readers, 4, count))
-    read = [
-        (torch.tensor(each), torch.tensor(made.T @ made))
-        for each, made in zip(covariances, weights, strict=True)
-    ]
+    read = [(torch.tensor(each), torch.tensor(made.T @ made)) for each, made in zip(covariances, weights, strict=True)]
     with mock.patch.object(reconstruction, "PANEL", panel):
         shares = explained_shares(read).numpy()
     order = np.argsort(-shares, kind="stable").tolist()
@@ -256,9 +251,7 @@ def test_readers_count_as_if_batch_norm_were_part_of_them():
         if isinstance(layer, nn.Linear) and place + 1 < len(layers):
             layers[place] = fuse_linear_bn_eval(layer, layers[place + 1])
         elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            layers[place] = fuse_conv_bn_eval(
-                layer, layers[place + 1], transpose=isinstance(layer, nn.ConvTranspose2d)
-            )
+            layers[place] = fuse_conv_bn_eval(layer, layers[place + 1], transpose=isinstance(layer, nn.ConvTranspose2d))
     folded = as_classifier(
         nn.Sequential(
             *(nn.Identity() if isinstance(each, nn.modules.batchnorm._BatchNorm) else each for each in layers)

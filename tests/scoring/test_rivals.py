@@ -71,8 +71,7 @@ def test_the_same_seed_gives_the_same_scores(classifier, images, name):
 
 def test_random_draws_differ_by_seed(classifier, images):
     first, second = (
-        score_rival(classifier, images, Rival(name="random"), seed=seed).layers[INNER].scores
-        for seed in (0, 1)
+        score_rival(classifier, images, Rival(name="random"), seed=seed).layers[INNER].scores for seed in (0, 1)
     )
     assert first != second
 

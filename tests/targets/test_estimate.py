@@ -69,13 +69,9 @@ def test_a_power_mode_is_scaled_from_the_clocks_that_were_measured() -> None:
 
 
 def test_threads_between_those_that_were_measured_lie_between_them() -> None:
-    found = [
-        estimate(graph(), load_target("raspberry-pi-4"), runtime="ncnn", threads=n) for n in (1, 2, 3, 4)
-    ]
+    found = [estimate(graph(), load_target("raspberry-pi-4"), runtime="ncnn", threads=n) for n in (1, 2, 3, 4)]
     assert [each.calibrated for each in found] == [True, False, False, True]
-    assert [each.milliseconds for each in found] == sorted(
-        (each.milliseconds for each in found), reverse=True
-    )
+    assert [each.milliseconds for each in found] == sorted((each.milliseconds for each in found), reverse=True)
     assert "from 4 threads to 3" in found[2].basis
 
 
@@ -110,9 +106,7 @@ def test_only_cpus_use_winograds_algorithm_within_groups() -> None:
 
 
 def test_the_padding_of_small_maps_weighs_on_a_cpus_depthwise_convolutions() -> None:
-    small, large = (
-        Operator("3x3", "depthwise", 9 * pixels, pixels, pixels, 9, 1, 9) for pixels in (16, 1600)
-    )
+    small, large = (Operator("3x3", "depthwise", 9 * pixels, pixels, pixels, 9, 1, 9) for pixels in (16, 1600))
     depthwise = COSTS.index("depthwise")
     for kind, more in {"cpu": (6 / 4) ** 2 / (42 / 40) ** 2, "gpu": 1}.items():
         asked = quantities(Work.of([small, large]), "fp32", Unit(kind))[:, depthwise]

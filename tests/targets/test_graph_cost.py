@@ -85,9 +85,7 @@ def test_the_peak_holds_what_a_residual_keeps_alive(graph: GraphCost) -> None:
 
 
 def test_an_open_batch_dimension_counts_as_one(tmp_path: Path, graph: GraphCost) -> None:
-    open_batch = export(
-        Block(), tmp_path / "open.onnx", input_names=["pixels"], dynamic_axes={"pixels": {0: "batch"}}
-    )
+    open_batch = export(Block(), tmp_path / "open.onnx", input_names=["pixels"], dynamic_axes={"pixels": {0: "batch"}})
     assert open_batch.macs == graph.macs
 
 

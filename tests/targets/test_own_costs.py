@@ -70,8 +70,7 @@ def truth(models: list[Path]) -> dict[Path, float]:
     costs = 3 * pool_costs("ncnn", "fp32")
     costs[2] *= 2
     return {
-        path: float((quantities(Work.of(read_graph(path).operators), "fp32") @ costs).sum()) * 1e-6
-        for path in models
+        path: float((quantities(Work.of(read_graph(path).operators), "fp32") @ costs).sum()) * 1e-6 for path in models
     }
 
 
@@ -154,9 +153,7 @@ def test_several_devices_are_not_fitted_as_one(
     models: list[Path], truth: dict[Path, float], tmp_path: Path, files: int
 ) -> None:
     here = [measurement(path, truth[path]) for path in models]
-    there = [
-        measurement(path, 10 * truth[path]).model_copy(update={"address": "ssh://pi"}) for path in models
-    ]
+    there = [measurement(path, 10 * truth[path]).model_copy(update={"address": "ssh://pi"}) for path in models]
     parts = [here + there] if files == 1 else [here, there]
     written = [write(tmp_path / f"{index}.json", part) for index, part in enumerate(parts)]
     with pytest.raises(BadInputError, match=r"2 devices \(local, ssh://pi\); .* file of its own"):

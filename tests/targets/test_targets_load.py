@@ -192,9 +192,7 @@ def test_an_extending_profile_inherits_the_rest_and_leaves_unused_sources_behind
 
 
 def test_a_profile_extends_a_variant_or_a_file_beside_it(write, tmp_path):
-    assert (
-        load_target(write(VARIANT.replace(": jetson-nano\n", ": jetson-nano@5W\n"))).cpu[0].cores.value == 2
-    )
+    assert load_target(write(VARIANT.replace(": jetson-nano\n", ": jetson-nano@5W\n"))).cpu[0].cores.value == 2
     (tmp_path / "other.yaml").write_text(VARIANT.replace("name: mine", "name: other"), encoding="utf-8")
     child = "name: child\ndescription: a child\nextends: other.yaml@slow\n"
     assert load_target(write(child)).threads == 2
@@ -299,7 +297,5 @@ def test_profiles_are_found_inside_an_installed_package(tmp_path):
     shutil.copytree(ROOT / "fsrp_edge", tmp_path / "fsrp_edge", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "profiles", tmp_path / "fsrp_edge" / "profiles")
     code = "from fsrp_edge.targets.load import target_names; print(*target_names())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert tuple(done.stdout.split()) == target_names()

@@ -67,9 +67,7 @@ class TestPackagedProfile:
     def test_offers_hold_each_pair_once_with_a_reason(self, name):
         offers = PACKAGED[name].offers
         pairs = [(offer.format, offer.precision) for offer in offers]
-        assert pairs == [
-            (format_, precision) for format_ in get_args(Format) for precision in get_args(Precision)
-        ]
+        assert pairs == [(format_, precision) for format_ in get_args(Format) for precision in get_args(Precision)]
         assert all(offer.reason for offer in offers)
         assert all(offer.offered for offer in offers if offer.default)
 
@@ -121,9 +119,7 @@ def test_jetson_nano_is_held_to_tensorrt_8_2_and_spared_int8():
 def test_x86_multiplies_uint8_by_int8_and_arm_int8_by_int8():
     assert load_target("generic-x86").choices.int8_activation.value == "uint8"
     assert load_target("raspberry-pi-4").choices.int8_activation.value == "int8"
-    assert [
-        load_target(name).choices.int8_weight_bits.value for name in ("generic-x86", "raspberry-pi-4")
-    ] == [7, 8]
+    assert [load_target(name).choices.int8_weight_bits.value for name in ("generic-x86", "raspberry-pi-4")] == [7, 8]
 
 
 def test_a_target_cannot_be_changed():

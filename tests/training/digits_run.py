@@ -15,9 +15,7 @@ from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.training.loop import TrainingResult, train
 from fsrp_edge.training.recipe import Recipe
 
-RECIPE = Recipe(
-    method="n-fgsm", eps=0.1, epochs=6, batch_size=64, learning_rate=0.05, crop_padding=1, ema_decay=0.9
-)
+RECIPE = Recipe(method="n-fgsm", eps=0.1, epochs=6, batch_size=64, learning_rate=0.05, crop_padding=1, ema_decay=0.9)
 
 
 def small_cnn() -> Classifier:

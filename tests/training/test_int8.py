@@ -26,9 +26,7 @@ def test_activations_keep_256_values_and_zero() -> None:
 
 def test_weights_keep_255_values_a_channel_and_learn_through_the_rounding() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 5), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)
-    ).train()
+    network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).train()
     before = copy.deepcopy(network.state_dict())
     with rounded_to_int8(network):
         weight = network[0].weight
@@ -42,9 +40,7 @@ def test_weights_keep_255_values_a_channel_and_learn_through_the_rounding() -> N
 
 
 @pytest.mark.parametrize("activation", ["uint8", "int8"])
-def test_it_computes_what_an_int8_file_computes(
-    digit_sets, small_cnn, tmp_path: Path, activation: str
-) -> None:
+def test_it_computes_what_an_int8_file_computes(digit_sets, small_cnn, tmp_path: Path, activation: str) -> None:
     """Where eight bits hurt, they hurt both alike: large weights of a channel that is always 0 leave the others few."""
     network, images = small_cnn().eval(), digit_sets[0].first(64)
     widen(network, 50)
@@ -69,14 +65,10 @@ def test_passes_for_int8_win_back_what_rounding_loses(digit_sets, small_cnn, tmp
 
     def accuracy_of_file() -> float:
         export_onnx(network, tmp_path / "m.onnx", opset=13, ir_version=7)
-        quantizer = Int8Quantizer(
-            tmp_path / "m.onnx", tmp_path, activation="uint8", calibration=learnt.first(128)
-        )
+        quantizer = Int8Quantizer(tmp_path / "m.onnx", tmp_path, activation="uint8", calibration=learnt.first(128))
         quantizer.quantize(tmp_path / "int8.onnx")
         pixels, labels = next(judged.batches(len(judged)))
-        return float(
-            (open_session(tmp_path / "int8.onnx").predict(pixels).argmax(1) == labels).float().mean()
-        )
+        return float((open_session(tmp_path / "int8.onnx").predict(pixels).argmax(1) == labels).float().mean())
 
     before = accuracy_of_file()
     assert before < 0.85

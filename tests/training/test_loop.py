@@ -73,9 +73,7 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, interruptible_r
 def test_a_run_interrupted_within_an_epoch_continues_to_the_same_bits(
     tmp_path: Path, monkeypatch, digit_sets, small_cnn
 ) -> None:
-    recipe = SHORT.model_copy(
-        update={"method": "trades", "attack_steps": 2, "ema_decay": 0.9, "cutmix": True}
-    )
+    recipe = SHORT.model_copy(update={"method": "trades", "attack_steps": 2, "ema_decay": 0.9, "cutmix": True})
     whole = train(small_cnn(), *digit_sets, recipe, seed=3)
     path, save = tmp_path / "training.pt", checkpoints.save
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
@@ -97,9 +95,7 @@ def test_a_run_interrupted_within_an_epoch_continues_to_the_same_bits(
     assert [record.loss for record in result.history] == [record.loss for record in whole.history]
 
 
-@pytest.mark.parametrize(
-    "change", [{"method": "trades", "attack_steps": 3}, {"cutmix": True, "method": "n-fgsm"}]
-)
+@pytest.mark.parametrize("change", [{"method": "trades", "attack_steps": 3}, {"cutmix": True, "method": "n-fgsm"}])
 def test_other_recipes_learn_too(digit_sets, small_cnn, change) -> None:
     recipe = SHORT.model_copy(update={"epochs": 8, "schedule": "cosine", **change})
     best = max(train(small_cnn(), *digit_sets, recipe, seed=0).history, key=lambda record: record.robust)
@@ -133,10 +129,7 @@ def test_it_learns_and_keeps_the_weights_of_its_best_epoch(digit_sets, small_cnn
     with torch.no_grad(), attackable(result.classifier):
         right = result.classifier(pixels).argmax(1) == labels
         attack = PGD(eps=recipe.eps, steps=HELD_OUT_STEPS)
-        stands = (
-            result.classifier(pgd(result.classifier, pixels, labels, attack, generator(0))).argmax(1)
-            == labels
-        )
+        stands = result.classifier(pgd(result.classifier, pixels, labels, attack, generator(0))).argmax(1) == labels
     assert right.float().mean().item() == pytest.approx(best.clean, abs=0.011)
     assert (right & stands).float().mean().item() == pytest.approx(best.robust, abs=0.021)
 
@@ -203,9 +196,7 @@ def test_divergence_says_when_and_what_to_change(
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path, digit_sets, small_cnn) -> None:
     path = tmp_path / "training.pt"
     train(small_cnn(), *digit_sets, SHORT.model_copy(update={"epochs": 1}), seed=0, checkpoint=path)
-    with pytest.raises(
-        BadInputError, match=r"belongs to another run: recipe.epochs \(there 1, now 2\); delete it"
-    ):
+    with pytest.raises(BadInputError, match=r"belongs to another run: recipe.epochs \(there 1, now 2\); delete it"):
         train(small_cnn(), *digit_sets, SHORT, seed=0, checkpoint=path)
     other = small_cnn()
     with torch.no_grad():
@@ -214,9 +205,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path, digit_se
         train(other, *digit_sets, SHORT.model_copy(update={"epochs": 1}), seed=0, checkpoint=path)
 
 
-def test_a_checkpoint_is_not_continued_behind_another_normalization(
-    tmp_path: Path, digit_sets, small_cnn
-) -> None:
+def test_a_checkpoint_is_not_continued_behind_another_normalization(tmp_path: Path, digit_sets, small_cnn) -> None:
     def behind(mean: float) -> Classifier:
         network = small_cnn()
         return Classifier(network.network, network.spec.model_copy(update={"mean": (mean,)}))
@@ -224,9 +213,7 @@ def test_a_checkpoint_is_not_continued_behind_another_normalization(
     path, distilled = tmp_path / "training.pt", SHORT.model_copy(update={"method": "rslad", "epochs": 1})
     train(behind(0.3), *digit_sets, distilled, seed=0, checkpoint=path, teacher=behind(0.3))
     for mean, of_teacher, name in ((0.5, 0.3, "network"), (0.3, 0.5, "teacher")):
-        with pytest.raises(
-            BadInputError, match=rf"another run: {name}\.mean \(there \[0\.3\], now \[0\.5\]\); delete"
-        ):
+        with pytest.raises(BadInputError, match=rf"another run: {name}\.mean \(there \[0\.3\], now \[0\.5\]\); delete"):
             train(behind(mean), *digit_sets, distilled, seed=0, checkpoint=path, teacher=behind(of_teacher))
 
 

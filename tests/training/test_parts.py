@@ -96,9 +96,7 @@ def test_distillation_blends_the_two_losses(weight: float) -> None:
 
 def test_recalibration_brings_back_a_network_whose_statistics_are_of_another(digit_sets, small_cnn) -> None:
     learnt, held_out = digit_sets
-    network = train(
-        small_cnn(), learnt, held_out, Recipe(method="natural", epochs=6, batch_size=64), seed=0
-    ).classifier
+    network = train(small_cnn(), learnt, held_out, Recipe(method="natural", epochs=6, batch_size=64), seed=0).classifier
     pixels, labels = next(held_out.batches(len(held_out)))
 
     def accuracy() -> float:
@@ -157,9 +155,7 @@ def test_rslad_learns_the_teacher_on_both_images_and_no_labels() -> None:
     logits, clean, teacher = (torch.randn((8, 5), generator=generator(seed)) for seed in range(3))
     expected = soft_label_loss(clean, teacher) / 6 + soft_label_loss(logits, teacher) * 5 / 6
     for labels in (torch.zeros(8, dtype=torch.long), torch.ones(8, dtype=torch.long)):
-        loss = training_loss(
-            logits, labels, Recipe(method="rslad"), teacher_logits=teacher, clean_logits=clean
-        )
+        loss = training_loss(logits, labels, Recipe(method="rslad"), teacher_logits=teacher, clean_logits=clean)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -169,8 +165,7 @@ def test_trades_examples_change_the_prediction_inside_the_ball(digit_sets, small
     with attackable(network), torch.no_grad():
         found = away_from(network(pixels), network, pixels, 0.1, 5, generator(0))
         clean, moved, random = (
-            network(images).log_softmax(1)
-            for images in (pixels, found, random_start(pixels, 0.1, generator(0)))
+            network(images).log_softmax(1) for images in (pixels, found, random_start(pixels, 0.1, generator(0)))
         )
     assert (found - pixels).abs().max() <= 0.1 + 1e-6 and found.min() >= 0 and found.max() <= 1
     assert soft_label_loss(moved, clean) > 3 * soft_label_loss(random, clean)
@@ -187,9 +182,7 @@ def test_final_recalibration_stays_only_where_it_is_better(digit_sets, small_cnn
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_every_process_averages_the_same_network_first(
-    digit_sets, small_cnn, monkeypatch, swapped: bool
-) -> None:
+def test_every_process_averages_the_same_network_first(digit_sets, small_cnn, monkeypatch, swapped: bool) -> None:
     """Hashes are addresses, which differ between processes; sets go by them."""
     network, order = small_cnn(), []
     monkeypatch.setattr(Classifier, "__hash__", lambda self: int((self is network) == swapped))

@@ -44,9 +44,7 @@ def test_without_a_recipe_only_the_statistics_of_batch_norm_change(digit_sets, s
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert result.classifier is network and (result.best_epoch, result.history) == (0, ())
     assert changed == {
-        f"network.{layer}.{name}"
-        for layer in (1, 4)
-        for name in ("running_mean", "running_var", "num_batches_tracked")
+        f"network.{layer}.{name}" for layer in (1, 4) for name in ("running_mean", "running_var", "num_batches_tracked")
     }
 
 
@@ -133,11 +131,7 @@ def test_dense_training_repeats_with_its_seed_and_says_what_it_made(monkeypatch:
         train_dense("cifar:vgg16_bn-w0.05", "digits", recipe, seed=seed, **options) for seed in (0, 0, 1)
     )
     assert torch.equal(torch.get_rng_state(), state)
-    assert (
-        weights_sha256(first.classifier)
-        == weights_sha256(again.classifier)
-        != weights_sha256(other.classifier)
-    )
+    assert weights_sha256(first.classifier) == weights_sha256(again.classifier) != weights_sha256(other.classifier)
     spec = first.classifier.spec
     assert (spec.architecture, spec.input_shape, spec.data) == ("cifar:vgg16_bn-w0.05", (3, 32, 32), "digits")
     assert not first.classifier.training
@@ -189,14 +183,10 @@ def test_a_network_file_takes_means_and_deviations_that_the_trained_file_keeps(
 
 def test_photographs_have_nothing_to_teach() -> None:
     with pytest.raises(BadInputError, match="has no labels to learn from"):
-        train_dense(
-            "cifar:vgg16_bn-w0.05", "photographs", Recipe(epochs=1), classes=10, input_size=None, seed=0
-        )
+        train_dense("cifar:vgg16_bn-w0.05", "photographs", Recipe(epochs=1), classes=10, input_size=None, seed=0)
 
 
-def test_passes_for_int8_come_last_and_leave_a_network_as_its_factory_builds_it(
-    digit_sets, small_cnn
-) -> None:
+def test_passes_for_int8_come_last_and_leave_a_network_as_its_factory_builds_it(digit_sets, small_cnn) -> None:
     recipe = Recipe(method="natural", epochs=2, int8_epochs=1, batch_size=50, learning_rate=0.05)
     first, second = (recover(small_cnn(), digit_sets[0], recipe, seed=1) for _ in range(2))
     assert weights_sha256(first.classifier) == weights_sha256(second.classifier)
