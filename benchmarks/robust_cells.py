@@ -69,6 +69,8 @@ OURS = f"fsrp-reconstruction{COMPENSATED}"
 CONTROLS = tuple(f"{name}{COMPENSATED}" for name in ("fsrp-reconstruction without sizes", "fsrp", "l1", "random"))
 """Whether it is the choice of filters that tells, or what stays being fitted."""
 MAIN = (OURS, *CONTROLS, "fsrp", "fsrp sequential", *RIVALS)
+BARE = "fsrp-reconstruction"
+"""What our choice of filters is worth by itself: run with the first seed only."""
 CLOSEST = (OURS, f"l1{COMPENSATED}", f"random{COMPENSATED}")
 """What is closest, so run with every seed on large networks too: chance in training is more than their distance."""
 
@@ -136,7 +138,7 @@ def cells(networks: Sequence[str], dense_epochs: int, epochs: int) -> list[Cell]
         found.extend(Cell(network, criterion, *budget, length, seed) for criterion in criteria)
 
     for budget, network in itertools.product(budgets[:2], networks):
-        add(network, main(budget), budget, epochs, 0)
+        add(network, (*main(budget), BARE), budget, epochs, 0)
     small = [network for network in networks if network in SMALL]
     for seed, network in itertools.product(SEEDS[1:], networks):
         if network not in small:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.common import RESULTS, markdown_table
-from benchmarks.robust_cells import BY, COMPENSATED, CONTROLS, FSRP_FORMS, KNAPSACK, MAIN, OURS, RECOVERIES
+from benchmarks.robust_cells import BARE, BY, COMPENSATED, CONTROLS, FSRP_FORMS, KNAPSACK, MAIN, OURS, RECOVERIES
 from benchmarks.robust_tables import (
     AUTOATTACK,
     AUTOATTACK_ON_ALL,
@@ -28,7 +28,12 @@ TENTHS: dict[str, Setting] = {
     "VGG16, quarter width": TENTH,
     "ResNet-20": ("resnet20", 0.9, "parameters", 5),
 }
+FEWEST: dict[str, Setting] = {
+    "VGG16": ("vgg16", 0.9, "channels", 5),
+    "VGG16, quarter width": ("vgg16-w0.25", 0.9, "channels", 5),
+}
 LENGTHS = (0, 5, 30)
+ROWS = (OURS, BARE, *MAIN[1:])
 
 
 def write_summary(found: Groups) -> None:
@@ -38,6 +43,7 @@ def write_summary(found: Groups) -> None:
         "criteria": _criteria(found),
         "seeds": _by_seed(found),
         "all images": _on_all_images(found),
+        "channels": _channels(found),
         "compensation": _compensation(found),
         "budgets": _budgets(found),
         "lengths": _ablation(found, {
@@ -64,6 +70,20 @@ def _filled(text: str, name: str, lines: Sequence[str]) -> str:
 def _criteria(found: Groups) -> list[str]:
     """Criteria against networks, each as clean / margin attack / AutoAttack."""
     return _grid(found, TENTHS, (CLEAN, MARGIN, AUTOATTACK))
+
+
+def _channels(found: Groups) -> list[str]:
+    """The same where 90 % of the channels go, with how far ours is ahead on the margin."""
+    rows = _beside_ours(
+        found,
+        tuple(FEWEST.values()),
+        lambda group, ours: [
+            " / ".join(_known(group, (CLEAN, MARGIN, AUTOATTACK))) or "–",
+            lead_of(ours, group, MARGIN),
+        ],
+    )
+    titles = (title for name in FEWEST for title in (name, "our lead"))
+    return markdown_table(("criterion", *titles), rows)
 
 
 def _by_seed(found: Groups) -> list[str]:
@@ -112,23 +132,22 @@ def _beside_ours(
             criterion,
             *(cell for key in settings for cell in cells(found.get((key, criterion), {}), found.get((key, OURS), {}))),
         ]
-        for criterion in MAIN
+        for criterion in ROWS
     ]
     return [row for row in rows if set(row[1:]) != {"–"}]
 
 
 def _budgets(found: Groups) -> list[str]:
     """Criteria against budgets of the quarter width, each as clean / margin attack."""
-    budgets = ((0.5, "parameters"), (0.75, "parameters"), (0.9, "parameters"), (0.9, "channels"))
     columns: dict[str, Setting] = {
-        f"{ratio:.0%} of {of} removed": (TENTH[0], ratio, of, TENTH[3]) for ratio, of in budgets
+        f"{ratio:.0%} of parameters removed": (TENTH[0], ratio, TENTH[2], TENTH[3]) for ratio in (0.5, 0.75, 0.9)
     }
     return _grid(found, columns, (CLEAN, MARGIN))
 
 
 def _grid(found: Groups, columns: dict[str, Setting], judged: Sequence[Judged]) -> list[str]:
     rows = []
-    for criterion in MAIN:
+    for criterion in ROWS:
         groups_here = [found.get((column, criterion), {}) for column in columns.values()]
         rows.append([criterion, *(" / ".join(_known(group, judged)) or "–" for group in groups_here)])
     return markdown_table(("criterion", *columns), rows)
