@@ -28,8 +28,7 @@ def device_of(module: nn.Module) -> torch.device:
 def gains_from_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 there.
 
-    On a CPU that is so only with bfloat16 instructions (AVX512-BF16 or AMX): without them autocast was measured at
-    0.3 to 0.9 times the speed of float32.
+    On a CPU that is so only with bfloat16 instructions (AVX512-BF16 or AMX): without them autocast is slower.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

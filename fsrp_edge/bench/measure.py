@@ -82,17 +82,22 @@ def measure_on(
         ToolFailedError: the device can't be reached, or the runtime is missing there, refused the file, died or
             went silent.
     """
-    found = try_on(address, files, setup, method=method, stop=stop or threading.Event())
-    for one in found:
-        if isinstance(one, ToolFailedError):
-            raise one
+    found = try_on(address, files, setup, method=method, stop=stop or threading.Event(), keep_going=False)
     return [one for one in found if isinstance(one, Measurement)]
 
 
 def try_on(
-    address: Address, files: Sequence[Path], setup: Setup, *, method: Method, stop: threading.Event
+    address: Address,
+    files: Sequence[Path],
+    setup: Setup,
+    *,
+    method: Method,
+    stop: threading.Event,
+    keep_going: bool = True,
 ) -> list[Measurement | ToolFailedError]:
     """As `measure_on`, but a file that fails does not take the others along: its error stands in its place.
+
+    Without `keep_going` it is raised at once.
 
     Raises:
         BadInputError: no such file, or a setting that makes no sense.
@@ -118,15 +123,11 @@ def try_on(
             if turn:
                 stop.wait(method.cool_down_seconds)
             try:
-                if turn < len(jobs):  # the first round
-                    if isinstance(job.expected, Expected):
-                        pixels = save_pixels(job.expected.pixels, Path(folder))
-                        settings["--outputs"] = transport.put(pixels)
-                    if images is not None:
-                        settings["--evaluate"] = transport.put(images)
+                if turn < len(jobs):
+                    settings |= _asked_once(transport, job, images, Path(folder))
                 said[index].append(_measure_round(transport, job, settings, stop))
             except ToolFailedError as error:
-                if stop.is_set():
+                if stop.is_set() or not keep_going:
                     raise
                 failed[index] = error
         return [failed.get(index) or _join(address, job, setup, said[index], images) for index, job in enumerate(jobs)]
@@ -147,6 +148,16 @@ def _settings(runtime: str, setup: Setup, method: Method) -> dict[str, Any]:
     if setup.input_shape is not None:
         settings["--input-shape"] = ",".join(map(str, setup.input_shape))
     return settings
+
+
+def _asked_once(transport: Transport, job: _Job, images: Path | None, folder: Path) -> dict[str, str]:
+    """What the agent is asked for in the first round only: outputs to compare, the classes of images."""
+    asked = {}
+    if isinstance(job.expected, Expected):
+        asked["--outputs"] = transport.put(save_pixels(job.expected.pixels, folder))
+    if images is not None:
+        asked["--evaluate"] = transport.put(images)
+    return asked
 
 
 def _measure_round(transport: Transport, job: _Job, settings: dict[str, Any], stop: threading.Event) -> Events:

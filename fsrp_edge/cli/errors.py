@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fsrp_edge.errors import FsrpEdgeError
+from fsrp_edge.wording import printable
 
 UNEXPECTED = 3
 INTERRUPTED = 130
@@ -104,8 +105,7 @@ def _disk_is_full(error: BaseException) -> bool:
 def _lines(error: BaseException) -> str:
     """An error's text without control characters; lines after the first (a tool's output) are indented."""
     lines = (line.rstrip() for line in str(error).strip().splitlines())
-    safe = ("".join(character if character.isprintable() else " " for character in line) for line in lines)
-    return "\n  ".join(safe) or "no message"
+    return "\n  ".join(map(printable, lines)) or "no message"
 
 
 def _replace_what_it_cannot_show(stream: object) -> None:

@@ -257,13 +257,14 @@ def _speed_ups(fields: dict[str, Any]) -> tuple[SpeedUp, ...]:
     found = []
     for row, latency in ((each, latency) for each in ledger if not each.is_dense for latency in each.latency):
         names = (f"{DENSE} {row.name.split()[0]} fp32", f"{DENSE} {row.name}")
-        measured = [name for name in names if (name, latency.runtime, latency.threads) in dense]
-        for against in measured[:1]:
-            before = dense[against, latency.runtime, latency.threads].p50_ms
-            found.append(SpeedUp(
-                name=row.name, against=against, runtime=latency.runtime, threads=latency.threads, dense_p50_ms=before,
-                p50_ms=latency.p50_ms, latency_ratio=before / latency.p50_ms, macs_ratio=macs_ratio,
-            ))  # fmt: skip
+        against = next((name for name in names if (name, latency.runtime, latency.threads) in dense), None)
+        if against is None:
+            continue
+        before = dense[against, latency.runtime, latency.threads].p50_ms
+        found.append(SpeedUp(
+            name=row.name, against=against, runtime=latency.runtime, threads=latency.threads, dense_p50_ms=before,
+            p50_ms=latency.p50_ms, latency_ratio=before / latency.p50_ms, macs_ratio=macs_ratio,
+        ))  # fmt: skip
     return tuple(found)
 
 
