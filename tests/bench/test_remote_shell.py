@@ -380,9 +380,9 @@ def test_connecting_ends_when_it_is_told_to_stop(onnx_file):
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as pool:
         address = parse_address(f"ssh://127.0.0.1:{silent.getsockname()[1]}")
         future = pool.submit(measure_on, address, [onnx_file], Setup(), method=SHORT, stop=stop)
-        silent.accept()
+        connection, _ = silent.accept()  # kept, or it would be reset
         stop.set()
-        with pytest.raises(ToolFailedError, match="connecting: stopped"):
+        with connection, pytest.raises(ToolFailedError, match="connecting: stopped"):
             future.result(timeout=10)
 
 
