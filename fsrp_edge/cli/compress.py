@@ -82,7 +82,7 @@ def compress(dry_run: bool, **given: Any) -> None:
     fsrp-edge compress resnet18.pt --target jetson-nano --require "robust_accuracy>=40%" --dry-run
     fsrp-edge compress --config run.yaml --ratio 0.7
     """
-    from fsrp_edge.cli.console import show_progress, shown_as_json
+    from fsrp_edge.cli.console import show_computing, shown_as_json
     from fsrp_edge.cli.preview_table import show_preview
     from fsrp_edge.cli.report_table import print_report
     from fsrp_edge.pipeline.compress import compress as run
@@ -93,7 +93,7 @@ def compress(dry_run: bool, **given: Any) -> None:
         show_preview(wanted)
         return
     resumable()
-    with show_progress():
+    with show_computing():
         result = run(wanted)
     if not shown_as_json(result.report):
         print_report(result.report, result.directory, _next_commands(result, wanted))

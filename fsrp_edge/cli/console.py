@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fsrp_edge import progress, wording
+from fsrp_edge import cores, progress, wording
 from fsrp_edge.cli.options import remembered
 
 Item = TypeVar("Item")
@@ -124,6 +124,17 @@ def show_progress() -> Iterator[None]:
         else:
             with progress.listen(LineListener(stderr)):
                 yield
+
+
+@contextmanager
+def show_computing() -> Iterator[None]:
+    """`show_progress` for work on many images, which first tells where torch's threads would stand in others' way."""
+    import torch
+
+    with show_progress():
+        if not torch.cuda.is_available() and (hint := cores.advice(torch.get_num_threads(), cores.free_cores())):
+            progress.log(hint)
+        yield
 
 
 def _bars(stderr: TextIO) -> Progress:

@@ -77,7 +77,7 @@ def evaluate(
     """
     from fsrp_edge import wording
     from fsrp_edge.attacks import DEFAULT_EPS
-    from fsrp_edge.cli.console import next_step, show_progress, show_result
+    from fsrp_edge.cli.console import next_step, show_computing, show_result
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.evaluation.corruptions import FAMILIES
     from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate_with_files
@@ -107,7 +107,7 @@ def evaluate(
     unfinished = out and out.with_suffix(".unfinished.json")
     if unfinished:
         resumable()
-    with show_progress():
+    with show_computing():
         classifier = load(CheckpointOptions(checkpoint=checkpoint, **given))
         evaluated = load_data(classifier, data, seed).evaluation
         if classifier.spec.layer_shapes and evaluated.label_kind != "ground truth":

@@ -53,7 +53,7 @@ def prune(
     """
     if (scores is None) == (plan is None):
         raise click.UsageError("give either --scores or --plan")
-    from fsrp_edge.cli.console import next_step, read_saved, show_progress, show_result
+    from fsrp_edge.cli.console import next_step, read_saved, show_computing, show_result
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.models.size import measure_size
     from fsrp_edge.pipeline.budgeting import plan_outside_of_runs
@@ -76,7 +76,7 @@ def prune(
         raise click.UsageError(
             "--data is of no use here: add --compensate to fit what stays on these images, or leave --data out"
         )
-    with show_progress():
+    with show_computing():
         dense = load(CheckpointOptions(**given))
         images = without_held_out(load_data(dense, data, seed).train, seed) if needs_images else None
         outputs = _dense_outputs(dense, images, seed) if compensate and images is not None else None

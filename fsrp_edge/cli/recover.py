@@ -37,7 +37,7 @@ def recover(
     fsrp-edge recover pruned.safetensors --teacher resnet18.pt --data cifar-10-batches-bin --recover-method rslad
     fsrp-edge recover recovered.safetensors --recover-epochs 0 --int8-epochs 2 --out for-int8.safetensors
     """
-    from fsrp_edge.cli.console import next_step, read_saved, show_progress, show_result
+    from fsrp_edge.cli.console import next_step, read_saved, show_computing, show_result
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.pipeline.inputs import load, load_data
@@ -49,7 +49,7 @@ def recover(
     del given["eps"]
     unfinished = out.with_suffix(".unfinished.pt")
     resumable()
-    with show_progress():
+    with show_computing():
         pruned = load(CheckpointOptions(**given))
         dense = load(CheckpointOptions(**given | {"checkpoint": teacher})) if teacher else None
         dataset = load_data(dense or pruned, data, seed)

@@ -47,7 +47,7 @@ def score(
         raise click.UsageError(
             f"--explain speaks of fsrp's spectra; it does not go with --criterion {given['criterion']}"
         )
-    from fsrp_edge.cli.console import next_step, print_rows, read_alike, show_progress, shown_as_json
+    from fsrp_edge.cli.console import next_step, print_rows, read_alike, show_computing, shown_as_json
     from fsrp_edge.pipeline.inputs import default_score_images, load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.scoring.pictures import explain_into
@@ -56,7 +56,7 @@ def score(
 
     chosen = options.criterion_from(given)
     del given["eps"]
-    with show_progress():
+    with show_computing():
         classifier = load(CheckpointOptions(**given))
         images = without_held_out(load_data(classifier, data, seed).train, seed)
         sample = images.sample(score_images or default_score_images(classifier.spec), seed)

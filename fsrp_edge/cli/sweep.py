@@ -65,7 +65,7 @@ def sweep(
     fsrp-edge sweep resnet20.th --target raspberry-pi-4 --data cifar-10-batches-bin --over ratio=0.3,0.5,0.7
     fsrp-edge sweep net.pt --target my-board.yaml --over latency=75%,50%,25%
     """
-    from fsrp_edge.cli.console import show_progress, shown_as_json
+    from fsrp_edge.cli.console import show_computing, shown_as_json
     from fsrp_edge.pipeline.sweep import Variant
     from fsrp_edge.pipeline.sweep import sweep as run
 
@@ -83,7 +83,7 @@ def sweep(
     folder = out or Path(f"{first.checkpoint.stem}-{Path(first.target).stem}-sweep")
     varied = ", ".join(dict.fromkeys(option for option, _ in over))
     resumable()
-    with show_progress():
+    with show_computing():
         found = run(variants, varied, folder)
     if not shown_as_json(found):
         _print(found, folder)

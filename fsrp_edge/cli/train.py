@@ -52,7 +52,7 @@ def train(
     """
     if out.suffix not in {".pt", ".safetensors"}:
         raise click.UsageError(f"--out {out.name}: give a name that ends in .pt or .safetensors")
-    from fsrp_edge.cli.console import next_step, read_saved, show_progress, show_result
+    from fsrp_edge.cli.console import next_step, read_saved, show_computing, show_result
     from fsrp_edge.data.open import EMBEDDED
     from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier
     from fsrp_edge.training.dense import train_dense
@@ -63,7 +63,7 @@ def train(
     } | options.read_recipe(recipe))  # fmt: skip
     unfinished = out.with_suffix(".unfinished.pt")
     resumable()
-    with show_progress():
+    with show_computing():
         result = train_dense(architecture, data, chosen, checkpoint=unfinished, **network)
         (save_checkpoint_pt if out.suffix == ".pt" else save_classifier)(result.classifier, out)
         unfinished.unlink(missing_ok=True)

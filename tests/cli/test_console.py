@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -177,3 +178,13 @@ def test_verbose_tells_every_step_and_what_tools_say(tmp_path: Path) -> None:
     assert (tmp_path / "run.log").read_text().count("exporting: chatter") == 4  # kept in any case
     both = run("--quiet", "--verbose")
     assert both.returncode == 2 and "exclude each other" in both.stderr
+
+
+def test_commands_that_compute_tell_when_there_are_more_threads_than_cores() -> None:
+    threads = 10 * (os.cpu_count() or 1)
+    work = (
+        "import torch; from fsrp_edge.cli.console import show_computing\n"
+        f"torch.set_num_threads({threads})\nwith show_computing(): pass"
+    )
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True)
+    assert f"{threads} threads" in done.stderr and "OMP_NUM_THREADS=" in done.stderr and done.stdout == ""
