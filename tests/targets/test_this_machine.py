@@ -112,6 +112,7 @@ def test_two_hyper_threads_are_one_core(tmp_path, on):
     target = load(skeleton("my-server", root=tmp_path), tmp_path)
     (cluster,) = target.cpu
     assert target.choices.int8_weight_bits.value == 8, "VNNI does not cut off"
+    assert target.channel_multiple == 16, "AVX-512 computes 16 channels at a time"
     assert cluster.cores.value == 2
     assert cluster.caches[0].cores_sharing == 1
     assert cluster.simd.value == ("avx2", "avx512", "vnni", "amx")
