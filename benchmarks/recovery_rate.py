@@ -1,11 +1,11 @@
 """How fast should a compensated network be trained again? A high learning rate undoes what compensation kept.
 
 Every layer loses the same share of its channels, chosen by fsrp-reconstruction; the same recovery follows with each
-rate and schedule. Finished cells are kept: run again to resume.
+rate. Finished cells are kept: run again to resume.
 
 python -m benchmarks.recovery_rate --checkpoint resnet20-cifar10.th --data cifar-10-batches-bin
 python -m benchmarks.recovery_rate --checkpoint vgg16-cifar10-nfgsm.safetensors --data cifar-10-batches-bin \\
-    --method n-fgsm --ratio 0.75 --attacked 1000
+    --method n-fgsm --attacked 10000
 """
 
 from typing import Any
@@ -29,10 +29,8 @@ from fsrp_edge.training.recovery import recover
 
 CELLS = RESULTS / "recovery_rate_cells"
 SCORE_IMAGES, MULTIPLE = 512, 8
-FORMS: tuple[tuple[Any, float], ...] = (
-    ("one-cycle", 0.1),
-    ("one-cycle", 0.03),
-)
+RATES = (0.1, 0.05, 0.03)
+"""Peaks of one cycle."""
 
 
 def main() -> None:
@@ -50,16 +48,15 @@ def main() -> None:
         scores = score(dense, images, Reconstruction(attack=PGD(steps=5)), seed=seed)
         plan = make_plan(dense, scores, PlanOptions(ratio=arguments.ratio, channel_multiple=MULTIPLE))
         outputs = DenseOutputs(dense, dataset.train.sample(most_images(dense.spec), seed))
-        for schedule, rate in FORMS:
+        for rate in RATES:
             name = f"{arguments.checkpoint.stem}-{arguments.ratio:g}-{arguments.method}"
-            path = CELLS / f"{name}-{arguments.epochs}-{schedule}-{rate:g}-{seed}.json"
+            path = CELLS / f"{name}-{arguments.epochs}-{rate:g}-{seed}.json"
             if path.exists():
                 continue
             pruned = apply_plan(dense, plan, outputs)
             compute.to_fast_layout(pruned, torch.device("cpu"))
             recipe = Recipe(
-                method=arguments.method, epochs=arguments.epochs, learning_rate=rate, schedule=schedule,
-                flip=True, crop_padding=4,
+                method=arguments.method, epochs=arguments.epochs, learning_rate=rate, flip=True, crop_padding=4,
             )  # fmt: skip
             result = recover(pruned, dataset.train, recipe, seed=seed)
             recovered = result.classifier.eval()
@@ -82,14 +79,14 @@ def main() -> None:
 
 
 def write_table() -> None:
-    """One row for each network, length, schedule, rate and seed, beside the first form of the same."""
+    """One row for each network, length, seed and rate, beside the first rate of the same."""
     cells = [read_json(path) for path in sorted(CELLS.glob("*.json"))]
 
     def run(one: dict[str, Any]) -> tuple[Any, ...]:
         return one["network"], one["recipe"]["epochs"], one["seed"]
 
     def form(one: dict[str, Any]) -> int:
-        return FORMS.index((one["recipe"]["schedule"], one["recipe"]["learning_rate"]))
+        return RATES.index(one["recipe"]["learning_rate"])
 
     cells.sort(key=lambda one: (*run(one), form(one)))
     rows = []
@@ -102,10 +99,9 @@ def write_table() -> None:
                 continue
             mine = one["standing"][attack]
             shown += [percent(mine), "–" if one is first else lead(mine, first["standing"][attack])]
-        recipe = one["recipe"]
-        rows.append([*run(one), recipe["schedule"], f"{recipe['learning_rate']:g}", *shown])
+        rows.append([*run(one), f"{one['recipe']['learning_rate']:g}", *shown])
     header = (
-        "network, removed, method", "epochs", "seed", "schedule", "learning rate", "clean %",
+        "network, removed, method", "epochs", "seed", "learning rate", "clean %",
         "against the first row", "PGD-20 %", "against the first row",
     )  # fmt: skip
     save("recovery_rate", {"cells": cells}, header, rows)

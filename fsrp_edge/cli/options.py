@@ -334,7 +334,7 @@ recovery_options = stack(
     click.option(
         "--recover-learning-rate",
         type=POSITIVE,
-        default=0.1,
+        default=0.05,
         help="Peak of one cycle; lowered with the batches where images are few.",
     ),
     click.option(

@@ -47,7 +47,7 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
     rounds."""
     formats: tuple[Format, ...] | None = None
     precisions: tuple[Precision, ...] | None = None
-    recovery: Recipe | None = Recipe(epochs=5, flip=True, crop_padding=4)
+    recovery: Recipe | None = Recipe(epochs=5, learning_rate=0.05, flip=True, crop_padding=4)
     """None recalibrates batch norm only."""
     natural_if_undefended: bool = True
     """Recover on clean images where the dense network withstands an attack less often than guessing would: there is

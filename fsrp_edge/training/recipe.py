@@ -24,7 +24,7 @@ class Recipe(Record):
         attack_steps: gradient steps of `pgd`, `trades` and `rslad`.
         trades_beta: weight of the pull; 6 is the paper's.
         epochs: passes over the training images; 0 only where there are `int8_epochs`.
-        int8_epochs: passes after those in which weights and activations are rounded as in int8 files, at 1/20 of the
+        int8_epochs: passes after those in which weights and activations are rounded as in int8 files, at 1/10 of the
             learning rate; recovery only. They are undone where they do not help on held-out images.
         batch_size: images a step.
         learning_rate: peak learning rate of SGD.
@@ -97,7 +97,7 @@ class Recipe(Record):
             update={
                 "epochs": self.int8_epochs,
                 "int8_epochs": 0,
-                "learning_rate": self.learning_rate / 20,
+                "learning_rate": self.learning_rate / 10,
                 "schedule": "cosine",
                 "ema_decay": None,
             }
