@@ -27,7 +27,7 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.size import measure_size
 
 DENSE: dict[str, Any] = {"ema_decay": 0.999}
-RECOVERY: dict[str, Any] = {"attack_steps": 5, "ema_decay": 0.999}
+RECOVERY: dict[str, Any] = {"learning_rate": 0.1, "attack_steps": 5, "ema_decay": 0.999}
 KEPT = RESULTS / "robust_tenth_networks"
 PUBLISHED_PLACE = {"resnet18": 2, "vgg16": 5}
 """Of 90 % of the parameters in the rows of `PUBLISHED`."""
