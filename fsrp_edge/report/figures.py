@@ -158,8 +158,9 @@ def classes(report: RunReport, pictured: Pictured) -> Figure:
     plots.legend_above(axes)
     worst = min(counts, key=lambda each: (each.recovered - each.dense) / each.images)
     which = "" if len(shown) == len(counts) else f" The {len(shown)} of {len(counts)} classes that changed most."
+    verdict = "Most was lost on" if worst.recovered < worst.dense else "No class has lost; least was gained on"
     text = (
-        f"Most was lost on {_class_name(report, worst.label)}: {100 * worst.dense / worst.images:.0f} % → "
+        f"{verdict} {_class_name(report, worst.label)}: {100 * worst.dense / worst.images:.0f} % → "
         f"{100 * worst.recovered / worst.images:.0f} % of {worst.images} images.{which}"
     )
     return _figure("Each class", text, figure)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fsrp_edge.bench.results import BenchResults, Measurement, Round, State
-from fsrp_edge.report import evidence
+from fsrp_edge.report import evidence, figures
 from fsrp_edge.report.evidence import Evidence, Pictured
 from fsrp_edge.report.gates import judge
 from fsrp_edge.report.html import render_html, render_runs
@@ -133,6 +133,21 @@ def test_every_picture_has_words(directory: Path) -> None:
         assert attributes["role"] == "img" and len(attributes["aria-label"] or "") > 30
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
     assert page.count("figcaption") == 7 and page.count("img") == 3
+
+
+@pytest.mark.parametrize(
+    ("recovered", "begins", "figures_of_it"),
+    [((18, 9), "Most was lost on", "50 % → 45 %"), ((19, 13), "No class has lost; least was gained on", "90 % → 95 %")],
+)
+def test_the_class_that_changed_for_the_worst_is_named(
+    run_report: RunReport, recovered: tuple[int, int], begins: str, figures_of_it: str
+) -> None:
+    counts = tuple(
+        evidence.ClassCounts(label=label, images=20, dense=dense, recovered=recovered[label])
+        for label, dense in enumerate((18, 10))
+    )
+    text = figures.classes(run_report, Pictured(Evidence(classes=counts), {})).text
+    assert text.startswith(begins) and text.endswith(f"{figures_of_it} of 20 images.")
 
 
 def test_the_page_needs_nothing_from_outside_and_follows_the_colour_scheme(directory: Path) -> None:
