@@ -68,7 +68,13 @@ def measure(scratch: Path) -> dict[str, Any]:
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[object, ...]]:
     for channels in map(str, CHANNELS):
-        yield channels, *(f"{times[channels]:.3f}" for times in found["ms"].values())
+        yield (
+            channels,
+            *(
+                f"{times[channels]:.3f}{' (disturbed)' if channels in found['invalid'][kind] else ''}"
+                for kind, times in found["ms"].items()
+            ),
+        )
 
 
 def main() -> None:

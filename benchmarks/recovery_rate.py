@@ -85,10 +85,7 @@ def write_table() -> None:
     def run(one: dict[str, Any]) -> tuple[Any, ...]:
         return one["network"], one["recipe"]["epochs"], one["seed"]
 
-    def form(one: dict[str, Any]) -> int:
-        return RATES.index(one["recipe"]["learning_rate"])
-
-    cells.sort(key=lambda one: (*run(one), form(one)))
+    cells.sort(key=lambda one: (*run(one), RATES.index(one["recipe"]["learning_rate"])))
     rows = []
     for one in cells:
         first = next(other for other in cells if run(other) == run(one))

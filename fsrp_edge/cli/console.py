@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fsrp_edge import cores, progress, wording
+from fsrp_edge import progress, wording
+from fsrp_edge.cli import cores
 from fsrp_edge.cli.options import remembered
 
 Item = TypeVar("Item")
@@ -132,7 +133,8 @@ def show_computing() -> Iterator[None]:
     import torch
 
     with show_progress():
-        if not torch.cuda.is_available() and (hint := cores.advice(torch.get_num_threads(), cores.free_cores())):
+        heard = not remembered("quiet") and not torch.cuda.is_available()
+        if heard and (hint := cores.advice(torch.get_num_threads(), cores.free_cores())):
             progress.log(hint)
         yield
 

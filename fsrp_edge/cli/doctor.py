@@ -94,14 +94,15 @@ def _machine() -> list[Finding]:
         import torch
     except Exception:  # as `_core` has told
         return [_found("ssh", shutil.which("ssh"), "not found", "install an OpenSSH client")]
-    from fsrp_edge import compute, cores
+    from fsrp_edge import compute
+    from fsrp_edge.cli import cores
     from fsrp_edge.report.provenance import this_machine
 
     machine = this_machine()
     bfloat16 = "pays" if compute.gains_from_bfloat16(torch.device("cpu")) else "does not pay"
     cpu = f"{machine.cpu}, {machine.cores} cores, {torch.backends.cpu.get_cpu_capability()}; bfloat16 {bfloat16}"
     threads, free = torch.get_num_threads(), cores.free_cores()
-    slow = cores.advice(threads, free)
+    slow = "" if machine.gpu else cores.advice(threads, free)
     return [
         Finding("CPU", cpu),
         Finding("cores", f"{free:.1f} free, {threads} threads of torch", "missing" if slow else "ok", slow),

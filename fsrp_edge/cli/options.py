@@ -210,7 +210,7 @@ criterion_options = stack(
         type=click.Choice(CRITERIA),
         default="fsrp",
         help="What a filter is scored by. fsrp is as published; fsrp-reconstruction keeps the filters that explain "
-        "most of the others' low frequencies, then the largest, and has kept more accuracy on every network measured; "
+        "most of the others' low frequencies, then the largest, and has kept more than fsrp on every network measured; "
         "the others are there to compare with. The options below are those of the two.",
     ),
     click.option(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fsrp_edge.bench import agent
-from fsrp_edge.cores import advice, free_cores, quota
+from fsrp_edge.cli.cores import advice, free_cores, quota
 
 
 def test_cores_that_others_keep_busy_are_not_free() -> None:
@@ -18,11 +18,28 @@ def test_cores_that_others_keep_busy_are_not_free() -> None:
     assert 0 <= free < (os.cpu_count() or 1) - 0.3
 
 
+class Readings(agent.Machine):
+    """Processor seconds, the machine's and this process's, from before and after."""
+
+    def __init__(self, root: Path, *readings: tuple[float, float]) -> None:
+        super().__init__(str(root))
+        self.readings = list(readings)
+
+    def busy_seconds(self) -> tuple[float, float]:
+        return self.readings.pop(0)
+
+
 def test_what_this_process_does_itself_is_not_counted(tmp_path: Path) -> None:
-    still = agent.Machine(str(tmp_path))
+    own_work = Readings(tmp_path, (100.0, 5.0), (200.0, 105.0))
+    assert free_cores(own_work, seconds=0.01) == agent.cores()
+    work_of_others = Readings(tmp_path, (100.0, 5.0), (200.0, 5.0))
+    assert free_cores(work_of_others, seconds=0.01) == 0
+
+
+def test_all_cores_of_a_still_machine_are_free(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "stat").write_text("cpu 900 0 100 5000 0 0 0 0 0 0\n")
-    assert free_cores(still, seconds=0.01) == agent.cores()
+    assert free_cores(agent.Machine(str(tmp_path)), seconds=0.01) == agent.cores()
 
 
 def test_without_figures_all_cores_are_taken_for_free(tmp_path: Path) -> None:
