@@ -1,6 +1,6 @@
 """Gradient attacks that scoring, training and evaluation share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, Self
 
@@ -111,7 +111,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def input_gradient(
-    model: nn.Module, pixels: Tensor, labels: Tensor, loss: Loss = "cross-entropy"
+    model: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor, loss: Loss = "cross-entropy"
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the summed loss with respect to `pixels` (same shape), and the logits (N, classes)."""
     pixels = pixels.detach().requires_grad_(True)

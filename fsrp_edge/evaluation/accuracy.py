@@ -74,6 +74,28 @@ def predictions(predict: Predict, images: ImageSet, *, batch_size: int | None = 
     return distributed.sum_over_processes(torch.cat(predicted))
 
 
+def searched(classifier: Classifier) -> Predict:
+    """A faster equal of a network to search adversarial images with: its batch norms folded where that is possible.
+
+    An image falls by the network's own verdict only, which is `is_wrong`.
+
+    Args:
+        classifier: in evaluation mode.
+    """
+    example = classifier.example_pixels(2)
+    network = compute.folded(classifier.network, example)
+    if network is classifier.network:
+        return classifier
+    compute.to_fast_layout(network, example.device)
+
+    def predict(pixels: Tensor) -> Tensor:
+        normalized = (pixels - classifier.mean) / classifier.std
+        logits: Tensor = network(normalized.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    return predict
+
+
 def is_wrong(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Tensor:
     """Bool (N,), where the prediction is not the label: the last word on an image, in full float32."""
     with compute.full_float32():

@@ -15,7 +15,7 @@ from torch import Tensor
 from fsrp_edge import compute
 from fsrp_edge.attacks import Norm, attackable
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, is_wrong, predictions
+from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, is_wrong, predictions, searched
 from fsrp_edge.evaluation.apgd import Loss, apgd, cross_entropy, dlr, targeted_dlr
 from fsrp_edge.evaluation.fab import fab_targeted
 from fsrp_edge.evaluation.results import Evaluation
@@ -125,17 +125,7 @@ class _Suite:
 
     @classmethod
     def of(cls, classifier: Classifier, norm: Norm, eps: float) -> "_Suite":
-        example = classifier.example_pixels(2)
-        network = compute.folded(classifier.network, example)
-        compute.to_fast_layout(network, example.device)
-
-        def searched(pixels: Tensor) -> Tensor:
-            normalized = (pixels - classifier.mean) / classifier.std
-            logits: Tensor = network(normalized.contiguous(memory_format=torch.channels_last))
-            return logits
-
-        same = network is classifier.network
-        return cls(classifier, classifier if same else searched, norm, eps)
+        return cls(classifier, searched(classifier), norm, eps)
 
     @property
     def device(self) -> torch.device:

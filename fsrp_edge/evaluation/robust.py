@@ -6,7 +6,7 @@ from torch import Tensor
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD, ascent_step, attackable, input_gradient, project, random_start
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, is_wrong, predictions
+from fsrp_edge.evaluation.accuracy import Predict, default_batch_size, evaluation_of, is_wrong, predictions, searched
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
 from fsrp_edge.models.classifier import Classifier
@@ -30,7 +30,7 @@ def pgd_accuracy(
     those that bfloat16 gets wrong: now and then an image stands that float32 alone would have seen fall on the way.
 
     Args:
-        classifier: network under attack.
+        classifier: network under attack. Its batch norms are folded for the search where that is possible.
         images: images and labels.
         attack: eps, norm, steps, step size, restarts and loss.
         seed: of the random starts. They depend on an image's position in the set, not on the batch size or on how many
@@ -67,25 +67,28 @@ def pgd_accuracy(
         for restart in range(attack.restarts):
             left = stands.nonzero().squeeze(1)
             first = start(batch, positions, restart).to(device)[left]
-            stands[left] = _withstands(classifier, pixels[left], labels[left], first, attack)
+            stands[left] = _withstands(classifier, search, pixels[left], labels[left], first, attack)
         return stands
 
     if attack.eps > 0:
         with attackable(classifier), torch.no_grad():
+            search = searched(classifier)
             standing = attack_standing(
                 images, standing, withstands, name=name, batch_size=batch_size, verdicts=verdicts
             )
     return evaluation_of(standing, images, attack=name, norm=attack.norm, eps=attack.eps, seed=seed)
 
 
-def _withstands(model: Classifier, pixels: Tensor, labels: Tensor, start: Tensor, attack: PGD) -> Tensor:
+def _withstands(
+    model: Classifier, search: Predict, pixels: Tensor, labels: Tensor, start: Tensor, attack: PGD
+) -> Tensor:
     """Bool (N,): whether the prediction is right on the start and on every iterate after it."""
     stands = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
     left, adversarial = torch.arange(len(labels), device=labels.device), start
     for _ in range(attack.steps):
         if len(left) == 0:
             return stands
-        gradient, logits = input_gradient(model, adversarial, labels[left], attack.loss)
+        gradient, logits = input_gradient(search, adversarial, labels[left], attack.loss)
         reached, adversarial = adversarial, ascent_step(adversarial, gradient, pixels[left], attack)
         suspects = (logits.argmax(1) != labels[left]).nonzero().squeeze(1)
         if len(suspects):

@@ -2,10 +2,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import pgd_of
 from fsrp_edge.evaluation.robust import pgd_accuracy
+from fsrp_edge.models.classifier import Classifier
 
 
 def pgd_result(network, images, eps: float, steps: int = 10, **options) -> float:
@@ -61,33 +63,61 @@ def test_the_result_does_not_depend_on_the_batch_size(trained, restarts: int) ->
 
 
 class Recording(nn.Module):
-    """Passes pixels on and keeps them."""
+    """Passes pixels on and keeps them; its look at them cannot be traced, so that it is searched as it is."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, seen: list[Tensor]) -> None:
         super().__init__()
-        self.network, self.spec, self.seen = network, network.spec, []
+        self.inner, self.seen = inner, seen
 
     def forward(self, pixels: Tensor) -> Tensor:
+        assert pixels.isfinite().all()
         self.seen.append(pixels.detach().clone())
-        return self.network(pixels)
+        return self.inner(pixels)
+
+
+class Sharpened(nn.Module):
+    """A network whose logits are scaled, which leaves every prediction as it is."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return 1e4 * self.inner(pixels)
+
+
+def around(network: nn.Module, classifier: Classifier) -> Classifier:
+    """A classifier of a network that takes pixels as the classifier does."""
+    return Classifier(network, classifier.spec.model_copy(update={"mean": (0.0,), "std": (1.0,)}))
 
 
 @pytest.mark.parametrize("eps", [8 / 255, 0.3])
 def test_every_iterate_is_inside_the_ball_and_the_pixel_range(trained, eps: float) -> None:
-    network, images = Recording(trained.robust), trained.images.first(1)
+    seen: list[Tensor] = []
+    network, images = around(Recording(trained.robust, seen), trained.robust), trained.images.first(1)
     pixels, _ = next(images.batches(1))
     pgd_accuracy(network, images, PGD(eps=eps, steps=10, step_size=eps), seed=0)
-    assert len(network.seen) > 2
-    for iterate in network.seen:
+    assert len(seen) > 2
+    for iterate in seen:
         assert (iterate - pixels).abs().max() <= eps + 1e-6
         assert iterate.min() >= 0 and iterate.max() <= 1
 
 
+def test_folded_batch_norms_find_what_the_network_itself_finds(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    attack = PGD(eps=0.1, steps=10)
+    folded = pgd_accuracy(trained.robust, trained.images, attack, seed=0)
+    monkeypatch.setattr(compute, "folded", lambda network, _example: network)
+    plain = pgd_accuracy(trained.robust, trained.images, attack, seed=0)
+    assert 0 < plain.result.correct < len(trained.images)
+    assert (folded.standing != plain.standing).sum() <= 1
+
+
 def test_images_that_are_wrong_or_fallen_are_not_attacked_further(trained) -> None:
     clean = clean_accuracy(trained.robust, trained.images)
-    network = Recording(trained.robust)
+    seen: list[Tensor] = []
+    network = around(Recording(trained.robust, seen), trained.robust)
     pgd_accuracy(network, trained.images, PGD(eps=0.3, steps=10), seed=0, batch_size=200)
-    sizes = [len(pixels) for pixels in network.seen]
+    sizes = [len(pixels) for pixels in seen]
     assert sizes[0] == 200
     assert sizes[1] == clean.result.correct
     assert sizes[-1] < clean.result.correct
@@ -102,22 +132,19 @@ def test_in_l2_too_accuracy_falls_with_eps_inside_the_ball(trained, loss: str) -
     assert {(result.attack, result.norm) for result in results} == {
         ("pgd-10" if loss == "cross-entropy" else "cw-10", "L2")
     }
-    network, images = Recording(trained.robust), trained.images.first(1)
+    seen: list[Tensor] = []
+    network, images = around(Recording(trained.robust, seen), trained.robust), trained.images.first(1)
     pixels, _ = next(images.batches(1))
     pgd_accuracy(network, images, PGD(eps=0.7, steps=10, norm="L2", loss=loss), seed=0)
-    assert max(float((iterate - pixels).norm()) for iterate in network.seen) == pytest.approx(0.7, abs=1e-4)
+    assert max(float((iterate - pixels).norm()) for iterate in seen) == pytest.approx(0.7, abs=1e-4)
 
 
 def test_the_margin_finds_what_a_sure_network_hides_from_the_cross_entropy(trained) -> None:
-    """Scaled logits leave every prediction as it is, and no gradient to the cross-entropy in float32."""
-
-    class Sure(Recording):
-        def forward(self, pixels: Tensor) -> Tensor:
-            return 1e4 * self.network(pixels)
-
+    """Scaled logits leave no gradient to the cross-entropy in float32."""
+    sure = around(Sharpened(trained.natural), trained.natural)
     attack = PGD(eps=0.1, steps=5)
     masked, margin = (
-        pgd_accuracy(Sure(trained.natural), trained.images, attack.model_copy(update={"loss": loss}), seed=0)
+        pgd_accuracy(sure, trained.images, attack.model_copy(update={"loss": loss}), seed=0)
         for loss in ("cross-entropy", "margin")
     )
     assert margin.result.accuracy < 0.5 * masked.result.accuracy
