@@ -31,7 +31,12 @@ TENTHS: dict[str, Setting] = {
 FEWEST: dict[str, Setting] = {
     "VGG16": ("vgg16", 0.9, "channels", 5),
     "VGG16, quarter width": ("vgg16-w0.25", 0.9, "channels", 5),
+    "ResNet-20": ("resnet20", 0.9, "channels", 5),
 }
+MILDER: dict[str, Setting] = {
+    f"{name}, {ratio:.0%} removed": (network, ratio, "parameters", 5)
+    for name, network in (("VGG16, quarter width", "vgg16-w0.25"), ("ResNet-20", "resnet20")) for ratio in (0.5, 0.75)
+}  # fmt: skip
 LENGTHS = (0, 5, 30)
 ROWS = (OURS, BARE, *MAIN[1:])
 
@@ -45,7 +50,7 @@ def write_summary(found: Groups) -> None:
         "all images": _on_all_images(found),
         "channels": _channels(found),
         "compensation": _compensation(found),
-        "budgets": _budgets(found),
+        "budgets": _grid(found, MILDER, (CLEAN, MARGIN, AUTOATTACK)),
         "lengths": _ablation(found, {
             f"{criterion}, {length} epochs": ((*TENTH[:3], length), criterion)
             for length in LENGTHS for criterion in ("fsrp", "l1", "random")
@@ -137,20 +142,12 @@ def _beside_ours(
     return [row for row in rows if set(row[1:]) != {"–"}]
 
 
-def _budgets(found: Groups) -> list[str]:
-    """Criteria against budgets of the quarter width, each as clean / margin attack."""
-    columns: dict[str, Setting] = {
-        f"{ratio:.0%} of parameters removed": (TENTH[0], ratio, TENTH[2], TENTH[3]) for ratio in (0.5, 0.75, 0.9)
-    }
-    return _grid(found, columns, (CLEAN, MARGIN))
-
-
 def _grid(found: Groups, columns: dict[str, Setting], judged: Sequence[Judged]) -> list[str]:
     rows = []
     for criterion in ROWS:
         groups_here = [found.get((column, criterion), {}) for column in columns.values()]
         rows.append([criterion, *(" / ".join(_known(group, judged)) or "–" for group in groups_here)])
-    return markdown_table(("criterion", *columns), rows)
+    return markdown_table(("criterion", *columns), [row for row in rows if set(row[1:]) != {"–"}])
 
 
 def _ablation(found: Groups, keys: dict[str, tuple[Setting, str]]) -> list[str]:
