@@ -2,11 +2,10 @@
 
 Every cell (network, criterion, budget, seed, length of recovery) is a file in results/robust_pruning_cells and is
 worked on once; training, recovery and attacks resume within a cell too, and the same call may run several times side by
-side. The plan is printed first, with hours as far as
-cells of the same network were measured. The headline (90 % of the parameters) comes first. Small dense networks, and
-networks of the first seed that lost 90 %, are kept in results/robust_pruning_networks, so that anyone can cut and
-attack them without training, and an attack that a cell lacks, or had on fewer images (`--autoattack-images 0` leaves
-AutoAttack for later), is run on what is kept.
+side. The plan is printed first, with hours as far as cells of the same network were measured. The headline (90 % of the
+parameters) comes first. Small networks, dense or of the first seed, are kept in results/robust_pruning_networks, so
+that anyone can cut and attack them without training, and an attack that a cell lacks, or had on fewer images
+(`--autoattack-images 0` leaves AutoAttack for later), is run on what is kept.
 
 python -m benchmarks.robust_pruning --data cifar-10-batches-bin --plan
 python -m benchmarks.robust_pruning --data cifar-10-batches-bin --only 'vgg16-w0.25 * 0.9 parameters *'
@@ -66,7 +65,8 @@ from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.training.dense import train_dense
 from fsrp_edge.training.recovery import recover
 
-KEPT, KEPT_BYTES = RESULTS / "robust_pruning_networks", 4_000_000
+KEPT = RESULTS / "robust_pruning_networks"
+KEPT_BYTES, KEPT_DENSE_BYTES = 600_000, 4_000_000
 SCORE_IMAGES = 512
 
 
@@ -105,7 +105,7 @@ class Bench:
                 classes=10, input_size=None, seed=cell.seed, checkpoint=path.with_suffix(".unfinished.pt"),
             )  # fmt: skip
             save_classifier(trained.classifier, path)
-            _keep(path)
+            _keep(path, KEPT_DENSE_BYTES)
         return self.dense(cell)
 
     def prune(self, cell: Cell, dense: Classifier, dataset: Dataset) -> Classifier:
@@ -203,8 +203,8 @@ class Bench:
             result = recover(pruned, dataset.train, cell.recipe, seed=cell.seed, teacher=teacher, checkpoint=unfinished)
             save_classifier(result.classifier, path)
             unfinished.unlink(missing_ok=True)
-            if cell.epochs and cell.seed == 0 and cell.ratio >= 0.9:
-                _keep(path)
+            if cell.epochs and cell.seed == 0:
+                _keep(path, KEPT_BYTES)
         return _ready(load_classifier(self.file(cell)))
 
     def judged(self, cell: Cell, attack: str, network: Classifier, dataset: Dataset) -> Evaluation:
@@ -218,9 +218,9 @@ class Bench:
         return evaluate(network, chosen, plan, unfinished=unfinished)[1]
 
 
-def _keep(path: Path) -> None:
-    """For good, if it is small."""
-    if path.stat().st_size <= KEPT_BYTES:
+def _keep(path: Path, most: int) -> None:
+    """For good, if it has no more bytes than that."""
+    if path.stat().st_size <= most:
         KEPT.mkdir(exist_ok=True)
         shutil.move(path, KEPT)
 
