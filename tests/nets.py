@@ -35,3 +35,9 @@ def built(architecture: str, **more: Any) -> Classifier:
     """A network of the registry, 10 classes, with weights of the same draw each time."""
     torch.manual_seed(0)
     return as_classifier(build(architecture, classes=10), architecture, **more)
+
+
+def around(network: nn.Module, classifier: Classifier) -> Classifier:
+    """A classifier of a network that takes pixels as another classifier does, such as one that wraps it."""
+    channels = classifier.spec.input_shape[0]
+    return Classifier(network, classifier.spec.model_copy(update={"mean": (0.0,) * channels, "std": (1.0,) * channels}))

@@ -7,7 +7,7 @@ from fsrp_edge.attacks import PGD
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import pgd_of
 from fsrp_edge.evaluation.robust import pgd_accuracy
-from fsrp_edge.models.classifier import Classifier
+from tests.nets import around
 
 
 def pgd_result(network, images, eps: float, steps: int = 10, **options) -> float:
@@ -84,11 +84,6 @@ class Sharpened(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return 1e4 * self.inner(pixels)
-
-
-def around(network: nn.Module, classifier: Classifier) -> Classifier:
-    """A classifier of a network that takes pixels as the classifier does."""
-    return Classifier(network, classifier.spec.model_copy(update={"mean": (0.0,), "std": (1.0,)}))
 
 
 @pytest.mark.parametrize("eps", [8 / 255, 0.3])

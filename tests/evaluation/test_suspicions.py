@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.suspicions import suspicions
+from tests.nets import around
 
 
 class Wrapped(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.spec, self.example_pixels = network, network.spec, network.example_pixels
+        self.network = network
 
 
 class Noisy(Wrapped):
@@ -48,12 +49,12 @@ def test_honest_networks_raise_no_suspicion(trained, norm: str) -> None:
     ],
 )
 def test_each_sign_is_told(trained, wrapper: type[Wrapped], sign: str) -> None:
-    found = suspicions(wrapper(trained.natural).eval(), trained.images, "Linf", seed=0)
+    found = suspicions(around(wrapper(trained.natural), trained.natural), trained.images, "Linf", seed=0)
     assert any(re.search(sign, sentence) for sentence in found), found
 
 
 def test_suspicions_stand_beside_every_attacked_number(trained) -> None:
-    network = Rounding(trained.natural).eval()
+    network = around(Rounding(trained.natural), trained.natural)
     clean, attacked = evaluate(network, trained.images.first(20), EvaluationPlan(attacks=("pgd-3",)))
     assert clean.result.warnings == ()
     assert any("zero" in warning for warning in attacked.result.warnings)
