@@ -83,7 +83,7 @@ def _channels(found: Groups) -> list[str]:
         found,
         tuple(FEWEST.values()),
         lambda group, ours: [
-            " / ".join(_known(group, (CLEAN, MARGIN, AUTOATTACK))) or "–",
+            _known(group, (CLEAN, MARGIN, AUTOATTACK)),
             lead_of(ours, group, MARGIN),
         ],
     )
@@ -143,11 +143,9 @@ def _beside_ours(
 
 
 def _grid(found: Groups, columns: dict[str, Setting], judged: Sequence[Judged]) -> list[str]:
-    rows = []
-    for criterion in ROWS:
-        groups_here = [found.get((column, criterion), {}) for column in columns.values()]
-        rows.append([criterion, *(" / ".join(_known(group, judged)) or "–" for group in groups_here)])
-    return markdown_table(("criterion", *columns), [row for row in rows if set(row[1:]) != {"–"}])
+    """Criteria against settings, each cell what is known of the group."""
+    rows = _beside_ours(found, tuple(columns.values()), lambda group, _: [_known(group, judged)])
+    return markdown_table(("criterion", *columns), rows)
 
 
 def _ablation(found: Groups, keys: dict[str, tuple[Setting, str]]) -> list[str]:
@@ -167,6 +165,6 @@ def _ablation(found: Groups, keys: dict[str, tuple[Setting, str]]) -> list[str]:
     )
 
 
-def _known(group: Group, judged: Iterable[Judged]) -> list[str]:
+def _known(group: Group, judged: Iterable[Judged]) -> str:
     """Accuracies as far as the attacks were run."""
-    return [accuracy for each in judged if (accuracy := mean_accuracy(group, each)) != "–"]
+    return " / ".join(accuracy for each in judged if (accuracy := mean_accuracy(group, each)) != "–") or "–"

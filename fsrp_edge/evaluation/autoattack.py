@@ -73,7 +73,7 @@ def autoattack_accuracy(
         torch.no_grad(),
         torch.random.fork_rng(),  # the attacks draw from torch's global generator
     ):
-        suite = _Suite.of(classifier, norm, eps)
+        suite = _Suite(classifier, searched(classifier), norm, eps)
         for name, withstands in suite.attacks() if eps > 0 else ():
 
             def seeded(batch: Tensor, truth: Tensor, _: Tensor, withstands: WithstandsHere = withstands) -> Tensor:
@@ -122,10 +122,6 @@ class _Suite:
     searched: Callable[[Tensor], Tensor]
     norm: Norm
     eps: float
-
-    @classmethod
-    def of(cls, classifier: Classifier, norm: Norm, eps: float) -> "_Suite":
-        return cls(classifier, searched(classifier), norm, eps)
 
     @property
     def device(self) -> torch.device:

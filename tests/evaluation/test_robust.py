@@ -99,6 +99,11 @@ def test_every_iterate_is_inside_the_ball_and_the_pixel_range(trained, eps: floa
 
 
 def test_folded_batch_norms_find_what_the_network_itself_finds(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = trained.robust.network.eval()
+    assert not any(
+        isinstance(layer, nn.BatchNorm2d)
+        for layer in compute.folded(network, trained.robust.example_pixels()).modules()
+    )
     attack = PGD(eps=0.1, steps=10)
     folded = pgd_accuracy(trained.robust, trained.images, attack, seed=0)
     monkeypatch.setattr(compute, "folded", lambda network, _example: network)
