@@ -4,6 +4,7 @@ import copy
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import numpy as np
@@ -79,6 +80,21 @@ def folded(network: nn.Module, example: Tensor) -> nn.Module:
     except Exception:  # a user's own network: tracing runs its code on proxies, which may raise anything
         return network
     return copied if agrees else network
+
+
+def worker_thread() -> ThreadPoolExecutor:
+    """A thread to prepare in what this thread computes with next; torch takes one core there.
+
+    Two teams of OpenMP threads on the same cores cost a third of the speed: where there are more threads than cores,
+    they sleep at every barrier instead of waiting awake.
+    """
+    threads = torch.get_num_threads()
+    worker = ThreadPoolExecutor(1)
+    # A thread takes the number that was set last in any of them when it is first asked, so it is asked before.
+    worker.submit(torch.get_num_threads).result()
+    worker.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(threads)
+    return worker
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsrp_edge import compute
 from fsrp_edge.progress import track
 
 LabelKind = Literal["ground truth", "predictions of the dense network"]
@@ -118,7 +119,7 @@ class ImageSet:
         if shuffle_seed is not None:
             order = np.random.default_rng(shuffle_seed).permutation(len(self))
         # One batch ahead: files are decoded while the network works on the batch before.
-        with ThreadPoolExecutor(1) as ahead:
+        with compute.worker_thread() as ahead:
             pending: Future[tuple[Tensor, Tensor]] | None = None
             for start in range(0, len(self), batch_size):
                 following = ahead.submit(self._load, order[start : start + batch_size])

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,31 @@ def test_batches_of_an_empty_set_and_of_an_abandoned_pass():
         assert pixels.dtype == torch.float32
         break
     assert len(contents(images)) == 4
+
+
+class ThreadCounts(ArraySource):
+    """Notes on how many threads torch computes where images are loaded."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        super().__init__(pixels)
+        self.seen: list[int] = []
+
+    def load(self, indices: np.ndarray) -> torch.Tensor:
+        self.seen.append(torch.get_num_threads())
+        return super().load(indices)
+
+
+def test_loading_takes_no_more_than_a_core_from_what_computes():
+    source = ThreadCounts(np.zeros((4, 1, 2, 2), dtype=np.uint8))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        list(ImageSet.of("counted", source, torch.zeros(4)).batches(2))
+        with ThreadPoolExecutor(1) as pool:
+            later = pool.submit(torch.get_num_threads).result()
+        assert (source.seen, torch.get_num_threads(), later) == ([1, 1], 3, 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_error_while_loading_reaches_the_reader():
