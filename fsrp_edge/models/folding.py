@@ -57,11 +57,11 @@ def _fused(network: nn.Module) -> tuple[nn.Module, dict[str, str]]:
         warnings.simplefilter("ignore", DeprecationWarning)  # of what the module imports itself
         from torch.fx.experimental.optimization import fuse
     fused = fuse(network)
-    left = {node.name for node in fused.graph.nodes}  # type: ignore[union-attr]
+    left = {node.target for node in fused.graph.nodes}  # type: ignore[union-attr]
     return compute.to_fast_layout(fused, compute.device_of(network)), {
         str(node.args[0].target): str(node.target)
         for node in torch.fx.symbolic_trace(network).graph.nodes
-        if node.name not in left
+        if node.op == "call_module" and node.target not in left
     }
 
 
