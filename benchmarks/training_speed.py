@@ -11,7 +11,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from benchmarks.common import name_here, parser_of, save
 from fsrp_edge import compute, torchvision_compat  # noqa: F401 (before torchvision)
 from fsrp_edge.attacks import attackable, input_gradient
 from fsrp_edge.data.images import ArraySource, ImageSet
-from fsrp_edge.models.checkpoint import load_classifier as load
 from fsrp_edge.models.classifier import Classifier, ModelSpec, Preprocessing
 from fsrp_edge.models.registry import build
 from fsrp_edge.training.loop import train
@@ -41,19 +40,23 @@ def ours(classifier: Classifier, images: ImageSet, held_out: ImageSet) -> float:
 
 def passes_alone(classifier: Classifier, images: ImageSet, _: ImageSet) -> float:
     """Seconds of the epoch's forward and backward passes, on a batch that is there already; recorded, on a GPU."""
-    network = copy.deepcopy(classifier).train()
-    compute.to_fast_layout(network, compute.device_of(network))
-    passes = Passes(network, RECIPE.model_copy(update={"flip": False, "crop_padding": 0}), None)
-    return _seconds_of(lambda pixels, labels: passes.loss(pixels, labels, 0), network, images)
+    return _passes(classifier, images, compiled=False)
 
 
 def passes_compiled(classifier: Classifier, images: ImageSet, _: ImageSet) -> float:
     """The same by `torch.compile`; compiling, which takes a minute or two, apart."""
-    network = copy.deepcopy(classifier)
-    compute.to_fast_layout(network, compute.device_of(network))
-    forward: Any = torch.compile(network)
+    return _passes(classifier, images, compiled=True)
 
-    def step(pixels: Tensor, labels: Tensor) -> None:
+
+def _passes(classifier: Classifier, images: ImageSet, *, compiled: bool) -> float:
+    network = copy.deepcopy(classifier)
+    device = compute.device_of(network)
+    compute.to_fast_layout(network, device)
+    forward: Any = torch.compile(network) if compiled else network
+    pixels, labels = (part.to(device) for part in next(images.batches(BATCH)))
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+
+    def launched() -> None:
         with attackable(network):
             input_gradient(forward, pixels, labels)
         network.train()
@@ -62,19 +65,13 @@ def passes_compiled(classifier: Classifier, images: ImageSet, _: ImageSet) -> fl
         network.zero_grad(set_to_none=True)
         loss.backward()
 
-    return _seconds_of(step, network, images)
-
-
-def _seconds_of(step: Callable[[Tensor, Tensor], object], network: Classifier, images: ImageSet) -> float:
-    """Of as many steps as an epoch has, all on the first batch."""
-    device = compute.device_of(network)
-    pixels, labels = (part.to(device) for part in next(images.batches(BATCH)))
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    for _ in range(WARM_UP + 1):
-        step(pixels, labels)
+    recorded = Passes(network.train(), RECIPE.model_copy(update={"flip": False, "crop_padding": 0}), None)
+    step = partial(recorded.loss, pixels, labels, 0) if device.type == "cuda" and not compiled else launched
+    for _step in range(WARM_UP + 1):
+        step()
     started = _now(device)
-    for _ in range(len(images) // BATCH):
-        step(pixels, labels)
+    for _step in range(len(images) // BATCH):
+        step()
     return _now(device) - started
 
 
@@ -122,27 +119,20 @@ def plain(classifier: Classifier, images: ImageSet, _: ImageSet) -> float:
     return _now(device) - started
 
 
-def _built(architecture: str) -> Classifier:
-    spec = ModelSpec(
-        architecture=architecture, input_shape=(3, 32, 32), classes=10, mean=(0.5,) * 3, std=(0.25,) * 3,
-        preprocessing=Preprocessing(resize=32),
-    )  # fmt: skip
-    return Classifier(build(architecture, classes=10), spec)
-
-
 def main() -> None:
     """Run all of them in turns."""
     parser = parser_of(__doc__)
     parser.add_argument("--arch", default="cifar:vgg16_bn-w0.25")
-    parser.add_argument("--network", type=Path, help="a saved network of CIFAR-10 in place of an architecture")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="torch.compile too, which takes minutes to compile")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    trained = arguments.network.stem if arguments.network else arguments.arch.removeprefix("cifar:")
-    classifier = load(arguments.network) if arguments.network else _built(arguments.arch)
-    classifier.to(compute.default_device())
+    spec = ModelSpec(
+        architecture=arguments.arch, input_shape=(3, 32, 32), classes=10, mean=(0.5,) * 3, std=(0.25,) * 3,
+        preprocessing=Preprocessing(resize=32),
+    )  # fmt: skip
+    classifier = Classifier(build(spec.architecture, classes=10), spec).to(compute.default_device())
     draws = np.random.default_rng(0)
     count = arguments.steps * BATCH
     pixels = draws.integers(0, 256, (count + 32, 3, 32, 32), dtype=np.uint8)
@@ -166,7 +156,7 @@ def main() -> None:
         return statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
 
     results: dict[str, Any] = {
-        "network": trained,
+        "architecture": arguments.arch,
         "images": count,
         "batch": BATCH,
         "threads": torch.get_num_threads(),
@@ -181,7 +171,7 @@ def main() -> None:
     ]
     rows.append(["share outside the passes", f"{100 * results['share_outside_passes']:.1f} %", ""])
     save(
-        name_here(f"training_speed_{trained}"),
+        name_here(f"training_speed_{arguments.arch.removeprefix('cifar:')}"),
         results,
         ("N-FGSM", "images/s", "against the plain loop"),
         rows,

@@ -14,7 +14,6 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.results import Accuracy, Evaluation
 from fsrp_edge.evaluation.statistics import wilson_interval
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.folding import Folded
 
 Predict = Callable[[Tensor], Tensor]
 """Takes pixels (N, C, H, W), float32 in [0, 1], and returns logits (N, classes)."""
@@ -75,12 +74,26 @@ def predictions(predict: Predict, images: ImageSet, *, batch_size: int | None = 
     return distributed.sum_over_processes(torch.cat(predicted))
 
 
-def searched(classifier: Classifier) -> Classifier:
+def searched(classifier: Classifier) -> Predict:
     """A faster equal of a network to search adversarial images with: its batch norms folded where that is possible.
 
     An image falls by the network's own verdict only, which is `is_wrong`.
+
+    Args:
+        classifier: in evaluation mode.
     """
-    return Folded(classifier).classifier
+    example = classifier.example_pixels(2)
+    network = compute.folded(classifier.network, example)
+    if network is classifier.network:
+        return classifier
+    compute.to_fast_layout(network, example.device)
+
+    def predict(pixels: Tensor) -> Tensor:
+        normalized = (pixels - classifier.mean) / classifier.std
+        logits: Tensor = network(normalized.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    return predict
 
 
 def is_wrong(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,7 +9,6 @@ from torch import Tensor
 from fsrp_edge import compute, progress
 from fsrp_edge.errors import first_line
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.folding import Folded
 from fsrp_edge.training.adversarial import training_images
 from fsrp_edge.training.augmentation import augment, cutmix
 from fsrp_edge.training.losses import training_loss
@@ -70,7 +68,9 @@ class Passes:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         method = self._recipe.method
         taught_on_clean = self._taught(pixels) if method == "rslad" else None
-        images = pixels if method == "natural" else self._adversarial(pixels, labels, taught_on_clean)
+        images = training_images(
+            classifier, pixels, labels, self._recipe, self._generator, teacher_logits=taught_on_clean
+        )
         with compute.autocast(self._device):
             teacher_logits = taught_on_clean if method == "rslad" else self._taught(images)
             clean_logits = classifier(pixels).float() if method in ("trades", "rslad") else None
@@ -78,16 +78,6 @@ class Passes:
         loss = training_loss(logits, labels, self._recipe, teacher_logits=teacher_logits, clean_logits=clean_logits)
         loss.backward()
         return loss.detach()
-
-    def _adversarial(self, pixels: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        self._attacked.follow()
-        network = self._attacked.classifier
-        return training_images(network, pixels, labels, self._recipe, self._generator, teacher_logits=teacher_logits)
-
-    @cached_property
-    def _attacked(self) -> Folded:
-        """The network with fewer operations, which an attack of many steps gains from."""
-        return Folded(self._classifier)
 
     def _taught(self, images: Tensor) -> Tensor | None:
         """The teacher's logits, where there is one."""

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
-from fsrp_edge.evaluation import robust
-from fsrp_edge.evaluation.accuracy import clean_accuracy, searched
+from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import pgd_of
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from tests.nets import around
@@ -99,10 +99,14 @@ def test_every_iterate_is_inside_the_ball_and_the_pixel_range(trained, eps: floa
 
 
 def test_folded_batch_norms_find_what_the_network_itself_finds(trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert searched(trained.robust) is not trained.robust
+    network = trained.robust.network.eval()
+    assert not any(
+        isinstance(layer, nn.BatchNorm2d)
+        for layer in compute.folded(network, trained.robust.example_pixels()).modules()
+    )
     attack = PGD(eps=0.1, steps=10)
     folded = pgd_accuracy(trained.robust, trained.images, attack, seed=0)
-    monkeypatch.setattr(robust, "searched", lambda classifier: classifier)
+    monkeypatch.setattr(compute, "folded", lambda network, _example: network)
     plain = pgd_accuracy(trained.robust, trained.images, attack, seed=0)
     assert 0 < plain.result.correct < len(trained.images)
     assert (folded.standing != plain.standing).sum() <= 1
