@@ -85,8 +85,8 @@ def folded(network: nn.Module, example: Tensor) -> nn.Module:
 def worker_thread() -> ThreadPoolExecutor:
     """A thread to prepare in what this thread computes with next; torch takes one core there.
 
-    Two teams of OpenMP threads on the same cores cost a third of the speed: where there are more threads than cores,
-    they sleep at every barrier instead of waiting awake.
+    With a second team of OpenMP threads there are more threads than cores, and then all of them sleep at every
+    barrier instead of waiting awake.
     """
     threads = torch.get_num_threads()
     worker = ThreadPoolExecutor(1)
