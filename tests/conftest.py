@@ -1,6 +1,8 @@
 """Fixtures that tests of several rooms use."""
 
 import signal
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,19 @@ settings.load_profile("repeatable")
 
 HOSTILE = ("<script>alert(1)</script>|x|", "`a`\n# b", "[link](http://x)", "\x1b[31mred_*bold*")
 """Class names that try to be HTML, Markdown, a new table cell or a terminal's escape sequence."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What programs leave that tests kill goes with the session; in a short path, as sockets of ssh are there too."""
+    tmp_path_factory.getbasetemp()  # chosen before, or the files of failed tests would go as well
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(scope="session")
