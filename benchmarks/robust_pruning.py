@@ -241,7 +241,7 @@ def hours(cell: Cell, attacks: Iterable[str], known: dict[Cell, dict[str, Any]])
     if cell not in known:
         per_epoch = [seconds["made"] / other.epochs for other, seconds in alike if other.epochs]
         left.append([cell.epochs * seconds for seconds in per_epoch])
-    return sum(map(statistics.mean, left)) / 3600 if all(left) else None
+    return sum(map(statistics.median, left)) / 3600 if all(left) else None
 
 
 def print_plan(chosen: Sequence[Cell], bench: "Bench") -> None:
