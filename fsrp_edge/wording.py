@@ -33,9 +33,9 @@ def measure(accuracy: "Accuracy") -> str:
     return "accuracy" if accuracy.label_kind == "ground truth" else "agreement with the dense network"
 
 
-def percent(share: float) -> str:
+def percent(share: float | None) -> str:
     """`62.5 %`."""
-    return f"{100 * share:.1f} %"
+    return NONE if share is None else f"{100 * share:.1f} %"
 
 
 def interval(accuracy: "Accuracy") -> str:
@@ -72,8 +72,15 @@ def _scaled(value: float, units: tuple[str, ...], more: int) -> str:
     return (f"{value:.0f}" if power == 0 else digits(value, more)) + units[power]
 
 
-def digits(value: float, more: int = 0) -> str:
+def threads(number: int) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number} thread{'' if number == 1 else 's'}"
+
+
+def digits(value: float | None, more: int = 0) -> str:
     """Three significant digits and `more`, without an exponent: `0.412`, `5.93`, `22.4`, `123`."""
+    if value is None:
+        return NONE
     decimals = next((count for count, least in enumerate((99.95, 9.995, 0.9995)) if value >= least), 3)
     return f"{value:.{decimals + more}f}"
 

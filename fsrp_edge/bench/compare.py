@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fsrp_edge import wording
 from fsrp_edge.bench.results import BenchResults, Latency, Measurement
 from fsrp_edge.bench.statistics import bootstrap_medians, percentile_interval
 from fsrp_edge.errors import BadInputError
@@ -71,7 +72,7 @@ def _key(measurement: Measurement, single: bool) -> tuple[str, str, str, int]:
 
 def _names(results: BenchResults) -> str:
     named = [
-        f"{latency.model} on {measurement.address} with {latency.threads} threads"
+        f"{latency.model} on {measurement.address} with {wording.threads(latency.threads)}"
         for measurement in results.measurements
         for latency in [measurement.latency]
     ]

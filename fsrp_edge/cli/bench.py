@@ -70,8 +70,8 @@ def bench() -> None:
     default=("local",),
     metavar="ADDRESS",
     help="local, ssh://[user@]host[:port] or adb:[serial], with '?python=PATH' for another interpreter than "
-    "python3, '?cache=FOLDER' to keep files there and '?tool=PATH' for benchmark_model. Repeatable: devices are "
-    "measured at the same time.",
+    "python3, '?cache=FOLDER' to keep files there and '?tool=PATH' for benchmark_model or benchncnn. Repeatable: "
+    "devices are measured at the same time.",
 )
 @click.option(
     "--runtime",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from fsrp_edge import wording
 from fsrp_edge.bench.compare import Comparison
 from fsrp_edge.bench.results import BenchResults, Latency, Measurement
 from fsrp_edge.cli.console import print_rows, show_result
@@ -45,7 +46,7 @@ def print_results(results: BenchResults, threads: int) -> None:
         f"{latency.device}; {latency.runtime} {latency.runtime_version}"
         for latency in (measurement.latency for measurement in results.measurements)
     )
-    footer = ["; ".join([f"{threads} thread(s), batch 1", *legend]), *dict.fromkeys(runtimes)]
+    footer = ["; ".join([f"{wording.threads(threads)}, batch 1", *legend]), *dict.fromkeys(runtimes)]
     print_rows(
         [title for title, _, _ in columns],
         zip(*(cells for _, cells, _ in columns), strict=True),

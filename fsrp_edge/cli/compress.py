@@ -25,7 +25,7 @@ run_options = options.stack(
         "--round-epochs",
         type=options.NUMBER,
         default=0,
-        help="Of recovery after each round of the gradual strategy but the last.",
+        help="Epochs of recovery after each round of the gradual strategy, except the last.",
     ),
     options.criterion_options,
     options.compensate_option,

@@ -32,14 +32,7 @@ def save_config() -> None:
 def _read(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise BadInputError(f"{path} holds no options; it should look like `target: jetson-nano`")
+    content = options.read_yaml(path, "target: jetson-nano")
     known = {
         name.lstrip("-").replace("-", "_"): parameter
         for parameter in context.command.params
@@ -54,11 +47,15 @@ def _read(context: click.Context, _parameter: click.Parameter, path: Path | None
             raise BadInputError(f"{path}: unknown key {key!r}; the nearest known one is {near[0]!r}")
         if parameter.name in context.default_map:
             raise BadInputError(f"{path}: {key!r} says again what another key says; give one of the two")
+        if value is None:  # all of its lines are commented out
+            continue
         context.default_map[str(parameter.name)] = _as_typed(value, parameter, f"{path}: {key}")
 
 
 def _as_typed(value: Any, parameter: click.Parameter, place: str) -> Any:
     """A YAML value as the command line would give it: `{a: 1}` as `a=1`, a list where one text is meant as `1,2`."""
+    if isinstance(parameter.type, click.types.BoolParamType) and not isinstance(value, bool | str):
+        raise BadInputError(f"{place} is {value}; give true or false")
     if isinstance(value, bool | float) and isinstance(parameter.type, click.types.IntParamType):
         raise BadInputError(f"{place} is {value}; give a whole number")
     repeated = parameter.multiple if isinstance(parameter, click.Option) else False

@@ -113,7 +113,7 @@ def show_progress() -> Iterator[None]:
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other")
     with _stdout_sent_to_stderr(), _own_stderr() as stderr:
-        if quiet:
+        if quiet or os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first one speaks
             yield
         elif verbose:
             listener = LineListener(stderr, short_seconds=0, pause_seconds=10)
@@ -231,8 +231,9 @@ def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]], *, foote
     cells = [[wording.printable(str(cell)) for cell in row] for row in rows]
     for number, title in enumerate(header):
         is_text = number == 0 or any(_WORD.search(row[number]) for row in cells)
+        shown = "\n".join(map(wording.printable, title.splitlines()))
         is_name = number == 0 and all(len(row[0]) <= NAME_LENGTH for row in cells)
-        table.add_column(Text(title), justify="left" if is_text else "right", overflow="fold", no_wrap=is_name)
+        table.add_column(Text(shown), justify="left" if is_text else "right", overflow="fold", no_wrap=is_name)
     for row in cells:
         table.add_row(*map(Text, row))
     console = Console(file=sys.stdout)

@@ -31,6 +31,7 @@ def estimate(
     """
     from typing import cast
 
+    from fsrp_edge import wording
     from fsrp_edge.cli.console import show_result
     from fsrp_edge.exporting.artifact import Precision
     from fsrp_edge.targets.estimate import estimate as estimate_latency
@@ -54,7 +55,7 @@ def estimate(
         ],
         footer=(
             f"estimated {found.milliseconds:.2f} ms ({low:.2f} to {high:.2f} ms, 90 %) on {profile.name}, "
-            f"{found.runtime}, {found.threads} threads, {found.precision}\n"
+            f"{found.runtime}, {wording.threads(found.threads)}, {found.precision}\n"
             f"from {found.basis}\n"
             f"worth pruning: {prunable:.2f} ms go with channels; starting {len(graph.operators)} operators takes "
             f"{found.milliseconds - prunable:.2f} ms however few there are\n"

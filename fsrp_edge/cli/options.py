@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from fsrp_edge.cli.errors import traceback_option
+from fsrp_edge.errors import BadInputError
 
 Command = TypeVar("Command", bound=Callable[..., object])
 Value = TypeVar("Value")
@@ -18,6 +19,8 @@ class _New(click.Path):
     """A path to write to, refused before the work where its folder can't be made or written into."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):  # a variable that was not set; as a path it would mean the current folder
+            self.fail("it is empty; give a name", param, ctx)
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         folder = next((each for each in path.absolute().parents if each.exists()), path)
         if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -138,7 +141,7 @@ data_option = click.option(
     "`photographs`. Default: what the checkpoint names, else photographs, labelled by the network itself.",
 )
 seed_option = click.option(
-    "--seed", type=NUMBER, default=0, help="Of every random draw but what is held out for evaluation."
+    "--seed", type=NUMBER, default=0, help="Of all random draws; what is held out for evaluation does not depend on it."
 )
 target_option = click.option(
     "--target",
@@ -210,8 +213,8 @@ criterion_options = stack(
         type=click.Choice(CRITERIA),
         default="fsrp",
         help="What a filter is scored by. fsrp is as published; fsrp-reconstruction keeps the filters that explain "
-        "most of the others' low frequencies, then the largest, and has kept more than fsrp on every network measured; "
-        "the others are there to compare with. The options below are those of the two.",
+        "most of the others' low frequencies, then the largest, and has kept as much as fsrp or more on every network "
+        "measured; the others are there to compare with. The options below are those of the two.",
     ),
     click.option(
         "--score-images",
@@ -465,12 +468,17 @@ def checked_recipe(**values: Any) -> Any:
 
 def read_recipe(file: Path | None) -> dict[str, Any]:
     """What the YAML file of --recipe says; its keys win over the options."""
+    return {} if file is None else read_yaml(file, "ema_decay: 0.999")
+
+
+def read_yaml(file: Path, example: str) -> dict[Any, Any]:
+    """Keys and values of a YAML file, which should look like `example`."""
     import yaml
 
     try:
-        more = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--recipe {file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(more, dict):
-        raise click.UsageError(f"--recipe {file}: give keys and values, such as `ema_decay: 0.999`")
-    return more
+        raise BadInputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise BadInputError(f"{file} holds no keys and values; it should look like `{example}`")
+    return content

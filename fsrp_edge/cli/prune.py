@@ -1,16 +1,11 @@
 """`fsrp-edge prune`: a plan from scores, and the smaller network from the plan."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fsrp_edge.cli import options
-
-if TYPE_CHECKING:
-    from fsrp_edge.data.images import ImageSet
-    from fsrp_edge.models.classifier import Classifier
-    from fsrp_edge.pruning.compensation import DenseOutputs
 
 
 @click.command()
@@ -60,6 +55,7 @@ def prune(
     from fsrp_edge.pipeline.inputs import load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.pruning.budgets import Budgets, show
+    from fsrp_edge.pruning.compensation import DenseOutputs, most_images
     from fsrp_edge.pruning.options import ChannelOptions
     from fsrp_edge.pruning.plan import PruningPlan
     from fsrp_edge.pruning.surgery import apply_plan
@@ -79,7 +75,9 @@ def prune(
     with show_computing():
         dense = load(CheckpointOptions(**given))
         images = without_held_out(load_data(dense, data, seed).train, seed) if needs_images else None
-        outputs = _dense_outputs(dense, images, seed) if compensate and images is not None else None
+        outputs = None
+        if compensate and images is not None:
+            outputs = DenseOutputs(dense, images.sample(most_images(dense.spec), seed), trained_after=True)
         if plan is not None:
             chosen = PruningPlan.load(plan)
         else:
@@ -111,9 +109,3 @@ def prune(
         footer=f"{out}\n{out.with_suffix('.plan.json')}\n"
         + next_step("fsrp-edge", "recover", out, *read_saved(given["architecture"], data or "SOURCE")),
     )
-
-
-def _dense_outputs(dense: "Classifier", images: "ImageSet", seed: int) -> "DenseOutputs":
-    from fsrp_edge.pruning.compensation import DenseOutputs, most_images
-
-    return DenseOutputs(dense, images.sample(most_images(dense.spec), seed), trained_after=True)

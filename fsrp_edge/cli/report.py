@@ -1,7 +1,6 @@
 """`fsrp-edge report`: shows a finished run again, from its report.json, and judges it by gates."""
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +31,9 @@ def report(
 ) -> None:
     """Show finished runs, judge them by gates, compare them.
 
-    Nothing is run; the report's pages are rendered again.
+    Nothing is run; the pages of a run directory are rendered again.
 
-    RUN is a run directory or its report.json, which stays as it is. Gates given here are judged
+    RUN is a run directory or a report.json, which stays as it is. Gates given here are judged
     instead of the run's own.
 
     \b
@@ -60,6 +59,7 @@ def report(
     (run,) = runs
     from fsrp_edge.cli.console import shown_as_json
     from fsrp_edge.cli.report_table import print_report
+    from fsrp_edge.pipeline.rundir import STAGES
     from fsrp_edge.report.gates import judge, judge_regressions
     from fsrp_edge.report.store import load_report
 
@@ -73,7 +73,8 @@ def report(
         raise click.UsageError(str(error)) from None
     if judged:
         found = found.model_copy(update={"gates": judged})
-    _render(found, directory)
+    if run.is_dir() or (directory / STAGES).is_dir():  # a report copied elsewhere lies beside files of others
+        _render(found, directory)
     if not shown_as_json(found):
         print_report(found, directory)
     finish(found, found.gates)
@@ -93,7 +94,7 @@ def _render(found: "RunReport", directory: Path) -> None:
 
 
 def _side_by_side(runs: tuple[Path, ...], page: Path | None) -> None:
-    from fsrp_edge.cli.console import show_result
+    from fsrp_edge.cli.console import next_step, show_result
     from fsrp_edge.report import summary
     from fsrp_edge.report.store import load_report
 
@@ -101,7 +102,7 @@ def _side_by_side(runs: tuple[Path, ...], page: Path | None) -> None:
     if page is not None:
         _write_page(page, [run if run.is_dir() else run.parent for run in runs], reports)
     titles = [f"{run}\n{summary.title(report)}" for run, report in zip(runs, reports, strict=True)]
-    footer = "" if page is None else f"Next: xdg-open {shlex.quote(str(page))}"
+    footer = "" if page is None else next_step("xdg-open", page)
     show_result(reports, ("", *titles), summary.side_by_side(reports), footer=footer)
 
 

@@ -35,7 +35,7 @@ def print_report(report: RunReport, directory: Path, next_commands: Sequence[str
         if lines:
             console.print(Text(f"\n{heading}", style="bold"))
             for line in lines:
-                console.print(Text(f"  {line}"), soft_wrap=True)
+                console.print(Text(f"  {wording.printable(line)}"), soft_wrap=True)
 
 
 def render_report(report: RunReport, width: int) -> Group:
@@ -114,6 +114,6 @@ def _legend(report: RunReport, *, wide: bool) -> Iterator[str]:
         numbers = sorted({found.images for row in report.ledger if (found := column.of(row)) is not None})
         yield f"{column.title}: n={' and '.join(map(str, numbers))}, {intervals}"
     measured = [row.latency[0] for row in report.ledger if row.latency]
-    how = dict.fromkeys(f"{found.runtime}, {summary.threads(found.threads)}" for found in measured)
+    how = dict.fromkeys(f"{found.runtime}, {wording.threads(found.threads)}" for found in measured)
     for device in dict.fromkeys(found.device for found in measured):
         yield f"latency: measured at batch 1 on {device}; {'; '.join(how)}"

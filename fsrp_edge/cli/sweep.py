@@ -1,6 +1,5 @@
 """`fsrp-edge sweep`: several ratios or budgets in one run, side by side."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,10 @@ def sweep(
     from fsrp_edge.cli.console import show_computing, shown_as_json
     from fsrp_edge.pipeline.sweep import Variant
     from fsrp_edge.pipeline.sweep import sweep as run
+    from fsrp_edge.targets.load import load_target
 
+    for option, _ in over:
+        options.refuse_beside(f"--over {option}", {VARIED[option]})
     fixed = [f"--{option}" for option, name in VARIED.items() if name != "ratio" and given[name] is not None]
     if fixed and any(option == "ratio" for option, _ in over):
         raise click.UsageError(f"--over ratio does not go with {fixed[0]}, which decides that itself")
@@ -80,7 +82,7 @@ def sweep(
         for option, value in over
     ]
     first = variants[0].options
-    folder = out or Path(f"{first.checkpoint.stem}-{Path(first.target).stem}-sweep")
+    folder = out or Path(f"{first.checkpoint.stem}-{load_target(first.target).name}-sweep")
     varied = ", ".join(dict.fromkeys(option for option, _ in over))
     resumable()
     with show_computing():
@@ -94,7 +96,7 @@ def sweep(
 
 def _print(found: "Sweep", folder: Path) -> None:
     from fsrp_edge import wording
-    from fsrp_edge.cli.console import print_rows
+    from fsrp_edge.cli.console import next_step, print_rows
     from fsrp_edge.report.sweep import SWEEP_JSON, SWEEP_PAGE
 
     def percent(value: float | None) -> str:
@@ -110,13 +112,12 @@ def _print(found: "Sweep", folder: Path) -> None:
         ]
         rows.append((
             point.name, percent(point.clean_accuracy), percent(point.robust_accuracy), point.file or wording.NONE,
-            wording.NONE if point.latency_ms is None else wording.digits(point.latency_ms),
-            wording.size(point.bytes), wording.NONE if point.macs is None else wording.count(point.macs),
+            wording.digits(point.latency_ms), wording.size(point.bytes), wording.count(point.macs),
             ", ".join(filter(None, marks)),
         ))  # fmt: skip
     footer = [f"pareto: no other run is better in accuracy ({found.accuracy}), latency and size at once"]
     footer += [f"{point.name}: {why}" for point in found.points if (why := point.problem or point.within)]
-    footer += [str(folder / SWEEP_JSON), f"Next: xdg-open {shlex.quote(str(folder / SWEEP_PAGE))}"]
+    footer += [str(folder / SWEEP_JSON), next_step("xdg-open", folder / SWEEP_PAGE)]
     print_rows(
         ("run", "clean %", f"{found.accuracy} %", "fastest file", "p50 ms", "size", "MACs", ""),
         rows,

@@ -13,8 +13,9 @@ from fsrp_edge.cli.errors import traceback_option
 def targets() -> None:
     """List, show, validate and write device profiles.
 
-    A profile of your own is used by its path, or by its name when it lies in ~/.config/fsrp-edge/profiles (or in the
-    folder named by $FSRP_EDGE_PROFILES). It may start from another one: `extends: raspberry-pi-4`.
+    A profile of your own is used by its path, or by its name when it lies as NAME.yaml in
+    ~/.config/fsrp-edge/profiles (or in the folder named by $FSRP_EDGE_PROFILES). It may start from another
+    one: `extends: raspberry-pi-4`.
     """
 
 

@@ -20,6 +20,7 @@ from fsrp_edge.report.schema import StageTime
 Result = TypeVar("Result")
 
 LOCK = ".lock"
+STAGES = "stages"
 
 
 class StageRecord(Document):
@@ -120,7 +121,7 @@ class RunDirectory:
             names: of stages; `*` as in file names.
         """
         for name in names:
-            for path in sorted((other / "stages").glob(f"{name}.json")):
+            for path in sorted((other / STAGES).glob(f"{name}.json")):
                 if (own := self._record_path(path.stem)).exists():
                     continue
                 record = StageRecord.load(path)
@@ -142,7 +143,7 @@ class RunDirectory:
         self._record_path(name).unlink()
 
     def _record_path(self, name: str) -> Path:
-        return self.path / "stages" / f"{name}.json"
+        return self.path / STAGES / f"{name}.json"
 
     def _found(self, name: str, key: str, adapter: TypeAdapter[Result]) -> tuple[StageRecord, Result] | None:
         """A record that is whole, has the same key, and whose files are as they were written."""

@@ -54,6 +54,7 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
     """
     points: list[Point] = []
     dense: Point | None = None
+    target = ""
     reports: dict[str, RunReport] = {}
     finished: list[Path] = []
     accuracy = "clean"
@@ -74,13 +75,12 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         finished = [directory]
         reports[variant.name] = report
         dense = dense or dense_point(report)
-        accuracy = attack_of(report)
+        accuracy, target = attack_of(report), report.request.target.name
         points.append(point_of(variant.name, directory.name, report))
     if dense is None:
         assert first_error is not None, "a sweep has variants"
         raise type(first_error)(f"nothing of the sweep can be run: {first_error}")
-    options = variants[0].options
-    checkpoint, target = options.checkpoint.name, Path(options.target).stem
+    checkpoint = variants[0].options.checkpoint.name
     result = Sweep.of(accuracy, (dense, *points), checkpoint=checkpoint, target=target, over=over)
     result.save(out / SWEEP_JSON)
     plots.save_png(draw_front(result), out / SWEEP_PICTURE)

@@ -18,7 +18,6 @@ RUNS = {
     "ncnn": "run_ncnn",
 }
 """The example that goes with a format."""
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def bundle(directory: Path, archive: Path) -> Manifest:
@@ -97,7 +96,7 @@ def _copy(source: Path, destination: Path) -> None:
 def _zip(folder: Path, archive: Path) -> None:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
         for file in files_of(folder):
-            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), _EPOCH)
+            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())  # of one date, which every entry has then
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (0o755 if file.suffix == ".sh" else 0o644) << 16
             stream.writestr(entry, file.read_bytes())

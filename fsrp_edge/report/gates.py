@@ -109,7 +109,7 @@ def _latency(statistic: Literal["p50_ms", "p90_ms", "p99_ms"]) -> Look:
             for latency in row.latency:
                 value = getattr(latency, statistic)
                 interval = latency.p50_interval_ms if statistic == "p50_ms" else (value, value)
-                where = f"{latency.runtime}, {latency.threads} threads on {latency.device}"
+                where = f"{latency.runtime}, {wording.threads(latency.threads)} on {latency.device}"
                 found.append(Seen(row.name, where, value, interval, "; ".join(latency.invalid_because)))
         return found
 
@@ -123,7 +123,7 @@ def _speed_up(report: RunReport) -> list[Seen]:
         dense, file = (latencies[name, each.runtime, each.threads] for name in (each.against, each.name))
         (dense_low, dense_high), (low, high) = dense.p50_interval_ms, file.p50_interval_ms
         doubt = "; ".join(dict.fromkeys(dense.invalid_because + file.invalid_because))
-        where = f"{each.runtime}, {each.threads} threads"
+        where = f"{each.runtime}, {wording.threads(each.threads)} on {file.device}"
         found.append(Seen(each.name, where, each.latency_ratio, (dense_low / high, dense_high / low), doubt))
     return found
 

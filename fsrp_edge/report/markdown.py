@@ -1,5 +1,6 @@
 """report.md: for pull requests and terminals, rendered from a RunReport alone."""
 
+import html
 import re
 
 from jinja2 import Template
@@ -11,13 +12,12 @@ from fsrp_edge.report.schema import RunReport
 
 # What Markdown and GitHub's extensions of it (tables, strikethrough, math) take for markup inside a line.
 _MARKUP = re.compile(r"[\\`*_\[\]|~$]")
-_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def escape(value: object) -> str:
     """A value as Markdown text that stands for itself: one line, with markup and HTML escaped."""
     text = wording.printable(str(value))
-    return re.sub(r"[&<>]", lambda found: _HTML[found[0]], _MARKUP.sub(r"\\\g<0>", text))
+    return html.escape(_MARKUP.sub(r"\\\g<0>", text), quote=False)
 
 
 def markdown_template(name: str) -> Template:

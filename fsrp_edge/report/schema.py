@@ -189,7 +189,7 @@ class SpeedUp(Record):
     name: str
     """Ledger row of the file."""
     against: str
-    """Ledger row of the dense network's file: fp32 of the same format, or else the same precision."""
+    """Ledger row of the dense network's file: fp32 of the same format."""
     runtime: str
     threads: int
     dense_p50_ms: float
@@ -256,11 +256,10 @@ def _speed_ups(fields: dict[str, Any]) -> tuple[SpeedUp, ...]:
     dense = {(row.name, latency.runtime, latency.threads): latency for row in ledger for latency in row.latency}
     found = []
     for row, latency in ((each, latency) for each in ledger if not each.is_dense for latency in each.latency):
-        names = (f"{DENSE} {row.name.split()[0]} fp32", f"{DENSE} {row.name}")
-        against = next((name for name in names if (name, latency.runtime, latency.threads) in dense), None)
-        if against is None:
+        against = f"{DENSE} {row.name.split()[0]} fp32"
+        if (beside := dense.get((against, latency.runtime, latency.threads))) is None:
             continue
-        before = dense[against, latency.runtime, latency.threads].p50_ms
+        before = beside.p50_ms
         found.append(SpeedUp(
             name=row.name, against=against, runtime=latency.runtime, threads=latency.threads, dense_p50_ms=before,
             p50_ms=latency.p50_ms, latency_ratio=before / latency.p50_ms, macs_ratio=macs_ratio,

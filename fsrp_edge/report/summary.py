@@ -125,16 +125,11 @@ def accuracy_verdicts(report: RunReport) -> list[str]:
 def speed_verdict(speed_up: SpeedUp) -> str:
     """A latency ratio beside the MACs ratio, in one line."""
     return (
-        f"{speed_up.name} ({speed_up.runtime}, {threads(speed_up.threads)}): "
+        f"{speed_up.name} ({speed_up.runtime}, {wording.threads(speed_up.threads)}): "
         f"{wording.digits(speed_up.dense_p50_ms)} → {wording.digits(speed_up.p50_ms)} ms, "
         f"{wording.ratio(speed_up.latency_ratio)} {'faster' if speed_up.latency_ratio >= 1 else '(slower)'}; "
         f"MACs {wording.ratio(speed_up.macs_ratio)} fewer"
     )
-
-
-def threads(number: int) -> str:
-    """`1 thread`, `2 threads`."""
-    return f"{number} thread{'' if number == 1 else 's'}"
 
 
 def notes(report: RunReport) -> list[str]:
@@ -146,7 +141,7 @@ def notes(report: RunReport) -> list[str]:
         for latency in row.latency:
             if not latency.valid:
                 reasons = "; ".join(latency.invalid_because) or "no reason given"
-                where = f"{latency.runtime}, {threads(latency.threads)}"
+                where = f"{latency.runtime}, {wording.threads(latency.threads)}"
                 found.append(f"{row.name}, latency ({where}) is not valid: {reasons}")
     return list(dict.fromkeys(found))
 
@@ -172,7 +167,7 @@ def side_by_side(reports: Sequence[RunReport]) -> list[tuple[str, ...]]:
             if row.bytes is not None:
                 found[f"{row.name}: size"] = wording.size(row.bytes)
             for latency in row.latency:
-                where = f"{latency.runtime}, {threads(latency.threads)} on {latency.device}"
+                where = f"{latency.runtime}, {wording.threads(latency.threads)} on {latency.device}"
                 name = f"{row.name}: p50, {where}"
                 found[name] = f"{wording.digits(latency.p50_ms)} ms" + ("" if latency.valid else " (not valid)")
         figures.append(found)

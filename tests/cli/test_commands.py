@@ -438,6 +438,7 @@ def place(tmp_path: Path, chain: Path, trained_checkpoint: Path, digits_npz: Pat
     (tmp_path / "text.pt").write_text("this is no checkpoint")
     (tmp_path / "empty").mkdir()
     (tmp_path / "fraction.yaml").write_text("recover-epochs: 0.9\n")
+    (tmp_path / "switch.yaml").write_text("quick-bench: 1\n")
     (tmp_path / "model-fp32.onnx").write_text("another file of that name")
     (tmp_path / "half.npz").write_bytes(digits_npz.read_bytes()[:1000])
     plan = read_json(chain / "pruned.plan.json")
@@ -530,6 +531,11 @@ WRONG = {
         "there will be no row 'tflite'; there will be 'recovered'",
     "compress {net} --target generic-x86 --config {here}/fraction.yaml": "recover-epochs is 0.9; give a whole number",
     "sweep {net} --target generic-x86 --macs 50% --over ratio=0.3,0.7": "--over ratio does not go with --macs",
+    "sweep {net} --target generic-x86 --ratio 0.9 --over ratio=0.3,0.7": "--ratio does not go with --over ratio",
+    "sweep {net} --target generic-x86 --params 0.9 --over params=0.3,0.7": "--params does not go with --over params",
+    "compress {net} --target generic-x86 --out=": "Invalid value for '--out': it is empty; give a name",
+    "score {net} --data {data} --out=": "Invalid value for '--out': it is empty; give a name",
+    "compress {net} --target generic-x86 --config {here}/switch.yaml": "quick-bench is 1; give true or false",
     "bench {chain}/artifacts/model-fp32.onnx --picture heat": "give a name that ends in .png",
     "score {net} --out {net}/scores.json": "is no folder that you may write into",
     "evaluate {net} --data {data} --norm L2 --eps inf": "is outside 0 to 1",

@@ -53,6 +53,13 @@ def test_a_file_says_what_the_options_say(net: Path, tmp_path: Path) -> None:
     assert parsed("--config", path) == parsed(net, "--target", "jetson-nano", *flags, *more)
 
 
+def test_a_key_without_a_value_says_nothing(net: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("gates:\n  # - size<=2MB\nrecover-epochs:\nkeep_first:\n")
+    plain = [net, "--target", "jetson-nano"]
+    assert parsed(*plain, "--config", path) == parsed(*plain)
+
+
 def test_the_command_line_wins(net: Path, tmp_path: Path) -> None:
     path = config(tmp_path, checkpoint=str(net), target="jetson-nano", ratio=0.3, attacks=["fgsm"])
     found = parsed("--config", path, "--ratio", 0.7, "--attack", "pgd-3")
@@ -67,7 +74,7 @@ def test_the_command_line_wins(net: Path, tmp_path: Path) -> None:
         ("config: other.yaml", "unknown key 'config'"),
         ("gates: [size<=1MB]\nrequire: [size<=2MB]", "'require' says again what another key says"),
         ("attack: [[fgsm]]", "attack holds a list inside a list"),
-        ("- ratio", "holds no options; it should look like `target: jetson-nano`"),
+        ("- ratio", "holds no keys and values; it should look like `target: jetson-nano`"),
         ("a: [", "is not YAML"),
         ("ratio: 3", "3.0 is not in the range"),
         ("target: jetson-nano", "Missing argument 'CHECKPOINT'"),

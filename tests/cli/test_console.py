@@ -48,6 +48,19 @@ def test_stdout_carries_the_result_alone() -> None:
     assert "\x1b" not in done.stderr and "batches" not in done.stderr  # too short for a line
 
 
+def test_of_the_processes_of_torchrun_the_first_one_speaks() -> None:
+    for given in ([], ["--verbose"]):
+        command = [sys.executable, "-c", WORK, *given]
+        done = subprocess.run(command, env=os.environ | {"RANK": "1"}, capture_output=True, text=True, check=True)
+        assert "epoch" not in done.stderr
+
+
+def test_titles_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows(("run\x1b[2J\nof two lines",), [(1,)])
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "of two lines" in shown.splitlines()[2]
+
+
 def test_quiet_says_nothing_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-c", WORK, "--json", "--quiet"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["answer"] == 42

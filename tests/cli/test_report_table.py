@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fsrp_edge.cli.report_table import render_report
+from fsrp_edge.cli.report_table import print_report, render_report
 from fsrp_edge.report.schema import RunReport
 
 
@@ -74,6 +74,14 @@ def test_names_are_neither_markup_nor_escape_sequences(run_report: RunReport) ->
     text = rendered(run_report.model_copy(update={"source": hostile}), 80)
     assert "[red] [2J[/nope] .pt → raspberry-pi-4" in text
     assert "\x1b" not in text
+
+
+def test_what_a_foreign_report_calls_its_files_steers_no_terminal(
+    run_report: RunReport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = run_report.artifacts[0].model_copy(update={"path": "a\x1b[2Jb.onnx"})
+    print_report(run_report.model_copy(update={"artifacts": (artifact,)}), Path("run"))
+    assert "run/a [2Jb.onnx" in capsys.readouterr().out
 
 
 SHOW = """

@@ -8,7 +8,7 @@ import pytest
 
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
-from fsrp_edge.errors import WithinBudgetsError
+from fsrp_edge.errors import BadInputError, WithinBudgetsError
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.report.schema import RunReport
 from fsrp_edge.report.sweep import Sweep
@@ -35,3 +35,16 @@ def test_a_budget_that_the_dense_network_meets_is_no_miss(
     assert loose.within and loose.problem is None and tight.within is None
     page = (tmp_path / "runs" / "sweep.html").read_text()
     assert "<li>latency=20ms: nothing has to be removed" in page and "✗ latency" not in page
+
+
+def test_a_sweep_is_called_like_its_variant_of_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Path] = []
+
+    def sweep(_variants: Any, _over: str, out: Path) -> Any:
+        called.append(out)
+        raise BadInputError("far enough")
+
+    monkeypatch.setattr("fsrp_edge.pipeline.sweep.sweep", sweep)
+    (tmp_path / "net.pt").touch()
+    assert run(cli, ["sweep", str(tmp_path / "net.pt"), "--target", "raspberry-pi-4@1.5GHz", "--over", "ratio=0.3,0.5"])
+    assert called == [Path("net-raspberry-pi-4@1.5GHz-sweep")]

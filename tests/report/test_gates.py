@@ -222,6 +222,15 @@ def test_runs_that_cannot_be_compared_are_refused(run_report: RunReport) -> None
     ledger = tuple(row.model_copy(update={"latency": ()}) for row in run_report.ledger)
     (result,) = judge_regressions(run_report, run_report.model_copy(update={"ledger": ledger}), ["latency_p50=5%"])
     assert not result.passed and "in common" in result.message
+    ledger = tuple(
+        row.model_copy(
+            update={"latency": tuple(each.model_copy(update={"device": "ssh://other"}) for each in row.latency)}
+        )
+        for row in run_report.ledger
+    )
+    elsewhere = run_report.model_copy(update={"ledger": ledger})
+    for result in judge_regressions(run_report, elsewhere, ["latency_p50=5%", "speed_up=5%"]):
+        assert not result.passed and "in common" in result.message
 
 
 def test_junit_has_a_case_for_each_gate(run_report: RunReport) -> None:
@@ -253,6 +262,16 @@ def test_gates_decide_the_exit_code(directory: Path, capsys: pytest.CaptureFixtu
     assert "- ✗ speed\\_up&gt;=9" in (directory / "report.md").read_text()
     assert (directory / "report.json").read_bytes() == before
     assert len(ElementTree.parse(directory / "junit.xml").getroot()[0]) == 2
+
+
+def test_a_report_that_lies_among_other_files_leaves_them_alone(directory: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "ci"
+    beside.mkdir()
+    (directory / "report.json").rename(beside / "baseline.json")
+    (beside / "junit.xml").write_text("of pytest")
+    assert run(cli, ["report", str(beside / "baseline.json"), "--require", "size<=1MB"]) == 0
+    assert {path.name for path in beside.iterdir()} == {"baseline.json", "junit.xml"}
+    assert (beside / "junit.xml").read_text() == "of pytest"
 
 
 def test_a_run_whose_pages_cannot_be_renewed_is_judged_all_the_same(

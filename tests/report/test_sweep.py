@@ -53,6 +53,10 @@ def test_the_page_has_the_front_and_a_link_to_each_run(run_report):
     assert [f'<a href="{name}/report.html">{name}</a>' in page for name in "abcde"] == [True] * 4 + [False]
     assert 'aria-label="Accuracy (pgd-20) against the median latency' in page
     assert "✗ e: cannot be reached" in page
+    odd = POINTS[1].model_copy(update={"directory": "../a#b: 20 ms"})
+    assert 'href="../a%23b%3A%2020%20ms/report.html"' in render_runs(
+        "net", SideBySide.of("pgd-20", (DENSE, odd)), {"b": run_report}
+    )
     assert "<script" not in page and '="http' not in page.replace('="http://www.w3.org', "")
 
 
