@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fsrp_edge import progress
 from fsrp_edge.pipeline import evidence, files, networks
-from fsrp_edge.pipeline.inputs import prepare
+from fsrp_edge.pipeline.inputs import RECOVERED, prepare
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pipeline.record import write_records
 from fsrp_edge.pipeline.run import Run
@@ -73,5 +73,5 @@ def _stages(run: Run) -> CompressResult:
         report=report,
         plan=plan,
         artifacts=tuple(run.path(artifact.path) for artifact in own_files.artifacts),
-        model=run.path(networks.RECOVERED),
+        model=run.path(RECOVERED),
     )

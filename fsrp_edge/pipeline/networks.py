@@ -19,7 +19,7 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.budgeting import Trial, log_plan, plan_with_trials, settle
-from fsrp_edge.pipeline.inputs import on_device
+from fsrp_edge.pipeline.inputs import PRUNED, RECOVERED, ROUNDS, on_device
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.compensation import DenseOutputs, most_images
@@ -38,7 +38,6 @@ from fsrp_edge.training.recipe import Recipe
 from fsrp_edge.training.recovery import fit_recipe, recover
 
 SCORES, PLAN = "scores.json", "plan.json"
-ROUNDS, PRUNED, RECOVERED = "rounds.safetensors", "pruned.safetensors", "recovered.safetensors"
 
 
 def baseline(run: Run) -> Judged:

@@ -534,6 +534,22 @@ def test_a_sweep_of_files_that_all_compute_something_else_is_a_failed_gate(
         sweep(variants, "ratio", tmp_path / "sweep")
 
 
+@pytest.mark.parametrize("report", ["", "report.json"])
+def test_a_baseline_that_the_run_itself_would_replace_is_refused(again: Any, report: str) -> None:
+    before = left(again.directory)
+    with pytest.raises(BadInputError, match=r"--baseline .* this run would replace; choose another --out"):
+        again(ratio=0.3, baseline=again.directory / report, max_regression=("clean_accuracy=1",))
+    assert left(again.directory) == before
+
+
+@pytest.mark.parametrize("name", ["pruned.safetensors", "recovered.safetensors"])
+def test_a_checkpoint_that_the_run_itself_would_replace_is_refused(again: Any, name: str) -> None:
+    before = sha256_file(again.directory / name)
+    with pytest.raises(BadInputError, match=rf"{name} is what an earlier run left in .*; choose another --out"):
+        again(checkpoint=again.directory / name)
+    assert sha256_file(again.directory / name) == before
+
+
 def test_labels_that_do_not_fit_stop_the_run_at_the_baseline(
     options: CompressOptions, digits_npz: Path, tmp_path: Path
 ) -> None:
