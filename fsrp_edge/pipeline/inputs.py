@@ -23,6 +23,7 @@ from fsrp_edge.progress import log
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
 from fsrp_edge.report.gates import parse_gate, require_same_images
+from fsrp_edge.report.schema import Source
 from fsrp_edge.report.store import REPORT_JSON, load_report
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Offer, Target
@@ -87,7 +88,9 @@ def prepare(options: CompressOptions) -> "Inputs":
     dataset = load_data(classifier, options.data, options.seed)
     if options.baseline is not None:
         require_same_images(load_report(options.baseline), dataset.evaluation.digest)
-    return Inputs(options, target, requests, classifier, dataset)
+    # The file's digest now: it may be another file when the run ends.
+    source = Source.of(options.checkpoint, classifier.spec)
+    return Inputs(options, target, requests, classifier, dataset, source)
 
 
 def run_directory(options: CompressOptions, target: Target) -> Path:
@@ -160,6 +163,7 @@ class Inputs:
     requests: tuple[ArtifactRequest, ...]
     dense: Classifier
     dataset: Dataset
+    source: Source
 
     @property
     def out(self) -> Path:
