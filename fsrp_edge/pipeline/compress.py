@@ -68,6 +68,7 @@ def _stages(run: Run) -> CompressResult:
     evidence.picture(run, scores, recovered, own_files.artifacts)
     exports = {"dense": dense_files, "artifacts": own_files}
     report = write_records(run, started_at, plan, recovered, recovery, rows, exports)
+    run.remove_unfinished()
     return CompressResult(
         directory=run.directory.path,
         report=report,
