@@ -276,7 +276,7 @@ def _ratio_that_removes(candidates: Sequence[Candidate], costs: PlanCosts, optio
             f"the most; ask for --ratio {math.floor(reachable * 1000) / 1000:g} or less"
         )
     high = _smallest_ratio(lambda ratio: share(ratio) >= options.ratio)
-    low = high - _FINEST
+    low = max(high - _FINEST, 0.0)
     # Steps of whole channel multiples overshoot; the ratio just below may lie nearer.
     below, above = share(low), share(high)
     return low if below > 0 and options.ratio - below < above - options.ratio else high
