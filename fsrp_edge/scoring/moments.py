@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fsrp_edge import compute, distributed
 from fsrp_edge.models.channel_graph import ChannelGroup
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.maps import as_maps
+from fsrp_edge.models.maps import as_maps, first_argument
 from fsrp_edge.scoring.fourier import low_coefficients
 
 MOST_CHANNELS = 4096
@@ -79,8 +80,8 @@ def read_input_moments(
     """
     sums: dict[str, _Sums] = {}
 
-    def read(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        maps = as_maps(layer, inputs[0].detach())
+    def read(name: str, layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        maps = as_maps(layer, first_argument(arguments, named).detach())
         if maps.shape[1] > MOST_CHANNELS:
             return
         with torch.autocast(maps.device.type, enabled=False):  # products in bfloat16 are no covariance
@@ -89,7 +90,8 @@ def read_input_moments(
             sums[name].add(maps, radius)
 
     read_by = {name: classifier.network.get_submodule(name) for name in layers}
-    with compute.hooked(layer.register_forward_pre_hook(partial(read, name)) for name, layer in read_by.items()):
+    hooks = (layer.register_forward_pre_hook(partial(read, name), with_kwargs=True) for name, layer in read_by.items())
+    with compute.hooked(hooks):
         for pixels in batches:
             with torch.no_grad():
                 classifier(pixels)

@@ -64,6 +64,20 @@ def test_moments_are_those_of_what_a_layer_reads():
     np.testing.assert_allclose(found.covariance.numpy(), np.cov(values, bias=True), rtol=1e-4, atol=1e-7)
 
 
+def test_what_a_layer_reads_by_name_is_read():
+    class Named(nn.Sequential):
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            for layer in self:
+                maps = layer(input=maps)
+            return maps
+
+    classifier = network()
+    expected = read_input_moments(classifier, batches(images()), ["3"])["3"]
+    classifier.network = Named(*classifier.network)  # type: ignore[arg-type]
+    found = read_input_moments(classifier, batches(images()), ["3"])["3"]
+    assert torch.equal(found.covariance, expected.covariance) and found.size == expected.size
+
+
 def test_steps_of_an_attack_are_read_too_and_summed_up_in_full_precision():
     classifier, some = network().eval(), images()
     read: list[torch.Tensor] = []
