@@ -8,8 +8,10 @@ import pytest
 
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
-from fsrp_edge.errors import WithinBudgetsError
+from fsrp_edge.errors import BadInputError, WithinBudgetsError
 from fsrp_edge.pipeline.options import CompressOptions
+from fsrp_edge.pipeline.rundir import RunDirectory
+from fsrp_edge.pipeline.sweep import Variant, sweep
 from fsrp_edge.report.schema import RunReport
 from fsrp_edge.report.sweep import Sweep
 
@@ -35,3 +37,14 @@ def test_a_budget_that_the_dense_network_meets_is_no_miss(
     assert loose.within and loose.problem is None and tight.within is None
     page = (tmp_path / "runs" / "sweep.html").read_text()
     assert "<li>latency=20ms: nothing has to be removed" in page and "✗ latency" not in page
+
+
+@pytest.mark.parametrize("busy", ["", "ratio-0.5"])
+def test_another_run_at_work_in_its_folders_ends_the_sweep(tmp_path: Path, busy: str) -> None:
+    options = CompressOptions(checkpoint=tmp_path / "net.pt", target="generic-x86")
+    with (
+        RunDirectory(tmp_path / busy).locked(),
+        pytest.raises(BadInputError, match=r"^another run is working in .*; wait for it"),
+    ):
+        sweep([Variant("ratio=0.5", options)], "ratio", tmp_path)
+    assert not (tmp_path / "ratio-0.5" / "run.log").exists()
