@@ -130,8 +130,8 @@ def _shrink(network: nn.Module, name: str, side: Side, removed: set[int]) -> Non
 
 
 def _shrink_convolution(layer: Convolution, side: Side, removed: set[int]) -> None:
-    # One axis of the weight runs over all groups, for channels that are coupled, too. The other is as long as one group,
-    # each of which loses the same positions: numbers of other groups' channels find nothing there.
+    # One axis of the weight runs over all groups, for channels that are coupled, too. The other is as long as one
+    # group, each of which loses the same positions: numbers of other groups' channels find nothing there.
     axis = 0 if side == "both" else int((side == "input") != layer.transposed)
     _select(layer, "weight", axis, removed)
     if side == "both":

@@ -498,7 +498,7 @@ def test_what_another_recovery_left_unfinished_does_not_stand_in_the_way(again: 
     stale = [
         again.directory / f"{name}-000000000000.unfinished{suffix}"
         for name, suffix in (
-            ("recover", ".pt"), ("recover", ".int8.pt"), ("round-2", ".pt"), ("plan", ".json"), ("evaluate-dense", ".json")
+            ("recover", ".pt"), ("recover", ".int8.pt"), ("round-2", ".pt"), ("plan", ".json"), ("evaluate-x", ".json")
         )
     ]  # fmt: skip
     for path in stale:
