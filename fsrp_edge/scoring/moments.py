@@ -24,7 +24,7 @@ class InputMoments:
     """Of one layer's input channels, over images and places.
 
     Args:
-        covariance: (C, C) float64, a place; of the low frequencies or of all.
+        covariance: (C, C) float64, a place; of the low frequencies.
         size: (height, width) of the largest maps.
     """
 
@@ -41,11 +41,10 @@ class _Sums:
         self.total = torch.zeros_like(self.origin)
         self.products = torch.outer(self.total, self.total)
 
-    def add(self, maps: Tensor, radius: float | None) -> None:
-        """Maps (N, C, H, W); a radius counts the low frequencies alone, by orthonormal coefficients."""
+    def add(self, maps: Tensor, radius: float) -> None:
+        """Maps (N, C, H, W), of which the low frequencies count, by orthonormal coefficients."""
         maps = maps.float() - self.origin.float()[:, None, None]
-        values = maps.flatten(2) if radius is None else low_coefficients(maps, radius)
-        values = values.transpose(0, 1).flatten(1)
+        values = low_coefficients(maps, radius).transpose(0, 1).flatten(1)
         self.products += (values @ values.T).double()
         self.total += maps.double().sum(dim=(0, 2, 3))
         self.places += maps.numel() // self.channels
@@ -64,7 +63,7 @@ class _Sums:
 
 
 def read_input_moments(
-    classifier: Classifier, batches: Iterable[Tensor], layers: Collection[str], *, radius: float | None = None
+    classifier: Classifier, batches: Iterable[Tensor], layers: Collection[str], *, radius: float
 ) -> dict[str, InputMoments]:
     """Run images through a network and sum up what its layers read.
 
@@ -76,7 +75,7 @@ def read_input_moments(
         classifier: in evaluation mode, on the device to compute on.
         batches: pixels (N, C, H, W) in [0, 1], on that device.
         layers: names of convolutions and linear layers.
-        radius: of the low frequencies that the covariance counts; None counts all.
+        radius: of the low frequencies that the covariance counts; √2 counts all.
     """
     sums: dict[str, _Sums] = {}
 
