@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from fsrp_edge.errors import BadInputError
 
 MARK = ".mode"
 """File that tells our temporary folders from others."""
+LOCK = ".lock"
+"""File by which a process keeps a folder to itself."""
 
 
 @contextmanager
@@ -36,9 +39,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `atomic_path` could not, at any depth of a folder, because its process was killed."""
-    for mark in list(folder.rglob(f".*/{MARK}")):
-        shutil.rmtree(mark.parent, ignore_errors=True)
+    """Remove what `atomic_path` could not, at any depth of a folder, because its process was killed.
+
+    Folders with a lock of their own are left: another process may be at work there.
+    """
+    for name, within, files in os.walk(folder):
+        path = Path(name)
+        if path != folder and LOCK in files:
+            within.clear()
+        elif path != folder and path.name.startswith(".") and MARK in files:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -42,7 +42,7 @@ def recover(
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.pipeline.inputs import load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
-    from fsrp_edge.training.recovery import fit_recipe
+    from fsrp_edge.training.recovery import fit_recipe, int8_checkpoint
     from fsrp_edge.training.recovery import recover as run
 
     chosen = options.recipe_from(given, options.read_recipe(given.pop("recipe")))
@@ -66,7 +66,8 @@ def recover(
         learnt_from = None if labels_only else dense
         result = run(pruned, dataset.train, chosen, seed=seed, teacher=learnt_from, checkpoint=unfinished)
         save_classifier(result.classifier, out)
-        unfinished.unlink(missing_ok=True)
+        for checkpoint in (unfinished, int8_checkpoint(unfinished)):
+            checkpoint.unlink(missing_ok=True)
     show_result(
         {"best_epoch": result.best_epoch, "history": result.history},
         ("epoch", "loss", "clean %", "robust %", "kept"),

@@ -11,6 +11,7 @@ from fsrp_edge import compute
 from fsrp_edge.attacks import attackable
 from fsrp_edge.models.channel_graph import Convolution
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.maps import first_argument
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -33,14 +34,14 @@ def batch_norms_behind(classifier: Classifier) -> dict[str, str]:
         calls[name] += 1
         made[output.grad_fn] = name
 
-    def look(name: str, norm: BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+    def look(name: str, norm: BatchNorm, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         calls[name] += 1
-        node = inputs[0].grad_fn
+        node = first_argument(arguments, named).grad_fn
         if node is not None and node in made and norm.running_var is not None:
             pairs[made[node]] = (name, node)
 
     hooks = (
-        module.register_forward_pre_hook(partial(look, name))
+        module.register_forward_pre_hook(partial(look, name), with_kwargs=True)
         if isinstance(module, BatchNorm)
         else module.register_forward_hook(partial(remember, name))
         for name, module in classifier.network.named_modules()

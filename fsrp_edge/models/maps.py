@@ -1,5 +1,7 @@
 """What layers read and put out, as maps."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -13,3 +15,8 @@ def as_maps(layer: nn.Module, output: Tensor) -> Tensor:
     while maps.dim() < 4:
         maps = maps.unsqueeze(2)
     return maps
+
+
+def first_argument(arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """What a module is called with, as a hook is given it: by position, or by name as in `layer(input=maps)`."""
+    return next(iter((*arguments, *named.values())))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fsrp_edge import progress
 from fsrp_edge.pipeline import evidence, files, networks
-from fsrp_edge.pipeline.inputs import prepare
+from fsrp_edge.pipeline.inputs import RECOVERED, prepare
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pipeline.record import write_records
 from fsrp_edge.pipeline.run import Run
@@ -57,21 +57,25 @@ def _stages(run: Run) -> CompressResult:
     plan = networks.make_pruning_plan(run, scores, wanted, costs, recipe)
     pruned = networks.prune(run, plan)
     recovered, recovery = networks.recover_network(run, pruned, recipe)
-    rows = [networks.network_row("dense", run.dense, dense, ())]
-    for name, network in (("pruned", pruned), ("recovered", recovered)):
-        rows.append(networks.network_row(name, network, networks.judge(run, name, network), dense))
+    before, after = networks.judge(run, "pruned", pruned), networks.judge(run, "recovered", recovered)
+    rows = [
+        networks.network_row("dense", run.dense, dense, ()),
+        networks.network_row("pruned", pruned, before, dense),
+        networks.network_row("recovered", recovered, after, dense),
+    ]
     dense_files = files.export(run, "dense", run.dense, files.references(run))
     own_files = files.export(run, "artifacts", recovered, run.requests)
     latencies = files.bench(run, (dense_files, own_files))
     rows += files.file_rows(run, "dense ", run.dense, dense, dense_files, latencies, attack=False)
     rows += files.file_rows(run, "", recovered, dense, own_files, latencies, attack=True)
-    evidence.picture(run, scores, recovered, own_files.artifacts)
+    evidence.picture(run, scores, recovered, (dense[0], after[0]), own_files.artifacts)
     exports = {"dense": dense_files, "artifacts": own_files}
     report = write_records(run, started_at, plan, recovered, recovery, rows, exports)
+    run.remove_unfinished()
     return CompressResult(
         directory=run.directory.path,
         report=report,
         plan=plan,
         artifacts=tuple(run.path(artifact.path) for artifact in own_files.artifacts),
-        model=run.path(networks.RECOVERED),
+        model=run.path(RECOVERED),
     )

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fsrp_edge import compute, progress
 from fsrp_edge.attacks import PGD, attackable
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.evaluation.accuracy import clean_accuracy, predictions
+from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.files import transfer_examples
+from fsrp_edge.evaluation.results import Judged
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.models.classifier import Classifier
@@ -30,7 +32,7 @@ from fsrp_edge.report.evidence import (
     Pictured,
     Spectra,
 )
-from fsrp_edge.scoring.explain import mean_spectra
+from fsrp_edge.scoring.explain import FILTERS, mean_spectra
 from fsrp_edge.scoring.fourier import has_bands
 from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.reconstruction import Reconstruction
@@ -43,15 +45,23 @@ CURVE_STEPS = 10
 RADII = (0.5, 1.0, 2.0)
 """Of the curve, in units of the run's radius."""
 SPECTRA_IMAGES = 64
-FILTERS = 3
-"""Drawn of the worst, and as many of the best, of each layer."""
 EXAMPLES, EXAMPLES_SOUGHT = 4, 32
 """Shown, and images they are taken from."""
 OPERATORS = 12
 
 
-def picture(run: Run, scores: FilterScores, recovered: Classifier, artifacts: Sequence[Artifact]) -> None:
-    """evidence.json and evidence.npz: what the report's pictures are drawn from; no curve and no examples at eps 0."""
+def picture(
+    run: Run, scores: FilterScores, recovered: Classifier, clean: tuple[Judged, Judged], artifacts: Sequence[Artifact]
+) -> None:
+    """evidence.json and evidence.npz: what the report's pictures are drawn from; no curve and no examples at eps 0.
+
+    Args:
+        run: of the dense network.
+        scores: of its filters.
+        recovered: the network that is shipped.
+        clean: accuracy on all evaluation images of the dense network and of this one.
+        artifacts: its files.
+    """
     images = run.attacked_images().first(by_input_size(run.dense.spec, 100, 32))
     dense, seed, criterion = run.dense, run.options.seed, run.options.criterion
     eps = run.options.eps if run.options.attacks else 0.0
@@ -65,7 +75,7 @@ def picture(run: Run, scores: FilterScores, recovered: Classifier, artifacts: Se
             spectra = tuple(_spectra(dense, images.first(SPECTRA_IMAGES), scores, criterion, seed, arrays))
         evidence = Evidence(
             curve=tuple(_curve({"dense": dense, "recovered": recovered}, images, eps, seed)) if eps else (),
-            classes=_classes(dense, recovered, run.dataset.evaluation),
+            classes=_classes(run.dataset.evaluation.labels, dense.spec.classes, clean),
             spectra=spectra,
             breakdown=break_down(run.path(onnx.path), run.target) if onnx else None,
             examples=_examples(recovered, images, eps, seed, arrays) if eps else (),
@@ -115,13 +125,9 @@ def _curve(networks: dict[str, Classifier], images: ImageSet, eps: float, seed: 
             yield CurvePoint(network=name, eps=attack.eps, accuracy=accuracy)
 
 
-def _classes(dense: Classifier, recovered: Classifier, images: ImageSet) -> tuple[ClassCounts, ...]:
-    labels, count = images.labels, dense.spec.classes
+def _classes(labels: Tensor, count: int, clean: tuple[Judged, Judged]) -> tuple[ClassCounts, ...]:
     totals = torch.bincount(labels, minlength=count)
-    right = [
-        torch.bincount(labels[predictions(network, images) == labels], minlength=count)
-        for network in (dense, recovered)
-    ]
+    right = [torch.bincount(labels[judged.stands], minlength=count) for judged in clean]
     return tuple(
         ClassCounts(label=label, images=int(totals[label]), dense=int(right[0][label]), recovered=int(right[1][label]))
         for label in range(count)

@@ -23,7 +23,8 @@ from fsrp_edge.progress import log
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
 from fsrp_edge.report.gates import parse_gate, require_same_images
-from fsrp_edge.report.store import load_report
+from fsrp_edge.report.schema import Source
+from fsrp_edge.report.store import REPORT_JSON, load_report
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Offer, Target
 from fsrp_edge.targets.this_machine import note_on_int8
@@ -31,6 +32,8 @@ from fsrp_edge.training.recovery import without_held_out
 
 BY_DEFAULT: tuple[Format, ...] = ("onnx", "tflite")
 """Other formats are made only where they are named."""
+ROUNDS, PRUNED, RECOVERED = "rounds.safetensors", "pruned.safetensors", "recovered.safetensors"
+"""The networks that a run leaves in its directory."""
 LARGE_SIDE = 64
 """Inputs with a longer side are scored and attacked on fewer images, as each costs many times more."""
 
@@ -72,6 +75,7 @@ def prepare(options: CompressOptions) -> "Inputs":
         ToolFailedError: the device to measure on is not ready.
     """
     target = load_target(options.target)
+    _require_apart(options, run_directory(options, target))
     requests = choose_artifacts(target, options.formats, options.precisions)
     rows = ("recovered", *(f"{one.format} {one.precision}" for one in requests))
     for text in options.gates:
@@ -84,7 +88,28 @@ def prepare(options: CompressOptions) -> "Inputs":
     dataset = load_data(classifier, options.data, options.seed)
     if options.baseline is not None:
         require_same_images(load_report(options.baseline), dataset.evaluation.digest)
-    return Inputs(options, target, requests, classifier, dataset)
+    # The file's digest now: it may be another file when the run ends.
+    source = Source.of(options.checkpoint, classifier.spec)
+    return Inputs(options, target, requests, classifier, dataset, source)
+
+
+def run_directory(options: CompressOptions, target: Target) -> Path:
+    """Where a run leaves what it makes."""
+    return options.out or Path(f"{options.checkpoint.stem}-{target.name}")
+
+
+def _require_apart(options: CompressOptions, out: Path) -> None:
+    """Refuse what a run would remove or write anew before it has read it for the last time."""
+    networks = {(out / name).resolve() for name in (ROUNDS, PRUNED, RECOVERED)}
+    if options.checkpoint.resolve() in networks:
+        raise BadInputError(
+            f"{options.checkpoint} is what an earlier run left in {out}, and this one would replace it; "
+            "choose another --out"
+        )
+    if options.baseline and options.baseline.resolve() in {out.resolve(), (out / REPORT_JSON).resolve()}:
+        raise BadInputError(
+            f"--baseline {options.baseline} is the report of {out}, which this run would replace; choose another --out"
+        )
 
 
 def choose_artifacts(
@@ -138,11 +163,12 @@ class Inputs:
     requests: tuple[ArtifactRequest, ...]
     dense: Classifier
     dataset: Dataset
+    source: Source
 
     @property
     def out(self) -> Path:
         """The run directory."""
-        return self.options.out or Path(f"{self.options.checkpoint.stem}-{self.target.name}")
+        return run_directory(self.options, self.target)
 
     def score_images(self) -> ImageSet:
         """The training images to score on."""

@@ -19,7 +19,7 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.budgeting import Trial, log_plan, plan_with_trials, settle
-from fsrp_edge.pipeline.inputs import on_device
+from fsrp_edge.pipeline.inputs import PRUNED, RECOVERED, ROUNDS, on_device
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.compensation import DenseOutputs, most_images
@@ -38,7 +38,6 @@ from fsrp_edge.training.recipe import Recipe
 from fsrp_edge.training.recovery import fit_recipe, recover
 
 SCORES, PLAN = "scores.json", "plan.json"
-ROUNDS, PRUNED, RECOVERED = "rounds.safetensors", "pruned.safetensors", "recovered.safetensors"
 
 
 def baseline(run: Run) -> Judged:
@@ -145,7 +144,6 @@ def make_pruning_plan(
         else:
             plan = plan_by_strategy(run.dense, make(wanted, best or None), wanted, partial(_score, run))
         plan.save(run.path(PLAN))
-        unfinished.unlink(missing_ok=True)
         return plan
 
     plan = run.stage("plan", PruningPlan, inputs, work, [PLAN, ROUNDS] if run.options.round_epochs else [PLAN])
@@ -156,10 +154,11 @@ def make_pruning_plan(
 def _prune_in_rounds(run: Run, plan: PruningPlan, inputs: dict[str, Any], recipe: Recipe) -> PruningPlan:
     """The gradual strategy with recovery between its rounds, each of which is resumed as the last recovery is."""
     between = recipe.model_copy(update={"epochs": run.options.round_epochs, "int8_epochs": 0})
-    checkpoints = [run.unfinished(f"round-{number}", inputs, ".pt") for number in range(1, run.options.rounds)]
 
     def tune(classifier: Classifier, number: int) -> Classifier:
-        return _recover(run, classifier, between, checkpoints[number - 1]).classifier
+        # An interrupted run may plan something else when it goes on: latencies are measured anew.
+        network = {"network": weights_sha256(classifier)}
+        return _recover(run, classifier, between, run.unfinished(f"round-{number}", inputs | network, ".pt")).classifier
 
     plan, network = prune_gradually(
         run.dense,
@@ -170,8 +169,6 @@ def _prune_in_rounds(run: Run, plan: PruningPlan, inputs: dict[str, Any], recipe
         tune=tune,
     )
     run.save(network, ROUNDS)
-    for checkpoint in checkpoints:
-        checkpoint.unlink(missing_ok=True)
     return plan
 
 
@@ -217,10 +214,8 @@ def recover_network(run: Run, pruned: Classifier, recipe: Recipe | None) -> tupl
     inputs = {"weights": weights_sha256(pruned), "recipe": recipe}
 
     def work() -> Recovery:
-        checkpoint = run.unfinished("recover", inputs, ".pt")
-        result = _recover(run, pruned, recipe, checkpoint)
+        result = _recover(run, pruned, recipe, run.unfinished("recover", inputs, ".pt"))
         run.save(result.classifier, RECOVERED)
-        checkpoint.unlink(missing_ok=True)
         return Recovery(
             recipe=recipe.model_dump(mode="json") if recipe else {},
             epochs=len(result.history),

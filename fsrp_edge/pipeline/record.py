@@ -36,7 +36,7 @@ def write_records(
             target=schema.TargetReference.of(run.target),
             seed=options.seed,
         ),
-        source=schema.Source.of(options.checkpoint, run.dense.spec),
+        source=run.source,
         data=schema.DataUsed.of(run.dataset),
         pruning=schema.Pruning.of(
             plan, measure_size(run.dense), measure_size(recovered), compensated=run.options.compensates

@@ -21,6 +21,9 @@ from fsrp_edge.report.store import RENDERED
 
 Result = TypeVar("Result")
 
+UNFINISHED = f"-{'?' * 12}.unfinished*"
+"""How names of files end that `Run.unfinished` gave, behind the stage's."""
+
 
 @dataclass(frozen=True)
 class Run(Inputs):
@@ -64,10 +67,16 @@ class Run(Inputs):
     def unfinished(self, stage: str, inputs: dict[str, Any], suffix: str) -> Path:
         """A file for what a stage has so far; what the stage left with other inputs, now of no use, is removed."""
         key = sha256_json(to_jsonable_python(self.identity | inputs))
-        path = self.path(f"{stage}-{key[:12]}.unfinished{suffix}")
-        for other in set(self.directory.path.glob(f"{stage}-{'?' * 12}.unfinished{suffix}")) - {path}:
-            other.unlink()
-        return path
+        name = f"{stage}-{key[:12]}.unfinished"
+        for other in self.directory.path.glob(stage + UNFINISHED):
+            if not other.name.startswith(name):
+                other.unlink()
+        return self.path(name + suffix)
+
+    def remove_unfinished(self) -> None:
+        """Remove what stages had before they were finished, now that every one is on record."""
+        for path in self.directory.path.glob("*" + UNFINISHED):
+            path.unlink()
 
     def save(self, classifier: Classifier, name: str) -> None:
         """Write a network of the run."""

@@ -12,14 +12,13 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.files import remove_leftovers, sha256_file, sha256_json
+from fsrp_edge.files import LOCK, atomic_path, remove_leftovers, sha256_file, sha256_json
 from fsrp_edge.progress import log
 from fsrp_edge.records import Document
 from fsrp_edge.report.schema import StageTime
 
 Result = TypeVar("Result")
 
-LOCK = ".lock"
 STAGES = "stages"
 
 
@@ -128,8 +127,8 @@ class RunDirectory:
                 if not all((other / file).is_file() for file in record.files):
                     continue
                 for file in record.files:
-                    (self.path / file).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(other / file, self.path / file)
+                    with atomic_path(self.path / file) as temporary:
+                        shutil.copyfile(other / file, temporary)
                 record.save(own)
 
     def _discard(self, name: str) -> None:

@@ -51,7 +51,13 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
 
     Raises:
         BadInputError, GateFailedError: not one of them ended with files; the class is that of the first one's error.
+        BadInputError: another process is working in one of the folders.
     """
+    with RunDirectory(out).locked():
+        return _sweep(variants, over, out)
+
+
+def _sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
     points: list[Point] = []
     dense: Point | None = None
     target = ""
@@ -61,8 +67,10 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
     first_error: BadInputError | GateFailedError | None = None
     for variant in progress.track(variants, f"sweep over {over}", len(variants)):
         directory = out / variant.name.replace("%", "pct").replace("=", "-")
-        for other in finished:
-            RunDirectory(directory).adopt(other, SHARED)
+        run = RunDirectory(directory)
+        with run.locked():  # here, as another run's lock ends the sweep: it says nothing of what was asked for
+            for other in finished:
+                run.adopt(other, SHARED)
         progress.log(f"sweep: {variant.name} in {directory}")
         try:
             report = compress(variant.options.model_copy(update={"out": directory})).report

@@ -129,7 +129,7 @@ class Candidate:
 
     def _share(self, ratio: float) -> float:
         """The share of this group that lies in the lowest `ratio` of all."""
-        if self.comparable is None or self.scores is None:
+        if ratio == 0 or self.comparable is None or self.scores is None:
             return ratio
         threshold = np.quantile(self.comparable, ratio)
         return float((_comparable(self.scores) <= threshold).mean())

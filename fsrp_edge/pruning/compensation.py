@@ -26,7 +26,7 @@ from fsrp_edge.attacks import attackable
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.models.batch_norms import BatchNorm, batch_norms_behind
 from fsrp_edge.models.classifier import Classifier, ModelSpec
-from fsrp_edge.models.maps import as_maps
+from fsrp_edge.models.maps import as_maps, first_argument
 
 Fitted = nn.Conv2d | nn.Linear
 
@@ -118,7 +118,7 @@ class DenseOutputs:
             The smaller network's logits for all images, (N, classes).
         """
 
-        def fit(name: str, layer: Fitted, inputs: tuple[Tensor]) -> None:
+        def fit(name: str, layer: Fitted, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             sample = self._samples.get(name)
             if sample is None:
                 return
@@ -126,13 +126,15 @@ class DenseOutputs:
             stay = [channel for channel in range(sample.outputs.shape[1]) if channel not in lost]
             size = _size(layer)
             before = copy.deepcopy(layer.state_dict()) if name == self._limited else None
-            _fit(layer, _reads(layer, inputs[0], sample), sample.outputs[:, stay])
+            _fit(layer, _reads(layer, first_argument(arguments, named), sample), sample.outputs[:, stay])
             if name in self._norms:
                 _keep_size(layer, size, pruned.network.get_submodule(self._norms[name]))
             elif before is not None and _size(layer).norm() > GROWTH * size.norm():
                 layer.load_state_dict(before)
 
-        hooks = (layer.register_forward_pre_hook(partial(fit, name)) for name, layer in _fittable(pruned))
+        hooks = (
+            layer.register_forward_pre_hook(partial(fit, name), with_kwargs=True) for name, layer in _fittable(pruned)
+        )
         with torch.no_grad(), attackable(pruned), compute.hooked(hooks):
             logits: Tensor = pruned(self.pixels).float()
         return logits
@@ -147,9 +149,9 @@ class DenseOutputs:
 
 
 def _fittable(classifier: Classifier) -> Iterator[tuple[str, Fitted]]:
-    """The layers that can be fitted, by name."""
+    """The layers that can be fitted, by name: not those whose weight is computed at each use (a parametrization)."""
     modules = classifier.network.named_modules()
-    return ((name, layer) for name, layer in modules if isinstance(layer, Fitted))
+    return ((name, layer) for name, layer in modules if isinstance(layer, Fitted) and "weight" in layer._parameters)
 
 
 def _reads(layer: Fitted, inputs: Tensor, sample: _Sample) -> Tensor:

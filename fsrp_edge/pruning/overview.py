@@ -8,8 +8,9 @@ from torch import nn
 from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import Size, macs_by_layer
-from fsrp_edge.pruning.candidates import granularity, reason_to_keep
+from fsrp_edge.pruning.candidates import Candidate, candidates_of
 from fsrp_edge.pruning.counting import SizeCounter
+from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.records import Record
 
 
@@ -58,29 +59,26 @@ def inspect_network(classifier: Classifier, channel_multiple: int) -> Overview:
     groups = PruningGraph(classifier).groups()
     counter = SizeCounter(classifier, groups)
     macs = macs_by_layer(classifier)
-    summaries = [_summary(classifier.network, group, macs, channel_multiple) for group in groups]
-    least = {
-        group.root: range(granularity(group, channel_multiple))
-        for group in groups
-        if reason_to_keep(group, channel_multiple) is None
-    }
+    candidates = candidates_of(classifier, groups, None, PlanOptions(channel_multiple=channel_multiple))
+    summaries = [_summary(classifier.network, each, macs) for each in candidates]
     return Overview(
         groups=(*summaries, *_unused(classifier.network, groups)),
         dense=counter.dense,
-        minimum=counter.size(least),
+        minimum=counter.size({each.group.root: range(each.least) for each in candidates}),
     )
 
 
-def _summary(network: nn.Module, group: ChannelGroup, macs: dict[str, int], multiple: int) -> GroupSummary:
+def _summary(network: nn.Module, candidate: Candidate, macs: dict[str, int]) -> GroupSummary:
+    group = candidate.group
     layers = tuple(member.layer for member in group.members)
     sized = dict.fromkeys([*layers, *(part.layer for part in group.slices if part.side == "both")])
     return GroupSummary(
         layers=layers,
         channels=group.channels,
-        step=granularity(group, multiple),
+        step=candidate.step,
         macs=sum(macs.get(layer, 0) for layer in layers),
         parameters=sum(_parameters(network, name) for name in sized),
-        reason_to_keep=reason_to_keep(group, multiple),
+        reason_to_keep=candidate.reason,
     )
 
 

@@ -52,6 +52,11 @@ class Planning:
         """The most that is allowed."""
         return {each.kind: each.limit for each in self.budgets}
 
+    @property
+    def channels(self) -> np.ndarray:
+        """Of each group, (groups,)."""
+        return np.array([each.group.channels for each in self.candidates])
+
     def kept(self, counts: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """So many channels of each group, by its root: those with the highest scores."""
         pairs = zip(self.candidates, counts, strict=True)
@@ -208,7 +213,8 @@ def allocated(planning: Planning, allocation: Allocation) -> list[int]:
     candidates, costs, options = planning.candidates, planning.costs, planning.options
     if allocation == "knapsack":
         removed = allocate([each.levels() for each in candidates], costs.figures, planning.limits)
-        return [int(each.group.channels - gone) for each, gone in zip(candidates, removed, strict=True)]
+        left: list[int] = (planning.channels - removed).tolist()
+        return left
     if planning.limits:
         return tilted(planning, 0.0)
     ratio = options.ratio
@@ -276,7 +282,7 @@ def _ratio_that_removes(candidates: Sequence[Candidate], costs: PlanCosts, optio
             f"the most; ask for --ratio {math.floor(reachable * 1000) / 1000:g} or less"
         )
     high = _smallest_ratio(lambda ratio: share(ratio) >= options.ratio)
-    low = high - _FINEST
+    low = max(high - _FINEST, 0.0)
     # Steps of whole channel multiples overshoot; the ratio just below may lie nearer.
     below, above = share(low), share(high)
     return low if below > 0 and options.ratio - below < above - options.ratio else high

@@ -169,9 +169,7 @@ class Planner:
         if self._refined is None:
             self._refined = search.nearest(_Refinement(planning, self._gauge, levels, search).run())
         removed = search.removed(search.nearest(self._refined)[None])[0]
-        return planning.plan(
-            [each.group.channels - int(gone) for each, gone in zip(planning.candidates, removed, strict=True)]
-        )
+        return planning.plan((planning.channels - removed).tolist())
 
 
 class _Refinement:
@@ -205,9 +203,8 @@ class _Refinement:
         for tilt in TILTS:
             with suppress(BadInputError):
                 found.append(tilted(self._planning, tilt))
-        channels = np.array([each.group.channels for each in self._planning.candidates])
         choices = [
-            self._search.give_back(self._choice(channels - counts))
+            self._search.give_back(self._choice(self._planning.channels - counts))
             for counts in found or [allocated(self._planning, "knapsack")]
         ]
         return [np.array(each) for each in dict.fromkeys(tuple(each.tolist()) for each in choices)]
@@ -218,11 +215,8 @@ class _Refinement:
         return np.array([list(level.removed).index(gone) for level, gone in pairs])
 
     def _moved(self, chosen: np.ndarray) -> float:
-        counts = [
-            each.group.channels - int(level.removed[place])
-            for each, level, place in zip(self._planning.candidates, self._levels, chosen, strict=True)
-        ]
-        return self._gauge.divergence(self._planning.kept(counts))
+        removed = self._search.removed(chosen[None])[0]
+        return self._gauge.divergence(self._planning.kept((self._planning.channels - removed).tolist()))
 
     def _propose(self, chosen: np.ndarray, moved: float, reach: np.ndarray) -> np.ndarray:
         """The knapsack's choice within reach, as if what each group changes alone added up."""

@@ -81,15 +81,12 @@ def prune_gradually(
         the plan applied.
     """
     current = classifier
-    alive: Kept = {group.root: tuple(range(group.channels)) for group in plan.groups if _shrinks(group)}
+    shrinking = [group for group in plan.groups if _shrinks(group)]
+    alive: Kept = {group.root: tuple(range(group.channels)) for group in shrinking}
     for number in track(range(1, rounds + 1), "pruning in rounds", rounds):
         groups = PruningGraph(current).groups()
         steps = {group.root: granularity(group, multiple) for group in groups}
-        counts = {
-            group.root: _intermediate(group, number / rounds, steps[group.root])
-            for group in plan.groups
-            if _shrinks(group)
-        }
+        counts = {group.root: _intermediate(group, number / rounds, steps[group.root]) for group in shrinking}
         kept = _choose(groups, score(current), counts)
         current = smaller(current, groups, kept)
         alive = {root: tuple(alive[root][place] for place in places) for root, places in kept.items()}

@@ -130,25 +130,17 @@ def _shrink(network: nn.Module, name: str, side: Side, removed: set[int]) -> Non
 
 
 def _shrink_convolution(layer: Convolution, side: Side, removed: set[int]) -> None:
-    outputs, inputs = (1, 0) if layer.transposed else (0, 1)
-    if side == "input":
-        width = layer.in_channels // layer.groups
-        # The same positions go from each of the groups, whose inputs share one axis of the weight.
-        positions = removed if layer.transposed else {channel for channel in removed if channel < width}
-        _select(layer, "weight", inputs, positions)
-        layer.in_channels -= len(removed)
-        return
+    # One axis of the weight runs over all groups, for channels that are coupled, too. The other is as long as one
+    # group, each of which loses the same positions: numbers of other groups' channels find nothing there.
+    axis = 0 if side == "both" else int((side == "input") != layer.transposed)
+    _select(layer, "weight", axis, removed)
     if side == "both":
         layer.groups -= len(removed) // (layer.out_channels // layer.groups)
+    if side != "output":
         layer.in_channels -= len(removed)
-        outputs = 0  # also of a transposed one: the axis that runs over all groups
-    elif layer.transposed:
-        removed_positions = {channel for channel in removed if channel < layer.out_channels // layer.groups}
-        _select(layer, "weight", outputs, removed_positions)
-    if side == "both" or not layer.transposed:
-        _select(layer, "weight", outputs, removed)
-    _select(layer, "bias", 0, removed)
-    layer.out_channels -= len(removed)
+    if side != "input":
+        _select(layer, "bias", 0, removed)
+        layer.out_channels -= len(removed)
 
 
 def _select_largest_axis(module: nn.Module, name: str, removed: set[int]) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from fsrp_edge.models.cifar import PadShortcut
 
@@ -76,7 +77,9 @@ class MapReader(TorchFunctionMode):
             self._finish(consumed)
             consumed = []
         result = func(*args, **kwargs)
-        if consumed and _holds_tensors(result):  # else a mere question, such as the number of dimensions
+        if consumed and any(
+            isinstance(leaf, Tensor) for leaf in tree_leaves(result)
+        ):  # else a mere question, such as the number of dimensions
             if next_link:
                 self._follow(consumed[0], name.rstrip("_"), result)
             else:
@@ -124,12 +127,6 @@ def _operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
     """What a call may read maps from: its first two arguments, and the tensors of a list, as `cat` takes one."""
     for argument in (*args[:2], kwargs.get("input"), kwargs.get("tensors")):
         yield from argument if isinstance(argument, list | tuple) else (argument,)
-
-
-def _holds_tensors(result: object) -> bool:
-    return isinstance(result, Tensor) or (
-        isinstance(result, list | tuple) and any(isinstance(part, Tensor) for part in result)
-    )
 
 
 def _writes_in_place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

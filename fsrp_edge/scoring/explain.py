@@ -19,6 +19,8 @@ from fsrp_edge.scoring.fourier import has_bands
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
+FILTERS = 3
+"""Whose spectra are drawn: so many of the worst, and as many of the best, of each layer."""
 PARTS = 8
 """Disjoint parts of the images that are scored apart, each with random starts of its own."""
 

@@ -85,20 +85,19 @@ def _region(
     )
 
 
-def low_coefficients(maps: Tensor, radius: float, shape: RegionShape = "disk") -> Tensor:
+def low_coefficients(maps: Tensor, radius: float) -> Tensor:
     """Coefficients (N, C, K) of every map in the low band, by an orthonormal basis whose first vector is constant.
 
     Args:
         maps: (N, C, H, W), any floating dtype; computed in float32 or float64. All energy of maps that are too small
             to have two bands (see SMALLEST_SIDE) counts as low: their pixels are the coefficients.
-        radius: as for `band_energies`.
-        shape: as for `band_energies`.
+        radius: as for `band_energies`, of a disk.
     """
     maps = maps if maps.dtype == torch.float64 else maps.float()
     size = (maps.shape[2], maps.shape[3])
     if not has_bands(size):
         return maps.flatten(2)
-    rows, columns, mask = _region(size, radius, shape, maps.device, maps.dtype)
+    rows, columns, mask = _region(size, radius, "disk", maps.device, maps.dtype)
     spectrum = torch.matmul(rows.T, torch.matmul(maps, columns)).flatten(2)
     return spectrum if mask is None else spectrum[:, :, mask.flatten() > 0]
 

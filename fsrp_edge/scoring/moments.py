@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fsrp_edge import compute, distributed
 from fsrp_edge.models.channel_graph import ChannelGroup
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.maps import as_maps
+from fsrp_edge.models.maps import as_maps, first_argument
 from fsrp_edge.scoring.fourier import low_coefficients
 
 MOST_CHANNELS = 4096
@@ -23,7 +24,7 @@ class InputMoments:
     """Of one layer's input channels, over images and places.
 
     Args:
-        covariance: (C, C) float64, a place; of the low frequencies or of all.
+        covariance: (C, C) float64, a place; of the low frequencies.
         size: (height, width) of the largest maps.
     """
 
@@ -40,11 +41,10 @@ class _Sums:
         self.total = torch.zeros_like(self.origin)
         self.products = torch.outer(self.total, self.total)
 
-    def add(self, maps: Tensor, radius: float | None) -> None:
-        """Maps (N, C, H, W); a radius counts the low frequencies alone, by orthonormal coefficients."""
+    def add(self, maps: Tensor, radius: float) -> None:
+        """Maps (N, C, H, W), of which the low frequencies count, by orthonormal coefficients."""
         maps = maps.float() - self.origin.float()[:, None, None]
-        values = maps.flatten(2) if radius is None else low_coefficients(maps, radius)
-        values = values.transpose(0, 1).flatten(1)
+        values = low_coefficients(maps, radius).transpose(0, 1).flatten(1)
         self.products += (values @ values.T).double()
         self.total += maps.double().sum(dim=(0, 2, 3))
         self.places += maps.numel() // self.channels
@@ -63,7 +63,7 @@ class _Sums:
 
 
 def read_input_moments(
-    classifier: Classifier, batches: Iterable[Tensor], layers: Collection[str], *, radius: float | None = None
+    classifier: Classifier, batches: Iterable[Tensor], layers: Collection[str], *, radius: float
 ) -> dict[str, InputMoments]:
     """Run images through a network and sum up what its layers read.
 
@@ -75,12 +75,12 @@ def read_input_moments(
         classifier: in evaluation mode, on the device to compute on.
         batches: pixels (N, C, H, W) in [0, 1], on that device.
         layers: names of convolutions and linear layers.
-        radius: of the low frequencies that the covariance counts; None counts all.
+        radius: of the low frequencies that the covariance counts; √2 counts all.
     """
     sums: dict[str, _Sums] = {}
 
-    def read(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        maps = as_maps(layer, inputs[0].detach())
+    def read(name: str, layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        maps = as_maps(layer, first_argument(arguments, named).detach())
         if maps.shape[1] > MOST_CHANNELS:
             return
         with torch.autocast(maps.device.type, enabled=False):  # products in bfloat16 are no covariance
@@ -89,7 +89,8 @@ def read_input_moments(
             sums[name].add(maps, radius)
 
     read_by = {name: classifier.network.get_submodule(name) for name in layers}
-    with compute.hooked(layer.register_forward_pre_hook(partial(read, name)) for name, layer in read_by.items()):
+    hooks = (layer.register_forward_pre_hook(partial(read, name), with_kwargs=True) for name, layer in read_by.items())
+    with compute.hooked(hooks):
         for pixels in batches:
             with torch.no_grad():
                 classifier(pixels)

@@ -6,12 +6,9 @@ from fsrp_edge import plots
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.files import write_json
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.scoring.explain import Explanation, explain, mean_spectra
+from fsrp_edge.scoring.explain import FILTERS, Explanation, explain, mean_spectra
 from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.scores import FilterScores
-
-FILTERS = 3
-"""Drawn of the worst, and as many of the best, of each layer."""
 
 
 def explain_into(

@@ -66,13 +66,13 @@ def _by_torch_pruning(classifier: Classifier, images: ImageSet, rival: Rival, se
 
     known: dict[str, Callable[[], Any]] = {
         "random": importance.RandomImportance,
-        "l1": partial(importance.MagnitudeImportance, p=1),
-        "l2": partial(importance.MagnitudeImportance, p=2),
-        "fpgm": importance.FPGMImportance,
-        "batch-norm-scale": importance.BNScaleImportance,
+        "l1": partial(importance.MagnitudeImportance, p=1, normalizer=_by_mean),
+        "l2": partial(importance.MagnitudeImportance, p=2, normalizer=_by_mean),
+        "fpgm": partial(importance.FPGMImportance, normalizer=_by_mean),
+        "batch-norm-scale": partial(importance.BNScaleImportance, normalizer=_by_mean),
         "lamp": importance.LAMPImportance,
-        "taylor": importance.TaylorImportance,
-        "hessian": importance.HessianImportance,
+        "taylor": partial(importance.TaylorImportance, normalizer=_by_mean),
+        "hessian": partial(importance.HessianImportance, normalizer=_by_mean),
     }
     if rival.name == "taylor":
         _fill_gradients(classifier, images, rival.batch_size, lambda gradient: gradient)
@@ -86,6 +86,12 @@ def _by_torch_pruning(classifier: Classifier, images: ImageSet, rival: Rival, se
             return PruningGraph(classifier).ranked_by(known[rival.name]())
     finally:
         classifier.zero_grad(set_to_none=True)
+
+
+def _by_mean(scores: Tensor) -> Tensor:
+    """As torch-pruning does it by default, but for a group of zeros, such as a dead layer: its mean divides nothing."""
+    mean = scores.mean()
+    return scores if mean == 0 else scores / mean
 
 
 def _fill_gradients(

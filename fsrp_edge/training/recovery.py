@@ -76,7 +76,8 @@ def recover(
             network's statistics fit already), and trains nothing.
         seed: of every random draw.
         teacher: the dense network, for a recipe that needs a teacher.
-        checkpoint: of the fine-tuning, rewritten after each epoch and continued from.
+        checkpoint: of the fine-tuning, rewritten after each epoch and continued from; that for int8 is beside it (see
+            `int8_checkpoint`). Both stay, for the caller to remove once the network is saved.
 
     Returns:
         The recovered network with the history of its epochs (empty without fine-tuning, best epoch 0), those for int8
@@ -102,16 +103,19 @@ def recover(
         recalibrate_batch_norm(pruned, learnt, seed=seed)
     if not recipe.int8_epochs:
         return result
-    unfinished = checkpoint.with_suffix(".int8.pt") if checkpoint else None
+    unfinished = int8_checkpoint(checkpoint) if checkpoint else None
     gentle = recipe.for_int8()
     with rounded_to_int8(pruned), _kept_where_better(pruned, held_out, gentle, seed) as before:
         tuned = train(pruned, learnt, held_out, gentle, seed=seed, teacher=teacher, checkpoint=unfinished)
-    if unfinished:
-        unfinished.unlink(missing_ok=True)
     done = len(result.history)
     history = (record.model_copy(update={"epoch": done + record.epoch}) for record in tuned.history)
     best = done + tuned.best_epoch if before.improved else result.best_epoch
     return TrainingResult(pruned, best, (*result.history, *history))
+
+
+def int8_checkpoint(checkpoint: Path) -> Path:
+    """Of the fine-tuning for int8, beside that of the fine-tuning before it."""
+    return checkpoint.with_suffix(".int8.pt")
 
 
 @dataclass

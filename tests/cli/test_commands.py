@@ -182,10 +182,11 @@ def test_a_teacher_teaches(
 ) -> None:
     done = fsrp_edge(
         *("recover", chain / "pruned.safetensors", "--data", digits_npz, "--teacher", trained_checkpoint),
-        *("--recover-epochs", 1, "--batch-size", 32, "--out", tmp_path / "taught.safetensors", "--json"),
+        *("--recover-epochs", 1, "--int8-epochs", 1, "--batch-size", 32),
+        *("--out", tmp_path / "taught.safetensors", "--json"),
     )
     assert done.code == 0, done.err
-    assert len(json.loads(done.out)["history"]) == 1
+    assert len(json.loads(done.out)["history"]) == 2
     untaught = load_classifier(chain / "recovered.safetensors")
     assert load_classifier(tmp_path / "taught.safetensors").spec == untaught.spec
     assert list(tmp_path.iterdir()) == [tmp_path / "taught.safetensors"]

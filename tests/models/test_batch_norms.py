@@ -30,6 +30,19 @@ def test_what_is_used_twice_belongs_to_nobody():
         assert found == {}
 
 
+class CalledByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 4)
+
+    def forward(self, images):
+        return self.linear(input=self.norm(input=self.conv(input=images)).mean((2, 3)))
+
+
+def test_what_is_called_by_name_is_seen():
+    assert batch_norms_behind(as_classifier(CalledByName(), shape=(3, 2, 2), classes=4)) == {"conv": "norm"}
+
+
 class PreActivation(nn.Module):
     """What a residual network is whose batch norms stand before the convolutions, as common code writes it."""
 

@@ -1,5 +1,6 @@
 """compress() on a small network that was really trained, with real files, runtimes, processes and signals."""
 
+import errno
 import json
 import re
 import shutil
@@ -25,13 +26,16 @@ from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pipeline.compress import CompressResult, compress
 from fsrp_edge.pipeline.evidence import break_down
-from fsrp_edge.pipeline.inputs import choose_artifacts, load_data
+from fsrp_edge.pipeline.inputs import Inputs, choose_artifacts, load_data, prepare
+from fsrp_edge.pipeline.networks import _prune_in_rounds
 from fsrp_edge.pipeline.options import CompressOptions
-from fsrp_edge.pipeline.rundir import RunDirectory
+from fsrp_edge.pipeline.run import Run
+from fsrp_edge.pipeline.rundir import RunDirectory, StageRecord
 from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.records import Document
 from fsrp_edge.report.evidence import Pictured
 from fsrp_edge.report.manifest import MANIFEST
 from fsrp_edge.report.store import load_report
@@ -260,6 +264,21 @@ def test_the_manifest_holds_the_digest_of_every_result(finished: CompressResult,
         assert artifact["sha256"] == manifest["files"][artifact["path"]]["sha256"]
 
 
+def test_the_checkpoint_is_named_by_what_was_read_of_it(
+    again: Any, options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "vgg.pt"
+    shutil.copy(options.checkpoint, checkpoint)
+
+    def trained_on(options: CompressOptions) -> Inputs:
+        inputs = prepare(options)
+        checkpoint.write_bytes(b"of a training that goes on")
+        return inputs
+
+    monkeypatch.setattr("fsrp_edge.pipeline.compress.prepare", trained_on)
+    assert again(checkpoint=checkpoint).report.source.sha256 == sha256_file(options.checkpoint)
+
+
 def test_files_keep_to_the_devices_caps_as_onnx_itself_reads_them(finished: CompressResult) -> None:
     import onnx
 
@@ -476,11 +495,65 @@ def test_a_run_that_was_interrupted_and_killed_ends_as_if_nothing_had_happened(
 
 
 def test_what_another_recovery_left_unfinished_does_not_stand_in_the_way(again: Any) -> None:
-    stale = again.directory / "recover-000000000000.unfinished.pt"
-    torch.save({"identity": {}, "state": {}}, stale)
+    stale = [
+        again.directory / f"{name}-000000000000.unfinished{suffix}"
+        for name, suffix in (
+            ("recover", ".pt"), ("recover", ".int8.pt"), ("round-2", ".pt"), ("plan", ".json"), ("evaluate-x", ".json")
+        )
+    ]  # fmt: skip
+    for path in stale:
+        torch.save({"identity": {}, "state": {}}, path)
+    of_the_user = again.directory / "mine.unfinished.pt"
+    of_the_user.touch()
     result = again(recovery=Recipe(epochs=1, batch_size=32, learning_rate=0.02, eps=0.05), precisions=("fp32",))
     assert result.report.recovery is not None and result.report.recovery.epochs == 1
-    assert not stale.exists()
+    assert not any(path.exists() for path in stale) and of_the_user.exists()
+
+
+def test_a_recovery_whose_record_could_not_be_written_is_not_trained_again(
+    again: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_space(record: StageRecord, path: Path) -> None:
+        if path.stem == "recover":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        Document.save(record, path)
+
+    recipe = Recipe(epochs=1, int8_epochs=1, batch_size=32, learning_rate=0.02, eps=0.05)
+    changed: dict[str, Any] = {"recovery": recipe, "precisions": ("fp32",), "attacks": (), "file_images": 0}
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(StageRecord, "save", without_space)
+        again(**changed)
+    left_behind = again.directory.glob("recover-*")
+    assert sorted(path.suffixes for path in left_behind) == [[".unfinished", ".int8", ".pt"], [".unfinished", ".pt"]]
+
+    def trained(*_: Any, **__: Any) -> None:
+        pytest.fail("an epoch was trained again")
+
+    monkeypatch.setattr("fsrp_edge.training.checkpoint.save", trained)
+    recovery = again(**changed).report.recovery
+    assert recovery is not None and recovery.epochs == 2
+    assert not list(again.directory.glob("*.unfinished*"))
+
+
+def test_rounds_of_another_plan_start_anew(
+    finished: CompressResult, options: CompressOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latencies are measured anew when a run goes on, so its plan may be another one."""
+    recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.01, eps=0.05)
+    update = {"out": tmp_path / "run", "strategy": "gradual", "rounds": 2, "round_epochs": 1, "recovery": recipe}
+    changed = options.model_copy(update=update)
+    run = Run(**vars(prepare(changed)), directory=RunDirectory(tmp_path / "run"))
+    groups = finished.plan.groups
+    fewer = (groups[0].model_copy(update={"kept": groups[0].kept[:1]}), *groups[1:])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fsrp_edge.pipeline.run.save_classifier", interrupt)
+        _prune_in_rounds(run, finished.plan, {}, recipe)
+    plan = _prune_in_rounds(run, finished.plan.model_copy(update={"groups": fewer}), {}, recipe)
+    assert len(plan.groups[0].kept) == 1
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 # -- refusals and gates ---------------------------------------------------------------------------------------------
@@ -532,6 +605,22 @@ def test_a_sweep_of_files_that_all_compute_something_else_is_a_failed_gate(
     variants = [Variant("ratio=0.5", options.model_copy(update={"precisions": ("fp32",)}))]
     with pytest.raises(GateFailedError, match=r"nothing of the sweep can be run: .* parity checks failed"):
         sweep(variants, "ratio", tmp_path / "sweep")
+
+
+@pytest.mark.parametrize("report", ["", "report.json"])
+def test_a_baseline_that_the_run_itself_would_replace_is_refused(again: Any, report: str) -> None:
+    before = left(again.directory)
+    with pytest.raises(BadInputError, match=r"--baseline .* this run would replace; choose another --out"):
+        again(ratio=0.3, baseline=again.directory / report, max_regression=("clean_accuracy=1",))
+    assert left(again.directory) == before
+
+
+@pytest.mark.parametrize("name", ["pruned.safetensors", "recovered.safetensors"])
+def test_a_checkpoint_that_the_run_itself_would_replace_is_refused(again: Any, name: str) -> None:
+    before = sha256_file(again.directory / name)
+    with pytest.raises(BadInputError, match=rf"{name} is what an earlier run left in .*; choose another --out"):
+        again(checkpoint=again.directory / name)
+    assert sha256_file(again.directory / name) == before
 
 
 def test_labels_that_do_not_fit_stop_the_run_at_the_baseline(

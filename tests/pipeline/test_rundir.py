@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import atomic_path
 from fsrp_edge.pipeline.rundir import RunDirectory
 
 
@@ -128,6 +130,30 @@ def test_only_one_process_works_in_a_folder_and_a_killed_one_leaves_nothing(tmp_
     assert len(list((tmp_path / "stages").iterdir())) == 1, "the killed process's temporary folder"
     with run.locked():
         assert {path.name for path in tmp_path.rglob("*")} == {".lock", ".mine", "stages"}
+
+
+def test_what_a_run_further_down_is_writing_stays(tmp_path: Path) -> None:
+    inner = RunDirectory(tmp_path / "inner")
+    with inner.locked(), atomic_path(inner.path / "stages" / "big.bin") as half:
+        half.touch()
+        with RunDirectory(tmp_path).locked():
+            assert half.exists()
+
+
+def test_a_stage_is_taken_over_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Stage(tmp_path / "other")(7)
+    stage = Stage(tmp_path / "run")
+
+    def disk_full(_: Path, copy: Path) -> None:
+        copy.touch()
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(shutil, "copyfile", disk_full)
+        stage.run.adopt(tmp_path / "other", ["answer"])
+    assert {path.name for path in stage.run.path.rglob("*")} == {".lock"}
+    stage.run.adopt(tmp_path / "other", ["answer"])
+    assert stage(7).value == 7 and stage.done == 0
 
 
 def test_the_lock_goes_when_the_work_fails(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
 from fsrp_edge.errors import BadInputError, WithinBudgetsError
 from fsrp_edge.pipeline.options import CompressOptions
+from fsrp_edge.pipeline.rundir import RunDirectory
+from fsrp_edge.pipeline.sweep import Variant, sweep
 from fsrp_edge.report.schema import RunReport
 from fsrp_edge.report.sweep import Sweep
 
@@ -48,3 +50,14 @@ def test_a_sweep_is_called_like_its_variant_of_the_target(tmp_path: Path, monkey
     (tmp_path / "net.pt").touch()
     assert run(cli, ["sweep", str(tmp_path / "net.pt"), "--target", "raspberry-pi-4@1.5GHz", "--over", "ratio=0.3,0.5"])
     assert called == [Path("net-raspberry-pi-4@1.5GHz-sweep")]
+
+
+@pytest.mark.parametrize("busy", ["", "ratio-0.5"])
+def test_another_run_at_work_in_its_folders_ends_the_sweep(tmp_path: Path, busy: str) -> None:
+    options = CompressOptions(checkpoint=tmp_path / "net.pt", target="generic-x86")
+    with (
+        RunDirectory(tmp_path / busy).locked(),
+        pytest.raises(BadInputError, match=r"^another run is working in .*; wait for it"),
+    ):
+        sweep([Variant("ratio=0.5", options)], "ratio", tmp_path)
+    assert not (tmp_path / "ratio-0.5" / "run.log").exists()

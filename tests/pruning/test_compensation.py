@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.data.open import open_dataset
@@ -79,6 +80,37 @@ def test_layers_are_fitted_to_what_they_really_read(monkeypatch, shape, padding)
     pixels = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     smaller_one = without(classifier, {0, 4}, DenseOutputs(classifier, images()))
     torch.testing.assert_close(logits(smaller_one, pixels), logits(classifier, pixels), rtol=3e-3, atol=3e-3)
+
+
+class CalledByName(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(input=maps)
+        return out
+
+
+def test_layers_that_are_called_by_name_are_fitted_too(monkeypatch):
+    monkeypatch.setattr(compensation, "RIDGE", 1e-5)
+    classifier = network(CalledByName(nn.Conv2d(8, 6, 3)))
+    pixels = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    changed = logits(without(classifier, {1, 7}, DenseOutputs(classifier, images())), pixels)
+    torch.testing.assert_close(changed, logits(classifier, pixels), rtol=3e-3, atol=3e-3)
+
+
+def test_a_weight_that_is_computed_from_others_stays_as_it_is():
+    class Halved(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight / 2
+
+    classifier = network()
+    parametrize.register_parametrization(classifier.network[6], "weight", Halved())
+    changed = without(classifier, {1, 5}, DenseOutputs(classifier, images(), trained_after=True))
+    assert torch.equal(changed.network[6].weight, classifier.network[6].weight)
+    kept = [0, 2, 3, 4, 6, 7]
+    assert not torch.equal(changed.network[2].weight, classifier.network[2].weight[:, kept])
 
 
 def test_channels_that_never_vary_are_replaced_by_a_constant():

@@ -67,6 +67,16 @@ def test_ratio_of_parameters_or_macs_is_met(resnet, planned, of, ratio):
     assert (plan.ratio, plan.ratio_of) == (ratio, of)
 
 
+def test_a_share_that_goes_anyway_takes_no_more(resnet, planned):
+    """Because of layers with ratios of their own, or as one channel is more than that."""
+    own = {"layer_ratios": [("layer3.*", 0.9)], "ratio": 0.2, "ratio_of": "parameters", "channel_multiple": 12}
+    for allocation in ("uniform", "global"):
+        plan = planned(resnet, allocation=allocation, **own)
+        assert {group.root.partition(".")[0] for group in plan.groups if len(group.kept) < group.channels} == {"layer3"}
+    plan = planned(resnet, ratio=0.0005, ratio_of="parameters", allocation="global")
+    assert sum(group.channels - len(group.kept) for group in plan.groups) == 1
+
+
 def test_unreachable_ratio_names_the_nearest_which_is_reachable(resnet, planned):
     with pytest.raises(BadInputError, match=r"99\.0% of the macs cannot be removed.*8\d\.\d% is the most") as raised:
         planned(resnet, ratio=0.99, ratio_of="macs", channel_multiple=8)

@@ -29,6 +29,9 @@ from fsrp_edge.scoring.reconstruction import (
 from fsrp_edge.scoring.rivals import Rival, score_rival
 from tests.nets import as_classifier, built
 
+ALL = 2**0.5
+"""Radius of all frequencies."""
+
 
 def images(count: int = 24, shape: tuple[int, int, int] = (3, 16, 12)) -> ImageSet:
     pixels = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
@@ -59,9 +62,23 @@ def what_the_second_layer_reads(classifier: Classifier, some: ImageSet) -> np.nd
 
 def test_moments_are_those_of_what_a_layer_reads():
     classifier, some = network(), images()
-    found = read_input_moments(classifier.eval(), batches(some), ["3"])["3"]
+    found = read_input_moments(classifier.eval(), batches(some), ["3"], radius=ALL)["3"]
     values = what_the_second_layer_reads(classifier, some).transpose(1, 0, 2, 3).reshape(8, -1)
     np.testing.assert_allclose(found.covariance.numpy(), np.cov(values, bias=True), rtol=1e-4, atol=1e-7)
+
+
+def test_what_a_layer_reads_by_name_is_read():
+    class Named(nn.Sequential):
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            for layer in self:
+                maps = layer(input=maps)
+            return maps
+
+    classifier = network()
+    expected = read_input_moments(classifier, batches(images()), ["3"], radius=ALL)["3"]
+    classifier.network = Named(*classifier.network)  # type: ignore[arg-type]
+    found = read_input_moments(classifier, batches(images()), ["3"], radius=ALL)["3"]
+    assert torch.equal(found.covariance, expected.covariance) and found.size == expected.size
 
 
 def test_steps_of_an_attack_are_read_too_and_summed_up_in_full_precision():
@@ -75,7 +92,7 @@ def test_steps_of_an_attack_are_read_too_and_summed_up_in_full_precision():
                 classifier(pixels)
             yield pixels
 
-    found = read_input_moments(classifier, attacked(), ["3"])["3"]
+    found = read_input_moments(classifier, attacked(), ["3"], radius=ALL)["3"]
     assert len(read) == 6
     values = torch.cat(read).transpose(0, 1).reshape(8, -1)
     torch.testing.assert_close(found.covariance, torch.cov(values, correction=0), rtol=1e-4, atol=1e-7)
@@ -94,7 +111,7 @@ def test_with_a_radius_they_are_those_of_the_low_frequencies(radius):
 
 def test_a_layer_with_too_many_inputs_is_left_out(monkeypatch):
     monkeypatch.setattr("fsrp_edge.scoring.moments.MOST_CHANNELS", 100)
-    assert set(read_input_moments(network().eval(), batches(images()), ["3", "6"])) == {"3"}
+    assert set(read_input_moments(network().eval(), batches(images()), ["3", "6"], radius=ALL)) == {"3"}
     assert MOST_CHANNELS > 512
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fsrp_edge.cli.options import CRITERIA
 from fsrp_edge.data.open import open_dataset
@@ -16,7 +17,7 @@ from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.rivals import Rival, RivalName, score_rival
 from fsrp_edge.scoring.score import score
-from tests.nets import built
+from tests.nets import as_classifier, built
 
 INNER = "features.0"
 """A convolution of the plain VGG: alone in its group, but for the batch norm and the next layer's inputs."""
@@ -62,6 +63,23 @@ def test_a_layer_whose_scores_are_nan_is_named(classifier, images, name):
         broken.network.get_submodule(INNER).weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(BadInputError, match=r"layer .*: \d+ of \d+ channels score NaN or infinity"):
         score_rival(broken, images, Rival(name=name), seed=0)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "fpgm", "batch-norm-scale", "taylor", "hessian"])
+def test_a_dead_layer_scores_0(classifier, images, name):
+    dead = copy.deepcopy(classifier)
+    with torch.no_grad():
+        for place in (0, 1, 3):  # the convolution, its batch norm, and what reads it
+            for parameter in dead.network.features[place].parameters():
+                parameter.zero_()
+    assert not scores_of(dead, images, name).any()
+
+
+def test_a_filter_that_has_no_others_to_be_far_from_scores_0(images):
+    single = as_classifier(
+        nn.Sequential(nn.Conv2d(3, 1, 3), nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    )
+    assert score_rival(single, images, Rival(name="fpgm"), seed=0).layers["0"].scores == (0.0,)
 
 
 @pytest.mark.parametrize("name", ["random", "taylor", "hessian", "activation"])
