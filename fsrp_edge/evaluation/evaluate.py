@@ -152,7 +152,7 @@ def _of_network(
     if attacked and plan.eps > 0:
         found = suspicions(classifier, images, plan.norm, seed=plan.seed)
         attacked = [_with_warnings(evaluation, found) for evaluation in attacked]
-    worst = (_worst_case([clean, *attacked], images, plan),) if len(attacked) > 1 else ()
+    worst = (_worst_case(clean, attacked, images, plan),) if len(attacked) > 1 else ()
     corrupted = (
         corruption_accuracies(classifier, images, seed=plan.seed, batch_size=plan.batch_size, verdicts=verdicts)
         if plan.corruptions
@@ -174,11 +174,17 @@ def _batch_size(classifier: Classifier, images: ImageSet, unfinished: Path | Non
     return min(distributed.numbers_of_processes(default_batch_size(images, classifier)))
 
 
-def _worst_case(evaluations: Sequence[Evaluation], images: ImageSet, plan: EvaluationPlan) -> Evaluation:
-    """Accuracy where an image stands only if it stands in every evaluation."""
-    standing = torch.stack([evaluation.standing for evaluation in evaluations]).all(dim=0)
-    found = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.result.warnings)
-    return evaluation_of(standing, images, attack="worst case", norm=plan.norm, eps=plan.eps, warnings=tuple(found))
+def _worst_case(
+    clean: Evaluation, attacked: Sequence[Evaluation], images: ImageSet, plan: EvaluationPlan
+) -> Evaluation:
+    """Accuracy where an image stands only if it stands in every evaluation.
+
+    Its name says which attacks it joins, as only worst cases over the same ones compare.
+    """
+    standing = torch.stack([evaluation.standing for evaluation in (clean, *attacked)]).all(dim=0)
+    found = dict.fromkeys(warning for evaluation in attacked for warning in evaluation.result.warnings)
+    name = f"worst case of {', '.join(sorted({evaluation.result.attack for evaluation in attacked}))}"
+    return evaluation_of(standing, images, attack=name, norm=plan.norm, eps=plan.eps, warnings=tuple(found))
 
 
 def _attacked(
