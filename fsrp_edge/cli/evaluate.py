@@ -158,11 +158,11 @@ def compare(first: Path, second: Path) -> None:
 
     rows = compare_files(EvaluationFile.load(first), EvaluationFile.load(second))
     show_result(
-        [{"attack": wording.attack(result), **paired.model_dump()} for result, paired in rows],
-        ("attack", "difference, points", "95 % interval", "only first right", "only second right", "p"),
-        [(wording.attack(result), f"{100 * paired.difference:+.1f}",
+        [{"file": file, "attack": wording.attack(result), **paired.model_dump()} for file, result, paired in rows],
+        ("of", "attack", "points", "95 % interval", "only first right", "only second right", "p"),
+        [(file or "network", wording.attack(result), f"{100 * paired.difference:+.1f}",
           "{:+.1f} to {:+.1f}".format(*(100 * end for end in paired.interval)),
           paired.only_first, paired.only_second, f"{paired.p_value:.2g}")
-         for result, paired in rows],
+         for file, result, paired in rows],
         footer=f"{second} against {first}, {rows[0][1].images} images",
     )  # fmt: skip

@@ -342,11 +342,21 @@ def test_two_networks_are_compared_image_by_image(
         assert "mean over 14 corruptions" in done.out and f"Next: fsrp-edge compare OTHER.json {out}" in done.out
     done = fsrp_edge("compare", dense, pruned)
     assert done.code == 0, done.err
-    assert "FGSM L2 1.5" in done.out and "fog" in done.out
+    assert "FGSM L2" in done.out and "fog" in done.out
     rows = json.loads(fsrp_edge("compare", dense, pruned, "--json").out)
     clean = [next(row["result"]["correct"] for row in read_json(path)["evaluations"]) for path in (dense, pruned)]
     assert rows[0]["only_second"] - rows[0]["only_first"] == clean[1] - clean[0]
     assert len(rows) == 16
+
+
+def test_comparing_says_of_which_file_a_row_is(chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any) -> None:
+    file, out = chain / "artifacts/model-fp32.onnx", tmp_path / "both.json"
+    asked = ("--data", digits_npz, "--clean-only", "--images", 10, "--file", file, "--out", out)
+    assert fsrp_edge("evaluate", chain / "recovered.safetensors", *asked).code == 0
+    rows = json.loads(fsrp_edge("compare", out, out, "--json").out)
+    assert [(row["file"], row["attack"]) for row in rows] == [(None, "clean"), (file.name, "clean")]
+    table = fsrp_edge("compare", out, out).out
+    assert "network" in table and file.name in table
 
 
 # -- --json: valid JSON on stdout and nothing else ------------------------------------------------------------------

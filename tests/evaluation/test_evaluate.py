@@ -38,7 +38,7 @@ def test_worst_cases_over_other_attacks_are_not_compared(trained) -> None:
     for attacks in (("pgd-2", "fgsm"), ("fgsm", "pgd-2"), ("pgd-2", "fgsm", "cw-2")):
         evaluations = evaluate(trained.natural, images, EvaluationPlan(attacks=attacks, eps=0.2))
         files.append(EvaluationFile.of("net", "a", images.digest, {"": evaluations}))
-    in_another_order, more = ([pair[0].attack for pair in compare_files(files[0], other)] for other in files[1:])
+    in_another_order, more = ([row[1].attack for row in compare_files(files[0], other)] for other in files[1:])
     assert in_another_order == ["clean", "pgd-2", "fgsm", "worst case of fgsm, pgd-2"]
     assert more == ["clean", "pgd-2", "fgsm"]
 
