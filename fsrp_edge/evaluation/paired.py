@@ -27,9 +27,7 @@ def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
     )
 
 
-def compare_files(
-    first: EvaluationFile, second: EvaluationFile
-) -> list[tuple[str | None, Accuracy, PairedDifference]]:
+def compare_files(first: EvaluationFile, second: EvaluationFile) -> list[tuple[str | None, Accuracy, PairedDifference]]:
     """The second network against the first in every evaluation that both files hold.
 
     Returns:
