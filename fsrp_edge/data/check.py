@@ -12,10 +12,10 @@ from fsrp_edge.models.classifier import Classifier
 
 
 def check_dataset(dataset: Dataset, classes: int) -> None:
-    """Refuse empty sets and labels that the network has no output for.
+    """Refuse empty sets, labels that the network has no output for, and labels in one set alone.
 
     Args:
-        dataset: what a run is to work on; unlabelled sets may pass.
+        dataset: what a run is to work on; it may be unlabelled.
         classes: outputs of the network.
 
     Raises:
@@ -30,6 +30,13 @@ def check_dataset(dataset: Dataset, classes: int) -> None:
                 f"the labels of {images.name} range from {low} to {high}; the network has {classes} classes, "
                 f"so 0 to {classes - 1} are allowed. Use the data the network was trained for"
             )
+    if dataset.train.is_labelled != dataset.evaluation.is_labelled:
+        sets = dataset.train, dataset.evaluation
+        labelled, unlabelled = sets if dataset.train.is_labelled else sets[::-1]
+        raise BadInputError(
+            f"{labelled.name} has labels and {unlabelled.name} has none; both have to have them, or neither. Give the "
+            "missing labels, or leave the others out"
+        )
 
 
 def chance_threshold(classes: int) -> float:

@@ -147,7 +147,7 @@ class _Suite:
 
     @property
     def square_fits(self) -> bool:
-        """Whether the tiles that pyautoattack's Square starts from lie within the image: in L2 it breaks off otherwise."""
+        """Whether the tiles that pyautoattack's Square begins with lie within the image; in L2 it breaks off if not."""
         height, width = self.classifier.spec.input_shape[1:]
         tile = height // 5
         margin = (height - 5 * tile) // 2

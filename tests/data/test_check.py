@@ -42,6 +42,8 @@ def test_pseudo_labels_are_the_predictions_in_evaluation_mode(spec):
         ([], [0], "training set first is empty"),
         ([0, 3], [0], "labels of first range from 0 to 3; the network has 3 classes, so 0 to 2"),
         ([0], [UNLABELLED, 1], "labels of second range from -1 to 1"),
+        ([0, 1], [UNLABELLED, UNLABELLED], "first has labels and second has none"),
+        ([UNLABELLED], [0], "second has labels and first has none"),
     ],
 )
 def test_labels_without_an_output_are_refused(train, evaluation, told):
