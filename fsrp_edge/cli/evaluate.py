@@ -82,6 +82,7 @@ def evaluate(
     from fsrp_edge.evaluation.corruptions import FAMILIES
     from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate_with_files
     from fsrp_edge.evaluation.results import EvaluationFile
+    from fsrp_edge.evaluation.standing import discard_verdicts
     from fsrp_edge.exporting.parity import require_file_of
     from fsrp_edge.models.saved import weights_sha256
     from fsrp_edge.pipeline.inputs import load, load_data
@@ -126,6 +127,7 @@ def evaluate(
     saved = EvaluationFile.of(checkpoint.name, weights_sha256(classifier), chosen.digest, judged)
     if out is not None:
         saved.save(out)
+        discard_verdicts(unfinished)  # not before: the disk may be full
         footer += [str(out), next_step("fsrp-edge", "compare", "OTHER.json", out)]
     show_result(
         saved,

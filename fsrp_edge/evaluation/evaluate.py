@@ -89,7 +89,8 @@ def evaluate(
         classifier: the network, on the device to compute on.
         images: images and labels.
         plan: what to evaluate.
-        unfinished: file that holds the verdicts known so far, continued from where it exists and removed at the end.
+        unfinished: file that holds the verdicts known so far, continued from where it exists; to be removed
+            (`standing.discard_verdicts`) once the result is saved.
 
     Raises:
         BadInputError: there are no images, corruptions of images that are neither grey nor RGB, or `unfinished` belongs
@@ -113,7 +114,8 @@ def evaluate_with_files(
         images: images and labels.
         plan: what to evaluate. Files are attacked in L∞ where it names any attack.
         files: ONNX or TFLite, no two of the same name.
-        unfinished: file that holds the verdicts known so far, continued from where it exists and removed at the end.
+        unfinished: file that holds the verdicts known so far, continued from where it exists; to be removed
+            (`standing.discard_verdicts`) once the result is saved.
 
     Returns:
         The evaluations of the network under "" and those of the files under their names.
@@ -138,7 +140,6 @@ def evaluate_with_files(
     eps = plan.eps if plan.attacks else 0
     of_files = evaluate_files(files, classifier, images, eps=eps, seed=plan.seed, verdicts=verdicts)
     of_network = _of_network(classifier, images, plan, verdicts)
-    verdicts.discard()
     return {"": of_network, **of_files}
 
 

@@ -1,5 +1,6 @@
 """Every command on a small network that was really trained; the chain of stages is run once for all tests."""
 
+import errno
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ import torch
 
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
+from fsrp_edge.evaluation.results import EvaluationFile
 from fsrp_edge.files import read_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.registry import build
@@ -347,6 +349,22 @@ def test_two_networks_are_compared_image_by_image(
     clean = [next(row["result"]["correct"] for row in read_json(path)["evaluations"]) for path in (dense, pruned)]
     assert rows[0]["only_second"] - rows[0]["only_first"] == clean[1] - clean[0]
     assert len(rows) == 16
+
+
+def test_verdicts_are_kept_until_the_result_is_on_disk(
+    trained_checkpoint: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out, unfinished = tmp_path / "net.json", tmp_path / "net.unfinished.json"
+    asked = ("evaluate", trained_checkpoint, "--data", digits_npz, "--attack", "fgsm", "--images", 30, "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationFile, "save", full)
+        assert fsrp_edge(*asked).code != 0
+    assert read_json(unfinished)["verdicts"].keys() == {"fgsm"} and not out.exists()
+    assert fsrp_edge(*asked).code == 0
+    assert out.exists() and not unfinished.exists()
 
 
 def test_comparing_says_of_which_file_a_row_is(chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any) -> None:
