@@ -18,6 +18,7 @@ from fsrp_edge import torchvision_compat  # noqa: F401 (before torchvision)
 from fsrp_edge.data.check import pseudo_labelled
 from fsrp_edge.data.images import ArraySource, Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset
+from fsrp_edge.evaluation.accuracy import predictions
 from fsrp_edge.models.checkpoint import load_classifier
 
 
@@ -46,7 +47,8 @@ def main() -> None:
     more = random_crops(given.folder, dense.spec.input_shape[1], given.crops)
     pixels = np.concatenate([more, photographs.train.source.load(np.arange(len(photographs.train))).numpy()])
     train = ImageSet.of("crops", ArraySource(pixels), torch.zeros(len(pixels)))
-    labelled = pseudo_labelled(Dataset(train, photographs.evaluation, "crops"), dense)
+    both = train, photographs.evaluation
+    labelled = pseudo_labelled(Dataset(*both, "crops"), *(predictions(dense, each) for each in both))
     arrays: dict[str, Any] = {}
     for split, images in (("train", labelled.train), ("test", labelled.evaluation)):
         arrays[f"x_{split}"] = images.source.load(np.arange(len(images))).numpy()

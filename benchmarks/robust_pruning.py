@@ -47,6 +47,7 @@ from fsrp_edge.data.open import open_dataset
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.results import Evaluation
+from fsrp_edge.evaluation.standing import discard_verdicts
 from fsrp_edge.files import write_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
@@ -155,6 +156,7 @@ class Bench:
             result["seconds"][attack] = time.perf_counter() - judged
             result["provenance"][attack] = provenance_now()
             write_json(cell.path, result)
+            discard_verdicts(self.unfinished(cell, attack))
 
     def described(self, cell: Cell, network: Classifier, *, seconds: float) -> dict[str, Any]:
         """A cell's result before it is judged."""
@@ -191,6 +193,10 @@ class Bench:
         """Checkpoint of a cell."""
         return self.dense_file(cell.network) if cell.criterion == "dense" else self._checkpoint(cell.path.stem)
 
+    def unfinished(self, cell: Cell, attack: str) -> Path:
+        """Verdicts of an attack on a cell as long as its result is not saved."""
+        return self.work / f"{cell.path.stem}-{attack}.unfinished.json"
+
     def recovered(self, cell: Cell) -> Classifier:
         """Prune and recover, unless that was done; then the dense network is not needed."""
         path = self.file(cell)
@@ -212,10 +218,9 @@ class Bench:
         chosen = dataset.evaluation.first(self.attacks(cell)[attack])
         if attack == "clean":
             return clean_accuracy(network, chosen)
-        unfinished = self.work / f"{cell.path.stem}-{attack}.unfinished.json"
         on_gpu = compute.device_of(network).type == "cuda"
         plan = EvaluationPlan(attacks=(attack,), batch_size=None if on_gpu else 128)
-        return evaluate(network, chosen, plan, unfinished=unfinished)[1]
+        return evaluate(network, chosen, plan, unfinished=self.unfinished(cell, attack))[1]
 
 
 def _keep(path: Path, most: int) -> None:

@@ -2,9 +2,14 @@
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits for the others: one whose images fall early is hours ahead of one under AutoAttack, and
+torch would give up after half an hour. Nobody waits for a process that died, as torchrun ends the others then."""
 
 
 def processes() -> tuple[int, int]:
@@ -13,7 +18,8 @@ def processes() -> tuple[int, int]:
     if size == 1:
         return 0, 1
     if not distributed.is_initialized():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE)
     return distributed.get_rank(), size
 
 

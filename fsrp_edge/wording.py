@@ -17,7 +17,7 @@ def attack(accuracy: "Accuracy") -> str:
     """`clean`, or the attack with its norm and radius, such as `PGD-20 L∞ 8/255`."""
     if accuracy.eps is None:
         return accuracy.attack
-    name = accuracy.attack.upper() if accuracy.attack.startswith(("pgd", "fgsm")) else accuracy.attack
+    name = accuracy.attack.replace("pgd", "PGD").replace("fgsm", "FGSM")
     norm = {"Linf": "L∞", "L2": "L2", None: ""}[accuracy.norm]
     return " ".join(filter(None, (name, norm, radius(accuracy.eps))))
 

@@ -93,6 +93,23 @@ def test_processes_of_unlike_memory_leave_no_image_out(folder: Path) -> None:
     assert uneven.evaluations[1].result.correct == even.evaluations[1].result.correct
 
 
+WAIT = """
+import sys
+from pathlib import Path
+import torch
+from fsrp_edge import distributed
+rank = distributed.processes()[0]
+backend = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+(Path(sys.argv[1]) / str(rank)).write_text(str(backend.options._timeout.days))
+"""
+
+
+def test_a_process_waits_for_days_for_another(tmp_path: Path) -> None:
+    (tmp_path / "wait.py").write_text(WAIT)
+    run([*TOGETHER[:-2], "wait.py"], tmp_path, ".")
+    assert [int((tmp_path / rank).read_text()) for rank in "01"] == [30, 30]
+
+
 LEARN = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])

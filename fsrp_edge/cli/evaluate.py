@@ -82,6 +82,7 @@ def evaluate(
     from fsrp_edge.evaluation.corruptions import FAMILIES
     from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate_with_files
     from fsrp_edge.evaluation.results import EvaluationFile
+    from fsrp_edge.evaluation.standing import discard_verdicts
     from fsrp_edge.exporting.parity import require_file_of
     from fsrp_edge.models.saved import weights_sha256
     from fsrp_edge.pipeline.inputs import load, load_data
@@ -126,6 +127,7 @@ def evaluate(
     saved = EvaluationFile.of(checkpoint.name, weights_sha256(classifier), chosen.digest, judged)
     if out is not None:
         saved.save(out)
+        discard_verdicts(unfinished)  # not before: the disk may be full
         footer += [str(out), next_step("fsrp-edge", "compare", "OTHER.json", out)]
     show_result(
         saved,
@@ -158,11 +160,11 @@ def compare(first: Path, second: Path) -> None:
 
     rows = compare_files(EvaluationFile.load(first), EvaluationFile.load(second))
     show_result(
-        [{"attack": wording.attack(result), **paired.model_dump()} for result, paired in rows],
-        ("attack", "difference, points", "95 % interval", "only first right", "only second right", "p"),
-        [(wording.attack(result), f"{100 * paired.difference:+.1f}",
+        [{"file": file, "attack": wording.attack(result), **paired.model_dump()} for file, result, paired in rows],
+        ("of", "attack", "points", "95 % interval", "only first right", "only second right", "p"),
+        [(file or "network", wording.attack(result), f"{100 * paired.difference:+.1f}",
           "{:+.1f} to {:+.1f}".format(*(100 * end for end in paired.interval)),
           paired.only_first, paired.only_second, f"{paired.p_value:.2g}")
-         for result, paired in rows],
+         for file, result, paired in rows],
         footer=f"{second} against {first}, {rows[0][1].images} images",
     )  # fmt: skip

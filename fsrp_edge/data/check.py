@@ -2,20 +2,17 @@
 
 from dataclasses import replace
 
-import torch
+from torch import Tensor
 
-from fsrp_edge import compute
-from fsrp_edge.attacks import attackable
-from fsrp_edge.data.images import Dataset, ImageSet
+from fsrp_edge.data.images import Dataset, ImageSet, LabelKind
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.models.classifier import Classifier
 
 
 def check_dataset(dataset: Dataset, classes: int) -> None:
-    """Refuse empty sets and labels that the network has no output for.
+    """Refuse empty sets, labels that the network has no output for, and labels in one set alone.
 
     Args:
-        dataset: what a run is to work on; unlabelled sets may pass.
+        dataset: what a run is to work on; it may be unlabelled.
         classes: outputs of the network.
 
     Raises:
@@ -30,6 +27,13 @@ def check_dataset(dataset: Dataset, classes: int) -> None:
                 f"the labels of {images.name} range from {low} to {high}; the network has {classes} classes, "
                 f"so 0 to {classes - 1} are allowed. Use the data the network was trained for"
             )
+    if dataset.train.is_labelled != dataset.evaluation.is_labelled:
+        sets = dataset.train, dataset.evaluation
+        labelled, unlabelled = sets if dataset.train.is_labelled else sets[::-1]
+        raise BadInputError(
+            f"{labelled.name} has labels and {unlabelled.name} has none; both have to have them, or neither. Give the "
+            "missing labels, or leave the others out"
+        )
 
 
 def chance_threshold(classes: int) -> float:
@@ -65,28 +69,18 @@ def check_baseline(images: ImageSet, correct: int, classes: int) -> None:
     )
 
 
-def pseudo_labelled(dataset: Dataset, classifier: Classifier, *, batch_size: int = 64) -> Dataset:
+def pseudo_labelled(dataset: Dataset, train: Tensor, evaluation: Tensor) -> Dataset:
     """The same images, labelled with what the dense network says, and marked so.
 
     Args:
         dataset: any data set; its own labels are not looked at.
-        classifier: the dense network; left in the mode it was in.
-        batch_size: images a forward pass.
+        train: classes that the dense network predicts of the training images, (images,).
+        evaluation: of the evaluation images.
     """
-    with torch.no_grad(), attackable(classifier):
-        train, evaluation = (
-            _predicted(images, classifier, batch_size) for images in (dataset.train, dataset.evaluation)
-        )
+    kind: LabelKind = "predictions of the dense network"
     return replace(
         dataset,
-        train=train,
-        evaluation=evaluation,
+        train=dataset.train.relabelled(train, kind),
+        evaluation=dataset.evaluation.relabelled(evaluation, kind),
         description=f"{dataset.description}; the labels are the dense network's own predictions",
     )
-
-
-def _predicted(images: ImageSet, classifier: Classifier, batch_size: int) -> ImageSet:
-    device = compute.device_of(classifier)
-    batches = images.tracked(batch_size, f"labelling {images.name}")
-    labels = torch.cat([classifier(pixels.to(device)).argmax(1).cpu() for pixels, _ in batches])
-    return images.relabelled(labels, "predictions of the dense network")

@@ -45,7 +45,8 @@ def autoattack_accuracy(
     Each attack is given the images that still stand.
 
     The targeted DLR loss needs four classes and the untargeted one three. With three classes the untargeted
-    one takes its place, with two there is none; the result's warnings say so.
+    one takes its place, with two there is none. In L2 pyautoattack's Square breaks off at some sizes of images, such as
+    24 × 24, and is left out there. The result's warnings say so.
 
     Args:
         classifier: network under attack, float32 throughout. Its batch norms are folded for the search where that is
@@ -100,6 +101,9 @@ def autoattack_accuracy(
         warnings.append("2 classes: the DLR loss does not exist, APGD-T was left out")
     if classifier.spec.classes == 3:
         warnings.append("3 classes: APGD on the untargeted DLR loss stands in for the targeted one")
+    if not suite.square_fits:
+        height, width = classifier.spec.input_shape[1:]
+        warnings.append(f"L2 at {height}x{width}: Square cannot tile images of this size, it was left out")
     return evaluation_of(standing, images, attack="autoattack", norm=norm, eps=eps, seed=seed, warnings=tuple(warnings))
 
 
@@ -128,7 +132,7 @@ class _Suite:
         return compute.device_of(self.classifier)
 
     def attacks(self) -> list[tuple[str, WithstandsHere]]:
-        """The standard version's in its order, as far as the number of classes allows."""
+        """The standard version's in its order, as far as the number of classes and the size of images allow."""
         ball: Any = {"norm": self.norm, "eps": self.eps}
         climb = partial(apgd, self.searched, self.judge, **ball)
         across = partial(fab_targeted, self.searched, self.judge, **ball)
@@ -138,7 +142,17 @@ class _Suite:
             attacks.append(("apgd-t", self._targeted(partial(climb, loss=targeted_dlr))))
         elif classes == 3:
             attacks.append(("apgd-dlr", self._untargeted(climb, dlr)))
-        return [*attacks, ("fab-t", self._targeted(across)), ("square", self._square)]
+        square = [("square", self._square)] if self.square_fits else []
+        return [*attacks, ("fab-t", self._targeted(across)), *square]
+
+    @property
+    def square_fits(self) -> bool:
+        """Whether the tiles that pyautoattack's Square begins with lie within the image; in L2 it breaks off if not."""
+        height, width = self.classifier.spec.input_shape[1:]
+        tile = height // 5
+        margin = (height - 5 * tile) // 2
+        within = tile > 0 and all(margin + side // tile * tile <= side for side in (height, width))
+        return self.norm == "Linf" or tile == 1 or within
 
     def judge(self, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Where the network itself is wrong."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from fsrp_edge import compute
 from fsrp_edge.attacks import attackable
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of
+from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, is_wrong
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
 from fsrp_edge.models.classifier import Classifier
@@ -232,8 +232,7 @@ def corruption_accuracies(
                 if chosen.any():
                     draws = compute.seed_of(seed, number, int(positions[0]))
                     corrupted[chosen] = corrupt(pixels[chosen], family, severity, draws)
-            right: Tensor = classifier(corrupted.to(device)).argmax(1).cpu() == labels
-            return right
+            return ~is_wrong(classifier, corrupted.to(device), labels.to(device))
 
         everything = torch.ones(len(images), dtype=torch.bool)
         standing = attack_standing(

@@ -89,7 +89,8 @@ def evaluate(
         classifier: the network, on the device to compute on.
         images: images and labels.
         plan: what to evaluate.
-        unfinished: file that holds the verdicts known so far, continued from where it exists and removed at the end.
+        unfinished: file that holds the verdicts known so far, continued from where it exists; to be removed
+            (`standing.discard_verdicts`) once the result is saved.
 
     Raises:
         BadInputError: there are no images, corruptions of images that are neither grey nor RGB, or `unfinished` belongs
@@ -113,7 +114,8 @@ def evaluate_with_files(
         images: images and labels.
         plan: what to evaluate. Files are attacked in L∞ where it names any attack.
         files: ONNX or TFLite, no two of the same name.
-        unfinished: file that holds the verdicts known so far, continued from where it exists and removed at the end.
+        unfinished: file that holds the verdicts known so far, continued from where it exists; to be removed
+            (`standing.discard_verdicts`) once the result is saved.
 
     Returns:
         The evaluations of the network under "" and those of the files under their names.
@@ -138,7 +140,6 @@ def evaluate_with_files(
     eps = plan.eps if plan.attacks else 0
     of_files = evaluate_files(files, classifier, images, eps=eps, seed=plan.seed, verdicts=verdicts)
     of_network = _of_network(classifier, images, plan, verdicts)
-    verdicts.discard()
     return {"": of_network, **of_files}
 
 
@@ -152,7 +153,7 @@ def _of_network(
     if attacked and plan.eps > 0:
         found = suspicions(classifier, images, plan.norm, seed=plan.seed)
         attacked = [_with_warnings(evaluation, found) for evaluation in attacked]
-    worst = (_worst_case([clean, *attacked], images, plan),) if len(attacked) > 1 else ()
+    worst = (_worst_case(clean, attacked, images, plan),) if len(attacked) > 1 else ()
     corrupted = (
         corruption_accuracies(classifier, images, seed=plan.seed, batch_size=plan.batch_size, verdicts=verdicts)
         if plan.corruptions
@@ -174,11 +175,17 @@ def _batch_size(classifier: Classifier, images: ImageSet, unfinished: Path | Non
     return min(distributed.numbers_of_processes(default_batch_size(images, classifier)))
 
 
-def _worst_case(evaluations: Sequence[Evaluation], images: ImageSet, plan: EvaluationPlan) -> Evaluation:
-    """Accuracy where an image stands only if it stands in every evaluation."""
-    standing = torch.stack([evaluation.standing for evaluation in evaluations]).all(dim=0)
-    found = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.result.warnings)
-    return evaluation_of(standing, images, attack="worst case", norm=plan.norm, eps=plan.eps, warnings=tuple(found))
+def _worst_case(
+    clean: Evaluation, attacked: Sequence[Evaluation], images: ImageSet, plan: EvaluationPlan
+) -> Evaluation:
+    """Accuracy where an image stands only if it stands in every evaluation.
+
+    Its name says which attacks it joins, as only worst cases over the same ones compare.
+    """
+    standing = torch.stack([evaluation.standing for evaluation in (clean, *attacked)]).all(dim=0)
+    found = dict.fromkeys(warning for evaluation in attacked for warning in evaluation.result.warnings)
+    name = f"worst case of {', '.join(sorted({evaluation.result.attack for evaluation in attacked}))}"
+    return evaluation_of(standing, images, attack=name, norm=plan.norm, eps=plan.eps, warnings=tuple(found))
 
 
 def _attacked(

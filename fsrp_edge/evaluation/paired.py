@@ -27,8 +27,12 @@ def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
     )
 
 
-def compare_files(first: EvaluationFile, second: EvaluationFile) -> list[tuple[Accuracy, PairedDifference]]:
+def compare_files(first: EvaluationFile, second: EvaluationFile) -> list[tuple[str | None, Accuracy, PairedDifference]]:
     """The second network against the first in every evaluation that both files hold.
+
+    Returns:
+        For each, the name of the exported file that was judged (None for the network), the first's accuracy and the
+        difference.
 
     Raises:
         BadInputError: other images, or no evaluation in common.
@@ -39,7 +43,7 @@ def compare_files(first: EvaluationFile, second: EvaluationFile) -> list[tuple[A
         )
     others = {(row.file, row.attack): row for row in second.evaluations}
     rows = [
-        (row.result, paired_difference(row.stands, others[key].stands))
+        (row.file, row.result, paired_difference(row.stands, others[key].stands))
         for row in first.evaluations
         if (key := (row.file, row.attack)) in others
     ]

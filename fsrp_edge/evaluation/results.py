@@ -35,7 +35,8 @@ class Accuracy(Record):
     """Accuracy of one network or file on one set of images under one attack (or none)."""
 
     attack: str
-    """`clean`, `fgsm`, `pgd-20`, `cw-20`, `autoattack`, `worst case`, or a corruption such as `fog`."""
+    """`clean`, `fgsm`, `pgd-20`, `cw-20`, `autoattack`, `worst case of autoattack, pgd-20`, or a corruption such
+    as `fog`."""
     norm: Norm | None = None
     eps: float | None = None
     """Radius in units of pixels in [0, 1]; None without an attack."""

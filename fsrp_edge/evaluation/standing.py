@@ -58,10 +58,15 @@ class Verdicts:
         self._known[attack] = "".join(marks)
         write_json(self.path, {"identity": self.identity, "verdicts": self._known})
 
-    def discard(self) -> None:
-        """Remove the file: the evaluation is complete."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+
+def discard_verdicts(path: Path | None) -> None:
+    """Remove what an evaluation left in a file, which is of no use once its result is saved.
+
+    Args:
+        path: as `Verdicts` takes it.
+    """
+    if path is not None:
+        _of_this_process(path).unlink(missing_ok=True)
 
 
 def recorded_identity(path: Path | None) -> Any:

@@ -3,18 +3,17 @@
 from statistics import NormalDist
 
 
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion: honest near 0 and 1 and for few images, where ±1.96 · se is not.
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Wilson 95 % score interval of a proportion: honest near 0 and 1 and for few images, where ±1.96 · se is not.
 
     Args:
         correct: successes, 0 to total.
         total: trials, at least 1.
-        confidence: two-sided coverage, between 0 and 1.
 
     Returns:
         (low, high), both in [0, 1].
     """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf(0.975)
     share = correct / total
     scale = 1 + z * z / total
     centre = (share + z * z / (2 * total)) / scale

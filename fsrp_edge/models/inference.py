@@ -198,7 +198,8 @@ def _candidates(state: Mapping[str, Tensor]) -> list[str]:
         names += [f"cifar:{name}" for name in cifar.FACTORIES if not name.startswith("vgg")]
     if "classifier.weight" in state and "features.0.weight" in state:
         width = len(state["features.0.weight"]) / cifar.VGG.PLAN[0]
-        names.append("cifar:vgg16_bn" if width == 1 else f"cifar:vgg16_bn-w{width:.9g}")
+        name = "vgg16_bn" if width == 1 else f"vgg16_bn-w{width:.9g}"
+        names += [f"cifar:{name}"] if cifar.factory(name) else []
     families = {family for family, keys in _FAMILY_KEYS.items() if all(key in state for key in keys)}
     if families:  # torchvision takes two seconds to import
         torchvision = registry.torchvision_names()

@@ -206,9 +206,16 @@ def _signed(axis: int) -> int:
     return axis - 2**64 if axis >= 2**63 else axis
 
 
+def _source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The tensor that a call works on, by place or by name."""
+    source: Tensor = args[0] if args else kwargs["input"]
+    return source
+
+
 def _reshape_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
-    source = args[0]
-    if max(source.dim(), result.dim()) > 4 or source.shape[0] != result.shape[0] or result.dim() < 2:
+    source = _source(args, kwargs)
+    ranks = source.dim(), result.dim()
+    if min(ranks) < 2 or max(ranks) > 4 or source.shape[0] != result.shape[0]:
         return False
     if source.shape[1] == result.shape[1]:
         return not _is_displaced(source)
@@ -218,11 +225,12 @@ def _reshape_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
 
 def _reduction_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
     given = _axis_given(args, kwargs, None)
-    rank = args[0].dim()
+    source = _source(args, kwargs)
+    rank = source.dim()
     if given is None or rank < 3:
         return False
     axes = {axis % rank for axis in ((given,) if isinstance(given, int) else given)}
-    return axes <= {2, 3} and not _is_displaced(args[0])
+    return axes <= {2, 3} and not _is_displaced(source)
 
 
 def _indexing_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
@@ -244,8 +252,8 @@ _RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Tensor], bool]] = {
     **dict.fromkeys(("view", "reshape", "flatten"), _reshape_keeps),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduction_keeps),
     **dict.fromkeys(("cat", "concat", "concatenate"), lambda a, k, made: _axis_given(a, k, 0) % made.dim() == 1),
-    **dict.fromkeys(("squeeze", "unsqueeze"), lambda a, _, made: made.shape[:2] == a[0].shape[:2]),
-    "pad": lambda a, _, made: made.dim() > 2 and a[0].shape[1] == made.shape[1],
+    **dict.fromkeys(("squeeze", "unsqueeze"), lambda a, k, made: made.shape[:2] == _source(a, k).shape[:2]),
+    "pad": lambda a, k, made: made.dim() > 2 and _source(a, k).shape[1] == made.shape[1],
     "getitem": _indexing_keeps,
 }
 

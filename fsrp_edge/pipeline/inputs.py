@@ -12,6 +12,7 @@ from fsrp_edge.data.check import pseudo_labelled
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.accuracy import predictions
 from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.exporting.options import ExportOptions
@@ -64,7 +65,7 @@ def load_data(classifier: Classifier, data: str | None, seed: int) -> Dataset:
         classifier.spec = classifier.spec.fed_whole()
     if dataset.train.is_labelled:
         return dataset
-    return pseudo_labelled(dataset, classifier)
+    return pseudo_labelled(dataset, *(predictions(classifier, each) for each in (dataset.train, dataset.evaluation)))
 
 
 def prepare(options: CompressOptions) -> "Inputs":

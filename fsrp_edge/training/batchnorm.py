@@ -13,6 +13,8 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 
+BATCH_SIZE = 128
+"""Images a forward pass of a recalibration."""
 LEAST_MOMENTUM = 0.1
 """Least momentum of running statistics while training: torch's default, an average over about ten batches."""
 
@@ -36,9 +38,7 @@ def following_batch_norm(network: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
 
 
-def recalibrate_batch_norm(
-    classifier: Classifier, images: ImageSet, *, batch_size: int = 128, max_images: int = 2048, seed: int = 0
-) -> None:
+def recalibrate_batch_norm(classifier: Classifier, images: ImageSet, *, max_images: int = 2048, seed: int = 0) -> None:
     """Replace the running means and variances by cumulative averages over clean images, in place.
 
     Removing channels changes what every later layer sees, while the running statistics still describe the
@@ -47,15 +47,14 @@ def recalibrate_batch_norm(
     Args:
         classifier: network whose statistics are replaced; nothing else of it changes.
         images: where the statistics come from: training images, never evaluation images.
-        batch_size: images a forward pass. Only full batches count, so that all weigh the same.
-        max_images: images used at most.
+        max_images: images used at most, in batches of 128. Only full batches count, so that all weigh the same.
         seed: order of the images. They are shuffled, because batches of a single class understate the
             variance.
 
     Raises:
         BadInputError: fewer than two images, from which no variance can be computed.
     """
-    batch_size = min(batch_size, max_images, len(images))
+    batch_size = min(BATCH_SIZE, max_images, len(images))
     if batch_size < 2:
         raise BadInputError(f"batch-norm recalibration needs at least 2 images, {images.name} offers {batch_size}")
     batches = min(max_images, len(images)) // batch_size

@@ -25,23 +25,28 @@ def run_identity(
     *,
     seed: int,
     teacher: Classifier | None,
+    origin: str | None,
 ) -> dict[str, Any]:
-    """All that decides the outcome of a run; a checkpoint continues only the run it was written by."""
+    """All that decides the outcome of a run; a checkpoint continues only the run it was written by.
+
+    `origin` stands for the network's weights where they were computed: another number of threads, or another
+    processor, would give other last bits, and the run could not go on there.
+    """
     return {
         "format": FORMAT,
         **{f"recipe.{name}": value for name, value in recipe.model_dump(mode="json").items()},
         "seed": seed,
         "training images": train.digest,
         "held-out images": held_out.digest,
-        **_network("network", classifier),
-        **({} if teacher is None else _network("teacher", teacher)),
+        **_network("network", classifier, origin or weights_sha256(classifier)),
+        **({} if teacher is None else _network("teacher", teacher, weights_sha256(teacher))),
     }
 
 
-def _network(name: str, classifier: Classifier) -> dict[str, Any]:
+def _network(name: str, classifier: Classifier, weights: str) -> dict[str, Any]:
     """Weights and, as they don't hold the normalization, the spec."""
     spec = classifier.spec.model_dump(mode="json")
-    return {f"{name}.weights": weights_sha256(classifier)} | {f"{name}.{key}": spec[key] for key in spec}
+    return {f"{name}.weights": weights} | {f"{name}.{key}": spec[key] for key in spec}
 
 
 def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:

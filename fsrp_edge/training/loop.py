@@ -77,6 +77,7 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     teacher: Classifier | None = None,
+    origin: str | None = None,
 ) -> TrainingResult:
     """Train a network in place, from the weights it has, on the device it is on.
 
@@ -96,6 +97,8 @@ def train(
         seed: of the order, augmentation, attacks and dropout.
         checkpoint: file that is rewritten after each epoch and every minute, and continued from if it exists.
         teacher: network whose soft labels are learnt, for a recipe that needs one.
+        origin: digest of what the weights were computed from, which a checkpoint is held to in place of them; None
+            where they were not computed.
 
     Raises:
         BadInputError: too few images, teacher and recipe that disagree, or a checkpoint of another run.
@@ -104,7 +107,9 @@ def train(
     _check(train, held_out, recipe, teacher)
     # The identity is that of the initial weights, so it is taken before anything is trained.
     identity = (
-        checkpoints.run_identity(classifier, train, held_out, recipe, seed=seed, teacher=teacher) if checkpoint else {}
+        checkpoints.run_identity(classifier, train, held_out, recipe, seed=seed, teacher=teacher, origin=origin)
+        if checkpoint
+        else {}
     )
     run = _Run(classifier, recipe, teacher, steps_per_epoch=max(1, len(train) // recipe.batch_size))
     saved = checkpoints.load(checkpoint, identity) if checkpoint else None

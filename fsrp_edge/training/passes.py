@@ -93,7 +93,7 @@ class Passes:
         graph.register_generator_state(self._generator)
         pixels, labels = pixels.clone(), labels.clone()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.device(self._device), torch.cuda.graph(graph):  # under torchrun it is not the first
                 loss = self._backward(pixels, labels)
         except RuntimeError as error:
             progress.log(f"training goes on without CUDA graphs: {first_line(error)}")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from fsrp_edge import progress
 from fsrp_edge.data.images import Dataset, ImageSet
+from fsrp_edge.files import sha256_json
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
 from fsrp_edge.training.int8 import rounded_to_int8
 from fsrp_edge.training.loop import TrainingResult, held_out_merit, train
@@ -96,17 +98,23 @@ def recover(
             recalibrate_batch_norm(pruned, learnt, seed=seed)
         return TrainingResult(pruned, 0, ())
     result = TrainingResult(pruned, 0, ())
+    origin = weights_sha256(pruned)
     if recipe.epochs:
         recalibrate_batch_norm(pruned, learnt, seed=seed)
-        result = train(pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint)
+        result = train(
+            pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint, origin=origin
+        )
     with _kept_where_better(pruned, held_out, recipe, seed):
         recalibrate_batch_norm(pruned, learnt, seed=seed)
     if not recipe.int8_epochs:
         return result
     unfinished = int8_checkpoint(checkpoint) if checkpoint else None
     gentle = recipe.for_int8()
+    trained = sha256_json([origin, recipe.model_dump(mode="json")])  # `gentle` does not say how it was before
     with rounded_to_int8(pruned), _kept_where_better(pruned, held_out, gentle, seed) as before:
-        tuned = train(pruned, learnt, held_out, gentle, seed=seed, teacher=teacher, checkpoint=unfinished)
+        tuned = train(
+            pruned, learnt, held_out, gentle, seed=seed, teacher=teacher, checkpoint=unfinished, origin=trained
+        )
     done = len(result.history)
     history = (record.model_copy(update={"epoch": done + record.epoch}) for record in tuned.history)
     best = done + tuned.best_epoch if before.improved else result.best_epoch

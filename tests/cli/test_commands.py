@@ -1,5 +1,6 @@
 """Every command on a small network that was really trained; the chain of stages is run once for all tests."""
 
+import errno
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ import torch
 
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
+from fsrp_edge.evaluation.results import EvaluationFile
 from fsrp_edge.files import read_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.registry import build
@@ -343,11 +345,37 @@ def test_two_networks_are_compared_image_by_image(
         assert "mean over 14 corruptions" in done.out and f"Next: fsrp-edge compare OTHER.json {out}" in done.out
     done = fsrp_edge("compare", dense, pruned)
     assert done.code == 0, done.err
-    assert "FGSM L2 1.5" in done.out and "fog" in done.out
+    assert "FGSM L2" in done.out and "fog" in done.out
     rows = json.loads(fsrp_edge("compare", dense, pruned, "--json").out)
     clean = [next(row["result"]["correct"] for row in read_json(path)["evaluations"]) for path in (dense, pruned)]
     assert rows[0]["only_second"] - rows[0]["only_first"] == clean[1] - clean[0]
     assert len(rows) == 16
+
+
+def test_verdicts_are_kept_until_the_result_is_on_disk(
+    trained_checkpoint: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out, unfinished = tmp_path / "net.json", tmp_path / "net.unfinished.json"
+    asked = ("evaluate", trained_checkpoint, "--data", digits_npz, "--attack", "fgsm", "--images", 30, "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationFile, "save", full)
+        assert fsrp_edge(*asked).code != 0
+    assert read_json(unfinished)["verdicts"].keys() == {"fgsm"} and not out.exists()
+    assert fsrp_edge(*asked).code == 0
+    assert out.exists() and not unfinished.exists()
+
+
+def test_comparing_says_of_which_file_a_row_is(chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any) -> None:
+    file, out = chain / "artifacts/model-fp32.onnx", tmp_path / "both.json"
+    asked = ("--data", digits_npz, "--clean-only", "--images", 10, "--file", file, "--out", out)
+    assert fsrp_edge("evaluate", chain / "recovered.safetensors", *asked).code == 0
+    rows = json.loads(fsrp_edge("compare", out, out, "--json").out)
+    assert [(row["file"], row["attack"]) for row in rows] == [(None, "clean"), (file.name, "clean")]
+    table = fsrp_edge("compare", out, out).out
+    assert "network" in table and file.name in table
 
 
 # -- --json: valid JSON on stdout and nothing else ------------------------------------------------------------------

@@ -3,11 +3,14 @@ import copy
 import pytest
 import torch
 from pyautoattack import AutoAttack
+from torch import nn
 
 from fsrp_edge.attacks import PGD
-from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.data.embedded import digits
+from fsrp_edge.evaluation.accuracy import clean_accuracy, predictions
 from fsrp_edge.evaluation.autoattack import autoattack_accuracy
 from fsrp_edge.evaluation.robust import pgd_accuracy
+from fsrp_edge.models.classifier import Classifier, Preprocessing
 
 
 @pytest.mark.slow
@@ -50,3 +53,20 @@ def test_with_too_few_classes_for_a_loss_the_rest_still_runs(restricted, classes
 def test_too_few_classes_for_a_loss_in_full(restricted, classes: int) -> None:
     network, images = restricted(classes)
     assert autoattack_accuracy(network, images.first(6), eps=0.05, seed=0).result.correct > 0
+
+
+@pytest.mark.parametrize(("side", "left_out"), [(13, False), (19, True), (4, True)])
+def test_square_is_left_out_where_it_would_break_off(trained, side: int, left_out: bool) -> None:
+    update = {"input_shape": (1, side, side), "preprocessing": Preprocessing(resize=side)}
+    spec = trained.natural.spec.model_copy(update=update)
+    torch.manual_seed(0)
+    network = Classifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(side**2, 2)), spec.model_copy(update={"classes": 2})
+    ).eval()
+    images = digits(spec).evaluation.first(4)
+    images = images.relabelled(predictions(network, images), "predictions of the dense network")
+    result = autoattack_accuracy(network, images, eps=1e-4, norm="L2", seed=0).result
+    assert result.correct == 4
+    assert any("Square cannot tile" in warning for warning in result.warnings) == left_out
+    linf = autoattack_accuracy(network, images.first(1), eps=1e-4, seed=0).result
+    assert not any("Square" in warning for warning in linf.warnings)

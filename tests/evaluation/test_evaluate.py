@@ -9,6 +9,8 @@ from fsrp_edge.evaluation import accuracy, autoattack, robust
 from fsrp_edge.evaluation.accuracy import predictions
 from fsrp_edge.evaluation.autoattack import autoattack_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate, pgd_of
+from fsrp_edge.evaluation.paired import compare_files
+from fsrp_edge.evaluation.results import EvaluationFile
 from fsrp_edge.evaluation.robust import pgd_accuracy
 
 
@@ -21,14 +23,24 @@ def test_clean_comes_first_and_the_worst_case_is_what_stands_everywhere(trained)
         "fgsm",
         "pgd-5x2",
         "autoattack",
-        "worst case",
+        "worst case of autoattack, fgsm, pgd-5x2",
     ]
     assert [evaluation.result.eps for evaluation in evaluations] == [None, 0.2, 0.2, 0.2, 0.2]
     worst = evaluations[-1]
     expected = torch.stack([evaluation.standing for evaluation in evaluations[:-1]]).all(0)
     assert torch.equal(worst.standing, expected)
-    assert (worst.result.attack, worst.result.norm, worst.result.eps) == ("worst case", "Linf", 0.2)
+    assert (worst.result.norm, worst.result.eps) == ("Linf", 0.2)
     assert worst.result.correct == int(expected.sum())
+
+
+def test_worst_cases_over_other_attacks_are_not_compared(trained) -> None:
+    images, files = trained.images.first(6), []
+    for attacks in (("pgd-2", "fgsm"), ("fgsm", "pgd-2"), ("pgd-2", "fgsm", "cw-2")):
+        evaluations = evaluate(trained.natural, images, EvaluationPlan(attacks=attacks, eps=0.2))
+        files.append(EvaluationFile.of("net", "a", images.digest, {"": evaluations}))
+    in_another_order, more = ([row[1].attack for row in compare_files(files[0], other)] for other in files[1:])
+    assert in_another_order == ["clean", "pgd-2", "fgsm", "worst case of fgsm, pgd-2"]
+    assert more == ["clean", "pgd-2", "fgsm"]
 
 
 def test_the_network_predicts_all_images_once_whatever_the_attacks(trained, monkeypatch) -> None:

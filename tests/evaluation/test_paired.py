@@ -55,7 +55,7 @@ def test_files_are_compared_on_what_both_hold(trained, tmp_path) -> None:
     one.save(tmp_path / "one.json")
     assert EvaluationFile.load(tmp_path / "one.json") == one
     other = EvaluationFile.of("other", "b", images.digest, {"": [clean, strong]})
-    assert [result.attack for result, _ in compare_files(one, other)] == ["clean"]
+    assert [result.attack for _, result, _ in compare_files(one, other)] == ["clean"]
     elsewhere = EvaluationFile.of("other", "b", trained.images.digest, {"": [clean]})
     with pytest.raises(BadInputError, match="different images"):
         compare_files(one, elsewhere)

@@ -18,12 +18,11 @@ def test_published_intervals(correct: int, total: int, low: float, high: float) 
     assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5.1e-5)
 
 
-@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
 @pytest.mark.parametrize(("correct", "total"), [(0, 3), (421, 1000), (9999, 10_000), (7, 7)])
-def test_scipy_agrees(correct: int, total: int, confidence: float) -> None:
+def test_scipy_agrees(correct: int, total: int) -> None:
     stats = pytest.importorskip("scipy.stats")
-    expected = stats.binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(correct, total, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    expected = stats.binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(correct, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @given(st.integers(1, 100_000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))

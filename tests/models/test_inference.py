@@ -82,6 +82,12 @@ def test_differences_are_counted_and_named():
     assert "layer1.0.bn1.weight" in text and "conv1.weight (64x3x3x3, not 64x3x7x7)" in text
 
 
+def test_a_network_wider_than_any_we_carry_is_told_to_be_named():
+    state = {"features.0.weight": torch.zeros(300, 3, 3, 3), "classifier.weight": torch.zeros(10, 512)}
+    assert infer_architecture(state) is None
+    assert "name it with --arch" in str(no_match(state))
+
+
 def test_pruned_weights_without_their_layout_are_explained():
     state = weights("torchvision:resnet18", 3)
     state["layer1.0.conv1.weight"] = torch.zeros(40, 64, 3, 3)

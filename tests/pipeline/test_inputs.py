@@ -1,5 +1,7 @@
 import numpy as np
+import torch
 
+from fsrp_edge.evaluation.accuracy import predictions
 from fsrp_edge.models.classifier import Classifier, Preprocessing
 from fsrp_edge.pipeline.inputs import load_data
 from tests.nets import built
@@ -24,3 +26,11 @@ def test_preprocessing_is_recorded_as_the_images_were_brought_to_size(tmp_path) 
     network = with_crop()
     assert not load_data(network, str(tmp_path / "same.npz"), 0).whole
     assert network.spec.preprocessing.resize == 37, "nobody knows how they were made"
+
+
+def test_images_without_labels_get_those_of_the_network() -> None:
+    network = built("cifar:vgg16_bn-w0.125", std=0.5)
+    dataset = load_data(network, "photographs", 0)
+    for images in (dataset.train, dataset.evaluation):
+        assert torch.equal(images.labels, predictions(network, images))
+        assert images.label_kind == "predictions of the dense network"

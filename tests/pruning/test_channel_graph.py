@@ -138,6 +138,9 @@ def test_operations_that_reorder_or_mix_channels_lock_them_by_name(name, functio
         lambda x: F.pad(x, (1, 1, 1, 1))[:, :, ::2, ::2],
         lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
         lambda x: x * torch.sigmoid(x.mean((2, 3)))[:, :, None, None],
+        lambda x: x * torch.sigmoid(torch.mean(input=x, dim=(2, 3)).unsqueeze(2).unsqueeze(3)),
+        lambda x: torch.unsqueeze(input=F.pad(input=x, pad=(1, 1, 1, 1)), dim=4).squeeze(4),
+        lambda x: torch.reshape(torch.flatten(input=x, start_dim=2), x.shape),
         lambda x: F.dropout(x.clamp(-1, 1), 0.1) / 2 + 1,
         lambda x: x - x.permute(0, 2, 3, 1).transpose(-1, 1).mean((2, 3), keepdim=True),
     ],
@@ -162,6 +165,20 @@ def test_bare_parameter_is_cut_along_its_channel_axis(planned, error_against_mas
     remove_channels(pruned.network, groups, {group.root: group.kept for group in plan.groups})
     assert pruned.network.between.gamma.shape == (8, 1, 1)
     assert error_against_masking(dense, pruned, groups, plan) < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(-1, 1, 1), (16, 1, 1), (1, -1, 1, 1)])
+def test_bare_parameter_that_takes_another_shape_locks_the_channels_it_meets(shape):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma, self.factor = nn.Parameter(torch.randn(16)), nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return x * self.gamma.reshape(shape) * self.factor.view(1, 1, 1, 1)
+
+    groups = groups_of(Body(Scale()))
+    assert "reshape in between" in groups["first"].locked and groups["second"].locked is None
 
 
 def test_weight_computed_elsewhere_is_named():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from fsrp_edge.exporting.onnx import Int8Quantizer, export_onnx
 from fsrp_edge.models.classifier import Classifier
@@ -37,6 +39,16 @@ def test_weights_keep_255_values_a_channel_and_learn_through_the_rounding() -> N
     assert not hasattr(network[0], "parametrizations") and network.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items()), "norms too"
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("normed", [weight_norm, spectral_norm])
+def test_layers_that_compute_their_weight_stay_as_they_are(normed) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.Flatten(), normed(nn.Linear(64, 2)))
+    before = copy.deepcopy(network.state_dict())
+    with rounded_to_int8(network):
+        assert parametrize.is_parametrized(network[0])
+        network(torch.rand(6, 3, 8, 8)).sum().backward()
+    assert network.state_dict().keys() == before.keys()
 
 
 @pytest.mark.parametrize("activation", ["uint8", "int8"])

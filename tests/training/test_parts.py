@@ -109,7 +109,7 @@ def test_recalibration_brings_back_a_network_whose_statistics_are_of_another(dig
         network.network[3].weight.mul_(0.001)
     broken = accuracy()
     weights = {name: value.clone() for name, value in network.named_parameters()}
-    recalibrate_batch_norm(network, learnt, batch_size=100)
+    recalibrate_batch_norm(network, learnt)
     assert trained > 0.85 and broken < trained - 0.3
     assert accuracy() > trained - 0.06
     assert all(torch.equal(weights[name], value) for name, value in network.named_parameters())
@@ -119,8 +119,8 @@ def test_recalibration_brings_back_a_network_whose_statistics_are_of_another(dig
 def test_recalibration_averages_the_batches(digit_sets, small_cnn) -> None:
     learnt, _ = digit_sets
     network = small_cnn()
-    recalibrate_batch_norm(network, learnt, batch_size=50, max_images=210, seed=4)
-    seen = [pixels for pixels, _ in learnt.batches(50, shuffle_seed=4)][:4]
+    recalibrate_batch_norm(network, learnt, max_images=300, seed=4)
+    seen = [pixels for pixels, _ in learnt.batches(128, shuffle_seed=4)][:2]
     with torch.no_grad():
         maps = [network.network[0]((pixels - network.mean) / network.std) for pixels in seen]
     expected = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in maps]).mean(0)

@@ -1,3 +1,5 @@
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from fsrp_edge.data.images import Dataset
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import ModelSpec
 from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training.dense import train_dense
 from fsrp_edge.training.recipe import Recipe
 from fsrp_edge.training.recovery import fit_recipe, recover, split_held_out, without_held_out
@@ -200,3 +203,47 @@ def test_passes_for_int8_come_last_and_leave_a_network_as_its_factory_builds_it(
         Recipe(epochs=0)
     with pytest.raises(BadInputError, match="fsrp-edge recover's"):
         train_dense("cifar:resnet20", "digits", recipe, classes=10, input_size=32, seed=0)
+
+
+@pytest.mark.parametrize("saves", [1, 3])
+def test_a_recovery_goes_on_where_arithmetic_has_other_last_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digit_sets, small_cnn, saves: int
+) -> None:
+    """As with another number of threads or on another processor, after an epoch or one for int8."""
+    recipe = Recipe(method="natural", epochs=2, int8_epochs=2, batch_size=50, learning_rate=0.05)
+    path = tmp_path / "training.pt"
+    recalibrated = recover(small_cnn(), digit_sets[0], None, seed=1).classifier
+    with interrupted_after(saves, monkeypatch):
+        recover(small_cnn(), digit_sets[0], recipe, seed=1, checkpoint=path)
+    with torch.backends.mkldnn.flags(enabled=False):
+        elsewhere = recover(small_cnn(), digit_sets[0], None, seed=1).classifier
+        result = recover(small_cnn(), digit_sets[0], recipe, seed=1, checkpoint=path)
+    assert weights_sha256(elsewhere) != weights_sha256(recalibrated)
+    assert [record.epoch for record in result.history] == [1, 2, 3, 4]
+
+
+def test_passes_for_int8_do_not_go_on_from_another_recovery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digit_sets, small_cnn
+) -> None:
+    alone = Recipe(method="natural", epochs=0, int8_epochs=1, batch_size=50, learning_rate=0.05)
+    path = tmp_path / "training.pt"
+    with interrupted_after(1, monkeypatch):
+        recover(small_cnn(), digit_sets[0], alone, seed=1, checkpoint=path)
+    with pytest.raises(BadInputError, match="belongs to another run"):
+        recover(small_cnn(), digit_sets[0], alone.model_copy(update={"epochs": 1}), seed=1, checkpoint=path)
+
+
+@contextlib.contextmanager
+def interrupted_after(saves: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Expect that the block is interrupted as soon as it has written so many checkpoints."""
+    save, written = checkpoints.save, []
+
+    def stop(*arguments) -> None:
+        save(*arguments)
+        written.append(arguments)
+        if len(written) == saves:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "save", stop)
+        yield
