@@ -1,12 +1,14 @@
 """The copy of a network that exporters work on."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsrp_edge import compute
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.maps import first_argument
 
 
 def frozen_copy(classifier: Classifier) -> Classifier:
@@ -35,13 +37,14 @@ def _replace_uneven_pooling(network: nn.Module, pixels: Tensor) -> None:
     names = {module: name for name, module in network.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)}
     uneven: dict[str, UnevenPooling] = {}
 
-    def look(module: nn.AdaptiveAvgPool2d, given: tuple[Tensor], made: Tensor) -> None:
-        sizes = [tuple(map(int, maps.shape[2:])) for maps in (given[0], made)]
+    def look(module: nn.AdaptiveAvgPool2d, given: tuple[Any, ...], named: dict[str, Any], made: Tensor) -> None:
+        sizes = [tuple(map(int, maps.shape[2:])) for maps in (first_argument(given, named), made)]
         if any(before % after for before, after in zip(*sizes, strict=True)):
             uneven[names[module]] = UnevenPooling(sizes[0], sizes[1])
 
     if names:
-        with torch.no_grad(), compute.hooked(module.register_forward_hook(look) for module in names):
+        hooks = (module.register_forward_hook(look, with_kwargs=True) for module in names)
+        with torch.no_grad(), compute.hooked(hooks):
             network(pixels)
     for name, pooling in uneven.items():
         network.set_submodule(name, pooling)
@@ -64,9 +67,9 @@ class UnevenPooling(nn.Module):
             means = nn.functional.adaptive_avg_pool1d(torch.eye(before)[None], after)[0]
             self.register_buffer(name, means)  # (before, after)
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # called as torch's pooling is, also by name
         """Maps (N, C, *made) of maps (N, C, *given)."""
-        pooled: Tensor = (maps @ self.columns).transpose(2, 3) @ self.rows
+        pooled: Tensor = (input @ self.columns).transpose(2, 3) @ self.rows
         return pooled.transpose(2, 3)
 
 

@@ -7,11 +7,14 @@ scales its steps alike.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
+
+from fsrp_edge.models.maps import first_argument
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -50,7 +53,7 @@ def rounded_to_int8(network: nn.Module) -> Iterator[None]:
     hooks = [network.register_forward_pre_hook(lambda module, _: _keep_statistics(module))]
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", RoundedWeight())
-        hooks.append(layer.register_forward_pre_hook(lambda _, given: (rounded_activation(given[0]),)))
+        hooks.append(layer.register_forward_pre_hook(_round_what_is_read, with_kwargs=True))
     try:
         yield
     finally:
@@ -58,6 +61,12 @@ def rounded_to_int8(network: nn.Module) -> Iterator[None]:
             hook.remove()
         for layer in layers:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+
+
+def _round_what_is_read(
+    _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Tensor], dict[str, Any]]:
+    return (rounded_activation(first_argument(arguments, named)),), {}
 
 
 def _keep_statistics(network: nn.Module) -> None:

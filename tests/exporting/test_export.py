@@ -75,6 +75,12 @@ def test_pooling_whose_bins_are_not_equal_is_exported(classifier: Classifier, tm
         smoke_test(vgg, load_target("jetson-nano"), (format_,))
     assert isinstance(shrunk[1], nn.AdaptiveAvgPool2d), "the network itself stays as it is"
 
+    class PoolsByName(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self[3](self[2](self[1](input=self[0](images))))  # type: ignore[no-any-return]
+
+    smoke_test(Classifier(PoolsByName(*shrunk), classifier.spec).eval(), load_target("jetson-nano"), ("onnx",))
+
 
 @pytest.mark.skipif(
     not Path("/dev/shm").is_dir() or Path("/dev/shm").stat().st_dev == Path("/tmp").stat().st_dev,

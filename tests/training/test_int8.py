@@ -51,6 +51,20 @@ def test_layers_that_compute_their_weight_stay_as_they_are(normed) -> None:
     assert network.state_dict().keys() == before.keys()
 
 
+def test_layers_that_are_called_by_name_are_rounded_alike() -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 4)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.layer(input=features)  # type: ignore[no-any-return]
+
+    network, features = ByName(), torch.rand(6, 64)
+    with rounded_to_int8(network):
+        assert torch.equal(network(features), network.layer(features))
+
+
 @pytest.mark.parametrize("activation", ["uint8", "int8"])
 def test_it_computes_what_an_int8_file_computes(digit_sets, small_cnn, tmp_path: Path, activation: str) -> None:
     """Where eight bits hurt, they hurt both alike: large weights of a channel that is always 0 leave the others few."""
