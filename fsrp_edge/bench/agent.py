@@ -587,11 +587,15 @@ class Machine:
         return whole_board(rails)
 
     def packages_uj(self) -> Dict[str, Tuple[int, int]]:
-        """Microjoules so far of each x86 package, and where its counter starts again at 0 (RAPL)."""
+        """Microjoules so far of each x86 package, and where its counter starts again at 0 (RAPL).
+
+        Another domain there, `psys`, is of the whole platform, which the packages are part of.
+        """
         found = {}
         for folder in self.glob("sys/class/powercap/intel-rapl:*"):
             joules, limit = self.number(folder / "energy_uj"), self.number(folder / "max_energy_range_uj")
-            if folder.name.count(":") == 1 and joules is not None and limit:
+            package = (self.read(folder / "name") or "package").startswith("package")
+            if package and folder.name.count(":") == 1 and joules is not None and limit:
                 found[folder.name] = joules, limit
         return found
 

@@ -1,5 +1,6 @@
 """Two measurements of latency beside each other: how much slower, and whether that is more than noise."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from fsrp_edge import wording
@@ -48,7 +49,8 @@ def compare_results(before: BenchResults, after: BenchResults, *, seed: int = 0)
     """Compare what two runs of `bench` have in common.
 
     Files are paired by name, device, runtime and threads. Two runs of a single file each are paired whatever its name,
-    so that a dense file can be compared with a pruned one; on a single device each, whatever the rest too.
+    so that a dense file can be compared with a pruned one; on a single device each, whatever the rest too. What was
+    measured twice in a run, as on one device with two interpreters, is paired in the order of both.
 
     Raises:
         BadInputError: they have nothing in common.
@@ -57,17 +59,23 @@ def compare_results(before: BenchResults, after: BenchResults, *, seed: int = 0)
         pairs = [(before.measurements[0], after.measurements[0])]
     else:
         single = all(len({one.latency.model for one in results.measurements}) == 1 for results in (before, after))
-        second = {_key(measurement, single): measurement for measurement in after.measurements}
-        pairs = [(one, second[key]) for one in before.measurements if (key := _key(one, single)) in second]
+        first, second = (_by_key(results, single) for results in (before, after))
+        pairs = [(one, second[key]) for key, one in first.items() if key in second]
     if not pairs:
         seen = " and ".join(_names(results) for results in (before, after))
         raise BadInputError(f"the two have no file, device, runtime and threads in common: {seen}")
     return [_compare(first, second, seed) for first, second in pairs]
 
 
-def _key(measurement: Measurement, single: bool) -> tuple[str, str, str, int]:
-    latency = measurement.latency
-    return "" if single else latency.model, measurement.address, latency.runtime, latency.threads
+def _by_key(results: BenchResults, single: bool) -> dict[tuple[str | int, ...], Measurement]:
+    found: dict[tuple[str | int, ...], Measurement] = {}
+    seen = Counter[tuple[str, str, str, int]]()
+    for measurement in results.measurements:
+        latency = measurement.latency
+        key = "" if single else latency.model, measurement.address, latency.runtime, latency.threads
+        found[*key, seen[key]] = measurement
+        seen[key] += 1
+    return found
 
 
 def _names(results: BenchResults) -> str:

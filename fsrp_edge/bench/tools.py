@@ -49,8 +49,8 @@ def measure_round(
     if affinity:
         program = ["taskset", f"{sum(1 << core for core in agent.core_numbers(affinity)):x}", *program]
 
-    def ask(*options: str) -> str:
-        return run_tool(transport, [*program, *options], work=work, stop=stop, silence=2 * arguments["--seconds"] + 300)
+    def ask(*options: str, seconds: float = 2 * arguments["--seconds"]) -> str:
+        return run_tool(transport, [*program, *options], work=work, stop=stop, silence=seconds + 300)
 
     before, device = _state(transport, work, stop)
     timed = (_benchncnn if runtime == "benchncnn" else _benchmark_model)(ask, there, arguments, work)
@@ -105,7 +105,7 @@ def _benchncnn(ask: Any, there: str, arguments: dict[str, Any], work: str) -> di
     """It runs a fixed number of loops after 8 to warm up, so a first call tells how many fill the time."""
     shape = ",".join(reversed(arguments["--input-shape"].split(",")))  # width, height, channels
 
-    def loops(count: int) -> float:
+    def loops(count: int, **expected: float) -> float:
         # On all cores, without a GPU, without its rest of ten seconds.
         given = (
             str(count),
@@ -116,11 +116,12 @@ def _benchncnn(ask: Any, there: str, arguments: dict[str, Any], work: str) -> di
             f"param={there}",
             f"shape=[{shape}]",
         )
-        return parse_benchncnn(ask(*given), work)
+        return parse_benchncnn(ask(*given, **expected), work)
 
     mean = loops(max(arguments["--warmup-runs"], 1))
     count = max(arguments["--runs"], math.ceil(1e3 * arguments["--seconds"] / max(mean, 1e-3)))
-    return {"times_ms": (loops(count),), "averaged": count}
+    # It says nothing before its end; twice the time that the loops should take is no sign of a fault.
+    return {"times_ms": (loops(count, seconds=2e-3 * mean * (count + 8)),), "averaged": count}
 
 
 def parse_benchncnn(said: str, work: str) -> float:

@@ -1,5 +1,6 @@
 """TensorRT builds its engines on the device: what we ship is the ONNX file and the commands."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,16 +32,20 @@ def write_engine_script(
         (directory / SCRIPT).unlink(missing_ok=True)  # of files that lay here earlier
         return None
     version = next(runtime.version for runtime in target.runtimes if runtime.name == "tensorrt")
+    # On one line, whatever a profile of somebody else's says: behind a line break it would be a command.
+    built_with = f" ({' '.join(version.value.split())} here)" if version else ""
     one_image = f" --shapes=pixels:1x{'x'.join(map(str, input_shape))}"
     lines = [
         "#!/bin/sh",
         f"# Builds TensorRT engines for {target.name}. Run it on the device: an engine only runs on the kind of GPU",
-        f"# and the version of TensorRT that it was built with{f' ({version.value} here)' if version else ''}.",
+        f"# and the version of TensorRT that it was built with{built_with}.",
         "set -eu",
         'cd "$(dirname "$0")"',
         "trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)",
         *(
-            f'"$trtexec" --onnx={artifact.path.name} --saveEngine={engine}.engine{flags}'
+            '"$trtexec" '
+            + shlex.join([f"--onnx={artifact.path.name}", f"--saveEngine={engine}.engine"])
+            + flags
             + (one_image if artifact.dynamic_batch else "")
             for artifact in files
             for engine, flags in _engines(artifact, target)

@@ -321,7 +321,9 @@ class _Walk:
         self.links.append(Link(weight, biases, tuple(data), output))
 
     def _work(self, node: Any, data: list[str], inputs: int, outputs: int) -> dict[str, Any]:
-        attributes = {each.name: each for each in node.attribute}
+        from onnx import helper
+
+        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         if node.op_type in ("Conv", "ConvTranspose"):
             return self._convolution(node, attributes, inputs, outputs)
         if node.op_type in ("Gemm", "MatMul"):
@@ -330,7 +332,7 @@ class _Walk:
             kind: OperatorClass = "dense" if rows == 1 else "attention"
             return {"kind": kind, "macs": outputs * features[0], "channels": features}
         if node.op_type in _POOLING:
-            window = attributes["kernel_shape"].ints if "kernel_shape" in attributes else ()
+            window = attributes.get("kernel_shape", ())
             reads = outputs * math.prod(window) if window else inputs
             return {"kind": "pooling", "macs": reads, "kernel": math.prod(window)}
         return {"kind": "elementwise", "macs": inputs}
@@ -339,9 +341,9 @@ class _Walk:
         weight = self.constants.get(node.input[1], ())
         if len(weight) < 3:
             raise BadInputError("a convolution's weights are not constants; only inference graphs are estimated")
-        groups = attributes["group"].i if "group" in attributes else 1
-        strides = tuple(attributes["strides"].ints) if "strides" in attributes else (1,)
-        dilations = tuple(attributes["dilations"].ints) if "dilations" in attributes else (1,)
+        groups = attributes.get("group", 1)
+        strides = attributes.get("strides", (1,))
+        dilations = attributes.get("dilations", (1,))
         kernel = math.prod(weight[2:])
         # An element of the output reads a window, and weights are (outputs, inputs of a group, ...); of a transposed
         # convolution an element of the input writes one, and they are (inputs, outputs of a group, ...).
@@ -367,7 +369,6 @@ class _Walk:
         }
 
     def _features(self, node: Any, attributes: Mapping[str, Any], data: list[str]) -> tuple[int, int]:
-        shape = self.constants.get(node.input[1]) or self.shapes.get(self._root(node.input[1]), (1, 1))
-        transposed = "transB" in attributes and attributes["transB"].i
+        shape = self.constants.get(node.input[1]) or self.shapes.get(node.input[1], (1, 1))
         rows, columns = shape[-2:] if len(shape) > 1 else (shape[0], 1)
-        return (columns, rows) if transposed else (rows, columns)
+        return (columns, rows) if attributes.get("transB") else (rows, columns)

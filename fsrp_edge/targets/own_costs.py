@@ -108,6 +108,12 @@ def _require_one_device(measurements: Iterable[Measurement]) -> None:
             f"the results hold measurements of {len(addresses)} devices ({', '.join(addresses)}); a target is fitted "
             f"to one: measure each into a file of its own: fsrp-edge bench … --device {addresses[0]} --out bench.json"
         )
+    cores = list(dict.fromkeys(each.latency.affinity or "any" for each in measurements))
+    if len(cores) > 1:
+        raise BadInputError(
+            f"the results were measured on several sets of cores ({', '.join(cores)}); a target is fitted to one: "
+            "give those of one --affinity"
+        )
 
 
 def _as_profiled(target: Target, latency: Latency) -> Latency:

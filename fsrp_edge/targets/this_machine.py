@@ -4,7 +4,6 @@ import platform
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,21 +157,22 @@ def _all_have(instructions: str, root: Path) -> bool:
 
 
 def _cpus(root: Path) -> Iterator[_Cpu]:
+    machine = Machine(str(root))
     for block in (root / "proc" / "cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n"):
         fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
         if "processor" not in fields:
             continue
         number = int(fields["processor"])
-        read = partial(_read, root, number)
+        folder = root / CPUS / f"cpu{number}"
         part = ARM_PARTS.get((fields.get("CPU implementer", ""), fields.get("CPU part", "")))
         yield _Cpu(
             number,
             part or fields.get("model name") or f"part {fields.get('CPU part', 'unknown')}",
             (
-                read("topology/physical_package_id") or "0",
-                read("topology/core_id") or str(number),
+                machine.read(folder / "topology/physical_package_id") or "0",
+                machine.read(folder / "topology/core_id") or str(number),
             ),
-            read("cpufreq/cpuinfo_max_freq"),
+            machine.read(folder / "cpufreq/cpuinfo_max_freq") or "",
             fields.get("cpu MHz", ""),
             frozenset((fields.get("flags") or fields.get("Features") or "").split()),
         )
@@ -200,8 +200,3 @@ def _description(root: Path, clusters: list[dict[str, Any]]) -> str:
 
 def _sourced(value: Any, source: str) -> dict[str, Any]:
     return {"value": value, "source": source}
-
-
-def _read(root: Path, number: int, name: str) -> str:
-    """A file of a processor's folder; empty where there is no such file."""
-    return Machine(str(root)).read(f"{CPUS}/cpu{number}/{name}") or ""

@@ -72,6 +72,11 @@ def test_pairs_by_file_and_device():
     assert [round(median) for median, _ in pairs] == [1, 2]
 
 
+def test_what_was_measured_twice_in_a_run_is_paired_in_order():
+    twice = results(measurement(10.0), measurement(20.0, seed=1))
+    assert [one.change for one in compare_results(twice, twice)] == [0, 0]
+
+
 def test_single_files_are_paired_whatever_their_names():
     (found,) = compare_results(results(measurement(4.0, model="a")), results(measurement(2.0, model="b")))
     assert (found.before.model, found.after.model) == ("a", "b")
@@ -79,7 +84,7 @@ def test_single_files_are_paired_whatever_their_names():
 
 def test_nothing_in_common_names_what_was_seen():
     two = results(measurement(1.0, model="a"), measurement(1.0, model="b"))
-    with pytest.raises(BadInputError, match=r"a on local with 1 threads, b on local.* and c on"):
+    with pytest.raises(BadInputError, match=r"a on local with 1 thread, b on local.* and c on"):
         compare_results(two, results(measurement(1.0, model="c")))
 
 

@@ -116,9 +116,14 @@ def test_energy_counters_of_x86_packages(tmp_path):
             f"{ZONE}/max_energy_range_uj": RANGE_UJ,
             "sys/class/powercap/intel-rapl:0:0/energy_uj": 5,  # a part of the package
             "sys/class/powercap/intel-rapl:0:0/max_energy_range_uj": RANGE_UJ,
+            f"{ZONE}/name": "package-0",
+            "sys/class/powercap/intel-rapl:1/name": "psys",  # of the whole platform: the package again
+            "sys/class/powercap/intel-rapl:1/energy_uj": 7,
+            "sys/class/powercap/intel-rapl:1/max_energy_range_uj": RANGE_UJ,
         },
     )
     before = machine.packages_uj()
+    assert list(before) == ["intel-rapl:0"]
     (tmp_path / ZONE / "energy_uj").write_text("19671150\n")  # it started again at 0 in between
     assert agent.mean_power_w([before, machine.packages_uj()], 2.0, []) == pytest.approx(10.0)
 

@@ -296,6 +296,17 @@ class TestBenchncnn:
         assert timed[5:] == [f"param={ncnn_file}/model.param", "shape=[16,24,3]"]
         assert measurement.agreement_note == "measured on this machine"
 
+    def test_a_slow_network_is_waited_for(self):
+        line, waited = OWN_NETWORKS.splitlines()[0].replace("11.78", "5000.00"), []
+
+        def ask(*_options, seconds=4.0):
+            waited.append(seconds)
+            return line
+
+        asked = {"--input-shape": "3,8,8", "--threads": 1, "--warmup-runs": 1, "--runs": 100, "--seconds": 2}
+        tools._benchncnn(ask, "net", asked, "net")
+        assert waited == [4.0, 2 * 5.0 * 108]
+
 
 def outputs_of(path: Path, runtime: str, *more: str) -> list[list[float]]:
     """What the agent tells for one image of bytes."""

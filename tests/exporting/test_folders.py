@@ -12,6 +12,7 @@ from fsrp_edge.exporting.ncnn import export_ncnn
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.parity import check_parity, require_parity
 from fsrp_edge.exporting.saved_model import export_saved_model
+from fsrp_edge.exporting.tensorrt import write_engine_script
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
@@ -81,3 +82,23 @@ def test_engines_are_built_by_the_commands_beside_the_files(
         f"--onnx=model-fp16.onnx --saveEngine=model-fp16.engine --fp16 {shapes}",
         f"--onnx=model-int8.onnx --saveEngine=model-int8.engine --int8 --fp16 {shapes}",
     ]
+
+
+def test_no_text_of_a_profile_or_a_name_is_a_command_of_the_engines_script(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    (artifact,) = export_artifacts(
+        classifier, [ArtifactRequest("onnx", "fp32")], tmp_path, ExportPlan(load_target("jetson-nano"))
+    )
+    hostile = tmp_path / "board.yaml"
+    hostile.write_text(
+        "extends: jetson-nano\nname: board\nruntimes:\n  - name: tensorrt\n    runs_on: gpu\n"
+        '    version: {value: "8.2\\ntouch version\\n#", source: jetpack}\n'
+    )
+    named = artifact.model_copy(update={"path": Path("a;touch name;.onnx")})
+    script = write_engine_script(tmp_path, [named], load_target(str(hostile)), (3, 48, 64))
+    assert script is not None
+    (tmp_path / "trtexec").write_text("#!/bin/sh\n")
+    (tmp_path / "trtexec").chmod(0o755)
+    subprocess.run([script], check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, cwd=tmp_path)
+    assert not (tmp_path / "version").exists() and not (tmp_path / "name").exists()

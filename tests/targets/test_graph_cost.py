@@ -94,3 +94,21 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a model")
     with pytest.raises(BadInputError, match="not a valid ONNX file"):
         read_graph(path)
+
+
+class NonLocal(nn.Module):
+    """Attention between all places of a map, which is flattened by a reshape that costs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.stem(x)
+        flat = maps.flatten(2)
+        return flat.transpose(1, 2) @ (maps + 1).flatten(2)
+
+
+def test_a_product_of_flattened_maps_has_their_flattened_shape(tmp_path: Path) -> None:
+    (product,) = (each for each in export(NonLocal(), tmp_path / "net.onnx", 8).operators if each.kind == "attention")
+    assert (product.macs, product.channels) == (64 * 64 * 64, (64, 64))

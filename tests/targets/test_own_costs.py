@@ -160,6 +160,15 @@ def test_several_devices_are_not_fitted_as_one(
         calibrate(X86, written, [models[0].parent])
 
 
+def test_several_sets_of_cores_are_not_fitted_as_one(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path
+) -> None:
+    sets = [[measurement(path, truth[path], affinity=cores) for path in models] for cores in ("4-7", None)]
+    written = [write(tmp_path / f"{index}.json", part) for index, part in enumerate(sets)]
+    with pytest.raises(BadInputError, match=r"several sets of cores \(4-7, any\).*--affinity"):
+        calibrate(X86, written, [models[0].parent])
+
+
 def test_what_was_calibrated_under_a_variant_of_a_profile_by_path_is_scaled_for_the_others(
     models: list[Path], truth: dict[Path, float], tmp_path: Path, own_folder: Path
 ) -> None:
