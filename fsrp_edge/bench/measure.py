@@ -252,6 +252,6 @@ def _expect(address: Address, path: Path, setup: Setup, runtime: str) -> Expecte
     if runtime in tools.PROGRAMS:
         return f"{tools.PROGRAMS[runtime]} tells none"
     try:
-        return Expected(path, setup.origins.get(sha256_file(path)), setup.input_shape)
+        return Expected(path, runtime, setup.origins.get(sha256_file(path)), setup.input_shape)
     except FsrpEdgeError as error:
         return str(error)
