@@ -338,6 +338,17 @@ class TestCommand:
         assert [failure.address for failure in results.failures] == [address]
         assert len(table.read_text().splitlines()) == 3
 
+    def test_a_file_that_cannot_be_run_takes_no_other_along(self, server, onnx_file, write_onnx, tmp_path, capfd):
+        """Its height and width are open, so neither side knows what to feed it."""
+        size, out = write_onnx(tmp_path / "size.onnx", (1, 3, "height", "width")), tmp_path / "results.json"
+        command = ["bench", str(size), str(onnx_file), "--sustained", "0.2s", "--out", str(out)]
+        assert run(cli, [*command, "--device", server.address()]) == 3
+        said = capfd.readouterr().err
+        assert "has the open shape [1, 3, 'height', 'width']; fix it at export" in said and "unexpected" not in said
+        results = BenchResults.load(out)
+        assert [one.latency.model for one in results.measurements] == ["tiny.onnx"]
+        assert len(results.failures) == 1
+
     def test_other_outputs_fail(self, server, onnx_file, interpreter, capfd):
         """A runtime whose results are wrong, made of the real one."""
         python = interpreter(

@@ -208,6 +208,13 @@ class TestTensorRT:
         with pytest.raises(ToolFailedError, match="No importer registered for op: Foo"):
             measure(onnx_file, runtime="tensorrt", method=SHORT)
 
+    def test_a_damaged_file_is_told(self, stand_in, tmp_path):
+        stand_in("trtexec", TRTEXEC)
+        path = tmp_path / "damaged.onnx"
+        path.write_bytes(b"no network")
+        with pytest.raises(ToolFailedError, match=r"reading damaged\.onnx failed: DecodeError"):
+            measure(path, runtime="tensorrt", method=SHORT)
+
     def test_missing(self, onnx_file):
         if agent.shutil.which("trtexec"):
             pytest.skip("this machine has trtexec")
