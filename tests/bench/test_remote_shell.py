@@ -244,6 +244,26 @@ class TestInTheMiddle:
             with pytest.raises(ToolFailedError, match=r"tiny\.onnx on ssh://.* was killed on the device"):
                 future.result(timeout=60)
 
+    @pytest.mark.parametrize("how", ["stopped", "cut"])
+    def test_a_benchmark_program_ends_with_the_measurement(self, server, tflite_file, tmp_path, how):
+        """It says nothing until its end, so that it does not notice by itself."""
+        begun, stop = tmp_path / "begun", threading.Event()
+        program = tmp_path / "benchmark_model"
+        program.write_text(f"#!/bin/sh\nln -s $$ {begun}\nexec sleep 600\n")
+        program.chmod(0o755)
+        address = parse_address(server.address(tool=str(program)))
+        with ThreadPoolExecutor() as pool:
+            setup = Setup("tflite-benchmark")
+            future = pool.submit(measure_on, address, [tflite_file], setup, method=SHORT, stop=stop)
+            server.wait_for(begun.is_symlink)
+            if how == "cut":
+                server.cut()
+            else:
+                stop.set()
+            with pytest.raises(ToolFailedError):
+                future.result(timeout=60)
+        server.wait_for(lambda: not Path(f"/proc/{begun.readlink()}").exists(), seconds=10)
+
     @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
     def test_interrupted(self, server, onnx_file, sent, code):
         """Even killed outright, this side leaves nothing on the device: the far end notices."""
