@@ -83,7 +83,7 @@ def options(path: Path) -> Namespace:
 
 def timed_by_the_agent(runtime: agent.Runtime) -> list[float]:
     """The agent's own steps: load, feed, warm up, time."""
-    runtime.feed(agent.make_inputs(runtime.load()))
+    runtime.feed(agent.make_inputs(runtime.load(lambda *_: None)))
     runtime.warm_up(lambda *_: None)
     return runtime.times_ms(lambda *_: None)
 
@@ -140,7 +140,7 @@ class ProfiledLiteRT(agent.Runtime):
         self.call(name, *arguments, ctypes.byref(handle))
         return handle
 
-    def load(self) -> list[agent.Specification]:
+    def load(self, tick: agent.Tick) -> list[agent.Specification]:
         """See Runtime."""
         path = ctypes.c_char_p(self.options.model.encode())
         model = self.made("CreateModelFromFile", self.environment, path)

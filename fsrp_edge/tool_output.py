@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -14,6 +15,8 @@ from fsrp_edge.errors import FsrpEdgeError, ToolFailedError
 LINES_SHOWN = 8
 
 _logger = logging.getLogger(__name__)
+_alone = threading.RLock()
+"""Held while descriptors are redirected: of two threads at once, one would put the other's file back in their place."""
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def captured_output(work: str) -> Iterator[None]:
 
     Standard output and standard error are redirected as file descriptors, for the whole process, because
     converters print from C++. A console that shall stay alive meanwhile has to write to a duplicate of its
-    descriptor.
+    descriptor. Threads take turns.
 
     Args:
         work: what is being done, such as `exporting torchvision:resnet18 to onnx fp32`; begins the error.
@@ -30,7 +33,7 @@ def captured_output(work: str) -> Iterator[None]:
     Raises:
         ToolFailedError: the code in the block raised anything but an error of this package.
     """
-    with tempfile.TemporaryFile() as stream:
+    with _alone, tempfile.TemporaryFile() as stream:
         try:
             with _descriptors_to(stream), _logging_kept(), _warnings_to(stream):
                 yield

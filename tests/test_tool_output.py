@@ -1,6 +1,8 @@
 import logging
+import os
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -45,3 +47,26 @@ def test_own_errors_pass_unchanged() -> None:
     with pytest.raises(BadInputError, match=r"^no images$"), captured_output("working"):
         print("noise")
         raise BadInputError("no images")
+
+
+def test_threads_take_turns_and_the_console_is_back_afterwards() -> None:
+    """As devices that are measured at the same time do, each of which loads the file here."""
+    before = [os.fstat(number).st_ino for number in (1, 2)]
+    first_inside, second_inside = threading.Event(), threading.Event()
+
+    def second() -> None:
+        first_inside.wait()
+        with captured_output("loading"):
+            second_inside.set()
+            first.join()
+
+    def work() -> None:
+        with captured_output("loading"):
+            first_inside.set()
+            second_inside.wait(timeout=0.2)
+
+    first, other = threading.Thread(target=work), threading.Thread(target=second)
+    for thread in (first, other):
+        thread.start()
+    other.join(timeout=60)
+    assert [os.fstat(number).st_ino for number in (1, 2)] == before

@@ -15,6 +15,7 @@ and `result` (every raw time, the state before, during and after) or `error` (ex
 # ruff: noqa: UP006, UP007, UP035, UP045 (Python 3.6 knows neither list[int] nor int | None)
 
 import argparse
+import contextlib
 import gc
 import importlib
 import json
@@ -23,6 +24,7 @@ import platform
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +40,8 @@ Specification = Tuple[str, Sequence[Any], str]
 Arrays = Dict[str, Any]
 
 PROGRESS_SECONDS = 0.5
+ENDS = (signal.SIGINT, signal.SIGTERM)
+"""How a user at the terminal and the program that started this one ask for the end; both may do so at once."""
 
 # Python 3.6 has no perf_counter_ns; its float seconds still resolve well below a microsecond.
 now_ns = getattr(time, "perf_counter_ns", lambda: int(time.perf_counter() * 1e9))
@@ -97,8 +101,8 @@ class Runtime:
         self.module_name = self.module.__name__
         self.version = version_of(self.module_name)
 
-    def load(self) -> List[Specification]:
-        """Make it ready to run; return (name, shape, type) of every input."""
+    def load(self, tick: Tick) -> List[Specification]:
+        """Make it ready to run, telling if that takes long; return (name, shape, type) of every input."""
         raise NotImplementedError
 
     def feed(self, inputs: Arrays) -> None:
@@ -143,7 +147,7 @@ class OnnxRuntime(Runtime):
         # x86 without VNNI adds products of 8-bit numbers in 16 bits, where they overflow, or exactly, but slower.
         self.exact = "0" if self.MARK in Path(options.model).read_bytes() else "1"
 
-    def load(self) -> List[Specification]:
+    def load(self, tick: Tick) -> List[Specification]:
         options = self.module.SessionOptions()
         options.intra_op_num_threads = self.options.threads
         options.inter_op_num_threads = 1
@@ -173,7 +177,7 @@ class LiteRT(Runtime):
     package = "ai-edge-litert"
     channels_last = True
 
-    def load(self) -> List[Specification]:
+    def load(self, tick: Tick) -> List[Specification]:
         threads = self.options.threads
         self.interpreter = self.module.Interpreter(model_path=self.options.model, num_threads=threads)
         self.interpreter.allocate_tensors()
@@ -207,7 +211,7 @@ class Ncnn(Runtime):
     modules = ("ncnn",)
     package = "ncnn"
 
-    def load(self) -> List[Specification]:
+    def load(self, tick: Tick) -> List[Specification]:
         if not (self.options.weights and self.options.input_shape):
             raise AgentError("usage", "ncnn needs --weights and --input-shape: its files name no shape")
         self.net = self.module.Net()
@@ -274,11 +278,12 @@ class TensorRT(Runtime):
         number, unit = int(found.group(1)), 10000 if len(found.group(1)) > 4 else 1000
         return f"{number // unit}.{number % unit // 100}.{number % 100}"
 
-    def load(self) -> List[Specification]:
+    def load(self, tick: Tick) -> List[Specification]:
         """Build the engine, and run it once."""
         flags = dict(self.PRECISIONS)[self.options.precision]
         build = ["--onnx=" + self.options.model, self.path("--saveEngine", "engine"), *flags]
-        said = self.call([*build, *self.ONCE, self.path("--exportTimes", "first"), *self.flags])
+        once = [*self.ONCE, self.path("--exportTimes", "first")]
+        said = self.call([*build, *once, *self.flags], lambda seconds: tick("load", 0, seconds))
         found = re.search(r"[Ii]nput binding for (\S+) with dimensions (\S+)", said)
         if found is None:
             raise AgentError("runtime-failed", "trtexec does not tell the input's shape")
@@ -298,7 +303,7 @@ class TensorRT(Runtime):
         lengths = [f"--iterations={options.runs}", f"--duration={-(-options.seconds // 1):.0f}"]
         lengths.append(f"--warmUp={warm_up}")
         files = [self.path("--loadEngine", "engine"), self.path("--exportTimes", "times")]
-        self.call([*files, *lengths, *self.flags], tick)
+        self.call([*files, *lengths, *self.flags], lambda seconds: tick("steady", 0, seconds))
         return self.latencies("times", warm_up)
 
     def output(self) -> Any:
@@ -322,16 +327,16 @@ class TensorRT(Runtime):
         counted = [query for query in queries if query["startComputeMs"] >= warm_up] or queries[-1:]
         return [query["latencyMs"] for query in counted]
 
-    def call(self, arguments: List[str], tick: Optional[Tick] = None) -> str:
-        """Run trtexec; what it says."""
+    def call(self, arguments: List[str], tell: Callable[[float], None] = lambda seconds: None) -> str:
+        """Run trtexec, telling the seconds so far; what it says."""
         with tempfile.TemporaryFile() as said:
             start = time.perf_counter()
             child = subprocess.Popen([self.program, *arguments], stdout=said, stderr=subprocess.STDOUT)
             try:
                 while child.poll() is None:
-                    time.sleep(0.05 if tick is None else PROGRESS_SECONDS)
-                    if tick is not None:
-                        tick("steady", 0, time.perf_counter() - start)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.wait(PROGRESS_SECONDS)
+                    tell(time.perf_counter() - start)
             finally:  # whoever listens may be gone
                 child.kill()
                 child.wait()
@@ -770,7 +775,7 @@ def timed_runs(model: Runtime, machine: Machine, options: argparse.Namespace, em
         pixels = import_numpy().load(path)["pixels"] if path else []
         return infer(model, specifications[0], pixels, emit)
 
-    said: Dict[str, Any] = {"init_ms": timed(lambda: specifications.extend(model.load()))}
+    said: Dict[str, Any] = {"init_ms": timed(lambda: specifications.extend(model.load(tick)))}
     model.feed(make_inputs(specifications))
     said["first_ms"] = model.first_ms()
     said["warmup_ms"] = model.warm_up(tick)
@@ -816,9 +821,18 @@ def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def end_by_signal(number: int, _frame: object) -> None:
+    """Leave by an exception, so that what was started is ended and what was written is removed, undisturbed."""
+    for each in ENDS:
+        signal.signal(each, lambda *_: None)  # SIG_IGN, set while one is waiting, is an error in old Pythons
+    sys.exit(128 + number)
+
+
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run; return the exit code."""
     options = parse(arguments)
+    for each in ENDS:
+        signal.signal(each, end_by_signal)
     # Neighbours of this file must not shadow the standard library's modules for the runtimes.
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]

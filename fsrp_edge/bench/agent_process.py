@@ -7,17 +7,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from fsrp_edge.bench.remote_shell import STOP_POLL_SECONDS
+from fsrp_edge.bench.remote_shell import CLOSE_SECONDS, STOP_POLL_SECONDS
 from fsrp_edge.bench.transport import Transport
 from fsrp_edge.errors import ToolFailedError
 
 AGENT = Path(__file__).with_name("agent.py")
 SILENCE_SECONDS = 300.0
-"""The agent reports twice a second, so only loading a model or one very slow inference is ever silent."""
+"""The agent reports twice a second, building an engine included; only loading or one very slow inference is silent."""
 
 Events = dict[str, dict[str, Any]]
 """The last event of each kind."""
@@ -93,6 +93,9 @@ def _running(
     try:
         yield child
     finally:
+        child.terminate()  # so that the agent here ends what it started and removes what it wrote
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(CLOSE_SECONDS)
         child.kill()
         child.wait()
 

@@ -16,6 +16,8 @@ TOLERANCE = 0.05
 """Of the largest output, to the same file here. Rounding in 8-bit kernels may differ by some steps between processors;
 a wrong kernel or a damaged file is off by far more. Float files usually agree to 1e-5, so look at the error itself."""
 RANDOM_INPUTS = 3
+HALF_PRECISION = {"ncnn", "tensorrt"}
+"""Runtimes that may compute an fp32 file in less: ncnn in fp16 where the cores can, TensorRT in TF32."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Expected:
 
     Args:
         path: the file.
+        runtime: what runs it there.
         origin: what is known of it; its probe's images are then the inputs, else random ones.
         input_shape: (C, H, W) for a file that does not tell.
 
@@ -43,8 +46,10 @@ class Expected:
         FsrpEdgeError: nothing can be expected: the file can't be run here, and nothing else is known of it.
     """
 
-    def __init__(self, path: Path, origin: Origin | None = None, input_shape: Sequence[int] | None = None) -> None:
-        self.origin = origin
+    def __init__(
+        self, path: Path, runtime: str, origin: Origin | None = None, input_shape: Sequence[int] | None = None
+    ) -> None:
+        self.origin, self.runtime = origin, runtime
         session = self._session(path)
         if origin is not None:
             self.pixels = origin.probe.pixels()
@@ -68,7 +73,8 @@ class Expected:
         network = None
         if self.origin is not None:
             network = _relative_error(np.array(self.origin.probe.logits, np.float32), seen)
-            passed.append(network is not None and self.origin.probe.judge(seen, self.origin.artifact).passed)
+            computed = _as_computed(self.origin.artifact, self.runtime)
+            passed.append(network is not None and self.origin.probe.judge(seen, computed).passed)
         return Agreement(
             inputs=len(seen),
             relative_error=error,
@@ -93,6 +99,13 @@ def require_agreement(measurements: Sequence[Measurement]) -> None:
     )
     if wrong:
         raise GateFailedError(wrong)
+
+
+def _as_computed(artifact: Artifact, runtime: str) -> Artifact:
+    """The file in the precision that it is held to."""
+    if artifact.precision == "fp32" and runtime in HALF_PRECISION:
+        return artifact.model_copy(update={"precision": "fp16"})
+    return artifact
 
 
 def _share(error: float | None) -> str:

@@ -11,7 +11,7 @@ from fsrp_edge.bench.address import Address
 from fsrp_edge.bench.measure import try_on
 from fsrp_edge.bench.results import BenchResults, Failure, Measurement
 from fsrp_edge.bench.setup import DEFAULT, Method, Setup
-from fsrp_edge.errors import ToolFailedError
+from fsrp_edge.errors import FsrpEdgeError, ToolFailedError
 
 
 def measure_fleet(
@@ -19,7 +19,10 @@ def measure_fleet(
 ) -> BenchResults:
     """Measure files on several devices at the same time; a device or a file that fails does not take the others along.
 
-    Arguments and BadInputError as for `measure_on`; a ToolFailedError becomes one of the result's failures.
+    Arguments as for `measure_on`. What goes wrong with a device becomes one of the result's failures.
+
+    Raises:
+        BadInputError: no such file, or a setting that makes no sense.
     """
     for path in files:
         setup.runtime_of(path)
@@ -28,8 +31,8 @@ def measure_fleet(
     def work(address: Address) -> list[Measurement | Failure]:
         try:
             found = try_on(address, files, setup, method=method, stop=stop)
-        except ToolFailedError as error:
-            found = [error]
+        except FsrpEdgeError as error:
+            return [Failure(address=address.name, message=str(error))]
         return [
             Failure(address=address.name, message=str(one)) if isinstance(one, ToolFailedError) else one
             for one in found

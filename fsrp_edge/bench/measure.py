@@ -18,9 +18,10 @@ from fsrp_edge.bench.setup import DEFAULT, Method, Setup
 from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.bench.transport import Transport, open_transport
 from fsrp_edge.bench.validity import disturbances
-from fsrp_edge.errors import FsrpEdgeError, ToolFailedError
+from fsrp_edge.errors import ToolFailedError, first_line
 from fsrp_edge.files import sha256_file
 from fsrp_edge.runtimes import require
+from fsrp_edge.tool_output import captured_output
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ def _measure_round(transport: Transport, job: _Job, settings: dict[str, Any], st
 def _precision_of(path: Path) -> str:
     """What TensorRT has to be allowed, for it to run an ONNX file as it is written."""
     onnx = require("onnx")
-    graph = onnx.load(str(path), load_external_data=False).graph
+    with captured_output(f"reading {path.name}"):
+        graph = onnx.load(str(path), load_external_data=False).graph
     if any(node.op_type == "QuantizeLinear" for node in graph.node):
         return "int8"
     half = onnx.TensorProto.FLOAT16
@@ -252,6 +254,6 @@ def _expect(address: Address, path: Path, setup: Setup, runtime: str) -> Expecte
     if runtime in tools.PROGRAMS:
         return f"{tools.PROGRAMS[runtime]} tells none"
     try:
-        return Expected(path, setup.origins.get(sha256_file(path)), setup.input_shape)
-    except FsrpEdgeError as error:
-        return str(error)
+        return Expected(path, runtime, setup.origins.get(sha256_file(path)), setup.input_shape)
+    except Exception as error:  # runtimes raise errors of many types of their own; measuring needs none of this
+        return first_line(error)

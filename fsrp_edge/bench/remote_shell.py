@@ -1,8 +1,8 @@
 """Devices behind a shell: files go in by `cat`, commands run as quoted strings, over one connection.
 
-One command holds the connection open and owns the scratch folder: a small script on the device that removes the
-folder when its input ends. Its input ends when this side closes it, dies, or loses the connection, so the folder
-goes in every case. Whatever else is said to the device travels beside it.
+One command holds the connection open and owns the scratch folder: a small script on the device that ends what still
+runs and removes the folder when its input ends. Its input ends when this side closes it, dies, or loses the
+connection, so both go in every case. Whatever else is said to the device travels beside it.
 """
 
 import shlex
@@ -33,10 +33,15 @@ NOT_FOUND = 127
 _MARK = "fsrp-edge-scratch:"
 _HOLD = f"""umask 077
 folder=$(mktemp -d "${{1:-${{TMPDIR:-/tmp}}}}/fsrp-edge.XXXXXXXX") || exit 1
-trap 'rm -rf "$folder"' EXIT
+trap '
+kill -9 $(grep -lsF "TMPDIR=$folder" /proc/[0-9]*/environ | cut -d/ -f3) 2>/dev/null
+rm -rf "$folder"
+' EXIT
 trap 'exit 1' HUP INT TERM PIPE
 echo "{_MARK}$folder"
 cat >/dev/null"""
+"""What still runs is found by the folder that `start` gave it for temporary files: a benchmark program that says
+nothing until its end does not notice that nobody listens any more."""
 _SSH_OPTIONS = (
     "BatchMode=yes",  # nobody is there to answer a question
     "ConnectTimeout=15",
@@ -174,7 +179,7 @@ class RemoteShell:
 
 @contextmanager
 def connect(address: Address, stop: threading.Event) -> Iterator[RemoteShell]:
-    """The one connection to a device; closing removes the scratch folder there.
+    """The one connection to a device; closing ends what still runs and removes the scratch folder there.
 
     Args:
         address: of the device.

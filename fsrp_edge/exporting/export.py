@@ -80,12 +80,13 @@ def export_artifacts(
         One artifact a request; their `path` is relative to `directory`.
 
     Raises:
-        BadInputError: nothing is asked for, something twice, int8 without calibration images, or a precision or an
-            option that a format does not have.
+        BadInputError: int8 without calibration images, or as for `require_possible`.
         GateFailedError: an int8 file can't keep to `int8_max_drop`.
         ToolFailedError: an exporter is missing or failed.
     """
-    _check(requests, plan)
+    require_possible(requests, plan.target, plan.options)
+    if any(request.precision == "int8" for request in requests):
+        require_images(plan.calibration)
     made: dict[ArtifactRequest, Artifact] = {}
     with tempfile.TemporaryDirectory() as scratch:
         # fp32 first: the other precisions of ONNX and TFLite are derived from that file.
@@ -112,18 +113,24 @@ def export_artifacts(
     return tuple(made[request] for request in requests)
 
 
-def _check(requests: Sequence[ArtifactRequest], plan: ExportPlan) -> None:
+def require_possible(requests: Sequence[ArtifactRequest], target: Target, options: ExportOptions) -> None:
+    """Refuse files that can't be made whatever the network is; costs nothing, so it can be asked before long work.
+
+    Raises:
+        BadInputError: nothing is asked for, something twice, or a precision or an option that a format does not have,
+            at the target's opset at least.
+    """
     if not requests or len(set(requests)) != len(requests):
         raise BadInputError("ask for at least one file, and for each format and precision once")
-    if any(request.precision == "int8" for request in requests):
-        require_images(plan.calibration)
+    if ArtifactRequest("onnx", "int8") in requests:
+        onnx.require_int8_opset(target.choices.onnx_opset.value)
     for request in requests:
         row = IMPLIED.get((request.format, request.precision))
         if row is not None and row.status == "refused":
             raise BadInputError(f"{request.precision} is not made for {request.format}: {row.reason}")
     for option, having in (("uint8_input", {"onnx", "tflite"}), ("dynamic_batch", {"onnx"})):
         lacking = sorted({request.format for request in requests} - having)
-        if getattr(plan.options, option) and lacking:
+        if getattr(options, option) and lacking:
             raise BadInputError(
                 f"{', '.join(lacking)} has no {option.replace('_', ' ')} here; allowed with: "
                 f"{', '.join(sorted(having))}. Name the formats with --format"

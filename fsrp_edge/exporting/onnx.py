@@ -105,6 +105,16 @@ def convert_to_fp16(source: Path, path: Path, *, metadata: Mapping[str, str] | N
         return _write(half, path, "fp16", _opset_of(model), metadata)
 
 
+def require_int8_opset(opset: int) -> None:
+    """Refuse an opset that int8 files can't be written in.
+
+    Raises:
+        BadInputError: it is too old.
+    """
+    if opset < OLDEST_INT8_OPSET:
+        raise BadInputError(f"int8 ONNX needs opset {OLDEST_INT8_OPSET} or newer, not {opset}; leave int8 out")
+
+
 class Int8Quantizer:
     """Makes int8 files of an fp32 ONNX file: weights per channel and symmetric, 8-bit activations per tensor.
 
@@ -146,8 +156,7 @@ class Int8Quantizer:
         self._extra: dict[str, Any] = dict(TENSORRT if for_tensorrt else {})
         model = require("onnx").load(source)
         self.opset = _opset_of(model)
-        if self.opset < OLDEST_INT8_OPSET:
-            raise BadInputError(f"int8 ONNX needs opset {OLDEST_INT8_OPSET} or newer, not {self.opset}; leave int8 out")
+        require_int8_opset(self.opset)
         require_images(calibration)
         self.layers = tuple(node.name for node in model.graph.node if node.op_type in LAYERS)
         """Names of the nodes with weights, which can be kept in float."""

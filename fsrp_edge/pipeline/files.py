@@ -82,10 +82,10 @@ def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
         paths = [run.path(artifact.path) for artifact in timed]
         setup = place.setup(run.dense.spec, origins)
         measured = measure_on(place.device, paths, setup, method=run.options.method)
-        require_agreement(measured)
         # With every raw time: for the report's pictures, and for `bench compare`.
         results = BenchResults(fsrp_edge=fsrp_edge.__version__, measurements=tuple(measured))
         write_text(run.path(BENCH_JSON), results.model_dump_json() + "\n")
+        require_agreement(measured)
         return [measurement.latency for measurement in measured]
 
     inputs = {

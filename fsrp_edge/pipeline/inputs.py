@@ -14,7 +14,7 @@ from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import predictions
 from fsrp_edge.exporting.artifact import Format, Precision
-from fsrp_edge.exporting.export import ArtifactRequest
+from fsrp_edge.exporting.export import ArtifactRequest, require_possible
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
@@ -78,6 +78,7 @@ def prepare(options: CompressOptions) -> "Inputs":
     target = load_target(options.target)
     _require_apart(options, run_directory(options, target))
     requests = choose_artifacts(target, options.formats, options.precisions)
+    require_possible(requests, target, options)
     rows = ("recovered", *(f"{one.format} {one.precision}" for one in requests))
     for text in options.gates:
         if (row := parse_gate(text).row) not in (None, *rows):

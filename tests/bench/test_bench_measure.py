@@ -12,6 +12,7 @@ from fsrp_edge import progress
 from fsrp_edge.bench import agent_process
 from fsrp_edge.bench import measure as measuring
 from fsrp_edge.bench.address import parse_address
+from fsrp_edge.bench.fleet import measure_fleet
 from fsrp_edge.bench.measure import measure, measure_on
 from fsrp_edge.bench.setup import DEFAULT, OFFICIAL, QUICK, Method, Setup
 from fsrp_edge.errors import BadInputError, ToolFailedError
@@ -88,6 +89,14 @@ def test_progress_is_told_for_each_round(onnx_file):
     with progress.listen(Listener()):
         measure(onnx_file, threads=1, method=SHORT)
     assert seen == [("measure latency, local", 2)] * 2
+
+
+def test_a_device_without_its_interpreter_takes_no_other_along(onnx_file):
+    addresses = [parse_address("local"), parse_address("local?python=/no/such")]
+    results = measure_fleet(addresses, [onnx_file], Setup(), method=SHORT)
+    assert [one.latency.model for one in results.measurements] == ["tiny.onnx"]
+    (failure,) = results.failures
+    assert failure.message == "cannot run '/no/such': No such file or directory; name another ?python="
 
 
 class TestErrors:

@@ -90,3 +90,9 @@ def test_images_are_recognized_here_a_few_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(recognition, "open_session", lambda path: Session())
     assert len(recognition.recognize_here(tmp_path / "a.onnx", tmp_path / "images.npz")) == 70
     assert max(seen) <= 32
+
+
+def test_a_file_that_fails_here_recognizes_nothing_here(write_onnx, tmp_path):
+    path = write_onnx(tmp_path / "size.onnx", (1, 3, "height", "width"))
+    np.savez(tmp_path / "images.npz", pixels=np.zeros((1, 3, 2, 2), np.uint8))  # less than its filters
+    assert recognition.recognize_here(path, tmp_path / "images.npz") is None

@@ -244,6 +244,26 @@ class TestInTheMiddle:
             with pytest.raises(ToolFailedError, match=r"tiny\.onnx on ssh://.* was killed on the device"):
                 future.result(timeout=60)
 
+    @pytest.mark.parametrize("how", ["stopped", "cut"])
+    def test_a_benchmark_program_ends_with_the_measurement(self, server, tflite_file, tmp_path, how):
+        """It says nothing until its end, so that it does not notice by itself."""
+        begun, stop = tmp_path / "begun", threading.Event()
+        program = tmp_path / "benchmark_model"
+        program.write_text(f"#!/bin/sh\nln -s $$ {begun}\nexec sleep 600\n")
+        program.chmod(0o755)
+        address = parse_address(server.address(tool=str(program)))
+        with ThreadPoolExecutor() as pool:
+            setup = Setup("tflite-benchmark")
+            future = pool.submit(measure_on, address, [tflite_file], setup, method=SHORT, stop=stop)
+            server.wait_for(begun.is_symlink)
+            if how == "cut":
+                server.cut()
+            else:
+                stop.set()
+            with pytest.raises(ToolFailedError):
+                future.result(timeout=60)
+        server.wait_for(lambda: not Path(f"/proc/{begun.readlink()}").exists(), seconds=10)
+
     @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
     def test_interrupted(self, server, onnx_file, sent, code):
         """Even killed outright, this side leaves nothing on the device: the far end notices."""
@@ -337,6 +357,17 @@ class TestCommand:
         assert [measurement.address for measurement in results.measurements] == ["local", address]
         assert [failure.address for failure in results.failures] == [address]
         assert len(table.read_text().splitlines()) == 3
+
+    def test_a_file_that_cannot_be_run_takes_no_other_along(self, server, onnx_file, write_onnx, tmp_path, capfd):
+        """Its height and width are open, so neither side knows what to feed it."""
+        size, out = write_onnx(tmp_path / "size.onnx", (1, 3, "height", "width")), tmp_path / "results.json"
+        command = ["bench", str(size), str(onnx_file), "--sustained", "0.2s", "--out", str(out)]
+        assert run(cli, [*command, "--device", server.address()]) == 3
+        said = capfd.readouterr().err
+        assert "has the open shape [1, 3, 'height', 'width']; fix it at export" in said and "unexpected" not in said
+        results = BenchResults.load(out)
+        assert [one.latency.model for one in results.measurements] == ["tiny.onnx"]
+        assert len(results.failures) == 1
 
     def test_other_outputs_fail(self, server, onnx_file, interpreter, capfd):
         """A runtime whose results are wrong, made of the real one."""

@@ -148,7 +148,7 @@ def test_energy_counters_are_read_while_measuring(tmp_path):
         return [50.0] * 3
 
     model = SimpleNamespace(
-        load=lambda: [("pixels", (1, 3, 4, 4), "float32")],
+        load=lambda tick: [("pixels", (1, 3, 4, 4), "float32")],
         feed=lambda _inputs: None,
         first_ms=lambda: 1.0,
         warm_up=lambda _tick: [],

@@ -2,9 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +79,14 @@ def stand_in(tmp_path, monkeypatch):
 
 def calls(log: Path) -> list[list[str]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def wait_for(look: Callable[[], int | None]) -> int:
+    end = time.monotonic() + 60
+    while (found := look()) is None:
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
 
 
 class TestTfliteBenchmark:
@@ -207,6 +219,53 @@ class TestTensorRT:
         )
         with pytest.raises(ToolFailedError, match="No importer registered for op: Foo"):
             measure(onnx_file, runtime="tensorrt", method=SHORT)
+
+    def test_a_damaged_file_is_told(self, stand_in, tmp_path):
+        stand_in("trtexec", TRTEXEC)
+        path = tmp_path / "damaged.onnx"
+        path.write_bytes(b"no network")
+        with pytest.raises(ToolFailedError, match=r"reading damaged\.onnx failed: DecodeError"):
+            measure(path, runtime="tensorrt", method=SHORT)
+
+    def test_building_an_engine_is_not_silent(self, stand_in, onnx_file):
+        """It takes minutes, where whoever listens gives up after five without a word."""
+        stand_in("trtexec", f"import time\n{TRTEXEC}\nif 'onnx' in named:\n    time.sleep(1)\n")
+        command = [sys.executable, str(AGENT), "--model", str(onnx_file), "--runtime", "tensorrt", "--seconds", "0"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [event.get("phase") for event in events[:2]] == [None, "load"]
+
+    @pytest.fixture
+    def building(self, stand_in, tmp_path, monkeypatch) -> Callable[[], int | None]:
+        """The process that builds an engine for a minute, as soon as there is one; temporary files get a folder."""
+        (tmp_path / "temporary").mkdir()
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+        begun = tmp_path / "begun"
+        wait = f"    import os, time\n    os.symlink(str(os.getpid()), {str(begun)!r})\n    time.sleep(60)\n"
+        stand_in("trtexec", f"{TRTEXEC}\nif 'onnx' in named:\n{wait}")
+        return lambda: int(begun.readlink().name) if begun.is_symlink() else None
+
+    def test_a_build_ends_with_the_measurement(self, building, onnx_file, tmp_path):
+        stop, setup = threading.Event(), Setup("tensorrt")
+        with ThreadPoolExecutor() as pool:
+            future = pool.submit(measure_on, parse_address("local"), [onnx_file], setup, method=SHORT, stop=stop)
+            pid = wait_for(building)
+            stop.set()
+            with pytest.raises(ToolFailedError, match="stopped"):
+                future.result(timeout=60)
+        assert not Path(f"/proc/{pid}").exists()
+        assert list((tmp_path / "temporary").iterdir()) == []
+
+    def test_a_second_signal_does_not_disturb_the_end(self, building, onnx_file, tmp_path):
+        """An interrupt at the terminal reaches the agent, and what started it, which then asks for the end too."""
+        command = [sys.executable, str(AGENT), "--model", str(onnx_file), "--runtime", "tensorrt"]
+        agent_process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        pid = wait_for(building)
+        agent_process.send_signal(signal.SIGINT)
+        agent_process.send_signal(signal.SIGTERM)
+        assert agent_process.wait(timeout=60) == 128 + signal.SIGINT
+        assert not Path(f"/proc/{pid}").exists()
+        assert list((tmp_path / "temporary").iterdir()) == []
 
     def test_missing(self, onnx_file):
         if agent.shutil.which("trtexec"):

@@ -607,6 +607,25 @@ def test_a_sweep_of_files_that_all_compute_something_else_is_a_failed_gate(
         sweep(variants, "ratio", tmp_path / "sweep")
 
 
+def test_a_device_that_computes_something_else_fails_the_run_and_its_measurements_are_kept(
+    again: Any, server: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text(
+        "import sys\nhere = sys.path.pop(0)\ndel sys.modules['onnxruntime']\nimport onnxruntime\n"
+        "class Wrong(onnxruntime.InferenceSession):\n"
+        "    def run(self, *given):\n        return [value + 1 for value in super().run(*given)]\n"
+        "onnxruntime.InferenceSession = Wrong\n"
+    )
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with pytest.raises(GateFailedError, match="computes something else on ssh://"):
+        again(bench_on=server.address(python=str(python)))
+    kept = BenchResults.load(again.directory / "bench.json").measurements
+    assert {one.address for one in kept} == {f"ssh://127.0.0.1:{server.port}"}
+    assert not any(one.agreement.passed for one in kept if one.agreement)
+
+
 @pytest.mark.parametrize("report", ["", "report.json"])
 def test_a_baseline_that_the_run_itself_would_replace_is_refused(again: Any, report: str) -> None:
     before = left(again.directory)

@@ -1,9 +1,15 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import predictions
 from fsrp_edge.models.classifier import Classifier, Preprocessing
-from fsrp_edge.pipeline.inputs import load_data
+from fsrp_edge.pipeline.inputs import load_data, prepare
+from fsrp_edge.pipeline.options import CompressOptions
 from tests.nets import built
 
 
@@ -34,3 +40,30 @@ def test_images_without_labels_get_those_of_the_network() -> None:
     for images in (dataset.train, dataset.evaluation):
         assert torch.equal(images.labels, predictions(network, images))
         assert images.label_kind == "predictions of the dense network"
+
+
+OLD_RUNTIME = """
+name: mine
+description: A board whose runtime is old.
+extends: generic-x86
+choices:
+  onnx_opset: {value: 11, reason: the runtime takes no newer one}
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"target": "raspberry-pi-4", "dynamic_batch": True}, "tflite has no dynamic batch here; allowed with: onnx"),
+        ({"target": "raspberry-pi-5", "uint8_input": True, "formats": ("ncnn",)}, "ncnn has no uint8 input here"),
+        ({"target": "mine.yaml"}, "int8 ONNX needs opset 13 or newer, not 11; leave int8 out"),
+    ],
+)
+def test_files_that_cannot_be_made_are_refused_before_the_checkpoint_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], reason: str
+) -> None:
+    """They would be refused after the recovery else, hours later."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(OLD_RUNTIME)
+    with pytest.raises(BadInputError, match=reason):
+        prepare(CompressOptions(checkpoint=Path("no-network.pt"), **asked))
