@@ -62,7 +62,7 @@ def quantize_within(
     errors: Sequence[LayerError],
     accuracy: Callable[[Path], float],
     max_drop: float,
-    close: Callable[[Path, Artifact], bool] = lambda _path, _artifact: True,
+    close: Callable[[Path, Artifact], bool],
 ) -> Artifact:
     """Write an int8 file that loses no more accuracy than allowed: with 0, 1, 2, 4, … or half of its layers in float.
 

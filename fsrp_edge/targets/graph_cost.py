@@ -191,7 +191,7 @@ def _constants(graph: Any) -> dict[str, tuple[int, ...]]:
     known = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            tensor = next((each.t for each in node.attribute if each.name == "value"), None)
+            tensor = _attributes(node).get("value")
             known[node.output[0]] = tuple(tensor.dims) if tensor is not None else ()
         elif node.op_type in _QUANTIZERS | {"Identity"} and node.input[0] in known:
             known[node.output[0]] = known[node.input[0]]
@@ -201,8 +201,13 @@ def _constants(graph: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _transposed(node: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    order = next((each.ints for each in node.attribute if each.name == "perm"), range(len(shape))[::-1])
+    order = _attributes(node).get("perm", range(len(shape))[::-1])
     return tuple(shape[axis] for axis in order)
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    helper = require("onnx").helper
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
 
 
 def _transposes(graph: Any) -> dict[str, str]:
@@ -321,9 +326,7 @@ class _Walk:
         self.links.append(Link(weight, biases, tuple(data), output))
 
     def _work(self, node: Any, data: list[str], inputs: int, outputs: int) -> dict[str, Any]:
-        from onnx import helper
-
-        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        attributes = _attributes(node)
         if node.op_type in ("Conv", "ConvTranspose"):
             return self._convolution(node, attributes, inputs, outputs)
         if node.op_type in ("Gemm", "MatMul"):

@@ -66,7 +66,7 @@ def test_layers_are_kept_in_float_until_the_accuracy_is_kept(
     accuracy, path = accuracy_on(images), folder / "mixed.onnx"
     everything = accuracy(folder / quantizer.quantize(folder / "all.onnx").path)
     assert everything < accuracy(quantizer.source) - 0.2
-    artifact = mixed.quantize_within(quantizer, path, errors, accuracy, max_drop=1.0)
+    artifact = mixed.quantize_within(quantizer, path, errors, accuracy, 1.0, lambda *_: True)
     assert accuracy(path) >= accuracy(quantizer.source) - 0.01
     assert artifact.kept_in_float == tuple(error.layer for error in errors[: len(artifact.kept_in_float)])
     assert len(artifact.kept_in_float) == 1 and "head" in artifact.kept_in_float[0]
@@ -104,7 +104,7 @@ def test_what_cannot_be_kept_is_said_and_no_file_is_left(
     path = folder / "never.onnx"
     falling = iter([0.9, 0.5, 0.6, 0.7])
     with pytest.raises(GateFailedError, match=r"up to 2 of 4 layers in float it reaches 70.00%, and 89.00%"):
-        mixed.quantize_within(quantizer, path, errors, lambda _: next(falling), max_drop=1.0)
+        mixed.quantize_within(quantizer, path, errors, lambda _: next(falling), 1.0, lambda *_: True)
     assert not path.exists()
 
 
