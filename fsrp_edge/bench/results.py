@@ -111,7 +111,8 @@ class Agreement(Record):
     network_error: float | None = None
     """To the float network that the file was made from, as its manifest keeps it; None without a manifest."""
     passed: bool
-    """Of what was compared, all; an error to the network is judged by the precision of the file."""
+    """Of what was compared, all; an error to the network is judged by the precision of the file, fp32 in ncnn and
+    TensorRT by that of fp16."""
 
 
 class Recognition(Record):
