@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -93,11 +93,14 @@ def _running(
     try:
         yield child
     finally:
-        child.terminate()  # so that the agent here ends what it started and removes what it wrote
-        with suppress(subprocess.TimeoutExpired):
+        try:
+            child.terminate()  # so that the agent here ends what it started and removes what it wrote
             child.wait(CLOSE_SECONDS)
-        child.kill()
-        child.wait()
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # a second interrupt, too, which ends the waiting
+            child.kill()
+            child.wait()
 
 
 def _events(agent: subprocess.Popen[str], work: str, stop: threading.Event) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ from fsrp_edge.bench.setup import DEFAULT, OFFICIAL, QUICK, Method, Setup
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.files import sha256_file
 
+REPOSITORY = Path(agent_process.__file__).parents[2]
 SHORT = Method(warmup_runs=2, warmup_seconds=0, runs=5, seconds=0, rounds=2)
 
 
@@ -178,24 +179,50 @@ class TestErrors:
             measure(onnx_file, threads=1, method=SHORT)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends signals")
-def test_interrupt_leaves_no_child_behind(tmp_path):
+@pytest.fixture
+def interruptible(tmp_path):
+    """A process that measures with another agent, whose file `pid` says who it is, and what it says from then on."""
     model, agent, mark = tmp_path / "tiny.onnx", tmp_path / "agent.py", tmp_path / "pid"
     model.write_bytes(b"")
-    agent.write_text(f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid()) + ';'); time.sleep(600)")
-    code = (
-        "import sys; from pathlib import Path; from fsrp_edge.bench import agent_process, measure\n"
-        "agent_process.AGENT = Path(sys.argv[2]); measure.measure(Path(sys.argv[1]))"
-    )
-    command = [sys.executable, "-c", code, str(model), str(agent)]
-    parent = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(agent_process.__file__).parents[2])
-    try:
+    parents = []
+
+    def start(code: str) -> tuple[subprocess.Popen, Path]:
+        agent.write_text(
+            f"import os, signal, time\ndef say(text): open({str(mark)!r}, 'a').write(text + ';')\n"
+            f"{code}\nsay(str(os.getpid()))\nwhile True: time.sleep(600)"
+        )
+        measuring_it = (
+            "import sys; from pathlib import Path; from fsrp_edge.bench import agent_process, measure\n"
+            "agent_process.AGENT = Path(sys.argv[2]); measure.measure(Path(sys.argv[1]))"
+        )
+        command = [sys.executable, "-c", measuring_it, str(model), str(agent)]
+        parents.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=REPOSITORY))
         wait_for(lambda: mark.exists() and mark.read_text().endswith(";"))
-        parent.send_signal(signal.SIGINT)
-        assert parent.wait(timeout=60) != 0
-        assert not alive(int(mark.read_text().rstrip(";")))
-    finally:
+        return parents[0], mark
+
+    yield start
+    for parent in parents:
         parent.kill()
+        if alive(pid := int(mark.read_text().partition(";")[0])):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_interrupt_leaves_no_child_behind(interruptible):
+    parent, mark = interruptible("")
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(timeout=60) != 0
+    assert not alive(int(mark.read_text().rstrip(";")))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_a_second_interrupt_ends_a_child_that_does_not_listen(interruptible):
+    parent, mark = interruptible("signal.signal(signal.SIGTERM, lambda *_: say('asked'))")
+    parent.send_signal(signal.SIGINT)
+    wait_for(lambda: mark.read_text().endswith("asked;"))
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(timeout=60) != 0
+    assert not alive(int(mark.read_text().partition(";")[0]))
 
 
 def wait_for(condition, seconds: float = 60):
