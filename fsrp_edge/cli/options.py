@@ -213,8 +213,8 @@ criterion_options = stack(
         type=click.Choice(CRITERIA),
         default="fsrp",
         help="What a filter is scored by. fsrp is as published; fsrp-reconstruction keeps the filters that explain "
-        "most of the others' low frequencies, then the largest, and has kept as much as fsrp or more on every network "
-        "measured; the others are there to compare with. The options below are those of the two.",
+        "most of the others' low frequencies, then the largest, and keeps more than fsrp where a tenth of the "
+        "parameters stays; the others are there to compare with. The options below are those of the two.",
     ),
     click.option(
         "--score-images",
