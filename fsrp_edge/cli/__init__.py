@@ -16,6 +16,7 @@ from fsrp_edge.cli.estimate import estimate
 from fsrp_edge.cli.evaluate import compare, evaluate
 from fsrp_edge.cli.export import export
 from fsrp_edge.cli.inspect import inspect
+from fsrp_edge.cli.options import speaks
 from fsrp_edge.cli.prune import prune
 from fsrp_edge.cli.recover import recover
 from fsrp_edge.cli.report import report
@@ -56,6 +57,6 @@ for _command in (
 
 def main() -> None:
     """Entry point of the console script; of the processes of `torchrun`, only the first one speaks."""
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- for the life of the process
     sys.exit(run(cli))

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from fsrp_edge import progress, wording
 from fsrp_edge.cli import cores
-from fsrp_edge.cli.options import remembered
+from fsrp_edge.cli.options import remembered, speaks
 
 Item = TypeVar("Item")
 NAME_LENGTH = 40
@@ -113,7 +113,7 @@ def show_progress() -> Iterator[None]:
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other")
     with _stdout_sent_to_stderr(), _own_stderr() as stderr:
-        if quiet or os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first one speaks
+        if quiet or not speaks():
             yield
         elif verbose:
             listener = LineListener(stderr, short_seconds=0, pause_seconds=10)

@@ -38,6 +38,11 @@ CRITERIA = (
 COUNT, NUMBER, POSITIVE = click.IntRange(1), click.IntRange(0), click.FloatRange(0, min_open=True)
 
 
+def speaks() -> bool:
+    """Whether this process tells the user what it does: of those of torchrun, the first one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def stack(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     """Several options as one decorator, in the order of the help."""
 

@@ -77,9 +77,8 @@ class MapReader(TorchFunctionMode):
             self._finish(consumed)
             consumed = []
         result = func(*args, **kwargs)
-        if consumed and any(
-            isinstance(leaf, Tensor) for leaf in tree_leaves(result)
-        ):  # else a mere question, such as the number of dimensions
+        # What makes no tensor is a mere question, such as the number of dimensions.
+        if consumed and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             if next_link:
                 self._follow(consumed[0], name.rstrip("_"), result)
             else:
