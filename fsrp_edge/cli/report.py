@@ -110,6 +110,7 @@ def _write_page(page: Path, folders: list[Path], reports: list["RunReport"]) -> 
     from fsrp_edge.errors import BadInputError
     from fsrp_edge.files import write_text
     from fsrp_edge.report.html import render_runs
+    from fsrp_edge.report.store import REPORT_HTML
     from fsrp_edge.report.sweep import SideBySide, attack_of, basis_of, dense_point, point_of
 
     first, *others = map(basis_of, reports)
@@ -128,4 +129,5 @@ def _write_page(page: Path, folders: list[Path], reports: list["RunReport"]) -> 
         points.insert(0, dense_point(reports[0]))
     judged = SideBySide.of(attack_of(reports[0]), points)
     by_name = dict(zip(names, reports, strict=True))
-    write_text(page, render_runs(f"{len(reports)} runs side by side", judged, by_name))
+    pages = [name for name, folder in zip(names, folders, strict=True) if (folder / REPORT_HTML).is_file()]
+    write_text(page, render_runs(f"{len(reports)} runs side by side", judged, by_name, pages))

@@ -12,6 +12,9 @@ Format = Literal["onnx", "tflite", "saved_model", "ncnn"]
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]
 """`int8-dynamic` has int8 weights; ranges of activations are found while it runs, so nothing is calibrated."""
 
+OLDEST_INT8_OPSET = 13
+"""QuantizeLinear has per-channel scales from here on."""
+
 
 class Artifact(Record):
     """A file, or a folder of files that belong together, that a device can load.

@@ -18,7 +18,7 @@ import torch
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.exporting.artifact import Artifact, Precision
+from fsrp_edge.exporting.artifact import OLDEST_INT8_OPSET, Artifact, Precision
 from fsrp_edge.exporting.calibration import Histograms, require_images
 from fsrp_edge.exporting.frozen import as_exported
 from fsrp_edge.exporting.options import DEFAULTS, CalibrationMethod, ExportOptions
@@ -37,8 +37,6 @@ NEWEST_OPSET = 20
 """The last opset the exporter writes; a device that takes more takes it too."""
 TENSORRT = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True}
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-OLDEST_INT8_OPSET = 13
-"""QuantizeLinear has per-channel scales from here on."""
 
 
 def export_onnx(

@@ -93,5 +93,5 @@ def _sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
     result.save(out / SWEEP_JSON)
     plots.save_png(draw_front(result), out / SWEEP_PICTURE)
     title = f"{checkpoint} → {target}: sweep over {over}"
-    write_text(out / SWEEP_PAGE, render_runs(title, result, reports))
+    write_text(out / SWEEP_PAGE, render_runs(title, result, reports, reports))
     return result

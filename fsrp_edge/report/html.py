@@ -1,7 +1,7 @@
 """Pages that open offline, each one file: of a run, and of several side by side."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from jinja2 import Template
@@ -38,13 +38,14 @@ def render_html(report: RunReport, directory: Path | None = None) -> str:
     )
 
 
-def render_runs(title: str, runs: SideBySide, reports: Mapping[str, RunReport]) -> str:
+def render_runs(title: str, runs: SideBySide, reports: Mapping[str, RunReport], pages: Collection[str]) -> str:
     """Several runs side by side as a page: the front, a row a run, every figure.
 
     Args:
         title: heading.
         runs: the directory of each is relative to where the page lies.
         reports: of the points that are runs with a result, by their names.
+        pages: names of those that have a report.html to link to.
     """
     return _template("runs.html.j2").render(
         title=title,
@@ -53,6 +54,7 @@ def render_runs(title: str, runs: SideBySide, reports: Mapping[str, RunReport]) 
         missed=[point for point in runs.points if point.problem or point.gates_passed is False],
         figure=front_figure(runs) if len(runs.measured) > 1 else None,
         names=list(reports),
+        pages=pages,
         figures=summary.side_by_side(list(reports.values())),
         wording=wording,
     )

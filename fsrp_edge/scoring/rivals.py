@@ -70,7 +70,7 @@ def _by_torch_pruning(classifier: Classifier, images: ImageSet, rival: Rival, se
         "l2": partial(importance.MagnitudeImportance, p=2, normalizer=_by_mean),
         "fpgm": partial(importance.FPGMImportance, normalizer=_by_mean),
         "batch-norm-scale": partial(importance.BNScaleImportance, normalizer=_by_mean),
-        "lamp": importance.LAMPImportance,
+        "lamp": partial(importance.MagnitudeImportance, p=2, normalizer=_by_larger),
         "taylor": partial(importance.TaylorImportance, normalizer=_by_mean),
         "hessian": partial(importance.HessianImportance, normalizer=_by_mean),
     }
@@ -92,6 +92,13 @@ def _by_mean(scores: Tensor) -> Tensor:
     """As torch-pruning does it by default, but for a group of zeros, such as a dead layer: its mean divides nothing."""
     mean = scores.mean()
     return scores if mean == 0 else scores / mean
+
+
+def _by_larger(scores: Tensor) -> Tensor:
+    """As torch-pruning's LAMP does it, but for a group of zeros, which it would divide by their sum."""
+    from torch_pruning import importance
+
+    return importance.LAMPImportance()._lamp(scores) if scores.any() else scores
 
 
 def _fill_gradients(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from fsrp_edge.exporting.artifact import Format, Precision
+from fsrp_edge.exporting.artifact import OLDEST_INT8_OPSET, Format, Precision
 from fsrp_edge.files import sha256_json
 from fsrp_edge.records import Record
 
@@ -276,6 +276,12 @@ class Target(_Frozen):
                         ("choices", name),
                         f"{name} {chosen} is newer than {runtime.name} accepts; allowed: at most {cap.value}",
                     )
+        opset = self.choices.onnx_opset.value
+        if opset < OLDEST_INT8_OPSET and self.artifacts.onnx.int8.status != "refused":
+            yield (
+                ("artifacts", "onnx", "int8", "status"),
+                f"int8 needs onnx_opset {OLDEST_INT8_OPSET} or newer, not {opset}; allowed: refused",
+            )
         if not any(offer.default for offer in self.offers):
             yield ("artifacts",), "no file has the status `default`; give it to at least one"
         for offer in self.offers:

@@ -217,7 +217,7 @@ def test_nothing_is_cut_off_in_a_browser(
 ) -> None:
     name = "latency=50%, a run with a long name"
     both = SideBySide.of("pgd-20", [dense_point(run_report), point_of(name, "a", run_report)])
-    runs = render_runs("net → board: sweep", both, dict.fromkeys("abcdef", run_report))
+    runs = render_runs("net → board: sweep", both, dict.fromkeys("abcdef", run_report), [name])
     (directory / "runs.html").write_text(runs)
     (directory / "measure.html").write_text(MEASURE.format(page=page, width=width))
     done = subprocess.run(

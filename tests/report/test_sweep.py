@@ -47,16 +47,17 @@ def test_the_picture_is_a_png_and_the_record_reads_back(tmp_path):
     assert Sweep.model_validate_json(sweep.model_dump_json()) == sweep
 
 
-def test_the_page_has_the_front_and_a_link_to_each_run(run_report):
-    page = render_runs("net <b>", SideBySide.of("pgd-20", POINTS), {"a": run_report, "b": run_report})
+def test_the_page_has_the_front_and_a_link_to_each_run_that_has_a_page(run_report):
+    page = render_runs("net <b>", SideBySide.of("pgd-20", POINTS), {"a": run_report, "b": run_report}, "abcd")
     assert "<h1>net &lt;b&gt;</h1>" in page and "b is the knee" in page
     assert [f'<a href="{name}/report.html">{name}</a>' in page for name in "abcde"] == [True] * 4 + [False]
     assert 'aria-label="Accuracy (pgd-20) against the median latency' in page
     assert "✗ e: cannot be reached" in page
     odd = POINTS[1].model_copy(update={"directory": "../a#b: 20 ms"})
     assert 'href="../a%23b%3A%2020%20ms/report.html"' in render_runs(
-        "net", SideBySide.of("pgd-20", (DENSE, odd)), {"b": run_report}
+        "net", SideBySide.of("pgd-20", (DENSE, odd)), {"a": run_report}, ["a"]
     )
+    assert "report.html" not in render_runs("net", SideBySide.of("pgd-20", POINTS), {"a": run_report}, [])
     assert "<script" not in page and '="http' not in page.replace('="http://www.w3.org', "")
 
 
@@ -83,6 +84,9 @@ def test_report_writes_the_page_of_several_runs(run_report, tmp_path):
     text = page.read_text()
     assert '<a href="runs/half/report.html">half</a>' in text and '<a href="runs/quarter/report.html">' in text
     assert str(tmp_path) not in text and "<td>dense</td>" in text  # both came from one network
+    (tmp_path / "runs" / "quarter" / "report.html").unlink()  # a report.json alone, copied
+    assert call(cli, ["report", *runs, "--page", str(page)]) == 0
+    assert "half/report.html" in page.read_text() and "quarter/report.html" not in page.read_text()
     assert call(cli, ["report", runs[0], "--page", str(page)]) == 2
 
 

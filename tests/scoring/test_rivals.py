@@ -65,7 +65,7 @@ def test_a_layer_whose_scores_are_nan_is_named(classifier, images, name):
         score_rival(broken, images, Rival(name=name), seed=0)
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "fpgm", "batch-norm-scale", "taylor", "hessian"])
+@pytest.mark.parametrize("name", ["l1", "l2", "fpgm", "batch-norm-scale", "lamp", "taylor", "hessian"])
 def test_a_dead_layer_scores_0(classifier, images, name):
     dead = copy.deepcopy(classifier)
     with torch.no_grad():

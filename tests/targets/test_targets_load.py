@@ -107,6 +107,13 @@ def test_bad_edit_is_refused_with_its_line(write, old, new, expected):
         assert f"mine.yaml, line {line_of(text, marker)}:" in message
 
 
+def test_int8_onnx_is_not_offered_in_an_opset_that_cannot_write_it(write):
+    older = TEXT.replace("onnx_opset: {value: 13,", "onnx_opset: {value: 12,")
+    load_target(write(older))  # int8 is refused there
+    with pytest.raises(BadInputError, match=r"onnx\.int8\.status: int8 needs onnx_opset 13 or newer, not 12"):
+        load_target(write(older.replace("    int8: {status: refused,", "    int8: {status: offered,", 1)))
+
+
 def test_missing_section_is_named(write):
     text = TEXT[: TEXT.index("artifacts:")] + TEXT[TEXT.index("thermal:") :]
     with pytest.raises(BadInputError, match="the key 'artifacts' is missing"):
