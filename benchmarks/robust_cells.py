@@ -72,7 +72,7 @@ MAIN = (OURS, *CONTROLS, "fsrp", "fsrp sequential", *RIVALS)
 BARE = "fsrp-reconstruction"
 """What our choice of filters is worth by itself: run with the first seed only."""
 CLOSEST = (OURS, f"l1{COMPENSATED}", f"random{COMPENSATED}")
-"""What is closest, so run with every seed on large networks too: chance in training is more than their distance."""
+"""What is closest, so run with every seed where it takes long, too: chance in training is more than their distance."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,9 @@ def cells(networks: Sequence[str], dense_epochs: int, epochs: int) -> list[Cell]
     for budget, network in itertools.product(budgets[:2], networks):
         add(network, (*main(budget), BARE), budget, epochs, 0)
     small = [network for network in networks if network in SMALL]
-    for seed, network in itertools.product(SEEDS[1:], networks):
-        if network not in small:
-            add(network, CLOSEST, budgets[0], epochs, seed)
-            continue
-        for budget in budgets[:2]:
-            add(network, main(budget), budget, epochs, seed)
+    for seed, network, budget in itertools.product(SEEDS[1:], networks, budgets[:2]):
+        dear = network not in small and budget == budgets[0]
+        add(network, CLOSEST if dear else main(budget), budget, epochs, seed)
     for budget, network in itertools.product(budgets[2:], networks):
         for seed in SEEDS if network in SMALL else SEEDS[:1]:
             add(network, main(budget), budget, epochs, seed)
