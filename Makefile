@@ -56,7 +56,7 @@ format: $(VENV)/dev.stamp ## Format the code
 bench: $(VENV)/dev.stamp ## Run the benchmark that takes minutes and needs no data (the others: benchmarks/README.md)
 	$(BIN)/python -m benchmarks.run
 
-reproduce: $(VENV)/dev.stamp ## Rerun the robust pruning table of the small networks (days on 2 cores; resumable): make reproduce DATA=cifar-10-batches-bin
+reproduce: $(VENV)/dev.stamp ## Rerun what is missing of the robust pruning table of the small networks (days on 2 cores; resumable): make reproduce DATA=cifar-10-batches-bin
 	$(BIN)/python -m benchmarks.robust_pruning --data $(DATA)
 
 docs: $(VENV)/dev.stamp ## Build the documentation into build/docs, with its links checked

@@ -67,7 +67,7 @@ from fsrp_edge.training.dense import train_dense
 from fsrp_edge.training.recovery import recover
 
 KEPT = RESULTS / "robust_pruning_networks"
-KEPT_BYTES, KEPT_DENSE_BYTES = 600_000, 4_000_000
+KEPT_BYTES, KEPT_DENSE_BYTES = 700_000, 4_000_000
 SCORE_IMAGES = 512
 
 

@@ -88,7 +88,7 @@ class Setup:
         if self.runtime is not None and self.runtime not in fitting:
             raise BadInputError(f"{self.runtime} does not run {path.name}; allowed: {', '.join(fitting)}")
         if path.suffix == ".ncnn" and self.input_shape is None:
-            raise BadInputError(f"{path.name} does not tell its input's shape; name it, such as 3,224,224")
+            raise BadInputError(f"{path.name} does not tell its input's shape: give --input-shape, such as 3,224,224")
         if self.runtime == "benchncnn" and self.affinity is not None:
             raise BadInputError("benchncnn spreads over all cores whatever it was kept on; take --runtime ncnn")
         _require_complete(path)

@@ -1,11 +1,15 @@
 """`fsrp-edge export`: ONNX and TFLite files of a network, verified."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fsrp_edge.cli import options
+
+if TYPE_CHECKING:
+    from fsrp_edge.exporting.artifact import Artifact
 
 
 @click.command()
@@ -36,7 +40,7 @@ def export(
 
     Without --format and --precision the profile's defaults are made. A file that does not compute what the network
     computes is not written, and the exit code is 1. What an earlier export left in the folder stays where it is of the
-    same network and target, and is removed otherwise.
+    same network, target and (int8) calibration, and is removed otherwise.
 
     \b
     fsrp-edge export recovered.safetensors --target raspberry-pi-4 --data cifar-10-batches-bin
@@ -44,7 +48,7 @@ def export(
     fsrp-edge export net.pt --target raspberry-pi-5 --data photos/ --precision int8 --int8-max-drop 1 --layer-errors
     fsrp-edge export net.pt --target raspberry-pi-5 --format ncnn --format saved_model
     """
-    from fsrp_edge.cli.console import next_step, print_rows, show_progress, shown_as_json
+    from fsrp_edge.cli.console import print_rows, show_progress, shown_as_json
     from fsrp_edge.exporting.options import ExportOptions
     from fsrp_edge.exporting.tensorrt import write_engine_script
     from fsrp_edge.exporting.verified import export_verified
@@ -103,7 +107,19 @@ def export(
             *(f"{a.path}: {len(a.kept_in_float)} layers in float" for a in exported.artifacts if a.kept_in_float),
             *(f"{a.path}: TRANSPOSE {reason}" for a in exported.artifacts for reason in a.transpose_reasons),
             *(f"On the device: sh {script}" for script in exported.scripts),
-            next_step("fsrp-edge", "bench", out / exported.artifacts[0].path),
-            next_step("fsrp-edge", "bundle", out).replace("Next:", "     "),
+            *next_steps(out, exported.artifacts, classifier.spec.input_shape),
         ]),
     )  # fmt: skip
+
+
+def next_steps(out: Path, artifacts: Sequence["Artifact"], input_shape: tuple[int, ...]) -> Iterator[str]:
+    """Measure the first file that can be, then pack all."""
+    from fsrp_edge.bench.setup import SUFFIXES
+    from fsrp_edge.cli.console import next_step
+
+    measured = next((out / each.path for each in artifacts if each.path.suffix in SUFFIXES.values()), None)
+    if measured is not None:
+        untold = ("--input-shape", ",".join(map(str, input_shape))) if measured.suffix == ".ncnn" else ()
+        yield next_step("fsrp-edge", "bench", measured, *untold)
+    pack = next_step("fsrp-edge", "bundle", out)
+    yield pack if measured is None else pack.replace("Next:", "     ")

@@ -473,7 +473,15 @@ def checked_recipe(**values: Any) -> Any:
 
 def read_recipe(file: Path | None) -> dict[str, Any]:
     """What the YAML file of --recipe says; its keys win over the options."""
-    return {} if file is None else read_yaml(file, "ema_decay: 0.999")
+    if file is None:
+        return {}
+    from fsrp_edge.training.recipe import Recipe
+
+    content = read_yaml(file, "ema_decay: 0.999")
+    if unknown := [key for key in content if key not in Recipe.model_fields]:
+        known = ", ".join(Recipe.model_fields)
+        raise BadInputError(f"{file}: unknown key {unknown[0]!r}; allowed: {known}")
+    return content
 
 
 def read_yaml(file: Path, example: str) -> dict[Any, Any]:

@@ -42,7 +42,7 @@ def prune(
 
     \b
     fsrp-edge prune resnet20.th --scores scores.json --target raspberry-pi-4 --ratio 0.5
-    fsrp-edge prune resnet20.th --scores scores.json --ratio 0.9 --ratio-of parameters --keep 'layer3.*'
+    fsrp-edge prune resnet20.th --scores scores.json --ratio 0.9 --ratio-of parameters --keep 'layer1.*'
     fsrp-edge prune resnet20.th --scores scores.json --target raspberry-pi-4 --latency 5ms
     fsrp-edge prune resnet20.th --plan pruned.plan.json --compensate --data cifar-10-batches-bin
     """

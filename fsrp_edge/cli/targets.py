@@ -2,11 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.errors import traceback_option
+
+if TYPE_CHECKING:
+    from fsrp_edge.targets.coefficients import Group
 
 
 @click.group()
@@ -158,7 +162,9 @@ def calibrate(
     models: tuple[Path, ...],
     statistic: str,
 ) -> None:
-    """Fit the latency estimate to your measurements. `estimate` and budgets for the device use it from then on.
+    """Fit the latency estimate to your measurements, which `estimate` and budgets use from then on.
+
+    It holds for the runtime and the threads that were measured: take those that you ship.
 
     \b
     fsrp-edge bench *.onnx --device ssh://pi@raspberrypi --threads 4 --out bench.json
@@ -190,6 +196,20 @@ def calibrate(
             )
             for each in found
         ],
-        footer=f"mean absolute errors; {path}\n"
-        + next_step("fsrp-edge", "estimate", "MODEL.onnx", "--target", target),
+        footer=f"mean absolute errors; {path}\n{_on_threads(profile.threads, {each.group.threads for each in found})}"
+        + next_step("fsrp-edge", "estimate", "MODEL.onnx", "--target", target, *_setting(found[0].group)),
     )  # fmt: skip
+
+
+def _on_threads(wanted: int, measured: set[int]) -> str:
+    """That budgets will not use what was measured with another number of threads than theirs; 0 stands for any."""
+    from fsrp_edge import wording
+
+    if measured & {0, wanted}:
+        return ""
+    return f"budgets are for {wording.threads(wanted)}: measure with --threads {wanted} for them\n"
+
+
+def _setting(group: "Group") -> list[object]:
+    """The options of `estimate` that lead to a group."""
+    return ["--runtime", group.runtime, *(("--threads", group.threads) if group.threads else ())]

@@ -11,8 +11,10 @@ from fsrp_edge.cli.errors import resumable
 
 @click.command()
 @click.option("--arch", "architecture", required=True, metavar="NAME", help="As for compress.")
-@click.option("--data", required=True, metavar="SOURCE", help="As for compress; `digits` comes with the package.")
-@click.option("--classes", type=click.IntRange(2), default=10)
+@click.option("--data", required=True, metavar="SOURCE", help="As for compress; `digits` needs the extra samples.")
+@click.option(
+    "--classes", type=click.IntRange(2), default=10, help="Of the network to be made; as many as the data has."
+)
 @click.option(
     "--input-size",
     type=options.COUNT,

@@ -55,7 +55,7 @@ def match_classes(names: Sequence[str], spec: ModelSpec) -> ClassMatch:
     raise BadInputError(
         f"the data has {len(names)} classes ({_listed(names)}), the network has {spec.classes}{own}. Allowed: the "
         "same number of classes, names that are all among the network's, or ImageNet ids such as n01440764 for a "
-        "1,000-class network. Use the data the network was trained for."
+        f"1,000-class network. Use the data the network was trained for, or train one with --classes {len(names)}."
     )
 
 

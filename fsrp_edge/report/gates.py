@@ -25,7 +25,8 @@ class Seen:
         where: attack, or runtime and threads; with `row`, what a baseline's figure is found by.
         value: in the metric's own unit.
         interval: low and high, both `value` where nothing is known of its spread.
-        doubt: why the figure may be off, such as a disturbed measurement; "" for none.
+        doubt: why the figure may look worse than it is, such as a disturbed measurement; "" for nothing.
+        flattery: why it may look better, such as a disturbed dense file behind a speed-up; "" for nothing.
         spot_check: whether it is of so few images that it can refute a promise, but hardly show it.
         accuracy: that it is, to be compared image by image; None for other figures.
     """
@@ -35,6 +36,7 @@ class Seen:
     value: float
     interval: tuple[float, float]
     doubt: str = ""
+    flattery: str = ""
     spot_check: bool = False
     accuracy: ReportedAccuracy | None = None
 
@@ -122,9 +124,10 @@ def _speed_up(report: RunReport) -> list[Seen]:
     for each in report.speed_ups:
         dense, file = (latencies[name, each.runtime, each.threads] for name in (each.against, each.name))
         (dense_low, dense_high), (low, high) = dense.p50_interval_ms, file.p50_interval_ms
-        doubt = "; ".join(dict.fromkeys(dense.invalid_because + file.invalid_because))
+        doubt, flattery = ("; ".join(latency.invalid_because) for latency in (file, dense))
         where = f"{each.runtime}, {wording.threads(each.threads)} on {file.device}"
-        found.append(Seen(each.name, where, each.latency_ratio, (dense_low / high, dense_high / low), doubt))
+        interval = (dense_low / high, dense_high / low)
+        found.append(Seen(each.name, where, each.latency_ratio, interval, doubt, flattery))
     return found
 
 
@@ -235,8 +238,8 @@ def judge(report: RunReport, gates: Sequence[str]) -> tuple[GateResult, ...]:
 
     A file's own robust accuracy, of few images, is held against a gate on everything that is shipped only where all of
     its interval is; a gate on that row alone asks it to show what it promises. A gate whose figure was not measured is
-    not passed. Accuracy that is only agreement with the dense network does
-    not count as measured.
+    not passed, nor is one whose figure a disturbance may have flattered. Accuracy that is only agreement with the dense
+    network does not count as measured.
     """
     return tuple(_judge(report, text) for text in gates)
 
@@ -297,8 +300,11 @@ def _judge(report: RunReport, text: str) -> GateResult:
     worst = min(found, key=end) if metric.higher_is_better else max(found, key=end)
     judged = end(worst)
     passed = judged >= gate.bound if metric.higher_is_better else judged <= gate.bound
+    uncertain = worst.doubt
+    if passed and (flattered := next((seen for seen in found if seen.flattery), None)):
+        worst, judged, passed, uncertain = flattered, end(flattered), False, flattered.flattery
     side = "at least" if metric.higher_is_better else "at most"
-    message = f"{_figure(metric, worst)}; {side} {metric.show(gate.bound)} asked" + doubt(passed, worst.doubt)
+    message = f"{_figure(metric, worst)}; {side} {metric.show(gate.bound)} asked" + doubt(passed, uncertain)
     return GateResult(
         gate=text, passed=passed, row=worst.row, value=worst.value, judged=judged, bound=gate.bound, message=message
     )  # fmt: skip
@@ -317,7 +323,12 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
     losses = [(_surely_lost(metric, allowed, old, new), old, new) for old, new in pairs]
     surely_lost, old, new = max(losses, key=lambda loss: loss[0])
     passed = surely_lost <= 0
-    message = f"{_figure(metric, new)}; baseline {metric.show(old.value)}" + doubt(passed, new.doubt)
+    uncertain = new.doubt or old.flattery
+    if passed and (flattered := next((pair for pair in pairs if pair[0].doubt or pair[1].flattery), None)):
+        old, new = flattered
+        surely_lost, passed = _surely_lost(metric, allowed, old, new), False
+        uncertain = new.flattery or f"the baseline's: {old.doubt}"
+    message = f"{_figure(metric, new)}; baseline {metric.show(old.value)}" + doubt(passed, uncertain)
     return GateResult(
         gate=label, passed=passed, row=new.row, value=new.value, judged=surely_lost, bound=0.0, message=message
     )  # fmt: skip

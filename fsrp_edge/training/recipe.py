@@ -12,7 +12,7 @@ from fsrp_edge.records import Record
 class Recipe(Record):
     """How a network is trained or, after pruning, recovered.
 
-    Args:
+    Attributes:
         method: the images that are learnt. `natural`: as they are. `n-fgsm`: one gradient step from doubled
             noise (de Jorge et al., arXiv 2202.01181), twice the cost of natural training. `pgd`: projected
             gradient descent of `attack_steps` steps (Madry et al., arXiv 1706.06083), 1 + attack_steps times

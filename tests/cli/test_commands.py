@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ import torch
 
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
+from fsrp_edge.cli.export import next_steps
 from fsrp_edge.evaluation.results import EvaluationFile
 from fsrp_edge.files import read_json
 from fsrp_edge.models.checkpoint import load_classifier
@@ -281,6 +283,19 @@ def test_the_whole_way_by_one_command(
     assert ("rm vgg-generic-x86/stages/bench.json" in done.out) == disturbed
 
 
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (["m.saved_model", "m.tflite"], ["Next: fsrp-edge bench e/m.tflite", "fsrp-edge bundle e"]),
+        (["m.ncnn"], ["Next: fsrp-edge bench e/m.ncnn --input-shape 1,8,8", "fsrp-edge bundle e"]),
+        (["m.saved_model"], ["Next: fsrp-edge bundle e"]),
+    ],
+)
+def test_export_proposes_what_can_be_run(made: list[str], said: list[str]) -> None:
+    artifacts: Any = [SimpleNamespace(path=Path(name)) for name in made]
+    assert [line.strip() for line in next_steps(Path("e"), artifacts, (1, 8, 8))] == said
+
+
 def test_a_recipe_file_says_what_has_no_option(chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any) -> None:
     (tmp_path / "recipe.yaml").write_text("method: trades\nattack_steps: 1\nema_decay: 0.9\n")
     (tmp_path / "wrong.yaml").write_text("ema_dekay: 0.9\n")
@@ -290,7 +305,8 @@ def test_a_recipe_file_says_what_has_no_option(chain: Path, digits_npz: Path, tm
     assert done.code == 0, done.err
     assert len(json.loads(done.out)["history"]) == 1
     refused = fsrp_edge(*recover, *out, "--recipe", tmp_path / "wrong.yaml")
-    assert refused.code == 2 and "ema_dekay" in refused.err
+    assert refused.code == 2 and "wrong.yaml: unknown key 'ema_dekay'; allowed: " in refused.err
+    assert "ema_decay" in refused.err
 
 
 def test_next_commands_read_the_network_as_it_was_read(

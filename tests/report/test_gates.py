@@ -172,6 +172,28 @@ def test_a_disturbed_measurement_can_pass_but_never_fails_silently(run_report: R
     assert "not valid (throttled): measure again" in failed.message and "valid" not in passed.message
 
 
+def test_what_a_disturbance_may_have_flattered_is_not_passed(run_report: RunReport) -> None:
+    def disturbed(row: str) -> RunReport:
+        invalid = {"invalid_because": ("throttled",)}
+        found = next(each for each in run_report.ledger if each.name == row).latency
+        return changed(run_report, row, latency=tuple(each.model_copy(update=invalid) for each in found))
+
+    slow_dense, slow_file = disturbed("dense onnx fp32"), disturbed("onnx fp32")
+    for report, passes in ((run_report, True), (slow_file, True), (slow_dense, False)):
+        (result,) = judge(report, ["speed_up>=2x"])
+        assert result.passed is passes and ("measure again" in result.message) is not passes
+    for baseline, metric, passes in (
+        (run_report, "latency_p50", True),
+        (slow_file, "latency_p50", False),
+        (slow_file, "speed_up", False),
+        (slow_dense, "speed_up", True),
+    ):
+        (result,) = judge_regressions(run_report, baseline, [f"{metric}=5%"])
+        assert result.passed is passes and ("the baseline's: throttled" in result.message) is not passes
+    (result,) = judge_regressions(slow_dense, run_report, ["speed_up=5%"])
+    assert not result.passed and "measure again" in result.message
+
+
 def test_a_regression_is_more_than_chance(run_report: RunReport) -> None:
     clean, pgd = run_report.ledger[2].accuracies
     low = pgd.model_copy(update={"accuracy": 0.41, "interval": wilson_interval(410, 1000)})

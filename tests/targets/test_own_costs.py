@@ -177,7 +177,8 @@ def test_what_was_calibrated_under_a_variant_of_a_profile_by_path_is_scaled_for_
     profile.write_text(BOARD, encoding="utf-8")
     bench = write(tmp_path / "bench.json", [measurement(path, truth[path]) for path in models])
     arguments = ["calibrate", f"{profile}@slow", "--from", str(bench), "--models", str(models[0].parent)]
-    CliRunner().invoke(targets, arguments, catch_exceptions=False)
+    said = CliRunner().invoke(targets, arguments, catch_exceptions=False).output
+    assert "--threads" in said and "budgets are for" not in said
     graph = read_graph(models[0])
     slow, fast = (estimate(graph, load_target(f"{profile}{which}")) for which in ("@slow", ""))
     assert slow.calibrated and not fast.calibrated
@@ -191,10 +192,21 @@ def test_what_a_gpu_was_calibrated_with_holds_for_every_number_of_threads(
     taken = [measurement(path, truth[path], runtime="tensorrt") for path in models]
     bench = write(tmp_path / "bench.json", taken)
     arguments = ["calibrate", "jetson-nano", "--from", str(bench), "--models", str(models[0].parent)]
-    CliRunner().invoke(targets, arguments, catch_exceptions=False)
+    said = CliRunner().invoke(targets, arguments, catch_exceptions=False).output
+    assert "--runtime tensorrt\n" in said and "budgets are for" not in said
     found = estimate(read_graph(models[0]), nano, runtime="tensorrt")
     assert found.calibrated and "your own" in found.basis
     assert found.milliseconds == pytest.approx(truth[models[0]], rel=0.25)
+
+
+def test_a_calibration_with_other_threads_than_the_target_s_says_so(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path, own_folder: Path
+) -> None:
+    bench = write(tmp_path / "bench.json", [measurement(path, truth[path]) for path in models])  # with 1 thread
+    arguments = ["calibrate", "raspberry-pi-4", "--from", str(bench), "--models", str(models[0].parent)]
+    said = CliRunner().invoke(targets, arguments, catch_exceptions=False).output
+    assert "budgets are for 4 threads: measure with --threads 4 for them" in said
+    assert "--runtime onnxruntime --threads 1" in said
 
 
 def test_int8_dynamic_files_are_no_measurements_of_fp32(
