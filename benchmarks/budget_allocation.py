@@ -24,7 +24,6 @@ from benchmarks.common import (
     provenance_now,
     save,
 )
-from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.evaluation.accuracy import clean_accuracy
@@ -88,7 +87,7 @@ def cell(
 ) -> dict[str, Any]:
     """Prune, recover on so many training images, judge; the first `attacked` images under attack, too."""
     pruned = apply_plan(dense, plan, outputs)
-    compute.to_fast_layout(pruned, torch.device("cpu"))
+    pruned.to_fast_layout(torch.device("cpu"))
     before = clean_accuracy(pruned, dataset.evaluation)
     recipe = Recipe(method=method, epochs=epochs, learning_rate=0.05, flip=True, crop_padding=4)
     recovered = recover(pruned, dataset.train.sample(images, seed), recipe, seed=seed).classifier.eval()

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, parser_of, save
-from fsrp_edge import compute
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.setup import Method, Setup
@@ -89,7 +88,7 @@ def main() -> None:
     rows, cells = [], []
     for checkpoint in parser.parse_args().checkpoint:
         dense = load_classifier(checkpoint)
-        compute.to_fast_layout(dense, torch.device("cpu"))
+        dense.to_fast_layout(torch.device("cpu"))
         for share in SHARES:
             path = CELLS / f"{checkpoint.stem}-{share.rstrip('%')}.json"
             if not path.exists():

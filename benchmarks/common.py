@@ -41,7 +41,7 @@ def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:
 def load_both(arguments: argparse.Namespace) -> tuple[Classifier, Dataset]:
     """The network and the images that `checkpoint_parser` was given."""
     classifier = load_classifier(arguments.checkpoint)
-    compute.to_fast_layout(classifier, torch.device("cpu"))
+    classifier.to_fast_layout(torch.device("cpu"))
     return classifier, open_dataset(arguments.data, classifier.spec, seed=0)
 
 

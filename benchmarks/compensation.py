@@ -16,7 +16,6 @@ import torch
 
 from benchmarks.common import RESULTS, bits, checkpoint_parser, lead, load_both, percent, provenance_now, save
 from benchmarks.criterion_ablation import adversarial
-from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.evaluation.accuracy import clean_accuracy
@@ -66,7 +65,7 @@ def cell(
     clean = isinstance(form, Rival) or name.endswith("clean images")
     scores = score(dense, scored["clean" if clean else "adversarial"], form, seed=seed)
     pruned = apply_plan(dense, make_plan(dense, scores, PlanOptions(ratio=ratio)), outputs)
-    compute.to_fast_layout(pruned, torch.device("cpu"))
+    pruned.to_fast_layout(torch.device("cpu"))
     if outputs is None:
         recalibrate_batch_norm(pruned, dataset.train, max_images=1024)
     judged = dataset.evaluation.first(images)

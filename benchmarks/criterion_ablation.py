@@ -73,7 +73,7 @@ def cell(
     images = examples["clean" if isinstance(form, Rival) or name.endswith("clean examples") else "adversarial"]
     scores = score(dense, images, form, seed=seed)
     pruned = apply_plan(dense, make_plan(dense, scores, PlanOptions(ratio=ratio)))
-    compute.to_fast_layout(pruned, torch.device("cpu"))
+    pruned.to_fast_layout(torch.device("cpu"))
     recalibrate_batch_norm(pruned, dataset.train, max_images=1024)
     judged = dataset.evaluation.first(JUDGE_IMAGES)
     with torch.no_grad():

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, bits, checkpoint_parser, lead, load_both, percent, provenance_now, save
-from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.robust import pgd_accuracy
@@ -54,7 +53,7 @@ def main() -> None:
             if path.exists():
                 continue
             pruned = apply_plan(dense, plan, outputs)
-            compute.to_fast_layout(pruned, torch.device("cpu"))
+            pruned.to_fast_layout(torch.device("cpu"))
             recipe = Recipe(
                 method=arguments.method, epochs=arguments.epochs, learning_rate=rate, flip=True, crop_padding=4,
             )  # fmt: skip

@@ -231,7 +231,7 @@ def _keep(path: Path, most: int) -> None:
 
 
 def _ready(classifier: Classifier) -> Classifier:
-    compute.to_fast_layout(classifier, compute.default_device())
+    classifier.to_fast_layout(compute.default_device())
     return classifier
 
 

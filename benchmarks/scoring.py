@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import alternate, median_ratio, parser_of, random_network, save
-from fsrp_edge import compute
 from fsrp_edge.attacks import PGD, attackable
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.models.classifier import Classifier
@@ -29,7 +28,7 @@ RADIUS = FSRP().radius
 def make_classifier(architecture: str) -> Classifier:
     """A network with random weights in the layout that scoring uses."""
     classifier = random_network(architecture)
-    compute.to_fast_layout(classifier, torch.device("cpu"))
+    classifier.to_fast_layout(torch.device("cpu"))
     return classifier
 
 

@@ -3,7 +3,10 @@
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Collection
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -47,11 +50,29 @@ def require(module: str) -> ModuleType:
     """
     package = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        with _interrupted_afterwards():
+            return importlib.import_module(module)
     except ImportError as error:
         raise ToolFailedError(
             f'{package} can\'t be imported ({error}); install it with: pip install "fsrp-edge[{extra_of(module)}]"'
         ) from error
+
+
+@contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Ctrl-C waits for the block to end: inside TensorFlow's import it gets lost, or ends the process by a signal."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupts: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)

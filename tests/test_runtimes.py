@@ -102,3 +102,13 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delitem(sys.modules, "ai_edge_litert.interpreter", raising=False)
     with pytest.raises(ToolFailedError, match=r'pip install "fsrp-edge\[tflite\]"'):
         require("ai_edge_litert.interpreter")
+
+
+def test_ctrl_c_waits_for_an_import_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nfor _ in range(1000): pass\nDONE = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        require("slow_to_import")
+    assert sys.modules["slow_to_import"].DONE

@@ -146,8 +146,9 @@ def open_folder(root: Path, spec: ModelSpec) -> Dataset | None:
         for name, folder in named.items()
         if name in (*_TRAIN_FOLDERS, *_EVALUATION_FOLDERS) and _subfolders(folder)
     }
-    for name in (*_TRAIN_FOLDERS, *_EVALUATION_FOLDERS) if splits else ():
-        if name in named and name not in splits:
+    for names in (_TRAIN_FOLDERS, _EVALUATION_FOLDERS) if splits else ():
+        name = next((name for name in names if name in named), None)  # what stands behind it is not used
+        if name is not None and name not in splits:
             raise BadInputError(f"{named[name]} has no class folders; sort its images into one folder a class")
     train = next((splits[name] for name in _TRAIN_FOLDERS if name in splits), None)
     evaluation = next((splits[name] for name in _EVALUATION_FOLDERS if name in splits), None)

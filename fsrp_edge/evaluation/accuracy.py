@@ -86,11 +86,12 @@ def searched(classifier: Classifier) -> Predict:
     network = compute.folded(classifier.network, example)
     if network is classifier.network:
         return classifier
-    compute.to_fast_layout(network, example.device)
+    layout = classifier.layout or torch.contiguous_format
+    network.to(memory_format=layout)  # type: ignore[call-overload]
 
     def predict(pixels: Tensor) -> Tensor:
         normalized = (pixels - classifier.mean) / classifier.std
-        logits: Tensor = network(normalized.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = network(normalized.contiguous(memory_format=layout))
         return logits
 
     return predict

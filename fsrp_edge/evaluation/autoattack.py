@@ -65,7 +65,7 @@ def autoattack_accuracy(
         found what the gradient attacks missed.
     """
     batch_size = batch_size or default_batch_size(images)
-    compute.to_fast_layout(classifier, compute.device_of(classifier))
+    classifier.to_fast_layout(compute.device_of(classifier))
     if standing is None:
         standing = predictions(classifier, images, batch_size=batch_size) == images.labels
     warnings = []

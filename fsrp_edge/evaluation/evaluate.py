@@ -23,7 +23,7 @@ from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.evaluation.standing import Verdicts, recorded_identity
 from fsrp_edge.evaluation.suspicions import suspicions
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.models.saved import identity_of
 from fsrp_edge.records import Record
 
 _PGD_NAME = re.compile(r"(pgd|cw)-([1-9]\d*)(?:x([1-9]\d*))?")
@@ -129,8 +129,7 @@ def evaluate_with_files(
     if plan.batch_size is None:
         plan = plan.model_copy(update={"batch_size": _batch_size(classifier, images, unfinished)})
     identity = {
-        "weights": weights_sha256(classifier),
-        "spec": classifier.spec.model_dump(mode="json"),
+        **identity_of(classifier),
         "images": images.digest,
         "plan": plan.model_dump(mode="json", exclude={"attacks", "corruptions"}),
         "processes": distributed.processes()[1],
@@ -147,7 +146,7 @@ def _of_network(
     classifier: Classifier, images: ImageSet, plan: EvaluationPlan, verdicts: Verdicts
 ) -> tuple[Evaluation, ...]:
     # As the attacks lay it out: they are told which images are right, and other layouts round otherwise.
-    compute.to_fast_layout(classifier, compute.device_of(classifier))
+    classifier.to_fast_layout(compute.device_of(classifier))
     clean = clean_accuracy(classifier, images, batch_size=plan.batch_size)
     attacked = [_attacked(classifier, images, name, plan, clean.standing, verdicts) for name in plan.attacks]
     if attacked and plan.eps > 0:

@@ -47,7 +47,7 @@ def pgd_accuracy(
     name = f"{kind}-{attack.steps}" + (f"x{attack.restarts}" if attack.restarts > 1 else "")
     name = "fgsm" if seed is None and attack.steps == 1 else name
     device = compute.device_of(classifier)
-    compute.to_fast_layout(classifier, device)
+    classifier.to_fast_layout(device)
     batch_size = batch_size or default_batch_size(images)
     if standing is None:
         standing = predictions(classifier, images, batch_size=batch_size) == images.labels

@@ -19,7 +19,17 @@ def frozen_copy(classifier: Classifier) -> Classifier:
     """
     network = copy.deepcopy(classifier).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     frozen: Classifier = network.eval().requires_grad_(False)
+    _write_out_padding(frozen)
     return frozen
+
+
+def _write_out_padding(network: nn.Module) -> None:
+    """`padding="same"` in numbers where both sides get as much: onnxruntime refuses the word beside dilation."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and isinstance(module.padding, str):
+            left, right, top, bottom = module._reversed_padding_repeated_twice
+            if (left, top) == (right, bottom):
+                module.padding = (top, left)
 
 
 def as_exported(classifier: Classifier, *, uint8_input: bool, batch: int = 1) -> tuple[nn.Module, Tensor]:

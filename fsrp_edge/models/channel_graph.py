@@ -6,8 +6,10 @@ removed together; the graph knows which channel of which layer belongs to which 
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -16,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from fsrp_edge import compute
-from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.errors import BadInputError, ToolFailedError, first_line
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.tracing import LAYERS, NORMS, Cut, Watch
 
@@ -63,6 +65,11 @@ class ChannelGroup:
     blocks: int = 1
     unit: int = 1
     locked: str | None = None
+
+    @cached_property
+    def parts(self) -> tuple[Member, ...]:
+        """Slices that have but some of the group's channels, such as one of the layers before a concatenation."""
+        return tuple(each for each in self.slices if len(set(each.root_channels)) < self.channels)
 
 
 def require_convolutions(classifier: Classifier) -> None:
@@ -111,6 +118,10 @@ class PruningGraph:
             finally:
                 for module in training:
                     module.training = True
+        with (
+            torch.no_grad()
+        ):  # what hooks or old weight norms keep of the last run shall not hold a graph: it is copied
+            classifier(classifier.example_pixels(2))
         self._reasons = self._find_reasons()
 
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -127,7 +138,14 @@ class PruningGraph:
 
         Groups that the importance has nothing to say of (batch-norm scale, where there is no batch norm) are left out.
         """
-        ranked = {self._names[group[0].dep.target.module]: importance(group) for group in self._raw_groups()}
+        ranked = {}
+        for group in self._raw_groups():
+            root = self._names[group[0].dep.target.module]
+            try:
+                ranked[root] = importance(group)
+            except RuntimeError as error:  # such as FPGM's, where a grouped convolution has more outputs than inputs
+                name = type(importance).__name__
+                raise ToolFailedError(f"torch-pruning's {name} can't score {root}: {first_line(error)}") from error
         return {root: scores.detach().double().cpu() for root, scores in ranked.items() if scores is not None}
 
     def _forward(self, network: nn.Module, pixels: Tensor) -> list[Tensor]:
@@ -148,12 +166,15 @@ class PruningGraph:
         """Why channels that reach a node of the graph have to stay."""
         by_function = {output.grad_fn: cut.reason for output, cut in zip(self._outputs, self._watch.ends, strict=True)}
         starts = {id(cut.value): cut.reason for cut in self._watch.starts}
+        owners = Counter(id(each) for module in self._names for each in module._parameters.values() if each is not None)
         reasons = {}
         for module, node in self._graph.module2node.items():
             if isinstance(module, nn.Parameter):
                 reason = starts.get(id(module)) or self._bare_parameter_reason(module)
-            elif isinstance(module, LAYERS) and parametrize.is_parametrized(module):
+            elif isinstance(module, LAYERS) and _computes_its_weight(module):
                 reason = f"{self._names[module]} computes its weight from other tensors (a parametrization)"
+            elif isinstance(module, LAYERS) and any(owners[id(each)] > 1 for each in module._parameters.values()):
+                reason = f"{self._names[module]} shares its weight with another layer"
             else:
                 reason = by_function.get(node.grad_fn) if type(module).__name__ == "_OutputOp" else None
             if type(module).__name__ == "_ConcatOp" and module.offsets is None:
@@ -294,6 +315,12 @@ def widths(layer: nn.Module) -> tuple[int, int]:
         return layer.in_features, layer.out_features
     assert isinstance(layer, Convolution)
     return layer.in_channels, layer.out_channels
+
+
+def _computes_its_weight(layer: nn.Module) -> bool:
+    """Whether its weight is no parameter of its own: a parametrization, or the hook of an old weight norm."""
+    without = getattr(layer, "weight", None) is not None and "weight" not in layer._parameters
+    return parametrize.is_parametrized(layer) or without
 
 
 def _is_coupled(layer: nn.Module) -> bool:

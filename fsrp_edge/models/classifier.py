@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fsrp_edge import compute
 from fsrp_edge.records import Record
 
 Positive = Annotated[int, Field(gt=0)]
@@ -76,6 +77,9 @@ class Classifier(nn.Module):
     Args:
         network: takes normalized images (N, C, H, W) and returns logits (N, classes).
         spec: what the network is; `spec.mean` and `spec.std` become buffers.
+
+    Attributes:
+        layout: of its tensors, once `to_fast_layout` has decided; None before.
     """
 
     mean: Tensor
@@ -85,13 +89,39 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.spec = spec
+        self.layout: torch.memory_format | None = None
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (N, classes) of pixels (N, C, H, W) in [0, 1]."""
-        logits: Tensor = self.network((pixels - self.mean) / self.std)
+        normalized = (pixels - self.mean) / self.std
+        if self.layout == torch.contiguous_format:
+            normalized = normalized.contiguous()
+        logits: Tensor = self.network(normalized)
         return logits
+
+    def to_fast_layout(self, device: torch.device) -> None:
+        """Move to `device`, and to the faster layout of `compute.to_fast_layout` if the network runs in that.
+
+        Code of a user's own may not, such as `x.view(len(x), -1)`; the network then stays contiguous for good.
+        """
+        if self.layout is None:
+            compute.to_fast_layout(self, device)
+            self.layout = torch.channels_last if self._runs() else torch.contiguous_format
+        self.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
+
+    def _runs(self) -> bool:
+        training = [module for module in self.modules() if module.training]
+        try:
+            with torch.no_grad():
+                self.eval()(self.example_pixels(2).contiguous(memory_format=torch.channels_last))
+        except RuntimeError:
+            return False
+        finally:
+            for module in training:
+                module.training = True
+        return True
 
     def example_pixels(self, count: int = 1) -> Tensor:
         """Uniform random pixels (count, C, H, W) in [0, 1] on the network's device, always the same."""

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from fsrp_edge import torchvision_compat  # noqa: F401 (applies the cure before torchvision is imported)
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.files import sha256_file
 from fsrp_edge.models import cifar
 from fsrp_edge.models.classifier import Preprocessing
 from fsrp_edge.runtimes import require
@@ -48,6 +49,15 @@ def family_of(name: str) -> str:
 def is_user_code(architecture: str) -> bool:
     """Whether building the architecture runs code that is neither ours, torchvision's nor timm's."""
     return architecture.partition(":")[0] not in {"torchvision", "cifar", "timm"}
+
+
+def code_sha256(architecture: str) -> str | None:
+    """Hex SHA-256 of the file of the user's own that builds the architecture; None where none does."""
+    location = architecture.rpartition(":")[0]
+    if not is_user_code(architecture) or not location:
+        return None
+    path = location if location.endswith(".py") else getattr(sys.modules.get(location), "__file__", None)
+    return sha256_file(Path(path)) if path and Path(path).is_file() else None
 
 
 def possible_names(name: str) -> tuple[str, ...]:
@@ -279,7 +289,7 @@ def _build_user(architecture: str, classes: int) -> nn.Module:
         raise BadInputError(f"{location} has no function {name!r}: name a factory as {location}:FUNCTION")
     try:
         network = factory(num_classes=classes) if _takes_classes(factory) else factory()
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         raise BadInputError(
             f"{architecture} failed: {_said(error)}; a factory is called with num_classes if it takes that, else with "
             "nothing, and returns a torch.nn.Module"
@@ -301,7 +311,7 @@ def _import(location: str) -> ModuleType:
         raise BadInputError(f"no such file: {location}")
     try:
         return _import_file(path) if path.suffix == ".py" else importlib.import_module(location)
-    except Exception as error:  # whatever a user's code raises, a syntax error included
+    except (Exception, SystemExit) as error:  # whatever a user's code raises, a syntax error included
         raise BadInputError(
             f"cannot import {location!r}: {_said(error)}; name a factory as package.module:FUNCTION, with the package "
             "on PYTHONPATH, or as path/file.py:FUNCTION"
@@ -318,7 +328,7 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """An exception in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -61,6 +62,16 @@ def weights_sha256(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def identity_of(classifier: Classifier) -> dict[str, Any]:
+    """All that decides what a network computes, as JSON, for interrupted work to know it again.
+
+    Weights, the spec and, where a file of the user's own builds the network, that file.
+    """
+    found = {"weights": weights_sha256(classifier), "spec": classifier.spec.model_dump(mode="json")}
+    code = registry.code_sha256(classifier.spec.architecture)
+    return found if code is None else {**found, "code": code}
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:

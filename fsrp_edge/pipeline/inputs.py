@@ -54,7 +54,7 @@ def load(options: CheckpointOptions) -> Classifier:
 
 def on_device(classifier: Classifier) -> Classifier:
     """The same classifier, moved to where it is computed."""
-    compute.to_fast_layout(classifier, compute.default_device())
+    classifier.to_fast_layout(compute.default_device())
     return classifier
 
 

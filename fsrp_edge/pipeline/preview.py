@@ -235,7 +235,7 @@ class _Speed:
 
     @classmethod
     def of(cls, classifier: Classifier, dataset: Dataset) -> "_Speed":
-        compute.to_fast_layout(classifier, compute.default_device())
+        classifier.to_fast_layout(compute.default_device())
         pixels, labels = next(dataset.evaluation.batches(32))
         device = compute.device_of(classifier)
         pixels, labels = pixels.to(device), labels.to(device)

@@ -13,7 +13,7 @@ import fsrp_edge
 from fsrp_edge.files import sha256_json
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.saved import save_classifier, weights_sha256
+from fsrp_edge.models.saved import identity_of, save_classifier
 from fsrp_edge.pipeline.inputs import Inputs, on_device
 from fsrp_edge.pipeline.rundir import RunDirectory
 from fsrp_edge.report.shipped import WRITTEN
@@ -36,8 +36,7 @@ class Run(Inputs):
         """What every stage depends on."""
         return {
             "version": fsrp_edge.__version__,
-            "weights": weights_sha256(self.dense),
-            "spec": self.dense.spec.model_dump(mode="json"),
+            **identity_of(self.dense),
             "train": self.dataset.train.digest,
             "evaluation": self.dataset.evaluation.digest,
             "seed": self.options.seed,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from fsrp_edge.models.channel_graph import ChannelGroup, Convolution
+from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, Member
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pruning.allocation import Levels
 from fsrp_edge.pruning.options import PlanOptions, matches, require_known
@@ -64,11 +64,22 @@ def group_scores(group: ChannelGroup, scores: FilterScores) -> np.ndarray | None
 
 
 def choose_channels(scores: np.ndarray, count: int, group: ChannelGroup) -> tuple[int, ...]:
-    """The `count` best channels, ascending; equal positions in each block, whole units. Ties keep the lower channel."""
+    """The `count` best channels, ascending; equal positions in each block, whole units. Ties keep the lower channel.
+
+    A layer that has but some of the group's channels, as in a concatenation, keeps its best one.
+    """
     places = scores.reshape(group.blocks, -1, group.unit).mean(axis=(0, 2))
-    best = np.sort(np.argsort(-places, kind="stable")[: count // (group.blocks * group.unit)])
+    order = np.argsort(-places, kind="stable")
+    needed = {int(np.isin(order, _places_of(each, group)).argmax()) for each in group.parts}
+    order = np.concatenate([order[sorted(needed)], np.delete(order, list(needed))])
+    best = np.sort(order[: count // (group.blocks * group.unit)])
     numbers = np.arange(group.channels).reshape(group.blocks, -1, group.unit)
     return tuple(numbers[:, best, :].reshape(-1).tolist())
+
+
+def _places_of(slice_: Member, group: ChannelGroup) -> np.ndarray:
+    """Where a layer's channels stand within the blocks of its group, in units."""
+    return np.unique(np.array(slice_.root_channels) // group.unit % (group.channels // (group.blocks * group.unit)))
 
 
 @dataclass(frozen=True)

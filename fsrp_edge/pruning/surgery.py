@@ -1,6 +1,7 @@
 """Physical removal of channels: a plan applied to the network it was made for."""
 
 import copy
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fsrp_edge.attacks import attackable
-from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.errors import BadInputError, ToolFailedError, first_line
 from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, PruningGraph, Side, find_layer
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.layer_shapes import with_layer_shapes
@@ -58,7 +59,8 @@ def smaller(
     """
     pruned = copy.deepcopy(classifier)
     remove_channels(pruned.network, groups, kept)
-    _require_runs(pruned)
+    if failure := _failure(pruned):
+        raise ToolFailedError(_blamed(classifier, groups, kept, failure))
     if outputs is not None:
         outputs.fit(pruned, removed_outputs(groups, kept))
     pruned.spec = with_layer_shapes(pruned.network, pruned.spec)
@@ -174,6 +176,12 @@ def _require_fits(plan: PruningPlan, groups: Sequence[ChannelGroup]) -> None:
         if len(planned.kept) < group.channels and group.locked:
             raise BadInputError(f"the plan removes channels of {planned.root}, but {group.locked}")
         _require_whole_steps(planned.kept, group)
+        for each in group.parts:
+            if not set(planned.kept) & set(each.root_channels):
+                raise BadInputError(
+                    f"the plan's group {planned.root} leaves no channel to {each.layer}; keep one of "
+                    f"{each.root_channels[0]} to {each.root_channels[-1]}, or remove less"
+                )
 
 
 def _require_whole_steps(kept: Sequence[int], group: ChannelGroup) -> None:
@@ -185,18 +193,30 @@ def _require_whole_steps(kept: Sequence[int], group: ChannelGroup) -> None:
         )
 
 
-def _require_runs(classifier: Classifier) -> None:
-    spec = classifier.spec
+def _failure(classifier: Classifier) -> str | None:
+    """Why the network does not run any more, or does not return as many classes; None where all is well."""
     try:
         with torch.no_grad(), attackable(classifier):
             logits = classifier(classifier.example_pixels(2))
     except RuntimeError as error:
-        raise ToolFailedError(
-            f"{spec.architecture} does not run after channels were removed: {error}; "
-            "lock the layer that is named, and report the network"
-        ) from error
-    if logits.shape != (2, spec.classes):
-        raise ToolFailedError(
-            f"{spec.architecture} has outputs of shape {tuple(logits.shape[1:])} after pruning "
-            f"instead of {spec.classes} classes; report the network"
-        )
+        return first_line(error)
+    if logits.shape == (2, classifier.spec.classes):
+        return None
+    return f"it returns {tuple(logits.shape[1:])} in place of {classifier.spec.classes} classes"
+
+
+def _blamed(
+    classifier: Classifier, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]], failure: str
+) -> str:
+    """The groups whose removal alone makes a network fail: its own code counts on their channels."""
+    to_blame = []
+    for group in groups:
+        trial = copy.deepcopy(classifier)
+        remove_channels(trial.network, [group], kept)
+        if _failure(trial):
+            to_blame.append(group.root)
+    start = f"{classifier.spec.architecture} does not run after channels were removed ({failure})"
+    if not to_blame:
+        return f"{start}; report the network"
+    keep = " ".join(f"--keep {shlex.quote(name)}" for name in to_blame)
+    return f"{start}: its own code needs all channels of {', '.join(to_blame)}; keep them with {keep}"

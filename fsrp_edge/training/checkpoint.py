@@ -10,7 +10,7 @@ from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.models.saved import identity_of, weights_sha256
 from fsrp_edge.training.recipe import Recipe
 
 FORMAT = 3
@@ -44,9 +44,10 @@ def run_identity(
 
 
 def _network(name: str, classifier: Classifier, weights: str) -> dict[str, Any]:
-    """Weights and, as they don't hold the normalization, the spec."""
-    spec = classifier.spec.model_dump(mode="json")
-    return {f"{name}.weights": weights} | {f"{name}.{key}": spec[key] for key in spec}
+    """As `identity_of`, with these weights and the spec's parts one by one."""
+    found = identity_of(classifier)
+    spec = found.pop("spec")
+    return {f"{name}.{key}": value for key, value in {**found, "weights": weights, **spec}.items()}
 
 
 def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:

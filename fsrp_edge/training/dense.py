@@ -63,7 +63,7 @@ def train_dense(
     if dataset.whole:
         spec = spec.fed_whole()
     classifier = Classifier(network, spec)
-    compute.to_fast_layout(classifier, compute.default_device())
+    classifier.to_fast_layout(compute.default_device())
     learnt, held_out = split_held_out(dataset.train, seed)
     fitted = fit_recipe(recipe, dataset, has_teacher=False)
     return train(classifier, learnt, held_out, fitted, seed=seed, checkpoint=checkpoint)

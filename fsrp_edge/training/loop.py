@@ -170,7 +170,7 @@ class _Run:
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
         self.classifier = classifier
-        compute.to_fast_layout(classifier, compute.device_of(classifier))
+        classifier.to_fast_layout(compute.device_of(classifier))
         self.passes = Passes(classifier, recipe, teacher)
         self.optimizer = _optimizer(classifier, recipe)
         self.scheduler = _scheduler(self.optimizer, recipe, recipe.epochs * steps_per_epoch)

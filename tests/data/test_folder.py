@@ -124,6 +124,12 @@ def test_a_class_may_be_called_train(tmp_path, spec):
     assert open_dataset(tmp_path, spec(classes=2), seed=0).train.class_names == ("bus", "train")
 
 
+def test_loose_images_of_a_test_folder_do_not_matter_beside_validation_images(tmp_path, spec):
+    for index, name in enumerate(("train/a", "train/b", "val/a", "val/b", "test")):
+        write_images(tmp_path / name, 2, seed=index)
+    assert len(open_dataset(tmp_path, spec(classes=2), seed=0).evaluation) == 4
+
+
 def test_flat_evaluation_folder_is_refused(tmp_path, spec):
     write_images(tmp_path / "train/a", 2)
     write_images(tmp_path / "val", 2)

@@ -15,11 +15,27 @@ from fsrp_edge.exporting.onnx import Int8Quantizer, convert_to_fp16, export_onnx
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import open_session
+from tests.nets import as_classifier
 
 
 def quantize_to_int8(source: Path, path: Path, **given: Any) -> Artifact:
     with tempfile.TemporaryDirectory() as folder:
         return Int8Quantizer(source, Path(folder), **given).quantize(path)
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 2), (5, 1), (4, 1)])
+def test_padding_by_word_is_exported(tmp_path: Path, kernel: int, dilation: int) -> None:
+    from torch import nn
+
+    convolution = nn.Conv2d(3, 8, kernel, padding="same", dilation=dilation)
+    dense = as_classifier(nn.Sequential(convolution, nn.Flatten(), nn.Linear(8 * 32 * 32, 10)))
+    export_onnx(dense, tmp_path / "m.onnx", opset=17, ir_version=8)
+    pixels = dense.example_pixels()
+    with torch.no_grad():
+        expected = dense(pixels).numpy()
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    np.testing.assert_allclose(session.run(None, {"pixels": pixels.numpy()})[0], expected, atol=1e-4)
+    assert convolution.padding == "same"  # the network itself stays as it is
 
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(13, 7), (17, 8), (20, 9), (23, 13)])

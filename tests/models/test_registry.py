@@ -112,6 +112,8 @@ def wrong():
     return 3
 def raises():
     raise KeyError("depth")
+def leaves():
+    raise SystemExit(2)
 """
 
 
@@ -139,6 +141,7 @@ def test_factories_that_do_not_work_are_refused(tmp_path):
             f"{file}:raises",
             r"nets\.py:raises failed: KeyError: 'depth'; a factory is called with num_classes",
         ),
+        (f"{file}:leaves", r"nets\.py:leaves failed: SystemExit"),
         ("json:loads", "json:loads failed: TypeError: .*missing 1 required"),
         (f"{tmp_path}/none.py:f", "no such file"),
         ("no_such_module_at_all:f", "PYTHONPATH"),

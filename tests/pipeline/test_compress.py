@@ -727,19 +727,26 @@ def test_a_networks_short_name_is_remembered_in_full(
 def test_a_network_built_by_the_users_own_file_goes_all_the_way(
     options: CompressOptions, digits_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "net.py").write_text(
+    code = (
         "from torch import nn\n"
-        "def build(num_classes=10):\n"
-        "    return nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(),\n"
-        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes=10):\n"
+        "        super().__init__()\n"
+        "        first, second = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 64, 3, 2, 1)\n"
+        "        self.body = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())\n"
+        "        self.head = nn.Linear(64 * 8 * 8, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        x = self.body(x)\n"
+        "        return self.head(x.view(x.size(0), -1))\n"  # which maps in channels_last cannot
     )
+    (tmp_path / "net.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     from fsrp_edge.models.registry import build
 
-    torch.save(build("net.py:build", classes=10).state_dict(), "net.pt")
+    torch.save(build("net.py:Net", classes=10).state_dict(), "net.pt")
     update = {
         "checkpoint": Path("net.pt"),
-        "architecture": "net.py:build",
+        "architecture": "net.py:Net",
         "input_size": 32,
         "mean": (0.5,) * 3,
         "std": (0.25,) * 3,
@@ -760,9 +767,14 @@ def test_a_network_built_by_the_users_own_file_goes_all_the_way(
     assert dense.accuracies[0].accuracy == 1
     with pytest.raises(BadInputError, match="--arch"):
         load_classifier(result.model)
-    assert load_classifier(result.model, architecture="net.py:build").spec.layer_shapes
+    assert load_classifier(result.model, architecture="net.py:Net").spec.layer_shapes
     assert json.loads((result.directory / "report.json").read_text())["source"]["checkpoint"] == "net.pt"
     assert [path.name for path in result.artifacts] == ["model-fp32.onnx"]
+
+    before = result.artifacts[0].read_bytes()
+    assert compress(options.model_copy(update=update)).artifacts[0].read_bytes() == before
+    (tmp_path / "net.py").write_text(code.replace("ReLU", "Tanh"))  # the same weights are another network now
+    assert compress(options.model_copy(update=update)).artifacts[0].read_bytes() != before
 
 
 # -- budgets --------------------------------------------------------------------------------------------------------

@@ -2,16 +2,18 @@ import copy
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.channel_graph import IS_OUTPUT, PruningGraph
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning.candidates import choose_channels
 from fsrp_edge.pruning.counting import SizeCounter
-from fsrp_edge.pruning.surgery import remove_channels
+from fsrp_edge.pruning.surgery import apply_plan, remove_channels
 from tests.nets import as_classifier
 
 CUSTOM = Path(__file__).parents[2] / "benchmarks" / "custom_network.py"
@@ -250,3 +252,89 @@ def test_what_reads_channels_elsewhere_locks_them(name):
     dense = as_classifier(TwoConvolutions(tail, features, **more), "own:network", shape=(3, 8, 8))
     groups = {member.layer: group for group in PruningGraph(dense).groups() for member in group.members}
     assert groups["b"].locked
+
+
+class Tied(nn.Module):
+    """One weight in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.last, self.head = nn.Conv2d(8, 16, 3), nn.Linear(16, 10)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(self.last(self.second(self.first(self.stem(x)))).mean((2, 3)))
+
+
+def test_layers_with_one_weight_lose_nothing():
+    groups = groups_of(Tied())
+    assert all("shares its weight" in groups[name].locked for name in ("stem", "first", "second"))
+    assert groups["last"].locked is None
+
+
+def test_what_a_network_keeps_of_its_last_run_can_be_copied():
+    network = Body(nn.Identity())
+    network.first = torch.nn.utils.weight_norm(network.first)
+    network.second.register_forward_hook(lambda module, inputs, output: setattr(module, "seen", output))
+    groups = groups_of(network)
+    assert "computes its weight" in groups["first"].locked and groups["second"].locked is None
+    copy.deepcopy(network)
+
+
+class Joined(nn.Module):
+    """A concatenation tied to a residual sum: two of its layers make but half of a group each."""
+
+    def __init__(self):
+        super().__init__()
+        self.whole, self.left, self.right = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.last, self.head = nn.Conv2d(16, 8, 1), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = torch.cat([self.left(x), self.right(x)], 1) + self.whole(x)
+        return self.head(self.last(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_no_layer_before_a_concatenation_loses_all_its_channels(count):
+    dense = classifier_of(Joined())
+    group = groups_of(Joined())["whole"]
+    kept = choose_channels(np.arange(16.0), count, group)  # every channel of `left` is worse than any of `right`
+    assert kept == (7, *range(17 - count, 16))
+    groups = PruningGraph(dense).groups()
+    pruned = copy.deepcopy(dense)
+    remove_channels(pruned.network, groups, {"whole": kept})
+    assert pruned.network.left.out_channels == 1 and pruned.network.right.out_channels == count - 1
+    assert pruned(pruned.example_pixels()).shape == (1, 10)
+
+
+def test_a_plan_that_leaves_a_layer_no_channel_is_refused(planned):
+    dense = classifier_of(Joined())
+    plan = planned(dense, ratio=0.5)
+    groups = [
+        group.model_copy(update={"kept": tuple(range(8, 16))}) if group.root == "whole" else group
+        for group in plan.groups
+    ]
+    with pytest.raises(BadInputError, match="leaves no channel to left; keep one of 0 to 7"):
+        apply_plan(dense, plan.model_copy(update={"groups": tuple(groups)}))
+
+
+class CountsChannels(nn.Module):
+    """Its code says how many channels there are, as that of torch's own tutorial does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.head = nn.Linear(16 * 8 * 8, 10)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)).view(-1, 16 * 8 * 8))
+
+
+def test_the_layer_is_named_whose_channels_a_network_counts_on(planned):
+    dense = classifier_of(CountsChannels())
+    with pytest.raises(ToolFailedError, match="needs all channels of second; keep them with --keep second"):
+        apply_plan(dense, planned(dense, ratio=0.5))
+    plan = planned(dense, ratio=0.5, keep=["second"])
+    remove_channels(dense.network, PruningGraph(dense).groups(), {group.root: group.kept for group in plan.groups})
+    assert dense.network.first.out_channels == 4 and dense(dense.example_pixels()).shape == (1, 10)

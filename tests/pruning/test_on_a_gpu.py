@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fsrp_edge.compute import default_device, device_of, to_fast_layout
+from fsrp_edge.compute import default_device, device_of
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.models.classifier import Classifier
@@ -36,7 +36,7 @@ def images(count: int) -> ImageSet:
 
 def dense() -> Classifier:
     classifier = built("cifar:resnet20-a")
-    to_fast_layout(classifier, default_device())
+    classifier.to_fast_layout(default_device())
     return classifier
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fsrp_edge import progress
-from fsrp_edge.compute import default_device, to_fast_layout
+from fsrp_edge.compute import default_device
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training.passes import WARM_UP, Passes
 from fsrp_edge.training.recipe import Recipe
@@ -23,7 +23,7 @@ def batch(size: int = 16) -> tuple[Tensor, Tensor]:
 
 
 def here(classifier: Classifier) -> Classifier:
-    to_fast_layout(classifier, default_device())
+    classifier.to_fast_layout(default_device())
     return classifier.train()
 
 
