@@ -162,9 +162,10 @@ def calibrate(
     models: tuple[Path, ...],
     statistic: str,
 ) -> None:
-    """Fit the latency estimate to your measurements, which `estimate` and budgets use from then on.
+    """Fit the latency estimate to your measurements.
 
-    It holds for the runtime and the threads that were measured: take those that you ship.
+    `estimate` and budgets use it from then on, for the runtime and the threads that were measured: take those that you
+    ship.
 
     \b
     fsrp-edge bench *.onnx --device ssh://pi@raspberrypi --threads 4 --out bench.json

@@ -111,6 +111,8 @@ class PruningGraph:
                 self._graph.build_dependency(
                     self._network, classifier.example_pixels(2), forward_fn=self._forward, verbose=False
                 )
+                with torch.no_grad():  # what hooks and old weight norms keep of their last run has no graph then
+                    classifier(classifier.example_pixels(2))
             except Exception as error:  # torch-pruning raises anything from KeyError to ZeroDivisionError
                 raise ToolFailedError(
                     f"torch-pruning cannot trace {classifier.spec.architecture}: {type(error).__name__}: {error}"
@@ -118,10 +120,6 @@ class PruningGraph:
             finally:
                 for module in training:
                     module.training = True
-        with (
-            torch.no_grad()
-        ):  # what hooks or old weight norms keep of the last run shall not hold a graph: it is copied
-            classifier(classifier.example_pixels(2))
         self._reasons = self._find_reasons()
 
     def groups(self) -> tuple[ChannelGroup, ...]:

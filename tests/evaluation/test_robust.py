@@ -7,6 +7,7 @@ from fsrp_edge.attacks import PGD
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import pgd_of
 from fsrp_edge.evaluation.robust import pgd_accuracy
+from fsrp_edge.models.classifier import Classifier
 from tests.nets import around
 
 
@@ -75,6 +76,14 @@ class Recording(nn.Module):
         return self.inner(pixels)
 
 
+def recorded(classifier: Classifier, seen: list[Tensor]) -> Classifier:
+    """One that keeps what it is attacked with, not what its layout was tried with."""
+    network = around(Recording(classifier, seen), classifier)
+    network.to_fast_layout(torch.device("cpu"))
+    seen.clear()
+    return network
+
+
 class Sharpened(nn.Module):
     """A network whose logits are scaled, which leaves every prediction as it is."""
 
@@ -89,7 +98,7 @@ class Sharpened(nn.Module):
 @pytest.mark.parametrize("eps", [8 / 255, 0.3])
 def test_every_iterate_is_inside_the_ball_and_the_pixel_range(trained, eps: float) -> None:
     seen: list[Tensor] = []
-    network, images = around(Recording(trained.robust, seen), trained.robust), trained.images.first(1)
+    network, images = recorded(trained.robust, seen), trained.images.first(1)
     pixels, _ = next(images.batches(1))
     pgd_accuracy(network, images, PGD(eps=eps, steps=10, step_size=eps), seed=0)
     assert len(seen) > 2
@@ -115,7 +124,7 @@ def test_folded_batch_norms_find_what_the_network_itself_finds(trained, monkeypa
 def test_images_that_are_wrong_or_fallen_are_not_attacked_further(trained) -> None:
     clean = clean_accuracy(trained.robust, trained.images)
     seen: list[Tensor] = []
-    network = around(Recording(trained.robust, seen), trained.robust)
+    network = recorded(trained.robust, seen)
     pgd_accuracy(network, trained.images, PGD(eps=0.3, steps=10), seed=0, batch_size=200)
     sizes = [len(pixels) for pixels in seen]
     assert sizes[0] == 200
@@ -133,7 +142,7 @@ def test_in_l2_too_accuracy_falls_with_eps_inside_the_ball(trained, loss: str) -
         ("pgd-10" if loss == "cross-entropy" else "cw-10", "L2")
     }
     seen: list[Tensor] = []
-    network, images = around(Recording(trained.robust, seen), trained.robust), trained.images.first(1)
+    network, images = recorded(trained.robust, seen), trained.images.first(1)
     pixels, _ = next(images.batches(1))
     pgd_accuracy(network, images, PGD(eps=0.7, steps=10, norm="L2", loss=loss), seed=0)
     assert max(float((iterate - pixels).norm()) for iterate in seen) == pytest.approx(0.7, abs=1e-4)

@@ -56,7 +56,7 @@ choices:
     [
         ({"target": "raspberry-pi-4", "dynamic_batch": True}, "tflite has no dynamic batch here; allowed with: onnx"),
         ({"target": "raspberry-pi-5", "uint8_input": True, "formats": ("ncnn",)}, "ncnn has no uint8 input here"),
-        ({"target": "mine.yaml"}, "int8 ONNX needs opset 13 or newer, not 11; leave int8 out"),
+        ({"target": "mine.yaml"}, "int8 needs onnx_opset 13 or newer, not 11; allowed: refused"),
     ],
 )
 def test_files_that_cannot_be_made_are_refused_before_the_checkpoint_is_read(
