@@ -51,7 +51,7 @@ def passes_compiled(classifier: Classifier, images: ImageSet, _: ImageSet) -> fl
 def _passes(classifier: Classifier, images: ImageSet, *, compiled: bool) -> float:
     network = copy.deepcopy(classifier)
     device = compute.device_of(network)
-    compute.to_fast_layout(network, device)
+    network.to_fast_layout(device)
     forward: Any = torch.compile(network) if compiled else network
     pixels, labels = (part.to(device) for part in next(images.batches(BATCH)))
     pixels = pixels.contiguous(memory_format=torch.channels_last)

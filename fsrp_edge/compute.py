@@ -1,4 +1,4 @@
-"""Where tensors are computed: device, reduced precision where the hardware gains from it, memory layout, seeds."""
+"""Where tensors are computed: device, reduced precision where the hardware gains from it, seeds."""
 
 import copy
 import os
@@ -54,11 +54,6 @@ def full_float32() -> AbstractContextManager[object]:
     return cudnn.flags(
         enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
     )
-
-
-def to_fast_layout(module: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to `device` in channels_last, the faster layout for convolutions on CPU and CUDA."""
-    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def folded(network: nn.Module, example: Tensor) -> nn.Module:

@@ -57,6 +57,6 @@ for _command in (
 
 def main() -> None:
     """Entry point of the console script; of the processes of `torchrun`, only the first one speaks."""
-    if not speaks():
+    if not speaks() or not sys.stdout:  # none where the shell closed it, as by `>&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- for the life of the process
     sys.exit(run(cli))

@@ -5,7 +5,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -52,8 +51,6 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     name = "fsrp-edge"
     if "_FSRP_EDGE_COMPLETE" in os.environ:
         command.main(prog_name=name)  # click answers the shell and exits
-    if not sys.stdout:  # closed by the shell, as by `>&-`
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
     for stream in (sys.stdout, sys.stderr):
         _replace_what_it_cannot_show(stream)
     meta: dict[str, Any] = {}

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fsrp_edge import compute
+from fsrp_edge.attacks import attackable
 from fsrp_edge.records import Record
 
 Positive = Annotated[int, Field(gt=0)]
@@ -102,25 +102,22 @@ class Classifier(nn.Module):
         return logits
 
     def to_fast_layout(self, device: torch.device) -> None:
-        """Move to `device`, and to the faster layout of `compute.to_fast_layout` if the network runs in that.
+        """Move to `device` and to channels_last, the faster layout for convolutions on CPU and CUDA.
 
-        Code of a user's own may not, such as `x.view(len(x), -1)`; the network then stays contiguous for good.
+        Code of a user's own may not run in that, such as `x.view(len(x), -1)`; the network then stays contiguous for
+        good.
         """
         if self.layout is None:
-            compute.to_fast_layout(self, device)
+            self.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.layout = torch.channels_last if self._runs() else torch.contiguous_format
         self.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
 
     def _runs(self) -> bool:
-        training = [module for module in self.modules() if module.training]
         try:
-            with torch.no_grad():
-                self.eval()(self.example_pixels(2).contiguous(memory_format=torch.channels_last))
+            with torch.no_grad(), attackable(self):
+                self(self.example_pixels(2).contiguous(memory_format=torch.channels_last))
         except RuntimeError:
             return False
-        finally:
-            for module in training:
-                module.training = True
         return True
 
     def example_pixels(self, count: int = 1) -> Tensor:

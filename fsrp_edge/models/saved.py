@@ -64,12 +64,12 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def identity_of(classifier: Classifier) -> dict[str, Any]:
+def identity_of(classifier: Classifier, weights: str | None = None) -> dict[str, Any]:
     """All that decides what a network computes, as JSON, for interrupted work to know it again.
 
-    Weights, the spec and, where a file of the user's own builds the network, that file.
+    Weights (or what stands for them), the spec and, where a file of the user's own builds the network, that file.
     """
-    found = {"weights": weights_sha256(classifier), "spec": classifier.spec.model_dump(mode="json")}
+    found = {"weights": weights or weights_sha256(classifier), "spec": classifier.spec.model_dump(mode="json")}
     code = registry.code_sha256(classifier.spec.architecture)
     return found if code is None else {**found, "code": code}
 

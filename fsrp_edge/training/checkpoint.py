@@ -10,7 +10,7 @@ from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.models.saved import identity_of, weights_sha256
+from fsrp_edge.models.saved import identity_of
 from fsrp_edge.training.recipe import Recipe
 
 FORMAT = 3
@@ -38,16 +38,14 @@ def run_identity(
         "seed": seed,
         "training images": train.digest,
         "held-out images": held_out.digest,
-        **_network("network", classifier, origin or weights_sha256(classifier)),
-        **({} if teacher is None else _network("teacher", teacher, weights_sha256(teacher))),
+        **_parts("network", identity_of(classifier, origin)),
+        **({} if teacher is None else _parts("teacher", identity_of(teacher))),
     }
 
 
-def _network(name: str, classifier: Classifier, weights: str) -> dict[str, Any]:
-    """As `identity_of`, with these weights and the spec's parts one by one."""
-    found = identity_of(classifier)
-    spec = found.pop("spec")
-    return {f"{name}.{key}": value for key, value in {**found, "weights": weights, **spec}.items()}
+def _parts(name: str, identity: dict[str, Any]) -> dict[str, Any]:
+    """A network's, the spec's fields one by one: what differs is named."""
+    return {f"{name}.{key}": value for key, value in {**identity, **identity["spec"]}.items() if key != "spec"}
 
 
 def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:

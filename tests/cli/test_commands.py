@@ -283,6 +283,12 @@ def test_the_whole_way_by_one_command(
     assert ("rm vgg-generic-x86/stages/bench.json" in done.out) == disturbed
 
 
+def test_a_closed_stdout_is_no_error() -> None:
+    closed = shlex.join([sys.executable, "-c", MAIN, "targets", "list"]) + " >&-"
+    done = subprocess.run(["sh", "-c", closed], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [

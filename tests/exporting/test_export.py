@@ -7,8 +7,9 @@ from torch import nn
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
-from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts, smoke_test
+from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts, require_possible, smoke_test
 from fsrp_edge.exporting.ncnn import export_ncnn
+from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
@@ -99,3 +100,12 @@ def test_files_are_published_across_file_systems(
             calibration=images, images=images,
         )  # fmt: skip
         assert {path.name for path in (tmp_path / "out").iterdir()} == {"model-fp32.onnx", "build_engines.sh"}
+
+
+def test_int8_is_refused_at_an_opset_that_cannot_hold_it() -> None:
+    """A profile that offers it so is refused when it is read; a caller may ask for what a profile refuses."""
+    target = load_target("generic-x86")
+    opset = target.choices.onnx_opset.model_copy(update={"value": 11})
+    older = target.model_copy(update={"choices": target.choices.model_copy(update={"onnx_opset": opset})})
+    with pytest.raises(BadInputError, match="int8 ONNX needs opset 13 or newer, not 11; leave int8 out"):
+        require_possible([ArtifactRequest("onnx", "int8")], older, ExportOptions())
