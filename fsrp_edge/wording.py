@@ -1,5 +1,7 @@
 """How figures and names are put in words, the same in every table, message and report."""
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # progress lines are worded here too, and must not wait for torch
@@ -11,6 +13,14 @@ NONE = "–"
 def printable(text: str) -> str:
     """`text` on one line, without control characters that could steer a terminal or a reader's eye."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def nearest(seen: str, allowed: Iterable[str]) -> str:
+    """What may have been meant by a word, and all the words that are allowed."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(seen, allowed, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{hint}allowed: {', '.join(allowed)}"
 
 
 def attack(accuracy: "Accuracy") -> str:

@@ -10,6 +10,7 @@ import click
 
 from fsrp_edge.cli.errors import traceback_option
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.wording import nearest
 
 Command = TypeVar("Command", bound=Callable[..., object])
 Value = TypeVar("Value")
@@ -479,8 +480,7 @@ def read_recipe(file: Path | None) -> dict[str, Any]:
 
     content = read_yaml(file, "ema_decay: 0.999")
     if unknown := [key for key in content if key not in Recipe.model_fields]:
-        known = ", ".join(Recipe.model_fields)
-        raise BadInputError(f"{file}: unknown key {unknown[0]!r}; allowed: {known}")
+        raise BadInputError(f"{file}: unknown key {unknown[0]!r}; {nearest(str(unknown[0]), Recipe.model_fields)}")
     return content
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fsrp_edge.data.check import without_leaks
 from fsrp_edge.data.images import ArraySource, Dataset, ImageSet, ImageSource, rank_in_class
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import ModelSpec
@@ -41,6 +42,8 @@ class FittedSource:
 
     def __init__(self, source: ArraySource, spec: ModelSpec) -> None:
         self._source = source
+        self.pixels = source.pixels
+        """As they are stored."""
         self._shape = spec.input_shape
         self._interpolation = spec.preprocessing.interpolation
         self.resizes = source.pixels.shape[2:] != spec.input_shape[1:]
@@ -103,16 +106,13 @@ def open_npz(path: Path, spec: ModelSpec) -> Dataset:
             if {train_x, train_y, x, y} <= arrays.keys():
                 train, note = _image_set(path, "train", arrays[train_x], arrays[train_y], spec)
                 evaluation, _ = _image_set(path, split, arrays[x], arrays[y], spec)
-                evaluation = _taking_turns(evaluation)
-                about = f"{path.name}: {x} for evaluation{note}"
-                return Dataset(train, evaluation, about, whole=_resizes(train))
+                return _dataset(train, evaluation, f"{path.name}: {x} for evaluation{note}")
     for x, y in _WHOLE_KEYS:
         if {x, y} <= arrays.keys():
             whole, note = _image_set(path, "all", arrays[x], arrays[y], spec)
             train, evaluation = whole.hold_out(HELD_OUT, SPLIT_SEED)
             split = f"{HELD_OUT:.0%} of each class held out for evaluation"
-            about = f"{path.name}: {split}{note}"
-            return Dataset(train, _taking_turns(evaluation), about, whole=_resizes(train))
+            return _dataset(train, evaluation, f"{path.name}: {split}{note}")
     allowed = "; ".join(", ".join(keys) for keys in (*_WHOLE_KEYS, *sum(_SPLIT_KEYS.values(), ())))
     raise BadInputError(f"{path} holds the arrays {', '.join(sorted(arrays))}; allowed are {allowed}")
 
@@ -137,6 +137,21 @@ def _image_set(path: Path, split: str, x: np.ndarray, y: np.ndarray, spec: Model
         # The first n images, which attacks are given, would be of one class: classes in turn instead.
         images = images.subset(np.argsort(rank_in_class(images.labels.numpy()), kind="stable"))
     return images, note + quantized
+
+
+def _dataset(train: ImageSet, evaluation: ImageSet, about: str) -> Dataset:
+    learnt = set(_image_digests(train))
+    leaked = [digest in learnt for digest in _image_digests(evaluation)]
+    evaluation, note = without_leaks(train, evaluation, leaked)
+    return Dataset(train, _taking_turns(evaluation), about + note, whole=_resizes(train))
+
+
+def _image_digests(images: ImageSet) -> list[bytes]:
+    """Of each image, as it is stored."""
+    assert isinstance(images.source, ArraySource | FittedSource)
+    pixels = images.source.pixels
+    shape = repr(pixels.shape[1:]).encode()
+    return [hashlib.blake2b(pixels[index].tobytes(), digest_size=16, key=shape).digest() for index in images.indices]
 
 
 def _taking_turns(evaluation: ImageSet) -> ImageSet:

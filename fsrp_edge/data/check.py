@@ -1,7 +1,9 @@
 """Whether data fits a network, asked before anything long starts; and labels where there are none."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 from torch import Tensor
 
 from fsrp_edge.data.images import Dataset, ImageSet, LabelKind
@@ -34,6 +36,28 @@ def check_dataset(dataset: Dataset, classes: int) -> None:
             f"{labelled.name} has labels and {unlabelled.name} has none; both have to have them, or neither. Give the "
             "missing labels, or leave the others out"
         )
+
+
+def without_leaks(train: ImageSet, evaluation: ImageSet, leaked: Sequence[bool]) -> tuple[ImageSet, str]:
+    """The evaluation images that are no training images, and what was left out, to be appended to a description.
+
+    Args:
+        train: images to learn from.
+        evaluation: images to judge by.
+        leaked: of each of these, whether it is also a training image.
+
+    Raises:
+        BadInputError: all of them are.
+    """
+    if not any(leaked):
+        return evaluation, ""
+    if all(leaked):
+        raise BadInputError(
+            f"all {len(evaluation)} evaluation images of {evaluation.name} are also training images of "
+            f"{train.name}; an accuracy on them would mean nothing. Use images that were not trained on"
+        )
+    note = f", {sum(leaked)} evaluation images left out because they are also training images"
+    return evaluation.subset(np.flatnonzero(~np.array(leaked))), note
 
 
 def chance_threshold(classes: int) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fsrp_edge import progress
 from fsrp_edge.data.arrays import HELD_OUT, SPLIT_SEED
+from fsrp_edge.data.check import without_leaks
 from fsrp_edge.data.classes import ClassMatch, match_classes
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.errors import BadInputError
@@ -253,15 +254,8 @@ def _without_leaks(train: ImageSet, evaluation: ImageSet, description: str) -> D
     for key in (_size, _middle, sha256_file):  # each tells most files apart, so that few are read
         shared = _with_common_keys(*shared, key)
     leaked = set(shared[1])
-    clean = np.array([file not in leaked for file in files], dtype=bool)
-    if not clean.any() and len(clean):
-        raise BadInputError(
-            f"all {len(clean)} evaluation images of {evaluation.name} are also training images of "
-            f"{train.name}; an accuracy on them would mean nothing. Use images that were not trained on"
-        )
-    if not clean.all():
-        description += f", {len(files) - clean.sum()} evaluation images left out because they are also training images"
-    return Dataset(train, evaluation.subset(np.flatnonzero(clean)).taking_turns(), description)
+    evaluation, note = without_leaks(train, evaluation, [file in leaked for file in files])
+    return Dataset(train, evaluation.taking_turns(), description + note)
 
 
 def _with_common_keys(

@@ -29,6 +29,7 @@ from fsrp_edge.report.store import REPORT_JSON, load_report
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Offer, Target
 from fsrp_edge.targets.this_machine import note_on_int8
+from fsrp_edge.training.passes import require_trainable
 from fsrp_edge.training.recovery import without_held_out
 
 BY_DEFAULT: tuple[Format, ...] = ("onnx", "tflite")
@@ -87,6 +88,8 @@ def prepare(options: CompressOptions) -> "Inputs":
     if device.kind != "local":
         require_ready(device, timed_by(target, requests, on_target=True).values())
     classifier = load(options)
+    if options.recovery is not None:
+        require_trainable(classifier)
     dataset = load_data(classifier, options.data, options.seed)
     if options.baseline is not None:
         require_same_images(load_report(options.baseline), dataset.evaluation.digest)

@@ -71,7 +71,7 @@ class Planning:
         options, kept = self.options, self.kept(counts)
         plans = tuple(_plan_group(each, kept[each.group.root], options.channel_multiple) for each in self.candidates)
         if all(len(plan.kept) == plan.channels for plan in plans):
-            raise BadInputError(_nothing_to_remove(plans, self.budgets, options))
+            raise BadInputError(self._nothing_to_remove(plans))
         removed = np.array([[plan.channels - len(plan.kept) for plan in plans]])
         figures, totals = self.costs.figures(removed), self.costs.counter.totals(removed)
         share = 1 - float(totals["channels"][0]) / self.costs.counter.dense.channels
@@ -91,6 +91,15 @@ class Planning:
             ),
             groups=plans,
         )
+
+    def _nothing_to_remove(self, plans: Sequence[GroupPlan]) -> str:
+        reasons = "; ".join(f"{plan.root}: {plan.note}" for plan in plans if plan.note)[:400]
+        with_multiple = f"with channel multiple {self.options.channel_multiple} ({reasons})"
+        smaller_multiple = "choose a target with a smaller channel multiple"
+        if all(each.reason is not None for each in self.candidates):
+            return f"nothing can be removed {with_multiple}; lift what keeps layers, or {smaller_multiple}"
+        asked = "within these budgets" if self.budgets else f"at ratio {self.options.ratio:g}"
+        return f"nothing can be removed {asked} {with_multiple}; raise --ratio or {smaller_multiple}"
 
 
 def planning_of(
@@ -286,15 +295,6 @@ def _ratio_that_removes(candidates: Sequence[Candidate], costs: PlanCosts, optio
     # Steps of whole channel multiples overshoot; the ratio just below may lie nearer.
     below, above = share(low), share(high)
     return low if below > 0 and options.ratio - below < above - options.ratio else high
-
-
-def _nothing_to_remove(plans: Sequence[GroupPlan], budgets: Sequence[Budgeted], options: PlanOptions) -> str:
-    reasons = "; ".join(f"{plan.root}: {plan.note}" for plan in plans if plan.note)[:400]
-    asked = "within these budgets" if budgets else f"at ratio {options.ratio:g}"
-    return (
-        f"nothing can be removed {asked} with channel multiple {options.channel_multiple} ({reasons}); "
-        "raise --ratio or choose a target with a smaller channel multiple"
-    )
 
 
 def _plan_group(candidate: Candidate, kept: tuple[int, ...], multiple: int) -> GroupPlan:

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.targets.document import Document, key_of, merged, read_document
-from fsrp_edge.targets.problems import explain, nearest
+from fsrp_edge.targets.problems import explain
 from fsrp_edge.targets.profile import Target, source_keys
+from fsrp_edge.wording import nearest
 
 SUFFIXES = (".yaml", ".yml")
 

@@ -1,14 +1,13 @@
 """What is wrong with a profile, in one line: where, what was seen, what is allowed."""
 
-import difflib
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
 
 from fsrp_edge.targets.document import Document, Key, Location, places
 from fsrp_edge.targets.profile import Target
+from fsrp_edge.wording import nearest
 
 
 def explain(error: ValidationError, document: Document) -> str:
@@ -28,14 +27,6 @@ def explain(error: ValidationError, document: Document) -> str:
     *_, where, name, sentence = problems[0]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{where} {name}{sentence}{more}"
-
-
-def nearest(seen: str, allowed: Iterable[str]) -> str:
-    """What may have been meant by a word, and all the words that are allowed."""
-    allowed = sorted(allowed)
-    near = difflib.get_close_matches(seen, allowed, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{hint}allowed: {', '.join(allowed)}"
 
 
 def _position(location: Location, keys: dict[Location, Key]) -> tuple[str, int, str]:

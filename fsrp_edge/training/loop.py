@@ -22,7 +22,7 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.records import Record
 from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training.batchnorm import following_batch_norm
-from fsrp_edge.training.passes import Passes
+from fsrp_edge.training.passes import Passes, require_trainable
 from fsrp_edge.training.recipe import Recipe
 
 HELD_OUT_IMAGES = 512
@@ -101,10 +101,11 @@ def train(
             where they were not computed.
 
     Raises:
-        BadInputError: too few images, teacher and recipe that disagree, or a checkpoint of another run.
+        BadInputError: too few images, teacher and recipe that disagree, a network without logits in training mode, or a
+            checkpoint of another run.
         ToolFailedError: the loss, or a value of the network, became infinite or NaN.
     """
-    _check(train, held_out, recipe, teacher)
+    _check(classifier, train, held_out, recipe, teacher)
     # The identity is that of the initial weights, so it is taken before anything is trained.
     identity = (
         checkpoints.run_identity(classifier, train, held_out, recipe, seed=seed, teacher=teacher, origin=origin)
@@ -246,7 +247,9 @@ class _Run:
         self.history = [EpochRecord(**record) for record in state["history"]]
 
 
-def _check(train: ImageSet, held_out: ImageSet, recipe: Recipe, teacher: Classifier | None) -> None:
+def _check(
+    classifier: Classifier, train: ImageSet, held_out: ImageSet, recipe: Recipe, teacher: Classifier | None
+) -> None:
     if not recipe.epochs:
         raise BadInputError("saw a recipe of 0 epochs; give at least 1")
     if len(train) < 2:
@@ -254,6 +257,7 @@ def _check(train: ImageSet, held_out: ImageSet, recipe: Recipe, teacher: Classif
     if len(held_out) == 0:
         raise BadInputError(f"{held_out.name} is empty; the best epoch is chosen on held-out images, give at least 1")
     recipe.check_teacher(given=teacher is not None)
+    require_trainable(classifier)
 
 
 def _optimizer(classifier: Classifier, recipe: Recipe) -> torch.optim.SGD:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from fsrp_edge import compute, progress
-from fsrp_edge.errors import first_line
+from fsrp_edge.errors import BadInputError, first_line
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training.adversarial import training_images
 from fsrp_edge.training.augmentation import augment, cutmix
@@ -16,6 +17,29 @@ from fsrp_edge.training.recipe import Recipe
 
 WARM_UP = 3
 """Steps before a step is recorded, in which libraries choose their algorithms and take their memory."""
+
+
+def require_trainable(classifier: Classifier) -> None:
+    """Refuse a network that puts out something else than logits while it trains; nothing of it is changed.
+
+    Raises:
+        BadInputError: such as a tuple with the outputs of auxiliary heads.
+    """
+    buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
+    was_training = classifier.training
+    classifier.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            logits = functional_call(classifier, buffers, (classifier.example_pixels(2),))
+    except Exception as error:  # whatever a user's network raises
+        raise BadInputError(f"{classifier.spec.architecture} fails in training mode: {first_line(error)}") from None
+    finally:
+        classifier.train(was_training)
+    if not isinstance(logits, Tensor):
+        raise BadInputError(
+            f"{classifier.spec.architecture} returns {type(logits).__name__} in training mode; to be trained it has to "
+            "return logits (N, classes) there, too: name a factory that builds it so, or do without recovery"
+        )
 
 
 class Passes:

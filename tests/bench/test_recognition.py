@@ -39,7 +39,7 @@ def images(tmp_path):
     pixels[np.arange(12), labels] = 200
     labels[0] = 1
     path = tmp_path / "images.npz"
-    np.savez(path, x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    np.savez(path, x_train=255 - pixels, y_train=labels, x_test=pixels, y_test=labels)
     return path
 
 

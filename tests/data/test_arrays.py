@@ -9,6 +9,7 @@ from fsrp_edge.errors import BadInputError
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (20, 3, 8, 8), dtype=np.uint8)
 NHWC = IMAGES.transpose(0, 2, 3, 1).copy()
+OTHERS = 255 - IMAGES
 LABELS = np.arange(20) % 2
 
 
@@ -37,9 +38,9 @@ def test_split_keys_and_medmnist(tmp_path, spec):
         tmp_path / "med.npz",
         train_images=gray,
         train_labels=LABELS[:, None].astype(np.uint8),
-        val_images=gray[:2],
+        val_images=255 - gray[:2],
         val_labels=LABELS[:2, None],
-        test_images=gray[:6],
+        test_images=255 - gray[:6],
         test_labels=LABELS[:6, None],
     )
     data = open_dataset(tmp_path / "med.npz", spec((3, 8, 8), classes=2), seed=0)
@@ -50,13 +51,26 @@ def test_split_keys_and_medmnist(tmp_path, spec):
     assert "gray repeated in 3 channels" in data.description
 
 
+@pytest.mark.parametrize("side", [8, 12])
+def test_training_images_are_not_judged_by(tmp_path, spec, side):
+    repeated = np.concatenate([IMAGES[:3], 255 - IMAGES[3:10]])
+    np.savez(tmp_path / "some.npz", x_train=IMAGES, y_train=LABELS, x_test=repeated, y_test=LABELS[:10])
+    data = open_dataset(tmp_path / "some.npz", spec((3, side, side), classes=2), seed=0)
+    assert data.evaluation.indices.tolist() == list(range(3, 10))
+    assert data.evaluation.labels.tolist() == LABELS[3:10].tolist()
+    assert "3 evaluation images left out because they are also training images" in data.description
+    np.savez(tmp_path / "all.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES[::-1], y_test=LABELS)
+    with pytest.raises(BadInputError, match=r"all 20 evaluation images of all/test are also training images"):
+        open_dataset(tmp_path / "all.npz", spec((3, side, side), classes=2), seed=0)
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [5, 16])
 def test_other_sizes_are_resized_as_torchvision_does(tmp_path, spec, size, interpolation):
     from fsrp_edge import torchvision_compat  # noqa: F401
 
     v2 = pytest.importorskip("torchvision.transforms.v2")
-    np.savez(tmp_path / "d.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS)
+    np.savez(tmp_path / "d.npz", x_train=OTHERS, y_train=LABELS, x_test=IMAGES, y_test=LABELS)
     data = open_dataset(tmp_path / "d.npz", spec((3, size, size), 2, interpolation=interpolation), seed=0)
     resize = v2.Resize((size, size), interpolation=v2.InterpolationMode(interpolation), antialias=True)
     expected = resize(torch.from_numpy(IMAGES)).float() / 255
@@ -157,7 +171,7 @@ def test_damaged_files_are_refused(tmp_path, spec, damage):
 
 def test_arrays_sorted_by_class_are_taken_in_turn(tmp_path, spec):
     order = np.argsort(LABELS, kind="stable")
-    np.savez(tmp_path / "sorted.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES[order], y_test=LABELS[order])
+    np.savez(tmp_path / "sorted.npz", x_train=OTHERS, y_train=LABELS, x_test=IMAGES[order], y_test=LABELS[order])
     data = open_dataset(tmp_path / "sorted.npz", spec((3, 8, 8), classes=2), seed=0)
     assert data.evaluation.labels[:4].tolist() == [0, 1, 0, 1]
     taken = torch.from_numpy(IMAGES[order])[data.evaluation.indices].float() / 255
@@ -167,9 +181,12 @@ def test_arrays_sorted_by_class_are_taken_in_turn(tmp_path, spec):
 
 @pytest.mark.parametrize("split", [True, False])
 def test_the_first_images_of_sorted_arrays_are_not_of_the_first_classes(tmp_path, spec, split):
-    images, labels = np.zeros((600, 1, 8, 8), np.uint8), np.repeat(np.arange(60), 10)
-    names = ("x_train", "y_train", "x_test", "y_test") if split else ("x", "y")
-    np.savez(tmp_path / "sorted.npz", **dict(zip(names, (images, labels) * 2, strict=False)))
+    images = np.random.default_rng(0).integers(0, 256, (600, 1, 8, 8), dtype=np.uint8)
+    whole = {"x": images, "y": np.repeat(np.arange(60), 10)}
+    halves = {
+        f"{name}_{half}": each[at::2] for at, half in enumerate(("train", "test")) for name, each in whole.items()
+    }
+    np.savez(tmp_path / "sorted.npz", **(halves if split else whole))
     data = open_dataset(tmp_path / "sorted.npz", spec((1, 8, 8), classes=60), seed=0)
     assert data.evaluation.first(60).labels.unique().tolist() == list(range(60))
     assert data.evaluation.first(20).labels.max() >= 40
@@ -178,8 +195,8 @@ def test_the_first_images_of_sorted_arrays_are_not_of_the_first_classes(tmp_path
 
 def test_arrays_in_any_other_order_keep_it(tmp_path, spec):
     labels = RANDOM.permutation(np.repeat(np.arange(60), 2))
-    images = np.zeros((120, 1, 8, 8), np.uint8)
-    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    images = RANDOM.integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x_train=255 - images, y_train=labels, x_test=images, y_test=labels)
     data = open_dataset(tmp_path / "d.npz", spec((1, 8, 8), classes=60), seed=0)
     assert np.array_equal(data.evaluation.indices, np.arange(120))
 

@@ -658,6 +658,12 @@ def test_nothing_to_remove_is_an_error(again: Any) -> None:
         again(ratio=0.01)
 
 
+def test_nothing_to_remove_for_locks_is_not_blamed_on_the_ratio(again: Any) -> None:
+    with pytest.raises(BadInputError, match=r"nothing can be removed with .*lift what keeps layers") as told:
+        again(ratio=0.5, keep=("*",))
+    assert "--ratio" not in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("formats", "precisions", "missing"),
     [(("onnx",), ("int8",), "int8 and onnx"), (("onnx",), ("fp32", "int8"), "int8")],
@@ -709,7 +715,7 @@ def test_a_networks_short_name_is_remembered_in_full(
     pixels = np.load(digits_npz)["x_test"][:16]
     with torch.no_grad():
         labels = network(torch.from_numpy(pixels).float() / 255).argmax(1).numpy()
-    np.savez(tmp_path / "own.npz", x_train=pixels, y_train=labels, x_test=pixels[:8], y_test=labels[:8])
+    np.savez(tmp_path / "own.npz", x_train=pixels[8:], y_train=labels[8:], x_test=pixels[:8], y_test=labels[:8])
     update = {
         "checkpoint": tmp_path / "weights.pt",
         "architecture": "mobilenet_v2",

@@ -24,11 +24,12 @@ def test_preprocessing_is_recorded_as_the_images_were_brought_to_size(tmp_path) 
     """What is shipped has to feed pictures as those that accuracy was measured on."""
     network = with_crop()
     assert load_data(network, "digits", 0).whole and network.spec.preprocessing.resize == 32
-    images, labels = np.zeros((40, 3, 20, 20), np.uint8), np.arange(40) % 10
+    draws, labels = np.random.default_rng(0), np.arange(40) % 10
+    images = draws.integers(0, 256, (40, 3, 20, 20), dtype=np.uint8)
     np.savez(tmp_path / "other.npz", x=images, y=labels)
     network = with_crop()
     assert load_data(network, str(tmp_path / "other.npz"), 0).whole and network.spec.preprocessing.resize == 32
-    np.savez(tmp_path / "same.npz", x=np.zeros((40, 3, 32, 32), np.uint8), y=labels)
+    np.savez(tmp_path / "same.npz", x=draws.integers(0, 256, (40, 3, 32, 32), dtype=np.uint8), y=labels)
     network = with_crop()
     assert not load_data(network, str(tmp_path / "same.npz"), 0).whole
     assert network.spec.preprocessing.resize == 37, "nobody knows how they were made"

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from fsrp_edge import progress
 from fsrp_edge.compute import default_device
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.training.passes import WARM_UP, Passes
+from fsrp_edge.training.passes import WARM_UP, Passes, require_trainable
 from fsrp_edge.training.recipe import Recipe
 from tests.nets import as_classifier, built
 from tests.training.test_loop import Lines
@@ -30,6 +31,35 @@ def here(classifier: Classifier) -> Classifier:
 def gradients(classifier: Classifier) -> Tensor:
     found = [parameter.grad for parameter in classifier.parameters()]
     return torch.cat([gradient.flatten().cpu() for gradient in found if gradient is not None])
+
+
+class Dropping(nn.Module):
+    """With state of its own, and random in training mode, where it may put out more than logits."""
+
+    def __init__(self, *, auxiliary: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 10)
+        )
+        self.auxiliary = auxiliary
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = self.layers(images)
+        return (logits, logits) if self.auxiliary and self.training else logits
+
+
+def test_a_network_with_more_than_logits_in_training_mode_is_refused() -> None:
+    with pytest.raises(BadInputError, match=r"returns tuple in training mode; .* do without recovery"):
+        require_trainable(as_classifier(Dropping(auxiliary=True), shape=(3, 8, 8)))
+
+
+def test_looking_whether_a_network_can_be_trained_changes_nothing() -> None:
+    classifier = as_classifier(Dropping(auxiliary=False), shape=(3, 8, 8))
+    before, draws = copy.deepcopy(classifier.state_dict()), torch.get_rng_state()
+    require_trainable(classifier)
+    assert not classifier.training
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), draws)
 
 
 def test_gradients_are_those_of_this_batch_alone():
