@@ -149,7 +149,7 @@ class Trial:
 
     def _export(self, classifier: Any, folder: Path) -> None:
         from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
-        from fsrp_edge.exporting.parity import check_parity, require_parity
+        from fsrp_edge.exporting.parity import Reference, require_parity
         from fsrp_edge.targets.load import load_target
 
         requests = [ArtifactRequest("onnx", "fp32")]
@@ -159,7 +159,7 @@ class Trial:
         )
 
         def parity() -> None:
-            found = check_parity(classifier, folder / artifact.path, artifact)
+            found = Reference.of(classifier).check(folder / artifact.path, artifact)
             self.row["onnx_relative_error"] = float(f"{found[0].relative_error:.2g}")
             require_parity(found)
 

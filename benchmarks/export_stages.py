@@ -22,7 +22,9 @@ from benchmarks.common import parser_of, save
 from fsrp_edge.cli.console import show_progress
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.exporting import ncnn, onnx, saved_model, tflite
-from fsrp_edge.exporting.parity import check_parity
+from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.parity import Reference
+from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import require
 
 CALIBRATION_IMAGES, PARITY_IMAGES = 32, 16
@@ -94,13 +96,17 @@ def main() -> None:
         ):
             stage(
                 f"verify {path.name} on {PARITY_IMAGES} images in every runtime",
-                partial(check_parity, classifier, path, kept[name], images.first(PARITY_IMAGES)),
+                partial(_verify, classifier, path, kept[name], images.first(PARITY_IMAGES)),
             )
     rows = [
         (one["stage"], f"{one['seconds']:.1f}", f"{one['before_mb']:.0f}", f"{one['peak_mb']:.0f}") for one in measured
     ]
     header = ("stage", "seconds", "MB before", "MB at most")
     save(f"export_stages_{given.network}", {"network": given.network, "stages": measured}, header, rows)
+
+
+def _verify(classifier: Classifier, path: Path, artifact: Artifact, images: ImageSet) -> None:
+    Reference.of(classifier, images).check(path, artifact)
 
 
 if __name__ == "__main__":

@@ -58,14 +58,7 @@ def measure(
     return measure_on(parse_address(device), [path], Setup(runtime, threads), method=method)[0]
 
 
-def measure_on(
-    address: Address,
-    files: Sequence[Path],
-    setup: Setup,
-    *,
-    method: Method = DEFAULT,
-    stop: threading.Event | None = None,
-) -> list[Measurement]:
+def measure_on(address: Address, files: Sequence[Path], setup: Setup, *, method: Method = DEFAULT) -> list[Measurement]:
     """Measure several files on one device in alternating rounds.
 
     Args:
@@ -73,7 +66,6 @@ def measure_on(
         files: ONNX, TFLite or ncnn files with fixed input shapes; an open batch dimension is taken as 1.
         setup: how they are run.
         method: warm-up and length.
-        stop: set by another thread to give up.
 
     Returns:
         One measurement for each file, in their order.
@@ -83,7 +75,7 @@ def measure_on(
         ToolFailedError: the device can't be reached, or the runtime is missing there, refused the file, died or
             went silent.
     """
-    found = try_on(address, files, setup, method=method, stop=stop or threading.Event(), keep_going=False)
+    found = try_on(address, files, setup, method=method, stop=threading.Event(), keep_going=False)
     return [one for one in found if isinstance(one, Measurement)]
 
 

@@ -12,7 +12,7 @@ from fsrp_edge.exporting.artifact import Artifact, Format, Precision
 from fsrp_edge.exporting.calibration import require_images
 from fsrp_edge.exporting.mixed import LayerError, Quantizer, layer_errors, quantize_within
 from fsrp_edge.exporting.options import DEFAULTS, ExportOptions
-from fsrp_edge.exporting.parity import check_parity, require_parity
+from fsrp_edge.exporting.parity import Reference, require_parity
 from fsrp_edge.exporting.tensorrt import takes_tensorrt
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
@@ -207,7 +207,8 @@ def smoke_test(classifier: Classifier, target: Target, formats: Sequence[Format]
         ToolFailedError: the network can't be exported.
     """
     requests = [ArtifactRequest(format_, "fp32") for format_ in formats]
+    reference = Reference.of(classifier)
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         for artifact in export_artifacts(classifier, requests, directory, ExportPlan(target)):
-            require_parity(check_parity(classifier, directory / artifact.path, artifact))
+            require_parity(reference.check(directory / artifact.path, artifact))

@@ -168,13 +168,6 @@ class Reference:
         return tuple(parities)
 
 
-def check_parity(
-    classifier: Classifier, path: Path, artifact: Artifact, images: ImageSet | None = None
-) -> tuple[Parity, ...]:
-    """Compare one file with the network it was made from: `Reference.of` and its `check`."""
-    return Reference.of(classifier, images).check(path, artifact)
-
-
 def require_file_of(classifier: Classifier, path: Path) -> None:
     """Refuse a file of another network, by its logits on random images.
 

@@ -14,7 +14,7 @@ from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.report import schema
 from fsrp_edge.report.gates import judge, judge_regressions
 from fsrp_edge.report.provenance import provenance
-from fsrp_edge.report.shipped import manifest_of_run, results_of_run, write_manifest
+from fsrp_edge.report.shipped import manifest_of_run, write_manifest
 from fsrp_edge.report.store import REPORT_JSON, load_report, write_report
 
 
@@ -52,7 +52,7 @@ def write_records(
     directory = run.directory.path
     write_report(report, directory)
     # Not report.md and the like, which `fsrp-edge report` renders again.
-    write_manifest(manifest_of_run(report, exports), directory, [*results_of_run(directory), REPORT_JSON])
+    write_manifest(manifest_of_run(report, exports), directory, [*run.directory.files, REPORT_JSON])
     return report
 
 

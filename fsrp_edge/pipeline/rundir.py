@@ -45,6 +45,8 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.history: list[StageTime] = []
+        self.files: list[str] = []
+        """What the stages in `history` left, by relative paths."""
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / LOCK).touch()
@@ -93,9 +95,8 @@ class RunDirectory:
         found = self._found(name, key, adapter)
         if found is not None:
             record, result = found
-            self.history.append(StageTime(name=name, seconds=record.seconds, resumed=True))
             log(f"{name}: already done")
-            return result
+            return self._noted(name, record, result, resumed=True)
         self._discard(name)
         started = time.perf_counter()
         result = work()
@@ -107,7 +108,11 @@ class RunDirectory:
             result=adapter.dump_python(result, mode="json"),
         )
         record.save(self._record_path(name))
-        self.history.append(StageTime(name=name, seconds=record.seconds, resumed=False))
+        return self._noted(name, record, result, resumed=False)
+
+    def _noted(self, name: str, record: StageRecord, result: Result, *, resumed: bool) -> Result:
+        self.history.append(StageTime(name=name, seconds=record.seconds, resumed=resumed))
+        self.files += record.files
         return result
 
     def adopt(self, other: Path, names: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import itertools
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from fsrp_edge.files import sha256_json
 from fsrp_edge.pruning.budgets import Budgeted
@@ -78,7 +78,20 @@ class GroupPlan(Record):
         return self
 
 
-class PruningPlan(Document):
+class Terms(Record):
+    """By which rule channels are chosen, as plan and report tell it."""
+
+    criterion: str
+    ratio: float = Field(ge=0, lt=1)
+    """Share that was asked to be removed …"""
+    ratio_of: Literal["channels", "parameters", "macs"] = "channels"
+    """… of each group's channels, or of all parameters or MACs of the network; under budgets, what they come to."""
+    budgets: tuple[Budgeted, ...] = ()
+    channel_multiple: int = Field(ge=1)
+    allocation: Allocation = "uniform"
+
+
+class PruningPlan(Terms, Document):
     """A plan for one network; applied to the same checkpoint it always gives the same smaller network."""
 
     called = "a pruning plan"
@@ -87,15 +100,7 @@ class PruningPlan(Document):
     architecture: str
     model_sha256: str
     """Digest of the weights that the plan was made for."""
-    criterion: str
     scores_sha256: str
-    ratio: float
-    """Share that was asked to be removed …"""
-    ratio_of: Literal["channels", "parameters", "macs"] = "channels"
-    """… of each group's channels, or of all parameters or MACs of the network; under budgets, what they come to."""
-    budgets: tuple[Budgeted, ...] = ()
-    channel_multiple: int
-    allocation: Allocation = "uniform"
     strategy: Strategy = "one-shot"
     groups: tuple[GroupPlan, ...]
 

@@ -13,8 +13,7 @@ from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.files import sha256_file, without_folders
 from fsrp_edge.models.classifier import ModelSpec
 from fsrp_edge.models.size import Size
-from fsrp_edge.pruning.budgets import Budgeted
-from fsrp_edge.pruning.plan import Allocation, PruningPlan
+from fsrp_edge.pruning.plan import PruningPlan, Terms
 from fsrp_edge.records import Document, Record
 from fsrp_edge.targets.profile import Target
 
@@ -106,17 +105,9 @@ class GroupChannels(Record):
     after: Count
 
 
-class Pruning(Record):
+class Pruning(Terms):
     """What was removed, and by which rule."""
 
-    criterion: str
-    ratio: Annotated[float, Field(ge=0, lt=1)]
-    """The share that was asked to be removed."""
-    ratio_of: Literal["channels", "parameters", "macs"]
-    channel_multiple: Annotated[int, Field(ge=1)]
-    allocation: Allocation = "uniform"
-    budgets: tuple[Budgeted, ...] = ()
-    """Asked for in place of a ratio, which is then what the plan came to."""
     groups: tuple[GroupChannels, ...]
     before: Size
     after: Size
@@ -128,12 +119,7 @@ class Pruning(Record):
     def of(cls, plan: PruningPlan, before: Size, after: Size, *, compensated: bool) -> Self:
         """What is said of a plan, and of what it came to."""
         return cls(
-            criterion=plan.criterion,
-            ratio=plan.ratio,
-            ratio_of=plan.ratio_of,
-            channel_multiple=plan.channel_multiple,
-            allocation=plan.allocation,
-            budgets=plan.budgets,
+            **plan.model_dump(include=set(Terms.model_fields)),
             groups=tuple(
                 GroupChannels(layers=group.layers, before=group.channels, after=len(group.kept))
                 for group in plan.groups

@@ -20,10 +20,6 @@ MODEL_CARD = "MODEL_CARD.md"
 BOM = "bom.json"
 WRITTEN = (MANIFEST, MODEL_CARD, BOM)
 """All that `write_manifest` writes."""
-_RESULTS = (
-    "scores.json", "plan.json", "pruned.safetensors", "recovered.safetensors", "evidence.json", "evidence.npz",
-    "bench.json",
-)  # fmt: skip
 
 
 def manifest_of_run(report: RunReport, exports: Mapping[str, Exported]) -> Manifest:
@@ -141,9 +137,3 @@ def write_manifest(manifest: Manifest, directory: Path, others: Sequence[str] = 
     written = manifest.model_copy(update={"files": files})
     written.save(directory / MANIFEST)
     return written
-
-
-def results_of_run(directory: Path) -> list[str]:
-    """The files of a run directory that belong to the result, beside artifacts and reports."""
-    scripts = [path.relative_to(directory).as_posix() for path in directory.glob("*/*.sh")]
-    return [*_RESULTS, *scripts]

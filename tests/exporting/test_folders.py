@@ -10,7 +10,7 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts
 from fsrp_edge.exporting.ncnn import export_ncnn
 from fsrp_edge.exporting.options import ExportOptions
-from fsrp_edge.exporting.parity import check_parity, require_parity
+from fsrp_edge.exporting.parity import Reference, require_parity
 from fsrp_edge.exporting.saved_model import export_saved_model
 from fsrp_edge.exporting.tensorrt import write_engine_script
 from fsrp_edge.exporting.verified import export_verified
@@ -25,7 +25,7 @@ def test_ncnn_computes_what_the_network_computes(classifier: Classifier, images:
     made = [export_ncnn(classifier, tmp_path / f"m-{precision}.ncnn", precision) for precision in ("fp32", "fp16")]
     for artifact in made:
         assert {file.name for file in (tmp_path / artifact.path).iterdir()} == {"model.param", "model.bin"}
-        require_parity(check_parity(classifier, tmp_path / artifact.path, artifact, images))
+        require_parity(Reference.of(classifier, images).check(tmp_path / artifact.path, artifact))
     assert made[1].bytes < 0.7 * made[0].bytes
     again = export_ncnn(classifier, tmp_path / "again.ncnn", "fp32")
     assert again.sha256 == made[0].sha256 == sha256_file(tmp_path / "m-fp32.ncnn")
@@ -37,7 +37,7 @@ def test_a_saved_model_computes_what_the_network_computes(
     pytest.importorskip("tensorflow")
     artifact = export_saved_model(classifier, tmp_path / "m.saved_model")
     assert (artifact.layout, open_session(tmp_path / artifact.path).input.shape) == ("NHWC", (1, 48, 64, 3))
-    (random, real) = check_parity(classifier, tmp_path / artifact.path, artifact, images.first(4))
+    (random, real) = Reference.of(classifier, images.first(4)).check(tmp_path / artifact.path, artifact)
     assert random.runtime == "tensorflow"
     require_parity([random, real])
     # A second one takes the first one's place.

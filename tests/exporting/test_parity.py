@@ -12,7 +12,7 @@ from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.onnx import Int8Quantizer, convert_to_fp16, export_onnx
 from fsrp_edge.exporting.parity import (
     Probe,
-    check_parity,
+    Reference,
     compare,
     probe_pixels,
     require_file_of,
@@ -61,7 +61,7 @@ def test_every_precision_of_a_network_passes(classifier: Classifier, images: Ima
     made.append(quantizer.quantize(tmp_path / "int8.onnx"))
     errors = []
     for artifact in made:
-        parities = check_parity(classifier, tmp_path / artifact.path, artifact, images)
+        parities = Reference.of(classifier, images).check(tmp_path / artifact.path, artifact)
         assert [parity.inputs for parity in parities] == ["random", "real"]
         assert [parity.images for parity in parities] == [8, len(images)]
         require_parity(parities)
@@ -77,7 +77,7 @@ def test_mixed_up_axes_are_found_even_on_square_images(
     wrong = Classifier(Permuted(classifier.network, permutation), square.spec)
     artifact = export_onnx(wrong.eval(), tmp_path / "m.onnx", opset=13, ir_version=7)
     with pytest.raises(GateFailedError, match=r"onnx fp32 in onnxruntime on 8 random images: relative error"):
-        require_parity(check_parity(square.eval(), tmp_path / "m.onnx", artifact))
+        require_parity(Reference.of(square.eval()).check(tmp_path / "m.onnx", artifact))
 
 
 @pytest.mark.parametrize("permutation", ["swapped", None])
@@ -91,7 +91,7 @@ def test_random_images_alone_tell_mixed_up_axes_of_int8_files(
     export_onnx(seen.eval(), tmp_path / "m.onnx", opset=13, ir_version=7)
     quantizer = Int8Quantizer(tmp_path / "m.onnx", tmp_path, activation="int8", calibration=images)
     artifact = quantizer.quantize(tmp_path / "int8.onnx")
-    passed = {parity.passed for parity in check_parity(trained, tmp_path / artifact.path, artifact)}
+    passed = {parity.passed for parity in Reference.of(trained).check(tmp_path / artifact.path, artifact)}
     assert passed == {permutation is None}
 
 
@@ -113,7 +113,7 @@ def test_other_weights_fail_in_every_precision(classifier: Classifier, images: I
     quantizer = Int8Quantizer(source, tmp_path, activation="int8", calibration=images)
     made.append(quantizer.quantize(tmp_path / "int8.onnx"))
     for artifact in made:
-        parities = check_parity(classifier, tmp_path / artifact.path, artifact, images)
+        parities = Reference.of(classifier, images).check(tmp_path / artifact.path, artifact)
         assert not any(parity.passed for parity in parities), artifact.name
 
 

@@ -14,7 +14,7 @@ from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.options import ExportOptions
-from fsrp_edge.exporting.parity import check_parity, require_parity
+from fsrp_edge.exporting.parity import Reference, require_parity
 from fsrp_edge.exporting.tflite import (
     METADATA,
     Int8Quantizer,
@@ -54,7 +54,7 @@ def test_every_precision_agrees_in_litert_and_tensorflow(
     int8 = Int8Quantizer(folder / "fp32.tflite", calibration=images).quantize(folder / "int8.tflite")
     dynamic = convert_weights(folder / "fp32.tflite", folder / "dynamic.tflite", "int8-dynamic")
     for artifact in (fp32, fp16, int8, dynamic):
-        parities = check_parity(classifier, folder / artifact.path, artifact, images)
+        parities = Reference.of(classifier, images).check(folder / artifact.path, artifact)
         assert {parity.runtime for parity in parities} == {"litert", "tensorflow"}
         require_parity(parities)
         session = open_session(folder / artifact.path)
@@ -94,7 +94,7 @@ def test_ranges_by_every_method_give_a_file_that_agrees(
         artifact.sha256
         != Int8Quantizer(folder / fp32.path, calibration=images.first(24)).quantize(folder / "plain.tflite").sha256
     )
-    require_parity(check_parity(classifier, folder / artifact.path, artifact, images))
+    require_parity(Reference.of(classifier, images).check(folder / artifact.path, artifact))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -122,7 +122,7 @@ def test_input_of_bytes_is_the_same_network(classifier: Classifier, images: Imag
     for artifact in (fp32, int8):
         assert artifact.input == "uint8"
         assert open_session(folder / artifact.path).input.dtype == np.uint8
-        parities = check_parity(classifier, folder / artifact.path, artifact, images)
+        parities = Reference.of(classifier, images).check(folder / artifact.path, artifact)
         assert {parity.runtime for parity in parities} == {"litert", "tensorflow"}
         require_parity(parities)
 
