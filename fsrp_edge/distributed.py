@@ -1,7 +1,6 @@
 """Work shared by the processes of `torchrun`; outside it there is one process and nothing to share."""
 
 import os
-from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
@@ -44,23 +43,13 @@ def numbers_of_processes(number: int) -> list[int]:
     return [int(each) for each in sum_over_processes(numbers)]
 
 
-def average_gradients(module: nn.Module) -> None:
-    """Replace every gradient by its mean over the processes, in one message."""
-    _average(parameter.grad for parameter in module.parameters() if parameter.grad is not None)
-
-
-def average_buffers(module: nn.Module) -> None:
-    """Replace running statistics by their mean over the processes."""
-    _average(buffer for buffer in module.buffers() if buffer.is_floating_point())
-
-
-def _average(wanted: Iterable[Tensor]) -> None:
+def average(module: nn.Module) -> None:
+    """Replace gradients and running statistics by their means over the processes, in one message."""
     size = processes()[1]
     if size == 1:  # nothing is gone through then: this is asked after every step
         return
-    tensors = list(wanted)
-    if not tensors:
-        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    tensors = [*gradients, *(buffer for buffer in module.buffers() if buffer.is_floating_point())]
     together = sum_over_processes(torch.cat([tensor.reshape(-1) for tensor in tensors])) / size
     for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view(tensor.shape))

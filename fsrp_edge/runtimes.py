@@ -156,6 +156,8 @@ class Session:
         """
         ready = self.prepare(pixels)
         size = self.input.shape[0] or len(ready)
+        if not len(ready):
+            return np.empty((0, self.output.shape[1] or 0), np.float32)
         logits = []
         for start in range(0, len(ready), size):
             batch = ready[start : start + size]

@@ -141,6 +141,39 @@ def test_without_batch_statistics_two_processes_learn_what_one_does(tmp_path: Pa
         assert torch.allclose(together[name], value, atol=1e-4), name
 
 
+INTERRUPT = """
+import runpy, sys, torch
+from pathlib import Path
+from fsrp_edge.training import loop
+run = runpy.run_path(sys.argv[1])
+loop.SAVE_SECONDS = 0.0  # after every step
+whole = loop._Run.step
+def step(self, loss):
+    if sys.argv[2] == "part.pt" and not Path("resumed").exists() and self.step_in_epoch == 4:
+        sys.exit(0)
+    whole(self, loss)
+loop._Run.step = step
+learnt, held_out = run["digit_sets"]()
+recipe = run["RECIPE"].model_copy(update={"epochs": 1})
+result = loop.train(run["small_cnn"](), learnt, held_out, recipe, seed=1, checkpoint=Path("of-" + sys.argv[2]))
+torch.save(result.classifier.state_dict(), sys.argv[2])
+"""
+
+
+def test_two_processes_interrupted_within_an_epoch_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Attacks see running statistics, of which a checkpoint holds those of one process."""
+    (tmp_path / "interrupt.py").write_text(INTERRUPT)
+    digits_run = str(Path(__file__).with_name("training") / "digits_run.py")
+    launcher = [*TOGETHER[:-2], "interrupt.py", digits_run]
+    run(launcher, tmp_path, "whole.pt")
+    run(launcher, tmp_path, "part.pt")
+    assert not (tmp_path / "part.pt").exists() and (tmp_path / "of-part.pt").exists()
+    (tmp_path / "resumed").touch()
+    run(launcher, tmp_path, "part.pt")
+    whole, part = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "part.pt"))
+    assert all(torch.equal(value, part[name]) for name, value in whole.items())
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_judge_a_network(folder: Path) -> None:
     """Trained together, it learns; judged alone and together, the same images stand."""

@@ -40,7 +40,9 @@ def test_any_number_of_images_through_any_batch_size(tmp_path: Path, batch: int 
     path = tmp_path / "m.onnx"
     write_mean_over_width(path, batch)
     pixels = np.random.default_rng(0).random((5, 2, 3, 4), dtype=np.float32)
-    np.testing.assert_allclose(open_session(path).run(pixels), pixels[:, 0].mean(2), rtol=1e-6)
+    session = open_session(path)
+    np.testing.assert_allclose(session.run(pixels), pixels[:, 0].mean(2), rtol=1e-6)
+    assert session.run(pixels[:0]).shape == (0, 3)
 
 
 def test_wrong_image_size_is_told_in_the_file_s_own_layout(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Layout:
         """The class names, in the order of the labels."""
         path = folder / self.names
         if self.label_bytes:
-            names = path.read_text(encoding="utf-8").split() if path.is_file() else []
+            names = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else []
         else:
             entries = _unpickle(path) if path.is_file() else {}
             names = [_text(name) for name in entries.get(f"{self.label_key.removesuffix('s')}_names", [])]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fsrp_edge import compute, distributed
 from fsrp_edge.attacks import Norm, attackable, input_gradient
-from fsrp_edge.data.images import ImageSet
+from fsrp_edge.data.images import UNLABELLED, ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.results import Accuracy, Evaluation
 from fsrp_edge.evaluation.statistics import wilson_interval
@@ -69,9 +69,14 @@ def predictions(predict: Predict, images: ImageSet, *, batch_size: int | None = 
     predicted = [torch.zeros(mine.start, dtype=torch.int64)]
     with torch.no_grad(), compute.full_float32(), nullcontext() if network is None else attackable(network):
         for pixels, _ in part.tracked(batch_size, f"predicting {images.name}"):
-            predicted.append(predict(pixels.to(device)).argmax(1).cpu())
+            predicted.append(predicted_classes(predict(pixels.to(device))).cpu())
     predicted.append(torch.zeros(len(images) - mine.stop, dtype=torch.int64))
     return distributed.sum_over_processes(torch.cat(predicted))
+
+
+def predicted_classes(logits: Tensor) -> Tensor:
+    """Class of the highest of each image's logits (N, classes), (N,); UNLABELLED, so never right, where one is NaN."""
+    return logits.argmax(1).masked_fill(logits.isnan().any(1), UNLABELLED)
 
 
 def searched(classifier: Classifier) -> Predict:
@@ -100,8 +105,7 @@ def searched(classifier: Classifier) -> Predict:
 def is_wrong(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Tensor:
     """Bool (N,), where the prediction is not the label: the last word on an image, in full float32."""
     with compute.full_float32():
-        wrong: Tensor = classifier(pixels).argmax(1) != labels
-    return wrong
+        return predicted_classes(classifier(pixels)) != labels
 
 
 def clean_accuracy(predict: Predict, images: ImageSet, *, batch_size: int | None = None) -> Evaluation:

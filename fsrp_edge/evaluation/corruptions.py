@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fsrp_edge import compute
 from fsrp_edge.attacks import attackable
-from fsrp_edge.data.images import ImageSet
+from fsrp_edge.data.images import ImageSet, rank_in_class
 from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, is_wrong
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
@@ -211,8 +211,8 @@ def corruption_accuracies(
 ) -> tuple[Evaluation, ...]:
     """Accuracy under each family.
 
-    A family is judged at all five severities, each on a fifth of the images (image i at severity 1 + i mod 5), so that
-    it costs one pass and its number is a share of the images like any other.
+    A family is judged at all five severities, each on a fifth of every class (its images in turn), so that it costs one
+    pass and its number is a share of the images like any other.
 
     Args:
         classifier: the network, on the device to compute on.
@@ -223,12 +223,13 @@ def corruption_accuracies(
     """
     batch_size = batch_size or default_batch_size(images)
     device = compute.device_of(classifier)
+    severities = torch.from_numpy(1 + rank_in_class(images.labels.numpy()) % 5)
 
     def family_accuracy(number: int, family: str) -> Evaluation:
         def withstands(pixels: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
             corrupted = pixels.clone()
             for severity in range(1, 6):
-                chosen = positions % 5 == severity - 1
+                chosen = severities[positions] == severity
                 if chosen.any():
                     draws = compute.seed_of(seed, number, int(positions[0]))
                     corrupted[chosen] = corrupt(pixels[chosen], family, severity, draws)

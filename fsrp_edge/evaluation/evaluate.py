@@ -121,11 +121,13 @@ def evaluate_with_files(
         The evaluations of the network under "" and those of the files under their names.
 
     Raises:
-        BadInputError: as for `evaluate`, or a path is no such file.
+        BadInputError: as for `evaluate`, a path is no such file, or the plan attacks within L2.
         ToolFailedError: a runtime is not installed or refuses its file.
     """
     if plan.corruptions and (channels := classifier.spec.input_shape[0]) not in (1, 3):
         raise BadInputError(f"common corruptions are made for 1 or 3 channels, this network takes {channels}")
+    if files and plan.attacks and plan.norm != "Linf":
+        raise BadInputError(f"files are attacked within Linf only, and the norm is {plan.norm}; judge them apart")
     if plan.batch_size is None:
         plan = plan.model_copy(update={"batch_size": _batch_size(classifier, images, unfinished)})
     identity = {

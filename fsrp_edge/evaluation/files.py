@@ -16,7 +16,7 @@ from torch import Tensor
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy, default_batch_size, evaluation_of
+from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy, default_batch_size, evaluation_of, predicted_classes
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
 from fsrp_edge.files import sha256_file
@@ -26,6 +26,8 @@ from fsrp_edge.runtimes import ALL_CORES, open_session
 TRANSFER_STEPS = 20
 QUERIES = 500
 """Inferences that Square may ask of the file for one image."""
+TIE_BREAK = 1e-11
+"""Times the difference of two classes' numbers: less than any two of their logits differ by that are not the same."""
 PORTION = 16
 """Images that Square attacks at a time; its draws depend on it."""
 
@@ -83,8 +85,11 @@ def transfer_examples(classifier: Classifier, images: ImageSet, *, eps: float, s
     attack, size = PGD(eps=eps, steps=TRANSFER_STEPS), default_batch_size(images)
     with attackable(classifier), torch.no_grad():
         batches = images.tracked(size, "examples of the float network")
-        made = [pgd(classifier, x.to(device), y.to(device), attack, generator).cpu() for x, y in batches]
-    return torch.cat(made)
+        # One block: parts of it and their union would take twice the memory.
+        made = torch.empty(len(images), *classifier.spec.input_shape)
+        for part, (pixels, labels) in zip(made.split(size), batches, strict=True):
+            part.copy_(pgd(classifier, pixels.to(device), labels.to(device), attack, generator))
+    return made
 
 
 def file_robust_accuracy(
@@ -136,10 +141,15 @@ def file_robust_accuracy(
 
 
 def _right(predict: Predict, pixels: Tensor, labels: Tensor) -> Tensor:
-    return predict(pixels).argmax(1) == labels
+    return predicted_classes(predict(pixels)) == labels
 
 
 def _square(predict: Predict, eps: float, seed: int, queries: int) -> Any:
     from pyautoattack.square import SquareAttack
 
-    return SquareAttack(predict, norm="Linf", eps=eps, seed=seed, n_queries=queries, device="cpu")
+    def without_ties(pixels: Tensor) -> Tensor:
+        # Square lets go of an image at a tie, which coarse int8 logits often give and argmax gives to the lower class.
+        logits = predict(pixels).double()
+        return logits - TIE_BREAK * torch.arange(logits.shape[1])
+
+    return SquareAttack(without_ties, norm="Linf", eps=eps, seed=seed, n_queries=queries, device="cpu")

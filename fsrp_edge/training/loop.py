@@ -200,7 +200,7 @@ class _Run:
         return patience is not None and len(self.history) - self.best_epoch >= patience
 
     def step(self, loss: Tensor) -> None:
-        distributed.average_gradients(self.classifier)
+        distributed.average(self.classifier)
         self.optimizer.step()
         self.step_in_epoch += 1
         self._loss += loss
@@ -339,9 +339,6 @@ def _train_epoch(run: _Run, train: ImageSet, epoch: int, seed: int, save: Callab
             if now - saved >= SAVE_SECONDS and not at_end:
                 save()
                 saved = time.perf_counter()
-    # Not a set, which has no order that all processes share.
-    for network in dict.fromkeys((classifier, run.judged)):
-        distributed.average_buffers(network)
     # The loss may stay finite where weights or running variances do not, and such a network is of no use to anyone.
     for name, value in run.judged.state_dict().items():
         if not value.isfinite().all():
@@ -371,15 +368,16 @@ def _held_out_accuracy(model: nn.Module, images: ImageSet, recipe: Recipe, seed:
     device = compute.device_of(model)
     attack = PGD(eps=recipe.eps, steps=HELD_OUT_STEPS)
     generator = compute.generator(seed)
-    clean = robust = 0
+    counts = torch.zeros(2, dtype=torch.int64)
     with attackable(model), torch.no_grad(), compute.full_float32():
         for pixels, labels in images.tracked(recipe.batch_size, "held-out accuracy"):
             here, truth = pixels.to(device, memory_format=torch.channels_last), labels.to(device)
             right = model(here).argmax(1) == truth
             stands = model(pgd(model, here, truth, attack, generator)).argmax(1) == truth
-            clean += int(right.sum())
-            robust += int((right & stands).sum())
-    return clean / len(images), robust / len(images)
+            counts += torch.stack((right.sum(), (right & stands).sum())).cpu()
+    # On a GPU the processes' counts may differ by an image, and with them when each would stop.
+    clean, robust = (distributed.sum_over_processes(counts) / (len(images) * distributed.processes()[1])).tolist()
+    return clean, robust
 
 
 def _line(record: EpochRecord, recipe: Recipe) -> str:

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from fsrp_edge.data.embedded import photographs
-from fsrp_edge.data.images import ArraySource, ImageSet
+from fsrp_edge.data.images import ArraySource, ImageSet, rank_in_class
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation import corruptions
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.corruptions import FAMILIES, corrupt, corruption_accuracies
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
@@ -63,6 +64,25 @@ def test_accuracy_under_each_family(trained) -> None:
     mean = sum(evaluation.result.accuracy for evaluation in evaluations) / len(evaluations)
     assert 0.2 < mean < clean.accuracy
     assert evaluations[0].result.eps is None
+
+
+def test_every_class_meets_every_severity(trained, monkeypatch) -> None:
+    """Also where images come with their classes in turn, as of folders."""
+    turns = trained.images.subset(np.argsort(rank_in_class(trained.images.labels.numpy()), kind="stable"))
+    met = set()
+
+    def note(pixels, family, severity, seed):
+        shown = {image.numpy().tobytes() for image in pixels}
+        met.update(
+            (int(label), severity) for each, label in zip(everything, turns.labels, strict=True) if each in shown
+        )
+        return pixels
+
+    everything = [image.numpy().tobytes() for image in next(turns.batches(len(turns)))[0]]
+    monkeypatch.setattr(corruptions, "corrupt", note)
+    monkeypatch.setattr(corruptions, "FAMILIES", ("brightness",))
+    corruption_accuracies(trained.natural, turns, seed=0, batch_size=64)
+    assert met == {(label, severity) for label in range(10) for severity in range(1, 6)}
 
 
 def test_brightness_raises_the_value_of_black_too() -> None:

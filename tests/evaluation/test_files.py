@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fsrp_edge import distributed
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation import files
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate_with_files
@@ -66,6 +67,37 @@ def test_square_alone_finds_what_has_no_gradients(trained, exported) -> None:
     few, many = (robust(exported["natural"], images, pixels, queries=n).result.accuracy for n in (10, 300))
     assert clean_accuracy(exported["natural"], images).result.accuracy > 0.9
     assert many <= few and many < 0.6
+
+
+def test_a_tie_is_what_the_file_makes_of_it(trained, exported) -> None:
+    """Coarse logits, as of int8 files, often tie, and Square takes a tie for a success."""
+    images = trained.images.first(60)
+    pixels, _ = next(images.batches(60))  # in place of examples: nothing is transferred
+
+    def coarse(pixels):
+        return (exported["natural"](pixels) / 3).round() * 3
+
+    def decided(pixels):
+        return coarse(pixels).double() - 1e-6 * torch.arange(10)
+
+    tied, told = (robust(predict, images, pixels, queries=100).standing for predict in (coarse, decided))
+    assert torch.equal(tied, told)
+
+
+def test_logits_that_are_no_numbers_are_never_right(trained, exported) -> None:
+    images = trained.images.first(20)
+
+    def overflowing(pixels):
+        return exported["natural"](pixels) * torch.nan
+
+    assert clean_accuracy(overflowing, images).result.correct == 0
+    assert robust(overflowing, images, next(images.batches(20))[0], queries=10).result.correct == 0
+
+
+def test_files_are_not_attacked_within_l2(trained, paths) -> None:
+    plan = EvaluationPlan(attacks=("pgd-2",), norm="L2", eps=0.5)
+    with pytest.raises(BadInputError, match="within Linf only, and the norm is L2"):
+        evaluate_with_files(trained.robust, trained.images.first(8), plan, files=[paths["robust"]])
 
 
 def test_the_same_seed_gives_the_same_images_and_leaves_torch_s_generator(trained, exported) -> None:
