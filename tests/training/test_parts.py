@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from fsrp_edge import distributed
 from fsrp_edge.attacks import attackable, random_start
 from fsrp_edge.compute import generator
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training.adversarial import away_from, training_images
 from fsrp_edge.training.augmentation import augment
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
