@@ -150,6 +150,7 @@ class Int8Quantizer:
             self._ranges = _activation_ranges(source, calibration)
             if method != "min-max":
                 self._ranges |= _histogram_ranges(source, calibration, method, self._ranges)
+            self._ranges |= _weight_ranges(source, self._ranges)
 
     def quantize(self, path: Path, *, keep: Sequence[str] = (), only: str | None = None) -> Artifact:
         """Write the file by rename.
@@ -176,16 +177,20 @@ def _rules(keep: Sequence[str] = (), only: str | None = None) -> list[dict[str, 
 
 
 def _layers(source: Path) -> tuple[str, ...]:
-    model = require("ai_edge_litert.tools.flatbuffer_utils").read_model(source)
-    builtin = require("ai_edge_litert.schema_py_generated").BuiltinOperator
     scope = require("ai_edge_quantizer.utils.tfl_flatbuffer_utils").get_op_scope
+    model = require("ai_edge_litert.tools.flatbuffer_utils").read_model(source)
+    return tuple(scope(operator, graph.tensors) for _, operator, graph in _weighted(model))
+
+
+def _weighted(model: Any) -> Iterator[tuple[int, Any, Any]]:
+    """Operators with weights: code, operator and the graph that it is in."""
+    builtin = require("ai_edge_litert.schema_py_generated").BuiltinOperator
     weighted = {builtin.CONV_2D, builtin.DEPTHWISE_CONV_2D, builtin.FULLY_CONNECTED, builtin.TRANSPOSE_CONV}
-    return tuple(
-        scope(operator, graph.tensors)
-        for graph in model.subgraphs
-        for operator in graph.operators
-        if model.operatorCodes[operator.opcodeIndex].builtinCode in weighted
-    )
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex].builtinCode
+            if code in weighted:
+                yield code, operator, graph
 
 
 def _activation_ranges(source: Path, calibration: ImageSet) -> Any:
@@ -229,6 +234,38 @@ def _histogram_ranges(
         name: {"min": np.reshape(low, shapes[name]), "max": np.reshape(high, shapes[name])}
         for name, (low, high) in histograms.ranges().items()
     }
+
+
+def _weight_ranges(source: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Ranges of weights with a channel that is too small for its bias; the quantizer finds all others itself.
+
+    A bias is stored in 32 bits, at the scale of the layer's input times that of the channel's weights. Where these are
+    almost zero, as those of a masked filter that keeps its batch norm's shift, the quantizer clips the bias without a
+    word. In the wider range the bias takes half of the 32 bits' range and leaves the sum of products the other half;
+    what that rounds off the weights is less than the bias by a factor of a billion.
+    """
+    tools = require("ai_edge_quantizer.utils.tfl_flatbuffer_utils")
+    model = require("ai_edge_litert.tools.flatbuffer_utils").read_model(source)
+    transposed = require("ai_edge_litert.schema_py_generated").BuiltinOperator.TRANSPOSE_CONV
+    wider: dict[str, Any] = {}
+    for code, operator, graph in _weighted(model):
+        places = (2, 1, 3) if code == transposed else (0, 1, 2)
+        given, weight, added, _ = tools.parse_fc_bmm_conv_tensors(operator, graph.tensors, *places)
+        name, taken = tools.get_tensor_name(weight), known.get(tools.get_tensor_name(given))
+        weights = tools.get_tensor_data(weight, model.buffers)
+        biases = None if added is None else tools.get_tensor_data(added, model.buffers)
+        if weights is None or biases is None or taken is None:
+            continue
+        channels = tools.TFL_OP_TO_WEIGHT_QUANTIZED_DIM[tools.TFL_OP_CODE_TO_NAME[code]]
+        others = tuple({*range(weights.ndim)} - {channels})
+        largest = wider[name]["max"] if name in wider else np.abs(weights).max(others, keepdims=True)
+        spread = (np.maximum(taken["max"], 0) - np.minimum(taken["min"], 0)).item()
+        input_scale = max(spread, 1e-9) / 255  # no scale of the quantizer is less
+        needed = np.reshape(127 * np.abs(biases) / (2**30 * input_scale), largest.shape)
+        if (needed > largest).any():
+            bound = np.maximum(largest, needed, dtype=weights.dtype)
+            wider[name] = {"min": -bound, "max": bound}
+    return wider
 
 
 def _images(source: Path, calibration: ImageSet, interpreter: Any) -> Iterator[np.ndarray]:

@@ -97,6 +97,24 @@ def test_ranges_by_every_method_give_a_file_that_agrees(
     require_parity(Reference.of(classifier, images).check(folder / artifact.path, artifact))
 
 
+@pytest.mark.parametrize("layer", ["widen.0", "depthwise.0", "head"])
+def test_filters_of_zeros_keep_their_bias_in_int8(
+    classifier: Classifier, images: ImageSet, folder: Path, layer: str
+) -> None:
+    """As masking leaves them. 32 bits at the scale of such weights would hold next to nothing of the bias."""
+    masked = copy.deepcopy(classifier)
+    module: Any = masked.network.get_submodule(layer)
+    with torch.no_grad():
+        module.weight[:2], module.bias[:2] = 0, 5
+    export_tflite(masked, folder / "masked.tflite")
+    Int8Quantizer(folder / "masked.tflite", calibration=images).quantize(folder / "masked8.tflite")
+    pixels, _ = next(images.batches(48))
+    with torch.no_grad():
+        logits = masked(pixels)
+    found = open_session(folder / "masked8.tflite").predict(pixels)
+    assert F.cosine_similarity(found.flatten(), logits.flatten(), dim=0) > 0.995
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """As a zip archive, which is where TensorFlow Lite's own metadata keeps files."""
     with zipfile.ZipFile(path) as archive:
