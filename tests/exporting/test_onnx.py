@@ -13,6 +13,7 @@ from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.onnx import Int8Quantizer, convert_to_fp16, export_onnx
 from fsrp_edge.exporting.options import ExportOptions
+from fsrp_edge.exporting.parity import Reference, require_parity
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import open_session
 from tests.nets import as_classifier
@@ -185,6 +186,9 @@ def test_input_of_bytes_is_the_same_network(classifier: Classifier, images: Imag
     given = {"activation": "uint8", "calibration": images.first(8)}
     quantize_to_int8(tmp_path / "m.onnx", tmp_path / "int8.onnx", **given)
     assert open_session(tmp_path / "int8.onnx").input.dtype == np.uint8
+    half = convert_to_fp16(tmp_path / "m.onnx", tmp_path / "half.onnx")
+    assert half.input == "uint8"
+    require_parity(Reference.of(classifier, images).check(tmp_path / "half.onnx", half))
 
 
 def test_batch_is_open_where_it_is_asked_for(classifier: Classifier, images: ImageSet, tmp_path: Path) -> None:
