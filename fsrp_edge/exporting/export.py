@@ -197,10 +197,21 @@ def _accuracy(path: Path, images: ImageSet) -> float:
     return right / len(images)
 
 
-def smoke_test(classifier: Classifier, target: Target, formats: Sequence[Format] = ("onnx",)) -> None:
+def smoke_test(
+    classifier: Classifier,
+    target: Target,
+    formats: Sequence[Format] = ("onnx",),
+    options: ExportOptions = DEFAULTS,
+) -> None:
     """Export a network as fp32, run the file once and compare: finds a network that can't be exported early.
 
     ONNX takes a second; TFLite 3 to 20.
+
+    Args:
+        classifier: the network; it is left as it is.
+        target: the device.
+        formats: of the files.
+        options: what the files take.
 
     Raises:
         GateFailedError: the file computes something else than the network.
@@ -210,5 +221,5 @@ def smoke_test(classifier: Classifier, target: Target, formats: Sequence[Format]
     reference = Reference.of(classifier)
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        for artifact in export_artifacts(classifier, requests, directory, ExportPlan(target)):
+        for artifact in export_artifacts(classifier, requests, directory, ExportPlan(target, options)):
             require_parity(reference.check(directory / artifact.path, artifact))

@@ -192,6 +192,7 @@ def prune(run: Run, plan: PruningPlan) -> Classifier:
             run.load(PRUNED).cpu(),
             run.target,
             list(dict.fromkeys(request.format for request in run.requests)),
+            run.export_options,
         )
 
     run.stage("prune", type(None), inputs, work, [PRUNED])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.errors import BadInputError, GateFailedError, ToolFailedError
 from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts, require_possible, smoke_test
 from fsrp_edge.exporting.ncnn import export_ncnn
 from fsrp_edge.exporting.options import ExportOptions
@@ -14,6 +14,7 @@ from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.targets.load import load_target
+from tests.nets import as_classifier
 
 
 def test_files_asked_for_and_no_others_are_left(
@@ -66,6 +67,19 @@ def test_smoke_test_passes_a_good_network_and_stops_one_that_cannot_be_exported(
 
     with pytest.raises(ToolFailedError, match="exporting tests:odd to onnx fp32 failed"):
         smoke_test(Classifier(Sorted(), classifier.spec), load_target("jetson-nano"))
+
+
+def test_smoke_test_exports_what_the_files_shall_take() -> None:
+    class Branches(nn.Module):
+        """Does with two images, of which an open batch is traced, something else than with one or many."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3)) * (-1 if len(images) == 2 else 1)
+
+    branches, target = as_classifier(Branches(), shape=(3, 8, 8), classes=3), load_target("jetson-nano")
+    smoke_test(branches, target, options=ExportOptions(uint8_input=True))
+    with pytest.raises(GateFailedError, match="onnx fp32"):
+        smoke_test(branches, target, options=ExportOptions(dynamic_batch=True))
 
 
 def test_pooling_whose_bins_are_not_equal_is_exported(classifier: Classifier, tmp_path: Path) -> None:
