@@ -15,6 +15,8 @@ from fsrp_edge.records import Record
 from fsrp_edge.runtimes import open_session
 
 SENSITIVITY_IMAGES = 32
+ROUNDING = 1e-9
+"""Of accuracies, far below one image of any set."""
 
 
 class Quantizer(Protocol):
@@ -78,7 +80,7 @@ def quantize_within(
     Raises:
         GateFailedError: no such file even with half of the layers in float.
     """
-    floor = accuracy(quantizer.source) - max_drop / 100
+    floor = accuracy(quantizer.source) - max_drop / 100 - ROUNDING
     counts = numbers_in_float(len(errors))
     best = 0.0
     for count in counts:

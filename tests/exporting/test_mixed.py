@@ -93,6 +93,16 @@ def test_layers_are_kept_in_float_until_the_outputs_are_close_too(
     assert not path.exists()
 
 
+def test_a_file_that_loses_exactly_what_it_may_is_taken(
+    quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...], folder: Path
+) -> None:
+    reached = iter([0.8, 0.7])  # 0.8 - 0.1 is more than 0.7 in floating point
+    artifact = mixed.quantize_within(
+        quantizer, folder / "exact.onnx", errors, lambda _: next(reached), 10.0, lambda *_: True
+    )
+    assert artifact.kept_in_float == ()
+
+
 def test_the_last_try_keeps_half_of_the_layers_in_float():
     assert mixed.numbers_in_float(21) == [0, 1, 2, 4, 8, 11]
     assert [mixed.numbers_in_float(layers) for layers in range(4)] == [[0], [0, 1], [0, 1], [0, 1, 2]]
