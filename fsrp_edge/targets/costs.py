@@ -74,13 +74,18 @@ def device_costs(
         target: a device profile.
         precision: of the file; int8-dynamic is taken for int8, as nothing was published for it.
         runtime: one of the profile's; by default the first with known measurements in this precision.
-        threads: at least 1; by default the profile's.
+        threads: at least 1 and at most the cores; by default the profile's.
 
     Raises:
-        BadInputError: the runtime is not the target's, or nothing at all is known to estimate with.
+        BadInputError: the runtime is not the target's, it has fewer cores than that, or nothing at all is known to
+            estimate with.
     """
     precision = "int8" if precision == "int8-dynamic" else precision
     threads = threads or target.threads
+    if target.cores is not None and threads > target.cores:
+        raise BadInputError(
+            f"saw {threads} threads on the {target.cores} cores of {target.name}; allowed: 1 to {target.cores}"
+        )
     names = [each.name for each in target.runtimes]
     if runtime is not None and runtime not in names:
         raise BadInputError(f"{target.name} has no runtime {runtime!r}; allowed: {', '.join(names)}")

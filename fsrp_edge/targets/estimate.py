@@ -76,10 +76,11 @@ def estimate(
         target: a device profile.
         precision: the arithmetic; a quantized graph is int8 whatever it says.
         runtime: one of the profile's; by default the first with published measurements in this precision.
-        threads: at least 1; by default the profile's.
+        threads: at least 1 and at most the cores; by default the profile's.
 
     Raises:
-        BadInputError: the runtime is not the target's, or nothing at all is known to estimate with.
+        BadInputError: the runtime is not the target's, it has fewer cores than that, or nothing at all is known to
+            estimate with.
     """
     precision = "int8" if graph.quantized else precision
     device = device_costs(target, precision, runtime=runtime, threads=threads)

@@ -220,6 +220,11 @@ class Target(_Frozen):
         return self.choices.threads.value
 
     @property
+    def cores(self) -> int | None:
+        """Of the CPU; None where the profile names none."""
+        return sum(cluster.cores.value for cluster in self.cpu) or None
+
+    @property
     def offers(self) -> tuple[Offer, ...]:
         """Every format in every precision, ONNX first, fp32 first."""
         return tuple(
@@ -265,9 +270,8 @@ class Target(_Frozen):
                 )
         for key in self.sources.keys() - used:
             yield ("sources", key), f"no value uses the source {key!r}; remove it"
-        cores = sum(cluster.cores.value for cluster in self.cpu)
-        if self.cpu and self.threads > cores:
-            yield ("choices", "threads"), f"{self.threads} threads on {cores} cores; allowed: at most {cores}"
+        if self.cores is not None and self.threads > self.cores:
+            yield ("choices", "threads"), f"{self.threads} threads on {self.cores} cores; allowed: at most {self.cores}"
         for runtime in self.runtimes:
             for name in ("onnx_opset", "onnx_ir_version"):
                 chosen, cap = getattr(self.choices, name).value, getattr(runtime, f"max_{name}")

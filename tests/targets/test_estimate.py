@@ -129,6 +129,12 @@ def test_a_runtime_the_target_lacks_is_refused() -> None:
         estimate(graph(), load_target("raspberry-pi-4"), runtime="tensorrt")
 
 
+def test_more_threads_than_cores_are_refused() -> None:
+    """The scaling by threads knows no end: 64 of them on four cores were a fifth of the time of 4."""
+    with pytest.raises(BadInputError, match="saw 5 threads on the 4 cores of raspberry-pi-4; allowed: 1 to 4"):
+        estimate(graph(), load_target("raspberry-pi-4"), threads=5)
+
+
 def test_quantities_count_bytes_by_precision() -> None:
     full, small = (quantities(Work.of(graph().operators), precision) for precision in ("fp32", "int8"))
     column = COSTS.index("activations")
