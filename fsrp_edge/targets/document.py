@@ -43,16 +43,21 @@ class Key(str):
 
 
 class _Loader(yaml.SafeLoader):
-    """Makes dicts with a `Key` for each key; refuses keys that stand twice, aliases, and deep nesting."""
+    """Makes dicts with a `Key` for each key; refuses keys that stand twice, aliases, tags, and deep nesting."""
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Stop at what makes a small file cost gigabytes or minutes: a few aliases, or thousands of brackets."""
+        """Stop at what makes a small file cost gigabytes or minutes: a few aliases, or thousands of brackets.
+
+        And at tags, since the parser's own constructors raise errors of all types where a value is none of the tag's.
+        """
         event = self.peek_event()  # type: ignore[no-untyped-call]
         where = f"{self.name}, line {event.start_mark.line + 1}:"
         if isinstance(event, yaml.AliasEvent):
             raise BadInputError(f"{where} aliases are not allowed; write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise BadInputError(f"{where} tags such as !!int are not allowed; write the value alone, text in quotes")
         nested = isinstance(event, yaml.CollectionStartEvent)
         self.depth += nested
         if self.depth > MAX_DEPTH:
@@ -85,7 +90,7 @@ def read_document(path: Path) -> Document:
     """The values of a file.
 
     Raises:
-        BadInputError: no such file, not YAML, not a mapping, a key that stands twice, or an alias.
+        BadInputError: no such file, not YAML, not a mapping, a key that stands twice, an alias, or a tag.
     """
     text = _text(path)
     try:

@@ -123,7 +123,15 @@ def test_missing_section_is_named(write):
 BAD_FILES = {
     "empty": ("", "line 1: a profile is a mapping"),
     "a list": ("- a\n- b\n", "line 1: a profile is a mapping"),
-    "python object": ("name: !!python/object/apply:os.system [echo]\n", "line 1: not valid YAML"),
+    "python object": ("name: !!python/object/apply:os.system [echo]\n", "line 1: tags such as"),
+    "tag of no number": (
+        "name: x\ncpu: !!int ''\n",
+        "line 2: tags such as !!int are not allowed; write the value alone",
+    ),
+    "tag of no answer": ("name: !!bool x\n", "line 1: tags"),
+    "tag of no date": ("name: !!timestamp foo\n", "line 1: tags"),
+    "tag of no mapping": ("name: !!map [a]\n", "line 1: tags"),
+    "tag of a key": ("!!int '': x\n", "line 1: tags"),
     "complex key": ("? [a, b]\n: c\n", "line 1: a key must be a word"),
     "two documents": ("a: 1\n---\nb: 2\n", "not valid YAML"),
     "too deep": ("a: " + "[" * 20_000 + "]" * 20_000, "line 1: nested more than 20 deep"),
