@@ -24,6 +24,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` if the block succeeds, else remove it.
 
     It may become a file or a folder. The temporary name keeps the suffix, because exporters look at it.
+
+    Raises:
+        BadInputError: a folder was written and a file has its name, or the other way round.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
@@ -31,6 +34,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         usual = Path(folder) / MARK
         usual.touch()
         yield temporary
+        if path.exists() and path.is_dir() != temporary.is_dir():
+            there, wanted = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+            raise BadInputError(
+                f"{path} is {there}, and {wanted} is to be written there; remove it or name another path"
+            )
         if temporary.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:  # as the user's umask has it: some writers make files that only their owner can read

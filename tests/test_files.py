@@ -42,6 +42,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(error: type[BaseExc
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_folder_does_not_take_the_place_of_a_file_nor_a_file_that_of_a_folder(tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.ncnn", tmp_path / "b.ncnn"
+    file.write_text("old")
+    (folder / "in").mkdir(parents=True)
+    with (
+        pytest.raises(BadInputError, match=r"a\.ncnn is a file, and a folder is to be"),
+        atomic_path(file) as temporary,
+    ):
+        temporary.mkdir()
+    with (
+        pytest.raises(BadInputError, match=r"b\.ncnn is a folder, and a file is to be"),
+        atomic_path(folder) as temporary,
+    ):
+        temporary.touch()
+    assert file.read_text() == "old" and (folder / "in").is_dir()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_what_is_not_json_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("old")
     with pytest.raises(ValueError, match="not JSON compliant"):
