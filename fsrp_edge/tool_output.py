@@ -33,7 +33,7 @@ def captured_output(work: str) -> Iterator[None]:
     Raises:
         ToolFailedError: the code in the block raised anything but an error of this package.
     """
-    with _alone, tempfile.TemporaryFile() as stream:
+    with _alone, _output_file() as stream:
         try:
             with _descriptors_to(stream), _logging_kept(), _warnings_to(stream):
                 yield
@@ -49,6 +49,17 @@ def captured_output(work: str) -> Iterator[None]:
         else:
             if text := _text(stream):
                 _logger.debug("%s: %s", work, text)
+
+
+def _output_file() -> BinaryIO:
+    """A file for what tools print; it must not have the number of a standard stream that is closed, as by `2>&-`.
+
+    Whatever file took the number afterwards would get what tools print, so the null device keeps it.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    return tempfile.TemporaryFile()
 
 
 @contextmanager
@@ -98,7 +109,8 @@ def _warnings_to(stream: BinaryIO) -> Iterator[None]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        if stream is not None:  # as under `2>&-`, or pythonw
+            stream.flush()
 
 
 def _text(stream: BinaryIO) -> str:

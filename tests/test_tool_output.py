@@ -1,12 +1,15 @@
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 
+import fsrp_edge
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.tool_output import captured_output
 
@@ -47,6 +50,24 @@ def test_own_errors_pass_unchanged() -> None:
     with pytest.raises(BadInputError, match=r"^no images$"), captured_output("working"):
         print("noise")
         raise BadInputError("no images")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_is_no_hindrance(closed: str, tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib\n"
+        "from fsrp_edge.tool_output import captured_output\n"
+        "for _ in range(2):\n"
+        "    with captured_output('working'): os.write(1, b'noise'); os.write(2, b'noise')\n"
+        "path = pathlib.Path('written')\n"
+        "with path.open('w') as file:\n"
+        "    os.write(1, b'said'); os.write(2, b'said')\n"
+        "assert path.read_text() == ''\n"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {closed}"
+    package = str(Path(fsrp_edge.__file__).parents[1])
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=os.environ | {"PYTHONPATH": package}, check=True)
+    assert (tmp_path / "written").exists()
 
 
 def test_threads_take_turns_and_the_console_is_back_afterwards() -> None:
