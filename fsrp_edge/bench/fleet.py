@@ -9,6 +9,7 @@ from pathlib import Path
 import fsrp_edge
 from fsrp_edge.bench.address import Address
 from fsrp_edge.bench.measure import try_on
+from fsrp_edge.bench.recognition import require_taken
 from fsrp_edge.bench.results import BenchResults, Failure, Measurement
 from fsrp_edge.bench.setup import DEFAULT, Method, Setup
 from fsrp_edge.errors import FsrpEdgeError, ToolFailedError
@@ -22,10 +23,11 @@ def measure_fleet(
     Arguments as for `measure_on`. What goes wrong with a device becomes one of the result's failures.
 
     Raises:
-        BadInputError: no such file, or a setting that makes no sense.
+        BadInputError: no such file, images that a file does not take, or a setting that makes no sense.
     """
     for path in files:
         setup.runtime_of(path)
+    require_taken(files, setup)
     stop = threading.Event()
 
     def work(address: Address) -> list[Measurement | Failure]:

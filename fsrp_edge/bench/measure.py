@@ -12,7 +12,7 @@ from fsrp_edge.bench import tools
 from fsrp_edge.bench.address import Address, parse_address
 from fsrp_edge.bench.agent_process import Events, run_agent
 from fsrp_edge.bench.agreement import Expected
-from fsrp_edge.bench.recognition import judge, recognize_here, save_images, save_pixels
+from fsrp_edge.bench.recognition import judge, recognize_here, require_taken, save_images, save_pixels
 from fsrp_edge.bench.results import Latency, Measurement, Recognition, Round
 from fsrp_edge.bench.setup import DEFAULT, Method, Setup
 from fsrp_edge.bench.statistics import summarize
@@ -71,10 +71,11 @@ def measure_on(address: Address, files: Sequence[Path], setup: Setup, *, method:
         One measurement for each file, in their order.
 
     Raises:
-        BadInputError: no such file, or a setting that makes no sense.
+        BadInputError: no such file, images that a file does not take, or a setting that makes no sense.
         ToolFailedError: the device can't be reached, or the runtime is missing there, refused the file, died or
             went silent.
     """
+    require_taken(files, setup)
     found = try_on(address, files, setup, method=method, stop=threading.Event(), keep_going=False)
     return [one for one in found if isinstance(one, Measurement)]
 

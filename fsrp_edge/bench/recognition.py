@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from fsrp_edge.bench.results import Recognition
+from fsrp_edge.bench.setup import Setup
 from fsrp_edge.data.images import UNLABELLED, ImageSet
+from fsrp_edge.errors import BadInputError, FsrpEdgeError
 from fsrp_edge.runtimes import open_session
 
 _BATCH = 32
@@ -23,6 +25,28 @@ def save_pixels(pixels: np.ndarray, folder: Path, name: str = "inputs.npz") -> P
     path = folder / name
     np.savez(path, pixels=pixels)
     return path
+
+
+def require_taken(files: Sequence[Path], setup: Setup) -> None:
+    """Refuse images that one of the files does not take: told on the device, that would cost the file its latency, too.
+
+    ncnn's files do not tell what they take.
+
+    Raises:
+        BadInputError: they are of another size.
+    """
+    if setup.images is None:
+        return
+    pixels = next(setup.images.batches(1))[0].numpy()
+    for path in files:
+        try:
+            session = open_session(path)
+        except FsrpEdgeError:  # a device may have a runtime that this machine lacks
+            continue
+        try:
+            session.prepare(pixels)
+        except BadInputError as error:
+            raise BadInputError(f"{error}, and bench {path.name} alone") from None
 
 
 def recognize_here(path: Path, packed: Path) -> np.ndarray | None:

@@ -4,13 +4,16 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 from fsrp_edge.bench import recognition
-from fsrp_edge.bench.measure import measure
+from fsrp_edge.bench.address import parse_address
+from fsrp_edge.bench.measure import measure, measure_on
 from fsrp_edge.bench.results import BenchResults
-from fsrp_edge.bench.setup import Method
+from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.cli import cli
 from fsrp_edge.cli.errors import run
+from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
 
 SHORT = Method(warmup_runs=1, warmup_seconds=0, runs=2, seconds=0, rounds=1)
@@ -54,12 +57,21 @@ def test_images_are_recognized_there(classifier, images, tmp_path, capfd):
     assert "91.7%" in capfd.readouterr().out
 
 
+def test_images_that_a_file_does_not_take_are_refused_before_anything_is_measured(
+    classifier, images, write_onnx, tmp_path, capfd
+):
+    larger = write_onnx(tmp_path / "larger.onnx", (1, 3, 24, 24))
+    command = ["bench", str(classifier), str(larger), "--sustained", "0.2s", "--evaluate", str(images)]
+    assert run(cli, command) == 2
+    said = capfd.readouterr()
+    assert "larger.onnx takes images 3x24x24 (CHW), not 3x16x16" in said.err and not said.out
+    of_another_size = ImageSet.of("small", ArraySource(np.zeros((2, 3, 8, 8), np.uint8)), torch.zeros(2))
+    with pytest.raises(BadInputError, match=r"not 3x8x8.* and bench brightest\.onnx alone"):
+        measure_on(parse_address("local"), [classifier], Setup(images=of_another_size), method=SHORT)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no process on a core")
 def test_stays_on_one_core(classifier):
-    from fsrp_edge.bench.address import parse_address
-    from fsrp_edge.bench.measure import measure_on
-    from fsrp_edge.bench.setup import Setup
-
     core = str(min(os.sched_getaffinity(0)))
     (measurement,) = measure_on(parse_address("local"), [classifier], Setup(affinity=core), method=SHORT)
     assert measurement.latency.affinity == core
