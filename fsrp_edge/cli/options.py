@@ -490,7 +490,7 @@ def read_yaml(file: Path, example: str) -> dict[Any, Any]:
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # PyYAML lets them through
         raise BadInputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadInputError(f"{file} holds no keys and values; it should look like `{example}`")

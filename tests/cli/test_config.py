@@ -76,6 +76,8 @@ def test_the_command_line_wins(net: Path, tmp_path: Path) -> None:
         ("attack: [[fgsm]]", "attack holds a list inside a list"),
         ("- ratio", "holds no keys and values; it should look like `target: jetson-nano`"),
         ("a: [", "is not YAML"),
+        ("ratio: 2024-13-45", "is not YAML: month must be in 1..12"),
+        ("ratio: !!int ''", "is not YAML"),
         ("ratio: 3", "3.0 is not in the range"),
         ("target: jetson-nano", "Missing argument 'CHECKPOINT'"),
         ("gates: [size>=1MB]", "size takes <="),
