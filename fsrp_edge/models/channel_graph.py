@@ -250,24 +250,26 @@ class PruningGraph:
     def _misfit(self, part: Member) -> str | None:
         """Why a layer cannot lose these channels: they reach it along another axis than its channels."""
         module = find_layer(self._network, part.layer)
-        available: int
-        if module is None:
-            parameter = self._network.get_parameter(part.layer)
-            available = max(parameter.shape, default=1)
-        elif isinstance(module, Convolution | nn.Linear):
-            inputs, outputs = widths(module)
-            available = inputs if part.side == "input" else outputs
-        elif isinstance(module, nn.PReLU):
-            if module.num_parameters == 1:
-                return None
-            available = module.num_parameters
-        elif isinstance(module, nn.LayerNorm):
-            available = module.normalized_shape[-1] if len(module.normalized_shape) == 1 else 0
-        else:
-            available = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+        if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+            return None
+        available = self._available(part)
         if max(part.channels) < available:
             return None
         return f"{part.layer} takes them along another axis than its {available} channels"
+
+    def _available(self, part: Member) -> int:
+        """How many channels a layer has on that side, along the axis on which it is cut."""
+        module = find_layer(self._network, part.layer)
+        if module is None:
+            return max(self._network.get_parameter(part.layer).shape, default=1)
+        if isinstance(module, Convolution | nn.Linear):
+            inputs, outputs = widths(module)
+            return inputs if part.side == "input" else outputs
+        if isinstance(module, nn.LayerNorm):
+            return int(module.normalized_shape[-1]) if len(module.normalized_shape) == 1 else 0
+        if isinstance(module, nn.PReLU):
+            return module.num_parameters
+        return int(module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features)
 
     def _granularity(self, slices: list[Member], count: int) -> tuple[int, int, str | None]:
         """(blocks, unit, why the grouped layers cannot agree on both)."""
@@ -285,7 +287,9 @@ class PruningGraph:
                     (mine - root) % width == 0 for mine, root in zip(part.channels, part.root_channels, strict=True)
                 )
             else:
-                fits = part.channels == part.root_channels and max(divided, blocks) % min(divided, blocks) == 0
+                # All of the layer's channels and all of the group's, or their positions are not those in its groups.
+                whole = part.channels == part.root_channels == tuple(range(count)) and self._available(part) == count
+                fits = whole and max(divided, blocks) % min(divided, blocks) == 0
                 blocks = max(blocks, divided)
             if not fits:
                 break

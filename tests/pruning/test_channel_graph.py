@@ -338,3 +338,23 @@ def test_the_layer_is_named_whose_channels_a_network_counts_on(planned):
     plan = planned(dense, ratio=0.5, keep=["second"])
     remove_channels(dense.network, PruningGraph(dense).groups(), {group.root: group.kept for group in plan.groups})
     assert dense.network.first.out_channels == 4 and dense(dense.example_pixels()).shape == (1, 10)
+
+
+class Cat(nn.Module):
+    """What `join` makes of two convolutions of 8 channels, which a last one reads."""
+
+    def __init__(self, join, width=16, **more):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.join, self.last, self.head = join, nn.Conv2d(width, 16, 3), nn.Linear(16, 10)
+        for name, layer in more.items():
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        return self.head(self.last(self.join(self, self.a(x), self.b(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("layer", "width"), [(nn.GroupNorm(2, 16), 16), (nn.Conv2d(16, 32, 1, groups=2), 32)])
+def test_groups_that_several_layers_fill_lock_them(layer, width):
+    groups = groups_of(Cat(lambda net, a, b: net.layer(torch.cat([a, b], 1)), width, layer=layer))
+    assert all("layer (2 groups)" in groups[name].locked for name in "ab")
