@@ -203,7 +203,7 @@ class PruningGraph:
         misfit = next((reason for each in slices if (reason := self._misfit(each))), None)
         count = len(group[0].idxs)
         blocks, unit, conflict = self._granularity(slices, count)
-        locked = next(iter(reasons), None) or misfit or conflict
+        locked = next(iter(reasons), None) or misfit or conflict or self._tie(group)
         if locked is None and all(each.side != "input" for each in slices):
             locked = IS_OUTPUT
         return ChannelGroup(
@@ -215,6 +215,24 @@ class PruningGraph:
             unit=unit,
             locked=locked,
         )
+
+    def _tie(self, group: Any) -> str | None:
+        """Why channels of the root depend on each other: a layer has one channel in the place of two of them.
+
+        torch-pruning writes down but one of the two. Channels that are tied have numbers that differ in some bit: those
+        with the bit set, removed alone, take along some without it.
+        """
+        root, count = group[0].dep, len(group[0].idxs)
+        often = (Counter(item.root_idxs) for item in group)
+        if all(len(each) == count and len(set(each.values())) == 1 for each in often):
+            return None  # nobody lacks any of them; the search below takes long where there are many concatenations
+        for bit in range((count - 1).bit_length()):
+            half = {channel for channel in range(count) if channel >> bit & 1}
+            taken = self._graph.get_pruning_group(root.target.module, root.handler, sorted(half))
+            again = (item.idxs for item in taken if (item.dep.target, item.dep.handler) == (root.target, root.handler))
+            if any(half != set(channels) for channels in again):
+                return "a concatenation ties some of them to others of them"
+        return None
 
     def _lost_inputs(self, groups: Iterable[ChannelGroup]) -> dict[str, str]:
         """Why linear layers cannot lose inputs: torch-pruning knows only some of what was flattened into them."""

@@ -345,10 +345,10 @@ class Cat(nn.Module):
 
     def __init__(self, join, width=16, **more):
         super().__init__()
-        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
-        self.join, self.last, self.head = join, nn.Conv2d(width, 16, 3), nn.Linear(16, 10)
         for name, layer in more.items():
             self.add_module(name, layer)
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.join, self.last, self.head = join, nn.Conv2d(width, 16, 3), nn.Linear(16, 10)
 
     def forward(self, x):
         return self.head(self.last(self.join(self, self.a(x), self.b(x))).mean((2, 3)))
@@ -358,3 +358,22 @@ class Cat(nn.Module):
 def test_groups_that_several_layers_fill_lock_them(layer, width):
     groups = groups_of(Cat(lambda net, a, b: net.layer(torch.cat([a, b], 1)), width, layer=layer))
     assert all("layer (2 groups)" in groups[name].locked for name in "ab")
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda net, a, b: net.whole(a) + torch.cat([a, -a], 1),
+        lambda net, a, b: net.whole(a) + torch.cat([b, net.depthwise(b)], 1),
+    ],
+)
+def test_channels_that_a_concatenation_ties_to_each_other_stay(join):
+    groups = groups_of(Cat(join, whole=nn.Conv2d(8, 16, 1), depthwise=nn.Conv2d(8, 8, 1, groups=8)))
+    assert "ties some of them to others" in groups["whole"].locked and groups["last"].locked is None
+
+
+def test_concatenations_without_ties_lock_nothing():
+    groups = groups_of(
+        Cat(lambda net, a, b: torch.cat([a, net.depthwise(a)], 1), depthwise=nn.Conv2d(8, 8, 1, groups=8))
+    )
+    assert groups["depthwise"].locked is None
