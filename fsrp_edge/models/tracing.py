@@ -38,6 +38,7 @@ _PER_CHANNEL = {
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "lp_pool2d"),
     *("avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d"),
 }  # fmt: skip
+_RESHAPES = ("view", "reshape", "flatten")
 _ALONG_LAST = {"linear", "layer_norm"}
 """What a layer calls that works along the last axis, where the channels that a convolution put out are axis 1 …"""
 _ALONG_CHANNELS = {
@@ -106,7 +107,7 @@ class Watch(TorchFunctionMode):
         if name in _ELEMENTWISE and isinstance(result, Tensor):
             return self._elementwise(func, args, kwargs, result)
         if _keeps_channels(name, args, kwargs, result):
-            return result
+            return _without_places(_source(args, kwargs), result) if name in _RESHAPES else result
         return self._cut(self._reason(name), sources, result)
 
     def _elementwise(
@@ -206,6 +207,28 @@ def _signed(axis: int) -> int:
     return axis - 2**64 if axis >= 2**63 else axis
 
 
+def _is_flattened(value: Tensor) -> bool:
+    """Whether its channels are those of maps, each as often as a map has places."""
+    seen, waiting = set[Any](), [value.grad_fn] if value.dim() == 2 else []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if ("View" in node.name() or "Reshape" in node.name()) and len(node._input_metadata[0].shape) == 2:
+            return True
+        if node.name() not in _MADE:
+            waiting += [before for before, _ in node.next_functions]
+    return False
+
+
+def _without_places(source: Tensor, flat: Tensor) -> Tensor:
+    """Maps of one place each that are flattened, by an operation that torch-pruning does not count places for."""
+    if flat.shape != source.shape[:2]:
+        return flat
+    return source.sum(tuple(range(2, source.dim()))) if source.dim() > 2 else source
+
+
 def _source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The tensor that a call works on, by place or by name."""
     source: Tensor = args[0] if args else kwargs["input"]
@@ -244,14 +267,21 @@ def _indexing_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tenso
     )
 
 
+def _concatenation_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
+    if _axis_given(args, kwargs, 0) % result.dim() != 1:
+        return False
+    # torch-pruning takes every channel for as many inputs of the layer behind as another part's has, or never ends.
+    return not any(_is_flattened(leaf) for leaf in _tensors((args, kwargs)))
+
+
 def _axis_given(args: tuple[Any, ...], kwargs: dict[str, Any], default: int | None) -> Any:
     return kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else default))
 
 
 _RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Tensor], bool]] = {
-    **dict.fromkeys(("view", "reshape", "flatten"), _reshape_keeps),
+    **dict.fromkeys(_RESHAPES, _reshape_keeps),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduction_keeps),
-    **dict.fromkeys(("cat", "concat", "concatenate"), lambda a, k, made: _axis_given(a, k, 0) % made.dim() == 1),
+    **dict.fromkeys(("cat", "concat", "concatenate"), _concatenation_keeps),
     **dict.fromkeys(("squeeze", "unsqueeze"), lambda a, k, made: made.shape[:2] == _source(a, k).shape[:2]),
     "pad": lambda a, k, made: made.dim() > 2 and _source(a, k).shape[1] == made.shape[1],
     "getitem": _indexing_keeps,

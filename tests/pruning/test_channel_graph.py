@@ -34,6 +34,18 @@ def groups_of(network):
     return {group.root: group for group in PruningGraph(classifier_of(network)).groups()}
 
 
+def assert_pruned_as_masked(dense, planned, error_against_masking, names):
+    """The layers of these names lose channels, and what is left computes what the dense network does without those."""
+    groups = PruningGraph(dense).groups()
+    plan = planned(dense, ratio=0.5)
+    kept = {group.root: group.kept for group in plan.groups}
+    pruned = copy.deepcopy(dense)
+    remove_channels(pruned.network, groups, kept)
+    for name in names:
+        assert pruned.network.get_submodule(name).out_channels < dense.network.get_submodule(name).out_channels
+    assert error_against_masking(dense, pruned, groups, plan) < 1e-9
+
+
 @pytest.mark.parametrize(
     ("architecture", "size"),
     [
@@ -244,6 +256,34 @@ TAILS = {
     ),
     "layer norm over width": (lambda net, a, b: net.t(b).mean((2, 3)), 8, {"t": nn.LayerNorm(8)}),
 }
+
+
+def pooled(maps, side=1):
+    return F.adaptive_avg_pool2d(maps, side).flatten(1)
+
+
+def pooled_twice(maps):
+    return torch.cat([F.adaptive_avg_pool2d(maps, 1), F.adaptive_max_pool2d(maps, 1)], 1).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("tail", "features"),
+    [
+        (lambda _, a, b: torch.cat([pooled(a), pooled(b)], 1), 16),
+        (lambda _, a, b: torch.cat([pooled_twice(b), a.mean((2, 3))], 1), 24),
+        (lambda _, a, b: torch.cat([a.mean((2, 3)).view(len(a), -1), pooled_twice(a), pooled_twice(b)], 1), 40),
+    ],
+)
+def test_maps_of_several_levels_are_pruned_where_they_are_pooled(tail, features, planned, error_against_masking):
+    torch.manual_seed(0)
+    assert_pruned_as_masked(classifier_of(TwoConvolutions(tail, features)), planned, error_against_masking, "ab")
+
+
+@pytest.mark.parametrize(("side", "sides"), [(2, 1), (1, 2), (2, 2), (3, 2)])
+def test_flattened_maps_that_are_concatenated_stay(side, sides):
+    tail = lambda _, a, b: torch.cat([pooled(a, side), pooled(b, sides)], 1)  # noqa: E731
+    groups = groups_of(TwoConvolutions(tail, 8 * (side**2 + sides**2)))
+    assert all("pass through cat" in groups[name].locked for name in "ab")
 
 
 @pytest.mark.parametrize("name", TAILS)
