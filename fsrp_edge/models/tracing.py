@@ -95,7 +95,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")
         if self._running and isinstance(self._running[-1], LAYERS):
-            if (name in _ALONG_LAST and args[0].dim() > 2 and _CONVOLVED in _behind(args[0])) or (
+            if (name in _ALONG_LAST and args[0].dim() > 2 and _is_convolved(args[0])) or (
                 name in _ALONG_CHANNELS and _is_displaced(args[0])
             ):
                 args = (self._cut(self._reason(name), [args[0]], args[0]), *args[1:])
@@ -156,19 +156,35 @@ _MOVED = {"PermuteBackward0", "TransposeBackward0"}
 _MADE = {_CONVOLVED, "AddmmBackward0", "MmBackward0"}
 
 
-def _behind(value: Tensor) -> set[str]:
-    """Which of these operations autograd's record of a value ends at: what moves axes, else what makes channels."""
-    found, seen, waiting = set[str](), set[Any](), [value.grad_fn]
+def _behind(value: Tensor) -> list[Any]:
+    """The nodes at which autograd's record of a value ends: what moves axes, else what makes channels."""
+    found, seen, waiting = [], set[Any](), [value.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if node.name() in _MOVED | _MADE:
-            found.add(node.name())
+            found.append(node)
         else:
             waiting += [before for before, _ in node.next_functions]
     return found
+
+
+def _is_convolved(value: Tensor) -> bool:
+    return any(node.name() == _CONVOLVED for node in _behind(value))
+
+
+def _is_channels_first(value: Tensor) -> bool:
+    """Whether flattening the value numbers its places within each channel.
+
+    Not so where axes changed places since channels were made, or where a linear layer made them at each place: it has
+    more rows then than there are images, and the channels are the last axis.
+    """
+    return not any(
+        node.name() in _MOVED or (node.name() != _CONVOLVED and node._input_metadata[0].shape[0] != len(value))
+        for node in _behind(value)
+    )
 
 
 def _is_displaced(value: Tensor) -> bool:
@@ -242,8 +258,7 @@ def _reshape_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
         return False
     if source.shape[1] == result.shape[1]:
         return not _is_displaced(source)
-    # Places are numbered within each channel only where no axes changed places since the channels were made.
-    return result.dim() == 2 and not _MOVED & _behind(source)
+    return result.dim() == 2 and _is_channels_first(source)
 
 
 def _reduction_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:

@@ -294,6 +294,19 @@ def test_what_reads_channels_elsewhere_locks_them(name):
     assert groups["b"].locked
 
 
+def test_channels_that_a_linear_layer_makes_last_stay_where_they_are_flattened():
+    tail = lambda net, a, b: net.t(b.permute(0, 2, 3, 1)).flatten(1)  # noqa: E731
+    dense = as_classifier(TwoConvolutions(tail, 64 * 6, t=nn.Linear(8, 6)), "own:network", shape=(3, 8, 8))
+    groups = {group.root: group for group in PruningGraph(dense).groups()}
+    assert "pass through flatten" in groups["t"].locked and groups["b"].locked is None
+
+
+def test_maps_are_flattened_behind_a_gate_of_linear_layers(planned, error_against_masking):
+    tail = lambda net, a, b: (b * torch.sigmoid(net.t(b.mean((2, 3))))[:, :, None, None]).flatten(1)  # noqa: E731
+    dense = as_classifier(TwoConvolutions(tail, 512, t=nn.Linear(8, 8)), "own:network", shape=(3, 8, 8))
+    assert_pruned_as_masked(dense, planned, error_against_masking, "ab")
+
+
 class Tied(nn.Module):
     """One weight in two layers."""
 
