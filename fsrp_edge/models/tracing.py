@@ -101,6 +101,8 @@ class Watch(TorchFunctionMode):
                 args = (self._cut(self._reason(name), [args[0]], args[0]), *args[1:])
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
+        if name == "setitem" and not _assignment_keeps(*args):
+            self.ends += [Cut(leaf, self._reason(name)) for leaf in (args[0], args[2]) if _has_history(leaf)]
         sources = [leaf for leaf in _tensors((args, kwargs)) if leaf.requires_grad]
         if not sources or not any(True for _ in _tensors(result)):
             return result  # a question, such as the shape
@@ -137,7 +139,7 @@ class Watch(TorchFunctionMode):
 
     def _reason(self, name: str) -> str:
         where = next((self._names[module] for module in reversed(self._running) if module in self._names), "")
-        name = {"getitem": "indexing"}.get(name, name)
+        name = {"getitem": "indexing", "setitem": "assignment to an index"}.get(name, name)
         return f"they pass through {name} in {where or 'the network'}, which needs all of them in their order"
 
 
@@ -280,6 +282,16 @@ def _indexing_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tenso
         and index[0] == everything
         and index[1] == everything
     )
+
+
+def _assignment_keeps(target: Tensor, index: Any, value: Any) -> bool:
+    """Whether each channel of the target takes, at most, that of a value with as many."""
+    matches = not _has_history(value) or value.shape[:2] == target.shape[:2]
+    return matches and _indexing_keeps((target, index), {}, target)
+
+
+def _has_history(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _concatenation_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:

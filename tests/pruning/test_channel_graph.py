@@ -123,9 +123,20 @@ class Call(nn.Module):
         return self.function(x)
 
 
+def assigned(target, index, value):
+    target = target.clone()
+    target[index] = value
+    return target
+
+
+HALF, PLACES = (slice(None), slice(8)), (slice(None), slice(None), slice(2))
+
+
 @pytest.mark.parametrize(
     ("name", "function"),
     [
+        ("assignment to an index", lambda x: assigned(x, HALF, 0)),
+        ("assignment to an index", lambda x: assigned(torch.zeros(x.shape), (slice(None), slice(16)), x)),
         ("channel_shuffle", lambda x: F.channel_shuffle(x, 4)),
         ("flip", lambda x: x.flip(1)),
         ("roll", lambda x: torch.roll(x, 1, 1)),
@@ -150,6 +161,7 @@ def test_operations_that_reorder_or_mix_channels_lock_them_by_name(name, functio
         lambda x: F.max_pool2d(F.gelu(x), 2),
         lambda x: F.interpolate(x, scale_factor=2.0),
         lambda x: F.pad(x, (1, 1, 1, 1))[:, :, ::2, ::2],
+        lambda x: assigned(assigned(x, PLACES, 0), PLACES, x[PLACES]),
         lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
         lambda x: x * torch.sigmoid(x.mean((2, 3)))[:, :, None, None],
         lambda x: x * torch.sigmoid(torch.mean(input=x, dim=(2, 3)).unsqueeze(2).unsqueeze(3)),
