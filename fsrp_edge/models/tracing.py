@@ -319,6 +319,8 @@ def _per_channel(parameter: nn.Parameter, result: Tensor) -> bool:
     """Whether a bare parameter has one value a channel of the result, or one for all."""
     if parameter.numel() == 1:
         return True
+    if result.dim() < 2:
+        return False
     axis = 1 - result.dim()
     return parameter.dim() >= -axis and parameter.shape[axis] == parameter.numel() == result.shape[1]
 

@@ -207,6 +207,20 @@ def test_bare_parameter_that_takes_another_shape_locks_the_channels_it_meets(sha
     assert "reshape in between" in groups["first"].locked and groups["second"].locked is None
 
 
+@pytest.mark.parametrize("change", [torch.sigmoid, lambda gamma: 1 + gamma])
+def test_one_value_a_channel_is_computed_with_before_it_meets_them(change):
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma = nn.Parameter(torch.randn(16))
+
+        def forward(self, x):
+            return x * change(self.gamma)[None, :, None, None]
+
+    groups = groups_of(Body(Gate()))
+    assert "indexing in between" in groups["first"].locked and groups["second"].locked is None
+
+
 def test_weight_computed_elsewhere_is_named():
     network = Body(nn.Identity())
     nn.utils.parametrizations.weight_norm(network.first)
