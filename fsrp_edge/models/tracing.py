@@ -95,11 +95,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")
         if self._running and isinstance(self._running[-1], LAYERS):
-            if (name in _ALONG_LAST and args[0].dim() > 2 and _is_convolved(args[0])) or (
-                name in _ALONG_CHANNELS and _is_displaced(args[0])
-            ):
-                args = (self._cut(self._reason(name), [args[0]], args[0]), *args[1:])
-            return func(*args, **kwargs)
+            return self._in_layer(func, name, args, kwargs)
         result = func(*args, **kwargs)
         if name == "setitem" and not _assignment_keeps(*args):
             self.ends += [Cut(leaf, self._reason(name)) for leaf in (args[0], args[2]) if _has_history(leaf)]
@@ -111,6 +107,21 @@ class Watch(TorchFunctionMode):
         if _keeps_channels(name, args, kwargs, result):
             return _without_places(_source(args, kwargs), result) if name in _RESHAPES else result
         return self._cut(self._reason(name), sources, result)
+
+    def _in_layer(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run what a layer calls, apart from what was before where it does not read channels along its own axis."""
+        replaced: dict[int, Tensor] = {}
+        if (name in _ALONG_LAST and _is_convolved_maps(_source(args, kwargs))) or (
+            name in _ALONG_CHANNELS and _is_displaced(_source(args, kwargs))
+        ):
+            source = _source(args, kwargs)
+            replaced[id(source)] = self._cut(self._reason(name), [source], source)
+        layer = self._running[-1]
+        if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
+            # One value for all channels is no partner of theirs; torch-pruning takes it for one of their sources.
+            replaced[id(layer.weight)] = layer.weight.detach()
+        args, kwargs = tree_map(lambda leaf: replaced.get(id(leaf), leaf), (args, kwargs))
+        return func(*args, **kwargs)
 
     def _elementwise(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
@@ -173,8 +184,8 @@ def _behind(value: Tensor) -> list[Any]:
     return found
 
 
-def _is_convolved(value: Tensor) -> bool:
-    return any(node.name() == _CONVOLVED for node in _behind(value))
+def _is_convolved_maps(value: Tensor) -> bool:
+    return value.dim() > 2 and any(node.name() == _CONVOLVED for node in _behind(value))
 
 
 def _is_channels_first(value: Tensor) -> bool:

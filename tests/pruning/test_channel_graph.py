@@ -221,6 +221,30 @@ def test_one_value_a_channel_is_computed_with_before_it_meets_them(change):
     assert "indexing in between" in groups["first"].locked and groups["second"].locked is None
 
 
+class NamesItsInput(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(input=x, weight=self.weight, bias=self.bias)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3)])
+def test_a_convolution_may_name_its_input(order):
+    turned = Call(lambda x: x.permute(order))
+    groups = groups_of(Body(nn.Sequential(turned, NamesItsInput(32 if order[1] == 2 else 16, 16, 1))))
+    assert bool(groups["first"].locked) == (order[1] == 2)
+
+
+@pytest.mark.parametrize(
+    ("tail", "features"),
+    [
+        (lambda net, a, b: torch.cat([net.t(a), net.t(b)], 1).mean((2, 3)), 16),
+        (lambda net, a, b: net.t(b).flatten(1), 512),
+    ],
+)
+def test_one_slope_for_all_channels_is_followed(tail, features, planned, error_against_masking):
+    dense = as_classifier(TwoConvolutions(tail, features, t=nn.PReLU()), "own:network", shape=(3, 8, 8))
+    assert_pruned_as_masked(dense, planned, error_against_masking, "ab")
+
+
 def test_weight_computed_elsewhere_is_named():
     network = Body(nn.Identity())
     nn.utils.parametrizations.weight_norm(network.first)
