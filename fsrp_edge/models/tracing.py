@@ -288,7 +288,8 @@ def _indexing_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tenso
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     everything = slice(None)
     return (
-        len(index) > 1
+        args[0].dim() in {2, 4}  # the channels of other tensors are another axis to torch-pruning, where that is sliced
+        and len(index) > 1
         and all(part is None or isinstance(part, slice) for part in index)
         and index[0] == everything
         and index[1] == everything
@@ -312,6 +313,12 @@ def _concatenation_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: 
     return not any(_is_flattened(leaf) for leaf in _tensors((args, kwargs)))
 
 
+def _padding_keeps(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
+    widths = kwargs["pad"] if "pad" in kwargs else args[1]
+    places = 2 * (result.dim() - 2)  # two widths an axis, the last axis first
+    return places > 0 and not any(widths[places:])
+
+
 def _axis_given(args: tuple[Any, ...], kwargs: dict[str, Any], default: int | None) -> Any:
     return kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else default))
 
@@ -321,7 +328,7 @@ _RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Tensor], bool]] = {
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduction_keeps),
     **dict.fromkeys(("cat", "concat", "concatenate"), _concatenation_keeps),
     **dict.fromkeys(("squeeze", "unsqueeze"), lambda a, k, made: made.shape[:2] == _source(a, k).shape[:2]),
-    "pad": lambda a, k, made: made.dim() > 2 and _source(a, k).shape[1] == made.shape[1],
+    "pad": _padding_keeps,
     "getitem": _indexing_keeps,
 }
 

@@ -145,6 +145,9 @@ HALF, PLACES = (slice(None), slice(8)), (slice(None), slice(None), slice(2))
         ("softmax", lambda x: x.softmax(dim=1)),
         ("reshape", lambda x: x.reshape(x.shape[0], 4, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape)),
         ("pad", lambda x: F.pad(x, (0, 0, 0, 0, 8, 8))[:, 8:-8]),
+        ("pad", lambda x: F.pad(x, (0, 0, 0, 0, 1, -1))),
+        ("pad", lambda x: F.pad(input=x, pad=(0, 0, 0, 0, -1, 1))),
+        ("indexing", lambda x: F.pad(x.flatten(2)[:, :, 1:], (1, 0)).reshape(x.shape)),
         ("matmul", lambda x: (x.flatten(2).transpose(1, 2) @ torch.eye(16)).transpose(1, 2).reshape(x.shape)),
         ("mean", lambda x: x * x.permute(0, 2, 3, 1).mean(3)[:, None]),
         ("cat", lambda x: torch.cat([x, x], dim=2)[:, :, : x.shape[2]] if False else torch.cat([x, x], 2)),
@@ -168,6 +171,7 @@ def test_operations_that_reorder_or_mix_channels_lock_them_by_name(name, functio
         lambda x: torch.unsqueeze(input=F.pad(input=x, pad=(1, 1, 1, 1)), dim=4).squeeze(4),
         lambda x: torch.reshape(torch.flatten(input=x, start_dim=2), x.shape),
         lambda x: F.dropout(x.clamp(-1, 1), 0.1) / 2 + 1,
+        lambda x: F.pad(F.pad(x, (1, 1, 0, 0, 0, 0)).flatten(2), (1, -1)).reshape(*x.shape[:-1], -1),
         lambda x: x - x.permute(0, 2, 3, 1).transpose(-1, 1).mean((2, 3), keepdim=True),
     ],
 )
