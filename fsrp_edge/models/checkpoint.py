@@ -3,7 +3,7 @@
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from fsrp_edge.models.reading import read_weights
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "classifier_model.", "ema_model.")
 """Prefixes that DataParallel, torch.compile, Lightning and wrapping modules put before every name."""
 
+_STD_BESIDE = {"mean": "std", "new_mean": "new_std", "mu": "sigma"}
+"""What wrapping modules that normalize call the standard deviation, by what they call the mean."""
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -30,6 +33,15 @@ class Wishes:
     input_size: int | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Weights as an architecture names them, the exact match, and the tensors beside them, which it does not have."""
+
+    state: dict[str, Tensor]
+    match: Match
+    beside: dict[str, Tensor]
 
 
 def load_classifier(
@@ -80,7 +92,7 @@ def _from_weights(state: dict[str, Tensor], architecture: str | None, wishes: Wi
     found = _identify(state, names)
     if found is None:
         raise _unidentified(state, names)
-    return _with_weights(*found, wishes)
+    return _with_weights(found, wishes)
 
 
 def _adopt(module: nn.Module, state: dict[str, Tensor], architecture: str | None, wishes: Wishes) -> Classifier:
@@ -88,7 +100,7 @@ def _adopt(module: nn.Module, state: dict[str, Tensor], architecture: str | None
     if architecture is not None:
         return _from_weights(state, architecture, wishes)
     found = _identify(state, None)
-    classifier = None if found is None else _with_weights(*found, wishes)
+    classifier = None if found is None else _with_weights(found, wishes)
     if classifier is None or not _compute_the_same(module.float().eval(), classifier):
         raise BadInputError(
             f"it holds a whole {type(module).__name__}, which could not be built again once it is pruned; "
@@ -189,13 +201,36 @@ def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, 
     return logits.shape[1]
 
 
-def _with_weights(state: dict[str, Tensor], match: Match, wishes: Wishes) -> Classifier:
+def _with_weights(found: _Found, wishes: Wishes) -> Classifier:
+    match = found.match
+    wishes = _completed(wishes, found.beside, match.input_channels)
     channels = match.input_channels
     if registry.is_user_code(match.architecture) and wishes.mean:
         channels = len(wishes.mean)  # a factory decides on its input itself
     network = registry.build(match.architecture, classes=match.classes, input_channels=channels)
-    _load(network, state, match.architecture)
+    _load(network, found.state, match.architecture)
     return classifier_of(network, match.architecture, channels, wishes)
+
+
+def _completed(wishes: Wishes, beside: Mapping[str, Tensor], channels: int) -> Wishes:
+    """What the user said, and where that is nothing the normalization that was saved beside the network."""
+    for name, mean in beside.items():
+        wrapper, dot, last = name.rpartition(".")
+        std = beside.get(f"{wrapper}{dot}{_STD_BESIDE.get(last)}")
+        if std is not None and mean.numel() == std.numel() == channels and not (wishes.mean and wishes.std):
+            return _normalized_by(wishes, name, tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
+    return wishes
+
+
+def _normalized_by(wishes: Wishes, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Wishes:
+    values = ",".join(f"{value:.4g}" for value in (*mean, *std))
+    if max(mean) > 1:
+        raise BadInputError(
+            f"the file's normalization ({name} and its std: {values}) is not for pixels in [0, 1]: "
+            "give that with --mean and --std"
+        )
+    progress.log(f"the normalization is that of the file ({name} and its std: {values}), where none is given")
+    return replace(wishes, mean=wishes.mean or mean, std=wishes.std or std)
 
 
 def _compute_the_same(module: nn.Module, classifier: Classifier) -> bool:
@@ -207,18 +242,19 @@ def _compute_the_same(module: nn.Module, classifier: Classifier) -> bool:
         return False
 
 
-def _identify(state: dict[str, Tensor], names: Sequence[str] | None) -> tuple[dict[str, Tensor], Match] | None:
-    """The weights as an architecture names them, without wrappers' prefixes, and the exact match."""
-    for view in _unwrapped(state):
+def _identify(state: dict[str, Tensor], names: Sequence[str] | None) -> _Found | None:
+    """The weights as an architecture names them, without wrappers' prefixes."""
+    for view, beside in _unwrapped(state):
         match = infer_architecture(view) if names is None else _nearest(names, view)
         if match is not None and match.exact:
             auxiliary = registry.AUXILIARY_HEADS.get(match.architecture, ())
-            return {name: tensor for name, tensor in view.items() if not name.startswith(auxiliary)}, match
+            own = {name: tensor for name, tensor in view.items() if not name.startswith(auxiliary)}
+            return _Found(own, match, beside)
     return None
 
 
 def _unidentified(state: dict[str, Tensor], names: Sequence[str] | None) -> BadInputError:
-    views = list(_unwrapped(state))
+    views = [view for view, _ in _unwrapped(state)]
     if names is None:
         return no_match(views[-1])
     match = min((_nearest(names, view) for view in views), key=lambda each: each.differences)
@@ -232,10 +268,11 @@ def _nearest(names: Sequence[str], state: Mapping[str, Tensor]) -> Match:
     return min((compare(name, state) for name in names), key=lambda match: match.differences)
 
 
-def _unwrapped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The weights as they are, then without each prefix that most of them share."""
+def _unwrapped(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """The weights as they are, then without each prefix that most of them share; and what does not have it."""
+    beside: dict[str, Tensor] = {}
     while True:
-        yield state
+        yield state, beside
         inner: dict[str, Tensor] = {}
         for prefix in _WRAPPERS:
             inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
@@ -243,9 +280,10 @@ def _unwrapped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
                 break
         else:
             return
-        if len(inner) < len(state):
-            progress.log(f"{len(state) - len(inner)} tensors outside {prefix!r} are not the network's: left out")
-        state = inner
+        others = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+        if others:
+            progress.log(f"{len(others)} tensors outside {prefix!r} are not the network's: left out")
+        state, beside = inner, beside | others
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], architecture: str) -> None:

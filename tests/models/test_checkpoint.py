@@ -128,6 +128,38 @@ def test_lightning_and_averaging_leftovers_are_left_out_and_said(tmp_path, state
     assert any("1 tensors outside 'model.'" in line for line in listener.lines)
 
 
+@pytest.mark.parametrize(
+    ("mean_name", "std_name", "shape"),
+    [
+        ("mean", "std", (1, 3, 1, 1)),
+        ("normalize.mean", "normalize.std", (3,)),
+        ("module.normalizer.new_mean", "module.normalizer.new_std", (3, 1, 1)),
+        ("mu", "sigma", (3,)),
+    ],
+)
+def test_a_normalization_beside_the_weights_is_taken_and_said(tmp_path, state, network, mean_name, std_name, shape):
+    outer = "module." if mean_name.startswith("module.") else ""
+    mixed = {f"{outer}model.{name}": tensor for name, tensor in state.items()}
+    mixed |= {mean_name: torch.tensor([0.125, 0.25, 0.5]).view(shape), std_name: torch.full(shape, 0.75)}
+    path = saved(tmp_path, {"state_dict": mixed})
+    listener = Listener()
+    with progress.listen(listener):
+        classifier = load_classifier(path)
+    assert classifier.spec.mean == (0.125, 0.25, 0.5) and classifier.spec.std == (0.75,) * 3
+    assert_same_network(classifier, network)
+    assert any("0.125,0.25,0.5,0.75" in line for line in listener.lines)
+    spec = load_classifier(path, mean=[0.0] * 3).spec
+    assert spec.mean == (0.0,) * 3 and spec.std == (0.75,) * 3
+
+
+def test_a_normalization_of_other_pixels_is_refused_unless_one_is_given(tmp_path, state):
+    mixed = {f"model.{name}": tensor for name, tensor in state.items()}
+    path = saved(tmp_path, mixed | {"mean": torch.full((3,), 127.5), "std": torch.full((3,), 51.0)})
+    with pytest.raises(BadInputError, match=r"127.5.* not for pixels in \[0, 1\]: give that with --mean and --std"):
+        load_classifier(path)
+    assert load_classifier(path, mean=[0.5] * 3, std=[0.2] * 3).spec.std == (0.2,) * 3
+
+
 def test_averaged_weights_are_preferred_and_said(tmp_path, state, network):
     other = {name: tensor * 2 for name, tensor in state.items()}
     listener = Listener()
