@@ -134,7 +134,8 @@ class PruningGraph:
     def ranked_by(self, importance: Callable[[Any], Tensor | None]) -> dict[str, Tensor]:
         """Scores of every group by one of torch-pruning's importances, under the name of the group's root.
 
-        Groups that the importance has nothing to say of (batch-norm scale, where there is no batch norm) are left out.
+        Groups that the importance has nothing to say of are left out: by batch-norm scale, those without a batch norm;
+        by gradients, those with a weight that is computed from other tensors.
         """
         ranked = {}
         for group in self._raw_groups():
@@ -144,6 +145,9 @@ class PruningGraph:
             except RuntimeError as error:  # such as FPGM's, where a grouped convolution has more outputs than inputs
                 name = type(importance).__name__
                 raise ToolFailedError(f"torch-pruning's {name} can't score {root}: {first_line(error)}") from error
+            except AttributeError:  # a computed weight has no gradient; what has one is not to be passed over
+                if not any(_computes_its_weight(item.dep.target.module) for item in group if _is_layer(item)):
+                    raise
         return {root: scores.detach().double().cpu() for root, scores in ranked.items() if scores is not None}
 
     def _forward(self, network: nn.Module, pixels: Tensor) -> list[Tensor]:
@@ -253,7 +257,7 @@ class PruningGraph:
         if isinstance(module, nn.Parameter):
             name = self._graph._param_to_name.get(module)
             return None if name is None else Member(name, channels, roots, "both")
-        if not isinstance(module, LAYERS):
+        if not _is_layer(item):
             return None
         side: Side = "input"
         if isinstance(module, (*NORMS, nn.PReLU)) or _is_coupled(module):
@@ -335,6 +339,10 @@ def widths(layer: nn.Module) -> tuple[int, int]:
         return layer.in_features, layer.out_features
     assert isinstance(layer, Convolution)
     return layer.in_channels, layer.out_channels
+
+
+def _is_layer(item: Any) -> bool:
+    return isinstance(item.dep.target.module, LAYERS)
 
 
 def _computes_its_weight(layer: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch_pruning import importance
 
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.channel_graph import IS_OUTPUT, PruningGraph
@@ -253,6 +254,17 @@ def test_weight_computed_elsewhere_is_named():
     network = Body(nn.Identity())
     nn.utils.parametrizations.weight_norm(network.first)
     assert "first computes its weight" in groups_of(network)["first"].locked
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_gradients_rank_the_groups_whose_weights_have_some(norm):
+    network = Body(nn.Identity())
+    norm(network.first)
+    classifier = classifier_of(network)
+    graph = PruningGraph(classifier)
+    classifier(classifier.example_pixels()).sum().backward()
+    assert graph.ranked_by(importance.TaylorImportance()).keys() == {"second", "head"}
+    assert graph.ranked_by(importance.MagnitudeImportance()).keys() == {"first", "second", "head"}
 
 
 def test_tracing_leaves_the_network_as_it_was():
