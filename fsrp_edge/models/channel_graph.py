@@ -203,11 +203,11 @@ class PruningGraph:
     def _describe(self, group: Any) -> ChannelGroup:
         slices = [slice_ for item in group if (slice_ := self._slice(item))]
         reasons = [self._reasons[item.dep.target] for item in group if item.dep.target in self._reasons]
-        made = [each for each in slices if self._makes_channels(each)]
-        misfit = next((reason for each in slices if (reason := self._misfit(each))), None)
+        misfits = [self._misfit(each) for each in slices]
+        made = [each for each, misfit in zip(slices, misfits, strict=True) if not misfit and self._makes_channels(each)]
         count = len(group[0].idxs)
         blocks, unit, conflict = self._granularity(slices, count)
-        locked = next(iter(reasons), None) or misfit or conflict or self._tie(group)
+        locked = next(iter(reasons), None) or next(filter(None, misfits), None) or conflict or self._tie(group)
         if locked is None and all(each.side != "input" for each in slices):
             locked = IS_OUTPUT
         return ChannelGroup(

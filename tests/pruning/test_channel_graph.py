@@ -352,6 +352,14 @@ def test_flattened_maps_that_are_concatenated_stay(side, sides):
     assert all("pass through cat" in groups[name].locked for name in "ab")
 
 
+def test_a_sum_with_a_concatenation_that_is_flattened_is_planned_around(planned):
+    tail = lambda net, a, b: (a + torch.cat([F.relu(net.t(b)), net.u(b)], 1)).flatten(1)  # noqa: E731
+    network = TwoConvolutions(tail, 512, t=nn.Conv2d(8, 4, 1), u=nn.Conv2d(8, 4, 1))
+    dense = as_classifier(network, "own:network", shape=(3, 8, 8))
+    kept = {group.root: len(group.kept) for group in planned(dense, ratio=0.5).groups}
+    assert kept["a"] == 8 and kept["b"] == 4
+
+
 @pytest.mark.parametrize("name", TAILS)
 def test_what_reads_channels_elsewhere_locks_them(name):
     tail, features, more = TAILS[name]
