@@ -1,6 +1,7 @@
 """A user's checkpoint file becomes a Classifier."""
 
 import inspect
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,13 @@ from fsrp_edge.models.reading import read_weights
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "classifier_model.", "ema_model.")
 """Prefixes that DataParallel, torch.compile, Lightning and wrapping modules put before every name."""
+
+_RENAMED = (
+    # As torchvision renames them when it loads its own published files.
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
+)
 
 _STD_BESIDE = {"mean": "std", "new_mean": "new_std", "mu": "sigma"}
 """What wrapping modules that normalize call the standard deviation, by what they call the mean."""
@@ -244,7 +252,7 @@ def _compute_the_same(module: nn.Module, classifier: Classifier) -> bool:
 
 def _identify(state: dict[str, Tensor], names: Sequence[str] | None) -> _Found | None:
     """The weights as an architecture names them, without wrappers' prefixes."""
-    for view, beside in _unwrapped(state):
+    for view, beside in _views(state):
         match = infer_architecture(view) if names is None else _nearest(names, view)
         if match is not None and match.exact:
             auxiliary = registry.AUXILIARY_HEADS.get(match.architecture, ())
@@ -254,7 +262,7 @@ def _identify(state: dict[str, Tensor], names: Sequence[str] | None) -> _Found |
 
 
 def _unidentified(state: dict[str, Tensor], names: Sequence[str] | None) -> BadInputError:
-    views = [view for view, _ in _unwrapped(state)]
+    views = [view for view, _ in _views(state)]
     if names is None:
         return no_match(views[-1])
     match = min((_nearest(names, view) for view in views), key=lambda each: each.differences)
@@ -266,6 +274,21 @@ def _unidentified(state: dict[str, Tensor], names: Sequence[str] | None) -> BadI
 
 def _nearest(names: Sequence[str], state: Mapping[str, Tensor]) -> Match:
     return min((compare(name, state) for name in names), key=lambda match: match.differences)
+
+
+def _views(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """What the network's weights may be, and what lies beside them: each time as they are named, then as today."""
+    for view, beside in _unwrapped(state):
+        yield view, beside
+        renamed = {_renamed(name): tensor for name, tensor in view.items()}
+        if renamed.keys() != view.keys():
+            yield renamed, beside
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def _unwrapped(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:

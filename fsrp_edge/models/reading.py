@@ -30,13 +30,6 @@ _NESTED = (
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
 """What averaging and profiling tools leave among the weights."""
 
-_RENAMED = (
-    # As torchvision renames them when it loads its own published files.
-    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
-    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
-    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
-)
-
 
 @dataclass(frozen=True)
 class Contents:
@@ -182,7 +175,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _clean(path: Path, weights: Any) -> dict[str, Tensor]:
-    """Tensors only, floating ones as float32, under today's names."""
+    """Tensors only, floating ones as float32."""
     if not _is_state(weights):
         raise BadInputError(f"{path} holds no weights")
     state = {}
@@ -191,14 +184,8 @@ def _clean(path: Path, weights: Any) -> dict[str, Tensor]:
             continue
         if tensor.is_quantized or tensor.layout is not torch.strided:
             raise BadInputError(f"{path}: {name} is quantized or sparse; load the float32 checkpoint instead")
-        state[_renamed(str(name))] = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+        state[str(name)] = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
     return state
-
-
-def _renamed(name: str) -> str:
-    for pattern, replacement in _RENAMED:
-        name = pattern.sub(replacement, name)
-    return name
 
 
 def _parse_spec(path: Path, text: str, inside: str | None = None) -> ModelSpec:

@@ -198,6 +198,27 @@ def test_old_key_names_of_torchvisions_densenet(tmp_path):
     assert_same_network(classifier, network.eval())
 
 
+def test_names_of_a_users_own_are_not_changed(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.denselayer1 = nn.Module()\n"
+        "        self.denselayer1.conv = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))\n"
+        "        self.head = nn.Linear(4, 5)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.denselayer1.conv(x).mean((2, 3)))\n"
+    )
+    architecture = f"{tmp_path / 'own.py'}:Net"
+    network = registry.build(architecture, classes=5).eval()
+    flags = {"input_size": 16, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    classifier = load_classifier(saved(tmp_path, network.state_dict()), architecture=architecture, **flags)
+    assert_same_network(classifier, network)
+    save_classifier(classifier, tmp_path / "own.safetensors")
+    assert_same_network(load_classifier(tmp_path / "own.safetensors", architecture=architecture), network)
+
+
 # --- what the user says
 
 
