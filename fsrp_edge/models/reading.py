@@ -150,6 +150,9 @@ def _find_weights(path: Path, loaded: Any) -> Any:
         names = names or [name for name, value in loaded.items() if _is_state(value)]
         if not names:
             break
+        # Averages of the parameters alone lack what batch norms count.
+        counted = {name: _statistics(loaded[name]) for name in names}
+        names = [name for name in names if counted[name] == max(counted.values())]
         if len(names) > 1:
             progress.log(f"the checkpoint holds {', '.join(map(str, names))}: {names[0]!r} is taken")
         loaded = loaded[names[0]]
@@ -167,11 +170,23 @@ def _leads_to_weights(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(each, nn.Module) or _is_state(each) for each in value.values())
 
 
+def _statistics(value: Any) -> int:
+    """How many running statistics of batch norms there are in a module, a state dict or what holds one."""
+    if isinstance(value, nn.Module):
+        value = value.state_dict()
+    if not isinstance(value, Mapping):
+        return 0
+    own = sum(str(name).rpartition(".")[2] in {"running_mean", "running_var"} for name in value)
+    return max((own, *map(_statistics, value.values())))
+
+
 def _is_state(value: Any) -> bool:
-    """Whether it maps names to tensors, perhaps with a few other things among them."""
+    """Whether it maps names to tensors, perhaps with a few other things among them, but no larger such mapping."""
     if not isinstance(value, Mapping) or not value:
         return False
-    return sum(isinstance(each, Tensor) for each in value.values()) * 2 > len(value)
+    tensors = sum(isinstance(each, Tensor) for each in value.values())
+    larger = any(_is_state(each) and len(each) > tensors for each in value.values())
+    return tensors * 2 > len(value) and not larger
 
 
 def _clean(path: Path, weights: Any) -> dict[str, Tensor]:

@@ -169,6 +169,18 @@ def test_averaged_weights_are_preferred_and_said(tmp_path, state, network):
     assert any("'ema' is taken" in line for line in listener.lines)
 
 
+@pytest.mark.parametrize("nest", [lambda average: average, lambda average: {"decay": 0.999, "shadow": average}])
+def test_averages_without_the_statistics_of_batch_norms_are_not_preferred(tmp_path, state, network, nest):
+    average = {name: tensor for name, tensor in state.items() if "running" not in name and "num_batches" not in name}
+    path = saved(tmp_path, {"state_dict": state, "ema": nest(average), "epoch": 3})
+    assert_same_network(load_classifier(path), network)
+
+
+def test_tensors_beside_a_state_dict_are_not_taken_for_it(tmp_path, state, network):
+    path = saved(tmp_path, {"mean": torch.zeros(3), "std": torch.ones(3), "best_weights": state})
+    assert_same_network(load_classifier(path), network)
+
+
 def test_harmless_values_beside_the_weights(tmp_path, state, network):
     beside = {
         "state_dict": state,
