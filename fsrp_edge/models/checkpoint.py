@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fsrp_edge import progress
 from fsrp_edge.errors import BadInputError, first_line, first_problem
 from fsrp_edge.models import registry
-from fsrp_edge.models.classifier import Classifier, ModelSpec
+from fsrp_edge.models.classifier import Classifier, ModelSpec, tensors_of
 from fsrp_edge.models.inference import Match, compare, infer_architecture, no_match
 from fsrp_edge.models.layer_shapes import apply_layer_shapes
 from fsrp_edge.models.reading import read_weights
@@ -162,7 +162,7 @@ def _recorded_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
             f"damaged specification: no tensor can have the recorded sizes ({first_line(error)}); take "
             "another copy of the file"
         ) from None
-    return {name: tuple(tensor.shape) for name, tensor in frame.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(frame).items()}
 
 
 def classifier_of(network: nn.Module, architecture: str, channels: int, wishes: Wishes) -> Classifier:
@@ -312,8 +312,10 @@ def _unwrapped(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], di
 def _load(network: nn.Module, state: dict[str, Tensor], architecture: str) -> None:
     # A network whose layout changed once (MNASNet) asks for the version it would save itself. Its layers are not told
     # theirs: batch norm fills in the counters of old files where no version is given.
-    versioned = OrderedDict(state)
-    versioned._metadata = {"": network.state_dict()._metadata[""]}  # type: ignore[attr-defined]
+    built: Any = network.state_dict()
+    others = {name: value for name, value in built.items() if not isinstance(value, Tensor)}  # stay as they are built
+    versioned = OrderedDict(others | state)
+    versioned._metadata = {"": built._metadata[""]}  # type: ignore[attr-defined]
     try:
         network.load_state_dict(versioned)
     except RuntimeError as error:

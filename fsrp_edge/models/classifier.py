@@ -71,6 +71,11 @@ class ModelSpec(Record):
         return self
 
 
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Its state dict without the values of another kind that modules may keep there (`get_extra_state`)."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
 class Classifier(nn.Module):
     """A network with its normalization inside.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models import cifar, registry
+from fsrp_edge.models.classifier import tensors_of
 
 Shape = tuple[int, ...]
 
@@ -180,7 +181,7 @@ class _Skeleton:
 @cache
 def _skeleton(architecture: str) -> _Skeleton:
     network = registry.build_without_weights(architecture, _UNLIKELY_CLASSES)
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(network).items()}
     fixed = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, cifar.PadShortcut)}
     stem = None if registry.is_user_code(architecture) else registry.stem_of(network)
     return _Skeleton(

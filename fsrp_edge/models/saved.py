@@ -13,7 +13,7 @@ import fsrp_edge
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import atomic_path
 from fsrp_edge.models import registry
-from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.classifier import Classifier, tensors_of
 from fsrp_edge.models.layer_shapes import with_layer_shapes
 
 METADATA_KEY = "fsrp_edge"
@@ -51,16 +51,16 @@ def save_checkpoint_pt(classifier: Classifier, path: Path) -> None:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Hex SHA-256 over names, types, shapes and values of a network's state dict.
+    """Hex SHA-256 over names, types, shapes and values of the tensors in a network's state dict.
 
     It does not depend on the file format, the device or the order of the tensors. For a Classifier it is that
     of the network inside.
     """
     network = module.network if isinstance(module, Classifier) else module
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors_of(network).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -78,7 +78,7 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
     """Contiguous copies on the CPU: safetensors refuses other layouts and tensors that share memory."""
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in network.state_dict().items()
+        for name, tensor in tensors_of(network).items()
     }
 
 

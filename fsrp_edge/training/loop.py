@@ -18,7 +18,7 @@ from fsrp_edge import compute, distributed, progress
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
-from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.models.classifier import Classifier, tensors_of
 from fsrp_edge.records import Record
 from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training.batchnorm import following_batch_norm
@@ -181,7 +181,7 @@ class _Run:
         self._loss = torch.zeros((), dtype=torch.float64, device=compute.device_of(classifier))
         self.history: list[EpochRecord] = []
         self.best_epoch = 0
-        self.best_weights: dict[str, Tensor] = {}
+        self.best_weights: dict[str, Any] = {}
 
     @property
     def loss(self) -> float:
@@ -219,7 +219,7 @@ class _Run:
             self.recipe, best.clean, best.robust
         ):
             self.best_epoch = record.epoch
-            self.best_weights = {name: value.clone() for name, value in self.judged.state_dict().items()}
+            self.best_weights = copy.deepcopy(self.judged.state_dict())
 
     def state(self) -> dict[str, Any]:
         return {
@@ -340,7 +340,7 @@ def _train_epoch(run: _Run, train: ImageSet, epoch: int, seed: int, save: Callab
                 save()
                 saved = time.perf_counter()
     # The loss may stay finite where weights or running variances do not, and such a network is of no use to anyone.
-    for name, value in run.judged.state_dict().items():
+    for name, value in tensors_of(run.judged).items():
         if not value.isfinite().all():
             raise _diverged(recipe, epoch, f"{name.removeprefix('network.')} became infinite or NaN")
 

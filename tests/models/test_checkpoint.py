@@ -17,7 +17,7 @@ from fsrp_edge import progress
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models import registry
 from fsrp_edge.models.checkpoint import load_classifier
-from fsrp_edge.models.saved import save_classifier
+from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier, weights_sha256
 from tests.nets import built
 
 SHARED = Path(__file__).parents[2] / "../shared/models"
@@ -229,6 +229,28 @@ def test_names_of_a_users_own_are_not_changed(tmp_path):
     assert_same_network(classifier, network)
     save_classifier(classifier, tmp_path / "own.safetensors")
     assert_same_network(load_classifier(tmp_path / "own.safetensors", architecture=architecture), network)
+
+
+def test_what_a_module_keeps_beside_its_tensors_is_built_anew(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))\n"
+        "    def get_extra_state(self):\n"
+        "        return {'version': 1}\n"
+        "    def set_extra_state(self, state):\n"
+        "        assert state == {'version': 1}\n"
+    )
+    architecture = f"{tmp_path / 'own.py'}:Net"
+    network = registry.build(architecture, classes=5).eval()
+    flags = {"input_size": 16, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    classifier = load_classifier(saved(tmp_path, network.state_dict()), architecture=architecture, **flags)
+    for save, name in ((save_classifier, "own.safetensors"), (save_checkpoint_pt, "own.pt")):
+        save(classifier, tmp_path / name)
+        loaded = load_classifier(tmp_path / name, architecture=architecture)
+        assert_same_network(loaded, network)
+        assert weights_sha256(loaded) == weights_sha256(network)
 
 
 # --- what the user says

@@ -244,3 +244,17 @@ def test_a_set_smaller_than_a_batch_is_one_batch(digit_sets, small_cnn) -> None:
     learnt, held_out = digit_sets
     result = train(small_cnn(), learnt.first(10), held_out, SHORT.model_copy(update={"epochs": 1}), seed=0)
     assert len(result.history) == 1
+
+
+def test_modules_may_keep_more_than_tensors_beside_their_weights(digit_sets, small_cnn) -> None:
+    class Kept(nn.Sequential):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 1}
+
+        def set_extra_state(self, state: object) -> None:
+            assert state == {"version": 1}
+
+    classifier = small_cnn()
+    classifier.network = Kept(classifier.network)
+    result = train(classifier, *digit_sets, SHORT.model_copy(update={"ema_decay": 0.9}), seed=0)
+    assert len(result.history) == SHORT.epochs
