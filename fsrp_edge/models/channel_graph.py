@@ -172,7 +172,7 @@ class PruningGraph:
         reasons = {}
         for module, node in self._graph.module2node.items():
             if isinstance(module, nn.Parameter):
-                reason = starts.get(id(module)) or self._bare_parameter_reason(module)
+                reason = starts.get(id(module)) or self._bare_parameter_reason(module, owners[id(module)])
             elif isinstance(module, LAYERS) and _computes_its_weight(module):
                 reason = f"{self._names[module]} computes its weight from other tensors (a parametrization)"
             elif isinstance(module, LAYERS) and any(owners[id(each)] > 1 for each in module._parameters.values()):
@@ -185,11 +185,13 @@ class PruningGraph:
                 reasons[node] = reason
         return reasons
 
-    def _bare_parameter_reason(self, parameter: nn.Parameter) -> str | None:
+    def _bare_parameter_reason(self, parameter: nn.Parameter, owners: int) -> str | None:
+        name = self._graph._param_to_name.get(parameter, "?")
+        if owners > 1:
+            return f"they meet the bare parameter {name}, which has {owners} names in the network"
         if max(parameter.shape, default=1) == parameter.numel():
             return None
         shape = "x".join(map(str, parameter.shape))
-        name = self._graph._param_to_name.get(parameter, "?")
         return f"they meet the bare parameter {name} ({shape}), whose channels are not known"
 
     def _raw_groups(self) -> Iterator[Any]:

@@ -226,6 +226,13 @@ def test_one_value_a_channel_is_computed_with_before_it_meets_them(change):
     assert "indexing in between" in groups["first"].locked and groups["second"].locked is None
 
 
+def test_a_bare_parameter_of_two_names_locks_the_channels_it_meets():
+    network = Cat(lambda net, a, b: torch.cat([a * net.gamma, b * net.same], 1))
+    network.gamma = network.same = nn.Parameter(torch.randn(1, 8, 1, 1))
+    groups = groups_of(network)
+    assert "2 names in the network" in groups["a"].locked and groups["last"].locked is None
+
+
 class NamesItsInput(nn.Conv2d):
     def forward(self, x):
         return F.conv2d(input=x, weight=self.weight, bias=self.bias)
