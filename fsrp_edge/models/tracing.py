@@ -238,7 +238,7 @@ def _signed(axis: int) -> int:
 
 def _is_flattened(value: Tensor) -> bool:
     """Whether its channels are those of maps, each as often as a map has places."""
-    seen, waiting = set[Any](), [value.grad_fn] if value.dim() == 2 else []
+    seen, waiting = set[Any](), [value.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

@@ -352,10 +352,14 @@ def test_maps_of_several_levels_are_pruned_where_they_are_pooled(tail, features,
     assert_pruned_as_masked(classifier_of(TwoConvolutions(tail, features)), planned, error_against_masking, "ab")
 
 
-@pytest.mark.parametrize(("side", "sides"), [(2, 1), (1, 2), (2, 2), (3, 2)])
-def test_flattened_maps_that_are_concatenated_stay(side, sides):
-    tail = lambda _, a, b: torch.cat([pooled(a, side), pooled(b, sides)], 1)  # noqa: E731
-    groups = groups_of(TwoConvolutions(tail, 8 * (side**2 + sides**2)))
+@pytest.mark.parametrize("axes", [(), (None, None)])
+@pytest.mark.parametrize(("side", "other"), [(2, 1), (1, 2), (2, 2), (3, 2)])
+def test_flattened_maps_that_are_concatenated_stay(side, other, axes):
+    def tail(_, a, b):
+        parts = [pooled(maps, size)[:, :, *axes] for maps, size in ((a, side), (b, other))]
+        return torch.cat(parts, 1).flatten(1)
+
+    groups = groups_of(TwoConvolutions(tail, 8 * (side**2 + other**2)))
     assert all("pass through cat" in groups[name].locked for name in "ab")
 
 
