@@ -226,8 +226,13 @@ def _completed(wishes: Wishes, beside: Mapping[str, Tensor], channels: int) -> W
         wrapper, dot, last = name.rpartition(".")
         std = beside.get(f"{wrapper}{dot}{_STD_BESIDE.get(last)}")
         if std is not None and mean.numel() == std.numel() == channels and not (wishes.mean and wishes.std):
-            return _normalized_by(wishes, name, tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
+            return _normalized_by(wishes, name, _values(mean), _values(std))
     return wishes
+
+
+def _values(constants: Tensor) -> tuple[float, ...]:
+    """With the digits that float32 tells apart: 0.485, not 0.48500001430511475."""
+    return tuple(float(str(value)) for value in constants.flatten().numpy())
 
 
 def _normalized_by(wishes: Wishes, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Wishes:

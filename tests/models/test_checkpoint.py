@@ -140,14 +140,14 @@ def test_lightning_and_averaging_leftovers_are_left_out_and_said(tmp_path, state
 def test_a_normalization_beside_the_weights_is_taken_and_said(tmp_path, state, network, mean_name, std_name, shape):
     outer = "module." if mean_name.startswith("module.") else ""
     mixed = {f"{outer}model.{name}": tensor for name, tensor in state.items()}
-    mixed |= {mean_name: torch.tensor([0.125, 0.25, 0.5]).view(shape), std_name: torch.full(shape, 0.75)}
+    mixed |= {mean_name: torch.tensor([0.1, 0.25, 0.5]).view(shape), std_name: torch.full(shape, 0.75)}
     path = saved(tmp_path, {"state_dict": mixed})
     listener = Listener()
     with progress.listen(listener):
         classifier = load_classifier(path)
-    assert classifier.spec.mean == (0.125, 0.25, 0.5) and classifier.spec.std == (0.75,) * 3
+    assert classifier.spec.mean == (0.1, 0.25, 0.5) and classifier.spec.std == (0.75,) * 3
     assert_same_network(classifier, network)
-    assert any("0.125,0.25,0.5,0.75" in line for line in listener.lines)
+    assert any("0.1,0.25,0.5,0.75" in line for line in listener.lines)
     spec = load_classifier(path, mean=[0.0] * 3).spec
     assert spec.mean == (0.0,) * 3 and spec.std == (0.75,) * 3
 
