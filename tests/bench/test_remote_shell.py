@@ -20,7 +20,7 @@ import pytest
 from fsrp_edge.bench import agent_process, remote_shell
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.describe import describe, require_ready
-from fsrp_edge.bench.measure import measure, measure_on
+from fsrp_edge.bench.measure import measure, measure_on, try_on
 from fsrp_edge.bench.remote_shell import connect
 from fsrp_edge.bench.results import BenchResults
 from fsrp_edge.bench.setup import Method, Setup
@@ -254,7 +254,7 @@ class TestInTheMiddle:
         address = parse_address(server.address(tool=str(program)))
         with ThreadPoolExecutor() as pool:
             setup = Setup("tflite-benchmark")
-            future = pool.submit(measure_on, address, [tflite_file], setup, method=SHORT, stop=stop)
+            future = pool.submit(try_on, address, [tflite_file], setup, method=SHORT, stop=stop, keep_going=False)
             server.wait_for(begun.is_symlink)
             if how == "cut":
                 server.cut()
@@ -410,7 +410,7 @@ def test_connecting_ends_when_it_is_told_to_stop(onnx_file):
     stop = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as pool:
         address = parse_address(f"ssh://127.0.0.1:{silent.getsockname()[1]}")
-        future = pool.submit(measure_on, address, [onnx_file], Setup(), method=SHORT, stop=stop)
+        future = pool.submit(try_on, address, [onnx_file], Setup(), method=SHORT, stop=stop)
         connection, _ = silent.accept()  # kept, or it would be reset
         stop.set()
         with connection, pytest.raises(ToolFailedError, match="connecting: stopped"):
@@ -429,7 +429,7 @@ def test_a_copy_that_hangs_ends_when_it_is_told_to_stop(onnx_file, tmp_path, mon
     adb.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with ThreadPoolExecutor() as pool:
-        future = pool.submit(measure_on, parse_address("adb:"), [onnx_file], Setup(), method=SHORT, stop=stop)
+        future = pool.submit(try_on, parse_address("adb:"), [onnx_file], Setup(), method=SHORT, stop=stop)
         while not copying.exists():
             assert not future.done(), future
             time.sleep(0.05)

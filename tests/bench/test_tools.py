@@ -17,7 +17,7 @@ import pytest
 from fsrp_edge.bench import agent, tools
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.agent_process import AGENT, run_tool
-from fsrp_edge.bench.measure import measure, measure_on
+from fsrp_edge.bench.measure import measure, measure_on, try_on
 from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.bench.transport import open_transport
 from fsrp_edge.errors import BadInputError, ToolFailedError
@@ -248,7 +248,7 @@ class TestTensorRT:
     def test_a_build_ends_with_the_measurement(self, building, onnx_file, tmp_path):
         stop, setup = threading.Event(), Setup("tensorrt")
         with ThreadPoolExecutor() as pool:
-            future = pool.submit(measure_on, parse_address("local"), [onnx_file], setup, method=SHORT, stop=stop)
+            future = pool.submit(try_on, parse_address("local"), [onnx_file], setup, method=SHORT, stop=stop)
             pid = wait_for(building)
             stop.set()
             with pytest.raises(ToolFailedError, match="stopped"):
