@@ -69,6 +69,23 @@ def test_seconds_are_a_minimum_and_progress_is_told(onnx_file):
     assert [event["phase"] for event in events if event["event"] == "progress"][:1] == ["steady"]
 
 
+def test_a_long_measurement_is_not_told_as_memory_of_the_model(onnx_file, tmp_path):
+    """A million times as a list of floats are 32 MB, and as JSON 20 more."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "__version__ = '1'\nclass SessionOptions:\n    def add_session_config_entry(self, *a): pass\n"
+        "class Input:\n    name, shape, type = 'pixels', [1, 3, 4, 4], 'tensor(float)'\n"
+        "class InferenceSession:\n    def __init__(self, *a, **k): pass\n"
+        "    def get_inputs(self): return [Input]\n    def run(self, *a): pass\n"
+    )
+    script, peaks = beside_stand_ins(tmp_path), []
+    for runs in (5, 1_000_000):
+        given = ("--model", onnx_file, "--runtime", "onnxruntime", *SHORT, "--runs", runs)
+        code, events, errors = run(*given, agent_file=script)
+        assert (code, len(events[-1]["times_ms"])) == (0, runs), errors
+        peaks.append(events[-1]["peak_memory_mb"])
+    assert peaks[1] < peaks[0] + 24
+
+
 def test_runs_alone_in_a_folder(onnx_file, tmp_path):
     copy = shutil.copy(AGENT, tmp_path / "agent.py")
     code, events, _ = run("--model", onnx_file, "--runtime", "onnxruntime", *SHORT, agent_file=copy)
