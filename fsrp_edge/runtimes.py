@@ -141,8 +141,8 @@ class Session:
         expected = self.input.shape[1:]
         if any(want not in (None, have) for want, have in zip(expected, arranged.shape[1:], strict=True)):
             raise BadInputError(
-                f"{self.path.name} takes images {self._describe(expected)} ({self.layout[1:]}), "
-                f"not {self._describe(arranged.shape[1:])}; feed images of the size it was exported for"
+                f"{self.path.name} takes images {_sizes(expected)} ({self.layout[1:]}), "
+                f"not {_sizes(arranged.shape[1:])}; feed images of the size it was exported for"
             )
         return np.ascontiguousarray(self.input.encode(arranged))
 
@@ -171,9 +171,9 @@ class Session:
 
         return torch.from_numpy(self.run(pixels.cpu().numpy()))
 
-    @staticmethod
-    def _describe(shape: tuple[int | None, ...]) -> str:
-        return "x".join("any" if size is None else str(size) for size in shape)
+
+def _sizes(shape: tuple[int | None, ...]) -> str:
+    return "x".join("any" if size is None else str(size) for size in shape)
 
 
 def open_session(path: Path, *, threads: int = 1, runtime: Runtime | None = None) -> Session:
@@ -301,10 +301,15 @@ def _ncnn(path: Path, threads: int) -> Opened:
     if network.load_param(str(path / "model.param")) or network.load_model(str(path / "model.bin")):
         raise RuntimeError("ncnn refuses the files")
 
+    given_name, made_name = _one_of_each(path, network.input_names(), network.output_names())
+
     def invoke(batch: np.ndarray) -> np.ndarray:
         extractor = network.create_extractor()
-        extractor.input("in0", ncnn.Mat(batch[0]).clone())
-        return np.array(extractor.extract("out0")[1])[None]
+        refused = extractor.input(given_name, ncnn.Mat(batch[0]).clone())
+        failed, values = extractor.extract(made_name)
+        if refused or failed:  # there are no values then, and reading them would end this process
+            raise ToolFailedError(f"{path.name}: ncnn cannot run it on images {_sizes(batch.shape[1:])} (CHW)")
+        return np.array(values)[None]
 
     # The files name no sizes: a network takes whatever its layers can be fed.
     given, made = (Port((1, *(None,) * axes), np.dtype(np.float32)) for axes in (3, 1))

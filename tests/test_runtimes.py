@@ -99,6 +99,33 @@ def test_several_inputs_or_outputs_are_told_with_their_number(tmp_path: Path, in
         open_session(path)
 
 
+class TestNcnn:
+    """Folders that others made; what ncnn cannot compute has no values, and reading them ends a process."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        pytest.importorskip("ncnn", reason="needs the ncnn extra")
+        path = tmp_path / "m.ncnn"
+        path.mkdir()
+        (path / "model.bin").write_bytes(b"")
+        return path
+
+    def test_blobs_have_any_name(self, folder: Path) -> None:
+        (folder / "model.param").write_text("7767517\n2 2\nInput in 0 1 data\nReLU relu 1 1 data prob\n")
+        pixels = np.random.default_rng(0).random((2, 3, 4, 4), dtype=np.float32)
+        np.testing.assert_array_equal(open_session(folder).run(pixels), pixels)
+
+    def test_several_outputs_are_told_with_their_number(self, folder: Path) -> None:
+        (folder / "model.param").write_text("7767517\n2 3\nInput in 0 1 data\nSplit split 1 2 data one two\n")
+        with pytest.raises(BadInputError, match=r"m\.ncnn has 1 inputs and 2 outputs; one of each is needed"):
+            open_session(folder)
+
+    def test_images_that_it_cannot_compute(self, folder: Path) -> None:
+        (folder / "model.param").write_text("7767517\n2 2\nInput in 0 1 data\nPixelShuffle up 1 1 data prob 0=5\n")
+        with pytest.raises(ToolFailedError, match=r"m\.ncnn: ncnn cannot run it on images 3x4x4 \(CHW\)"):
+            open_session(folder).run(np.zeros((1, 3, 4, 4), np.float32))
+
+
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     monkeypatch.delitem(sys.modules, "ai_edge_litert.interpreter", raising=False)

@@ -236,9 +236,12 @@ class Ncnn(Runtime):
     def extract(self) -> List[Any]:
         """All outputs, in ncnn's own arrays."""
         extractor = self.net.create_extractor()
-        for name, mat in self.mats.items():
-            extractor.input(name, mat)
-        return [extractor.extract(name)[1] for name in self.net.output_names()]
+        codes = [extractor.input(name, mat) for name, mat in self.mats.items()]
+        made = [extractor.extract(name) for name in self.net.output_names()]
+        codes += [code for code, _ in made]
+        if any(codes):  # there are no values then, and reading them would end this process
+            raise AgentError("runtime-failed", "ncnn cannot run it on images " + self.options.input_shape)
+        return [mat for _, mat in made]
 
 
 class TensorRT(Runtime):

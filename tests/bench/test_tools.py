@@ -301,6 +301,12 @@ class TestNcnn:
         with pytest.raises(BadInputError, match=r"tiny\.ncnn does not tell its input's shape"):
             measure(ncnn_file)
 
+    def test_images_that_it_cannot_compute(self, ncnn_file):
+        (ncnn_file / "model.param").write_text("7767517\n2 2\nInput in 0 1 data\nPixelShuffle up 1 1 data prob 0=5\n")
+        setup = Setup(input_shape=(3, 16, 16))
+        with pytest.raises(ToolFailedError, match=r"tiny\.ncnn: ncnn .*: ncnn cannot run it on images 3,16,16"):
+            measure_on(parse_address("local"), [ncnn_file], setup, method=SHORT)
+
     def test_damaged_file(self, ncnn_file):
         (ncnn_file / "model.param").write_text("damaged")
         setup = Setup(input_shape=(3, 16, 16))
