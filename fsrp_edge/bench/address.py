@@ -3,8 +3,9 @@
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 from fsrp_edge.errors import BadInputError
 
@@ -64,11 +65,15 @@ def parse_address(text: str) -> Address:
         BadInputError: any other form.
     """
     where, _, query = text.partition("?")
-    settings = dict(parse_qsl(query, keep_blank_values=True))
-    unknown = ", ".join(sorted(settings.keys() - set(_SETTINGS)))
-    if unknown or len(settings) != (query.count("&") + 1 if query else 0):
-        raise BadInputError(f"device {text!r}: unknown setting {unknown or query!r}; allowed: {FORMS}")
-    python, cache, tool = (_far_path(text, name, settings.get(name)) for name in _SETTINGS)
+    pairs = [pair.partition("=") for pair in query.split("&")] if query else []
+    settings = {name: unquote(value) for name, _, value in pairs}  # a + is a +, as in a path; only forms mean a space
+    unknown = settings.keys() - set(_SETTINGS)
+    if unknown or len(settings) != len(pairs):
+        raise BadInputError(
+            f"device {text!r}: unknown setting {', '.join(sorted(unknown)) or query!r}; allowed: {FORMS}"
+        )
+    path_of = _near_path if where == "local" else _far_path
+    python, cache, tool = (path_of(text, name, settings.get(name)) for name in _SETTINGS)
     if where == "local" and cache is None:
         return Address("local", python=python or sys.executable, tool=tool)
     if found := _SSH.fullmatch(where):
@@ -81,10 +86,15 @@ def parse_address(text: str) -> Address:
     raise BadInputError(f"device {text!r} is not an address; allowed: {FORMS}")
 
 
+def _near_path(address: str, name: str, value: str | None) -> str | None:
+    path = _far_path(address, name, value)
+    return str(Path.home() / path) if path and value and value.startswith("~/") else path
+
+
 def _far_path(address: str, name: str, value: str | None) -> str | None:
     if value is None:
         return None
-    path = value.removeprefix("~/")  # every command starts in the home folder
+    path = value.removeprefix("~/")  # every command there starts in the home folder
     if not path or path.startswith(("-", "~")) or not path.isprintable():
         raise BadInputError(f"device {address!r}: {name} {value!r} is not a path on the device")
     return path

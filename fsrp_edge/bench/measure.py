@@ -165,8 +165,9 @@ def _measure_round(transport: Transport, job: _Job, settings: dict[str, Any], st
         return tools.measure_round(transport, there, settings, work, stop)
     if job.runtime == "tensorrt":
         settings["--precision"] = _precision_of(path)
-    words = [str(word) for pair in settings.items() for word in pair]
-    return run_agent(transport, ["--model", there, *words], work=work, threads=settings["--threads"], stop=stop)
+    # In one word each, as a value, such as the name of a file here, may begin with a hyphen.
+    words = [f"{name}={value}" for name, value in {"--model": there, **settings}.items()]
+    return run_agent(transport, words, work=work, threads=settings["--threads"], stop=stop)
 
 
 def _precision_of(path: Path) -> str:

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,8 @@ from fsrp_edge.errors import BadInputError
             Address("ssh", "pi4", python="venv/bin/python", cache=".cache/fsrp-edge"),
             "ssh://pi4",
         ),
+        ("local?python=~/venv/bin/python", Address("local", python=f"{Path.home()}/venv/bin/python"), "local"),
+        ("ssh://pi4?python=/opt/c++/a%20b", Address("ssh", "pi4", python="/opt/c++/a b"), "ssh://pi4"),
         ("adb:", Address("adb"), "adb:"),
         ("adb:emulator-5554", Address("adb", "emulator-5554"), "adb:emulator-5554"),
         ("adb:192.168.1.5:5555", Address("adb", "192.168.1.5:5555"), "adb:192.168.1.5:5555"),
@@ -49,6 +52,7 @@ def test_addresses(text, address, name):
         "ssh://pi4?python=a\nb",
         "ssh://pi4?colour=red",
         "ssh://pi4?python",
+        "ssh://pi4?python=a&",
         "adb:-s",
         "adb:a b",
         "local?cache=x",

@@ -50,6 +50,12 @@ def test_measures_a_real_file(request, file, runtime):
     assert latency.valid == (not latency.invalid_because)
 
 
+def test_a_file_whose_name_begins_with_a_hyphen(onnx_file, tmp_path, monkeypatch):
+    (tmp_path / "-x.onnx").write_bytes(onnx_file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert measure(Path("-x.onnx"), method=SHORT).latency.model == "-x.onnx"
+
+
 def test_rounds_alternate_between_the_files(onnx_file, tflite_file, monkeypatch):
     order = []
     real = measuring._measure_round
