@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,10 @@ from fsrp_edge.errors import ToolFailedError
 AGENT = Path(__file__).with_name("agent.py")
 SILENCE_SECONDS = 300.0
 """The agent reports twice a second, building an engine included; only loading or one very slow inference is silent."""
+
+EXIT_SECONDS = 30.0
+"""For a process to end that has closed its output: runtimes may free their memory then."""
+_STAYED = "closed its output, but did not end; stopped"
 
 Events = dict[str, dict[str, Any]]
 """The last event of each kind."""
@@ -44,11 +48,11 @@ def run_agent(
     with tempfile.TemporaryFile() as errors, _running(transport, command, environment, errors) as agent:
         for event in _events(agent, work, stop):
             events[event["event"]] = event
-        agent.wait()
+        ended = _ends(agent, work, stop)
         if "error" in events:
             raise ToolFailedError(f"{work}: {_failure(transport, events)}")
         if not {"result", "device"} & events.keys():
-            how = transport.died(agent.returncode)
+            how = transport.died(agent.returncode) if ended else _STAYED
             raise ToolFailedError(f"{work}: the measuring process {how}{_last_words(errors)}")
     return events
 
@@ -76,12 +80,26 @@ def run_tool(
     merged = ["sh", "-c", 'exec "$0" "$@" 2>&1', *command]
     with tempfile.TemporaryFile() as errors, _running(transport, merged, {}, errors) as child:
         said = "".join(_lines(child, work, stop, silence))
-        if child.wait() == 0:
+        if not _ends(child, work, stop):
+            raise ToolFailedError(f"{work}: {command[0]} {_STAYED}")
+        if child.returncode == 0:
             return said
         if child.returncode in (126, 127):
             raise ToolFailedError(f"{work}: there is no program {command[0]!r}; name its path with ?tool=PATH")
         last = (said.strip().splitlines() or [transport.died(child.returncode)])[-1]
         raise ToolFailedError(f"{work}: {command[0]} failed: {last}")
+
+
+def _ends(child: subprocess.Popen[str], work: str, stop: threading.Event) -> bool:
+    """Whether a child that closed its output ends by itself before long."""
+    until = time.monotonic() + EXIT_SECONDS
+    while (left := until - time.monotonic()) > 0:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(min(STOP_POLL_SECONDS, left))
+            return True
+        if stop.is_set():
+            raise ToolFailedError(f"{work}: stopped")
+    return False
 
 
 @contextmanager

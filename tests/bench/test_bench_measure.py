@@ -2,7 +2,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from fsrp_edge.bench import agent_process
 from fsrp_edge.bench import measure as measuring
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.fleet import measure_fleet
-from fsrp_edge.bench.measure import measure, measure_on
+from fsrp_edge.bench.measure import measure, measure_on, try_on
 from fsrp_edge.bench.setup import DEFAULT, OFFICIAL, QUICK, Method, Setup
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.files import sha256_file
@@ -175,6 +177,28 @@ class TestErrors:
         with pytest.raises(ToolFailedError, match="no sign of life"):
             measure(onnx_file, threads=1, method=SHORT)
         assert time.monotonic() - started < 60
+
+    def test_an_agent_that_does_not_end_is_stopped(self, onnx_file, replace_agent, monkeypatch):
+        replace_agent("import os, time; os.close(1); time.sleep(600)")
+        monkeypatch.setattr(agent_process, "EXIT_SECONDS", 0.3)
+        with pytest.raises(ToolFailedError, match="closed its output, but did not end; stopped"):
+            measure(onnx_file, threads=1, method=SHORT)
+
+    def test_what_was_said_before_a_runtime_hung_at_its_end_counts(self, onnx_file, replace_agent, monkeypatch):
+        hang = "    events.close()\n    time.sleep(600)\n    return 0\n\n\nif __name__"
+        replace_agent(agent_process.AGENT.read_text().replace("    return 0\n\n\nif __name__", hang))
+        monkeypatch.setattr(agent_process, "EXIT_SECONDS", 0.3)
+        assert measure(onnx_file, threads=1, method=SHORT).latency.runs == 6
+
+    def test_waiting_for_an_end_is_stopped(self, onnx_file, replace_agent, tmp_path):
+        closed, stop = tmp_path / "closed", threading.Event()
+        replace_agent(f"import os, time; os.close(1); open({str(closed)!r}, 'w').close(); time.sleep(600)")
+        with ThreadPoolExecutor() as pool:
+            future = pool.submit(try_on, parse_address("local"), [onnx_file], Setup(), method=SHORT, stop=stop)
+            wait_for(closed.exists)
+            stop.set()
+            with pytest.raises(ToolFailedError, match="stopped"):
+                future.result(timeout=20)
 
     def test_missing_runtime_names_the_extra(self, onnx_file, monkeypatch, tmp_path):
         (tmp_path / "onnxruntime.py").write_text("raise ImportError('not installed')")
