@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -106,8 +107,9 @@ def _ends(child: subprocess.Popen[str], work: str, stop: threading.Event) -> boo
 def _running(
     transport: Transport, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]
 ) -> Iterator[subprocess.Popen[str]]:
-    """A child that does not outlive the block, whatever ends it."""
-    child = transport.start(command, environment, errors)
+    """A child that does not outlive the block, here and on a device, whatever ends it."""
+    mark = uuid.uuid4().hex
+    child = transport.start(command, {**environment, "FSRP_EDGE_MARK": mark}, errors)
     try:
         yield child
     finally:
@@ -119,6 +121,8 @@ def _running(
         finally:  # a second interrupt, too, which ends the waiting
             child.kill()
             child.wait()
+        if child.returncode:
+            transport.end(mark)
 
 
 def _events(agent: subprocess.Popen[str], work: str, stop: threading.Event) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ runs and removes the folder when its input ends. Its input ends when this side c
 connection, so both go in every case. Whatever else is said to the device travels beside it.
 """
 
+import math
 import shlex
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -24,6 +25,9 @@ from fsrp_edge.files import sha256_file
 CONNECT_SECONDS = 60.0
 """For the client to reach the device, agree on keys and start a shell there."""
 CLOSE_SECONDS = 10.0
+SHELL_SECONDS = 300.0
+"""For a command that copies nothing from here: a large file may be read, or moved to another disk, at a slow card's
+pace."""
 STOP_POLL_SECONDS = 1.0
 """Between two looks at whether another thread asks to give up."""
 CLIENT_FAILED = 255
@@ -40,8 +44,9 @@ rm -rf "$folder"
 trap 'exit 1' HUP INT TERM PIPE
 echo "{_MARK}$folder"
 cat >/dev/null"""
-"""What still runs is found by the folder that `start` gave it for temporary files: a benchmark program that says
-nothing until its end does not notice that nobody listens any more."""
+"""What still runs is found by the folder that it was given for temporary files: a benchmark program that says nothing
+until its end does not notice that nobody listens any more."""
+_END = "kill -9 $(grep -lsF {mark} /proc/[0-9]*/environ | cut -d/ -f3) 2>/dev/null; true"
 _SSH_OPTIONS = (
     "BatchMode=yes",  # nobody is there to answer a question
     "ConnectTimeout=15",
@@ -88,6 +93,7 @@ class RemoteShell:
         self._holder = holder
         self._stop = stop
         self._sound: set[str] = set()  # paths whose bytes were checked over this connection
+        self._left: list[str] = []  # marks of what may still run there
 
     def put(self, path: Path) -> str:
         """Bring a file there unless the same bytes are there already; its path there.
@@ -100,7 +106,7 @@ class RemoteShell:
         if there in self._sound:
             return there
         look = f"test ! -f {_quote(there)} || sha256sum < {_quote(there)}"
-        if digest not in self._shell(look, "looking for files"):  # a login script may talk before
+        if digest not in self._shell(look, "looking for files", SHELL_SECONDS):  # a login script may talk before
             self._copy(path, digest, there)
         self._sound.add(there)
         return there
@@ -111,17 +117,17 @@ class RemoteShell:
         cache = f"mkdir -p {_quote(self.address.cache)} && " if self.address.cache else ""
         with path.open("rb") as stream:
             write = f"{cache}cat > {_quote(part)} && sha256sum < {_quote(part)}"
-            arrived = self._shell(write, f"copying {path.name}", stream)
+            # How long that takes tells nothing.
+            arrived = self._shell(write, f"copying {path.name}", math.inf, stream)
         if digest not in arrived:
             raise ToolFailedError(f"{self.address.name}: {path.name} arrived damaged; is its disk sound?")
-        self._shell(f"mv -f {_quote(part)} {_quote(there)}", f"copying {path.name}")
+        self._shell(f"mv -f {_quote(part)} {_quote(there)}", f"copying {path.name}", SHELL_SECONDS)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]) -> subprocess.Popen[str]:
         """Start a command there; its output is the child's, `errors` takes what it says beside that."""
-        # What runtimes leave in temporary folders goes with the scratch folder, however they end.
-        settings = [f"{name}={value}" for name, value in {**environment, "TMPDIR": self.scratch}.items()]
+        self._end_left()
         return subprocess.Popen(
-            [*self._client.further, shlex.join(["env", *settings, *command])],
+            self._command(command, environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -129,6 +135,23 @@ class RemoteShell:
             errors="replace",
             start_new_session=True,
         )
+
+    def end(self, mark: str) -> None:
+        """End what was started there with `mark` in its environment: no further measurement runs beside it."""
+        if self._holder.poll() is None:  # else it ended with the connection
+            self._left.append(mark)
+            with suppress(ToolFailedError):  # the next start tries again, and says so
+                self._end_left()
+
+    def _end_left(self) -> None:
+        while self._left:
+            self._shell(_END.format(mark=_quote(self._left[-1])), "ending what hangs there", CLOSE_SECONDS)
+            self._left.pop()
+
+    def _command(self, command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+        # What runtimes leave in temporary folders goes with the scratch folder, however they end.
+        settings = [f"{name}={value}" for name, value in {**environment, "TMPDIR": self.scratch}.items()]
+        return [*self._client.further, shlex.join(["env", *settings, *command])]
 
     def died(self, returncode: int) -> str:
         """How a command ended that did not end well, as the end of a sentence."""
@@ -148,16 +171,16 @@ class RemoteShell:
             return False
         return True
 
-    def _shell(self, command: str, work: str, stdin: IO[bytes] | None = None) -> str:
+    def _shell(self, command: str, work: str, limit: float, stdin: IO[bytes] | None = None) -> str:
         with subprocess.Popen(
-            [*self._client.further, command],
+            self._command(["sh", "-c", command], {}),
             stdin=stdin or subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         ) as child:
             try:
-                said, errors = self._ended(child, work)
+                said, errors = self._ended(child, work, limit)
             finally:
                 child.kill()
         if child.returncode:
@@ -167,14 +190,18 @@ class RemoteShell:
             raise ToolFailedError(f"{self.address.name}: {work} failed: {why}")
         return said.decode(errors="replace")
 
-    def _ended(self, child: subprocess.Popen[bytes], work: str) -> tuple[bytes, bytes]:
-        """What a child said, once it ended. A copy may take minutes, so how long it takes tells nothing."""
+    def _ended(self, child: subprocess.Popen[bytes], work: str, limit: float) -> tuple[bytes, bytes]:
+        """What a child said, once it ended."""
+        until = time.monotonic() + limit
         while True:
             try:
                 return child.communicate(timeout=STOP_POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 if self._stop.is_set():
                     raise ToolFailedError(f"{self.address.name}: {work}: stopped") from None
+                if time.monotonic() > until:
+                    message = f"{self.address.name}: {work} did not end within {limit:.0f} s; stopped"
+                    raise ToolFailedError(message) from None
 
 
 @contextmanager

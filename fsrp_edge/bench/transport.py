@@ -39,6 +39,9 @@ class LocalTransport:
         except OSError as error:
             raise BadInputError(f"cannot run {command[0]!r}: {error.strerror}; name another ?python=") from error
 
+    def end(self, mark: str) -> None:
+        """See RemoteShell; here the child that was ended is the command itself."""
+
     def died(self, returncode: int) -> str:
         """See RemoteShell."""
         if returncode < 0:

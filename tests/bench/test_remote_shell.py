@@ -264,6 +264,35 @@ class TestInTheMiddle:
                 future.result(timeout=60)
         server.wait_for(lambda: not Path(f"/proc/{begun.readlink()}").exists(), seconds=10)
 
+    def test_what_hangs_ends_before_the_next_file_is_measured(self, server, onnx_file, tmp_path, monkeypatch):
+        monkeypatch.setattr(agent_process, "SILENCE_SECONDS", 1.0)
+        begun, beside, python = tmp_path / "begun", tmp_path / "beside", tmp_path / "python"
+        python.write_text(
+            f"#!/bin/sh\nif [ -e {begun} ]; then\n  grep -q sleep /proc/$(cat {begun})/cmdline && touch {beside}\n"
+            '  echo \'{"event": "error", "message": "the next"}\'\n  exit 3\nfi\n'
+            f"echo $$ > {begun}\nexec sleep 600\n"
+        )
+        python.chmod(0o755)
+        address = parse_address(server.address(python=str(python)))
+        hung, other = try_on(address, [onnx_file, onnx_file], Setup(), method=SHORT, stop=NEVER)
+        assert "no sign of life" in str(hung) and "the next" in str(other)
+        assert not beside.exists()
+
+    def test_a_device_that_cannot_be_rid_of_what_hangs_is_told(self, server, monkeypatch):
+        with connect(parse_address(server.address()), NEVER) as device, tempfile.TemporaryFile() as errors:
+            monkeypatch.setattr(remote_shell, "_END", "exit 1")
+            device.end("mark")
+            with pytest.raises(ToolFailedError, match="ending what hangs there failed"):
+                device.start(["true"], {}, errors)
+
+    def test_a_command_that_hangs(self, server, onnx_file, monkeypatch):
+        """A disk that does not answer, as far as a shell sees it; the fixture waits until nothing of it is left."""
+        monkeypatch.setattr(remote_shell, "SHELL_SECONDS", 0.5)
+        monkeypatch.setattr(remote_shell, "_quote", lambda _: "$(sleep 600)")
+        did_not_end = pytest.raises(ToolFailedError, match=r"looking for files did not end within \d s; stopped")
+        with connect(parse_address(server.address()), NEVER) as device, did_not_end:
+            device.put(onnx_file)
+
     @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
     def test_interrupted(self, server, onnx_file, sent, code):
         """Even killed outright, this side leaves nothing on the device: the far end notices."""
@@ -403,7 +432,8 @@ def test_adb_commands(onnx_file, tmp_path, monkeypatch):
     assert list(temporary.iterdir()) == []
     lines = [line for line in log.read_text().splitlines() if "--model" in line]
     assert len(lines) == SHORT.rounds
-    assert f"env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TMPDIR={temporary}/fsrp-edge." in lines[0]
+    assert "env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 FSRP_EDGE_MARK=" in lines[0]
+    assert f" TMPDIR={temporary}/fsrp-edge." in lines[0]
 
 
 def test_connecting_ends_when_it_is_told_to_stop(onnx_file):
