@@ -6,6 +6,7 @@ connection, so both go in every case. Whatever else is said to the device travel
 """
 
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -56,7 +57,13 @@ _SSH_OPTIONS = (
     "ClearAllForwardings=yes",
     "PermitLocalCommand=no",
     "RemoteCommand=none",
+    "ForwardAgent=no",
+    "ForwardX11=no",
 )
+_SINCE_8_7 = ("StdinNull=no", "ForkAfterAuthentication=no", "SessionType=default")
+"""Likewise. An older ssh takes them for errors, and an IgnoreUnknown of ours would undo the user's own."""
+_SOCKET_FOLDER = re.compile(r"[\w./-]{1,64}", re.ASCII)
+"""What ssh takes as it is, and with the names that it and we add is no longer than a socket's path may be."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +222,12 @@ def connect(address: Address, stop: threading.Event) -> Iterator[RemoteShell]:
     Raises:
         ToolFailedError: on entering: the client is missing, or the device refused or did not answer.
     """
-    with tempfile.TemporaryDirectory(prefix="fsrp-edge-") as private, tempfile.TemporaryFile() as errors:
+    if shutil.which(address.kind) is None:
+        raise ToolFailedError(f"{address.name}: there is no {address.kind!r} on this machine; install it")
+    folder = tempfile.gettempdir()
+    sockets = folder if _SOCKET_FOLDER.fullmatch(folder) else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="fsrp-edge-", dir=sockets) as private, tempfile.TemporaryFile() as errors:
         client = _ssh(address, f"{private}/c") if address.kind == "ssh" else _adb(address)
-        if shutil.which(client.first[0]) is None:
-            raise ToolFailedError(f"{address.name}: there is no {client.first[0]!r} on this machine; install it")
         # A session of its own, so that an interrupt at the terminal reaches us first and we can clean up.
         holder = subprocess.Popen(
             [*client.first, shlex.join(["sh", "-c", _HOLD, "sh", client.scratch])],
@@ -285,7 +294,8 @@ def _ssh(address: Address, control: str) -> Client:
     where = ["-l", address.user] if address.user else []
     where += ["-p", str(address.port)] if address.port else []
     where += ["--", address.host]
-    options = [part for option in _SSH_OPTIONS for part in ("-o", option)]
+    newer = _SINCE_8_7 if _ssh_knows(_SINCE_8_7) else ()
+    options = [part for option in (*_SSH_OPTIONS, *newer) for part in ("-o", option)]
     shared = ["-T", *options, "-o", "ControlPersist=no", "-o", f"ControlPath={control}"]
     return Client(
         first=("ssh", *shared, "-o", "ControlMaster=yes", *where),
@@ -293,6 +303,13 @@ def _ssh(address: Address, control: str) -> Client:
         scratch="",
         by_hand=shlex.join(["ssh", *where, "true"]),
     )
+
+
+def _ssh_knows(options: Sequence[str]) -> bool:
+    """Whether the client here has these options; without anyone's configuration, it says what it would do."""
+    given = [part for option in options for part in ("-o", option)]
+    asked = subprocess.run(["ssh", "-F", "none", "-G", *given, "localhost"], capture_output=True, check=False)
+    return asked.returncode == 0
 
 
 def _adb(address: Address) -> Client:

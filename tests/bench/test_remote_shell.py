@@ -137,6 +137,43 @@ def test_events_arrive_while_the_agent_runs(server, onnx_file):
             child.wait()
 
 
+@pytest.mark.parametrize("name", ["a b", "100%d", "${HOME}", 'a"b', "x" * 75])
+def test_any_folder_for_temporary_files(server, onnx_file, tmp_path, monkeypatch, name):
+    """The socket of the connection lies there, in a path that ssh reads in its own way, or finds too long."""
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    before = logins(server)
+    with connect(parse_address(server.address()), NEVER) as device:
+        assert device.put(onnx_file)
+    assert logins(server) == before + 1
+
+
+@pytest.mark.parametrize("setting", ["StdinNull yes", "ForkAfterAuthentication yes", "SessionType none"])
+def test_a_configuration_for_other_uses_of_ssh(server, onnx_file, setting):
+    if not remote_shell._ssh_knows(remote_shell._SINCE_8_7):
+        pytest.skip("this ssh is older than these settings")
+    configuration = server.folder / "ssh_config"
+    before = configuration.read_text()
+    configuration.write_text(f"{before}{setting}\n")
+    try:
+        with connect(parse_address(server.address()), NEVER) as device:
+            assert device.put(onnx_file)
+    finally:
+        configuration.write_text(before)
+
+
+def test_an_older_ssh_is_not_given_what_it_does_not_know(server, tmp_path, monkeypatch):
+    older = tmp_path / "ssh"
+    older.write_text(
+        '#!/bin/sh\ncase "$*" in *SessionType*) echo "Bad configuration option: sessiontype" >&2; exit 255;; esac\n'
+        f'exec {server.folder}/bin/ssh "$@"\n'
+    )
+    older.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with connect(parse_address(server.address()), NEVER) as device:
+        assert device.scratch
+
+
 class TestRefusals:
     """Each is one clear error with exit code 3."""
 
