@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fsrp_edge.bench.remote_shell import CLOSE_SECONDS, STOP_POLL_SECONDS
+from fsrp_edge.bench.replies import Events, Fault, Hello, read
 from fsrp_edge.bench.transport import Transport
 from fsrp_edge.errors import ToolFailedError
 
@@ -23,9 +24,6 @@ SILENCE_SECONDS = 300.0
 EXIT_SECONDS = 30.0
 """For a process to end that has closed its output: runtimes may free their memory then."""
 _STAYED = "closed its output, but did not end; stopped"
-
-Events = dict[str, dict[str, Any]]
-"""The last event of each kind."""
 
 
 def run_agent(
@@ -51,7 +49,7 @@ def run_agent(
             events[event["event"]] = event
         ended = _ends(agent, work, stop)
         if "error" in events:
-            raise ToolFailedError(f"{work}: {_failure(transport, events)}")
+            raise ToolFailedError(f"{work}: {_failure(transport, events, work)}")
         if not {"result", "device"} & events.keys():
             how = transport.died(agent.returncode) if ended else _STAYED
             raise ToolFailedError(f"{work}: the measuring process {how}{_last_words(errors)}")
@@ -184,14 +182,14 @@ def _lines(child: subprocess.Popen[str], work: str, stop: threading.Event, silen
         yield line
 
 
-def _failure(transport: Transport, events: Events) -> str:
-    error = events["error"]
-    if error.get("install"):
-        python = transport.address.python
-        return f"{error['message']}; install it there with: {python} -m pip install {error['install']}"
+def _failure(transport: Transport, events: Events, work: str) -> str:
+    fault = read(Fault, events, "error", work)
+    if fault.install:
+        return f"{fault.message}; install it there with: {transport.address.python} -m pip install {fault.install}"
     if "hello" in events:  # the version is the first thing to look at where a runtime refuses a file
-        return f"{events['hello']['runtime']} {events['hello']['runtime_version']}: {error['message']}"
-    return str(error["message"])
+        hello = read(Hello, events, "hello", work)
+        return f"{hello.runtime} {hello.runtime_version}: {fault.message}"
+    return fault.message
 
 
 def _last_words(errors: IO[bytes]) -> str:

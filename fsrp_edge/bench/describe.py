@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from fsrp_edge.bench.address import Address
 from fsrp_edge.bench.agent_process import run_agent
+from fsrp_edge.bench.replies import read
 from fsrp_edge.bench.results import State
 from fsrp_edge.bench.transport import open_transport
 from fsrp_edge.errors import ToolFailedError
@@ -54,8 +55,7 @@ def describe(address: Address) -> DeviceDescription:
     never = threading.Event()  # nobody else is there to ask for an early end
     with open_transport(address, never) as transport:
         events = run_agent(transport, ["--describe"], work=address.name, threads=1, stop=never)
-    said = {name: value for name, value in events["device"].items() if name != "event"}
-    return DeviceDescription.model_validate(said)
+    return read(DeviceDescription, events, "device", address.name)
 
 
 def require_ready(address: Address, runtimes: Iterable[str]) -> None:

@@ -1,9 +1,10 @@
 """Devices side by side, each in a thread of its own."""
 
 import contextvars
+import logging
 import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import fsrp_edge
@@ -12,7 +13,9 @@ from fsrp_edge.bench.measure import try_on
 from fsrp_edge.bench.recognition import require_taken
 from fsrp_edge.bench.results import BenchResults, Failure, Measurement
 from fsrp_edge.bench.setup import DEFAULT, Method, Setup
-from fsrp_edge.errors import FsrpEdgeError, ToolFailedError
+from fsrp_edge.errors import FsrpEdgeError, ToolFailedError, first_line
+
+_logger = logging.getLogger(__name__)
 
 
 def measure_fleet(
@@ -35,6 +38,10 @@ def measure_fleet(
             found = try_on(address, files, setup, method=method, stop=stop)
         except FsrpEdgeError as error:
             return [Failure(address=address.name, message=str(error))]
+        except Exception as error:  # whatever is wrong with one device, what the others measured is kept
+            _logger.debug("%s", address.name, exc_info=True)
+            message = f"{address.name}: unexpected {type(error).__name__}: {first_line(error)}"
+            return [Failure(address=address.name, message=message)]
         return [
             Failure(address=address.name, message=str(one)) if isinstance(one, ToolFailedError) else one
             for one in found
@@ -43,9 +50,9 @@ def measure_fleet(
     with ThreadPoolExecutor(max_workers=len(addresses)) as pool:
         futures = [pool.submit(contextvars.copy_context().run, work, address) for address in addresses]
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
+            wait(futures)
         finally:
-            stop.set()  # after an interrupt or an error, the threads give up and clean up before the pool is left
+            stop.set()  # after an interrupt, the threads give up and clean up before the pool is left
     found = [one for future in futures for one in future.result()]
     return BenchResults(
         fsrp_edge=fsrp_edge.__version__,

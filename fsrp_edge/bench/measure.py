@@ -10,10 +10,11 @@ from typing import Any
 from fsrp_edge import progress
 from fsrp_edge.bench import tools
 from fsrp_edge.bench.address import Address, parse_address
-from fsrp_edge.bench.agent_process import Events, run_agent
+from fsrp_edge.bench.agent_process import run_agent
 from fsrp_edge.bench.agreement import Expected
 from fsrp_edge.bench.recognition import judge, recognize_here, require_taken, save_images, save_pixels
-from fsrp_edge.bench.results import Latency, Measurement, Recognition, Round
+from fsrp_edge.bench.replies import Hello, Result, read
+from fsrp_edge.bench.results import Latency, Measurement, Recognition
 from fsrp_edge.bench.setup import DEFAULT, Method, Setup
 from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.bench.transport import Transport, open_transport
@@ -39,6 +40,10 @@ class _Job:
     model: str
     runtime: str
     expected: Expected | str
+
+
+_Said = tuple[Hello, Result]
+"""By one process: who measured, and what."""
 
 
 def measure(
@@ -106,7 +111,7 @@ def try_on(
             _Job(path, model, runtime, _expect(address, path, setup, runtime))
             for path, model, runtime in zip(files, _names(files), runtimes, strict=True)
         ]
-        said: list[list[Events]] = [[] for _ in jobs]
+        said: list[list[_Said]] = [[] for _ in jobs]
         failed: dict[int, ToolFailedError] = {}
         schedule = list(range(len(jobs))) * method.rounds
         turns = progress.track(schedule, f"measure latency, {address.name}", len(schedule))
@@ -120,6 +125,7 @@ def try_on(
                 if turn < len(jobs):
                     settings |= _asked_once(transport, job, images, Path(folder))
                 said[index].append(_measure_round(transport, job, settings, stop))
+                _require_each_class(address, job, setup, said[index][-1][1])
             except ToolFailedError as error:
                 if stop.is_set() or not keep_going:
                     raise
@@ -154,20 +160,35 @@ def _asked_once(transport: Transport, job: _Job, images: Path | None, folder: Pa
     return asked
 
 
-def _measure_round(transport: Transport, job: _Job, settings: dict[str, Any], stop: threading.Event) -> Events:
-    path, address = job.path, transport.address
-    work = path.name if address.kind == "local" else f"{path.name} on {address.name}"
+def _require_each_class(address: Address, job: _Job, setup: Setup, result: Result) -> None:
+    """Make sure that a device told as many classes as it was sent images."""
+    seen, sent = len(result.classes or ()), len(setup.images or ())
+    if result.classes is not None and seen != sent:
+        raise ToolFailedError(
+            f"{_work(address, job)}: the device told the classes of {seen} images, and was sent {sent}"
+        )
+
+
+def _work(address: Address, job: _Job) -> str:
+    """What an error is about."""
+    return job.path.name if address.kind == "local" else f"{job.path.name} on {address.name}"
+
+
+def _measure_round(transport: Transport, job: _Job, settings: dict[str, Any], stop: threading.Event) -> _Said:
+    path, work = job.path, _work(transport.address, job)
     if path.suffix == ".ncnn":
         settings["--weights"] = transport.put(path / "model.bin")
         path = path / "model.param"
     there = transport.put(path)
     if job.runtime in tools.PROGRAMS:
-        return tools.measure_round(transport, there, settings, work, stop)
-    if job.runtime == "tensorrt":
-        settings["--precision"] = _precision_of(path)
-    # In one word each, as a value, such as the name of a file here, may begin with a hyphen.
-    words = [f"{name}={value}" for name, value in {"--model": there, **settings}.items()]
-    return run_agent(transport, words, work=work, threads=settings["--threads"], stop=stop)
+        events = tools.measure_round(transport, there, settings, work, stop)
+    else:
+        if job.runtime == "tensorrt":
+            settings["--precision"] = _precision_of(path)
+        # In one word each, as a value, such as the name of a file here, may begin with a hyphen.
+        words = [f"{name}={value}" for name, value in {"--model": there, **settings}.items()]
+        events = run_agent(transport, words, work=work, threads=settings["--threads"], stop=stop)
+    return read(Hello, events, "hello", work), read(Result, events, "result", work)
 
 
 def _precision_of(path: Path) -> str:
@@ -192,41 +213,39 @@ def _depth(own: tuple[str, ...], others: Set[tuple[str, ...]]) -> int:
     return next(depth for depth in range(1, len(own) + 1) if all(own[-depth:] != o[-depth:] for o in others))
 
 
-def _join(address: Address, job: _Job, setup: Setup, said: Sequence[Events], images: Path | None) -> Measurement:
+def _join(address: Address, job: _Job, setup: Setup, said: Sequence[_Said], images: Path | None) -> Measurement:
     """One measurement of all rounds; outputs and classes were asked for in the first."""
-    rounds = tuple(Round(**{name: events["result"][name] for name in Round.model_fields}) for events in said)
-    first = said[0]["result"]
+    hello, first = said[0]
+    results = [result for _, result in said]
     return Measurement(
         address=address.name,
-        latency=_latency(address, job, setup, said, rounds),
-        rounds=rounds,
-        agreement=job.expected.compare(first["outputs"]) if isinstance(job.expected, Expected) else None,
+        latency=_latency(address, job, setup, hello, results),
+        rounds=tuple(result.round for result in results),
+        agreement=job.expected.compare(first.outputs) if isinstance(job.expected, Expected) else None,
         agreement_note=job.expected if isinstance(job.expected, str) else None,
-        recognition=_recognition(job, setup, first.get("classes"), images),
+        recognition=_recognition(job, setup, first.classes, images),
     )
 
 
-def _latency(address: Address, job: _Job, setup: Setup, said: Sequence[Events], rounds: Sequence[Round]) -> Latency:
+def _latency(address: Address, job: _Job, setup: Setup, hello: Hello, rounds: Sequence[Result]) -> Latency:
     """Of all rounds; loading and the first inference are those of the first."""
-    hello, first = said[0]["hello"], said[0]["result"]
-    averaged = [events["result"].get("averaged", 1) for events in said]
-    reasons = dict.fromkeys(reason for part in rounds for reason in disturbances(part, hello["cores"]))
+    reasons = dict.fromkeys(reason for part in rounds for reason in disturbances(part, hello.cores))
     summary = summarize([time for part in rounds for time in part.times_ms])
     powers = [part.power_w for part in rounds if part.power_w is not None]
     power = sum(powers) / len(powers) if powers else None
     return Latency(
         model=job.model,
         sha256=sha256_file(job.path),
-        device=f"{address.name}: {hello['cpu']}, {hello['cores']} cores",
-        runtime=hello["runtime"],
-        runtime_version=hello["runtime_version"],
+        device=f"{address.name}: {hello.cpu}, {hello.cores} cores",
+        runtime=hello.runtime,
+        runtime_version=hello.runtime_version,
         threads=setup.threads,
         affinity=setup.affinity,
         warmup_runs=sum(len(part.warmup_ms) for part in rounds),
-        runs=sum(count * len(part.times_ms) for count, part in zip(averaged, rounds, strict=True)),
-        runs_averaged=min(averaged),
-        init_ms=first["init_ms"],
-        first_ms=first["first_ms"],
+        runs=sum(part.averaged * len(part.times_ms) for part in rounds),
+        runs_averaged=min(part.averaged for part in rounds),
+        init_ms=rounds[0].init_ms,
+        first_ms=rounds[0].first_ms,
         power_w=power,
         energy_mj=None if power is None else power * summary.mean_ms,
         valid=not reasons,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fsrp_edge.bench import agent
-from fsrp_edge.bench.agent_process import Events, run_tool
+from fsrp_edge.bench.agent_process import run_tool
+from fsrp_edge.bench.replies import Events
 from fsrp_edge.bench.transport import Transport
 from fsrp_edge.errors import ToolFailedError
 

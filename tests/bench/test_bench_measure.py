@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from fsrp_edge import progress
-from fsrp_edge.bench import agent_process
+from fsrp_edge.bench import agent_process, fleet
 from fsrp_edge.bench import measure as measuring
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.fleet import measure_fleet
@@ -106,6 +108,67 @@ def test_a_device_without_its_interpreter_takes_no_other_along(onnx_file):
     assert [one.latency.model for one in results.measurements] == ["tiny.onnx"]
     (failure,) = results.failures
     assert failure.message == "cannot run '/no/such': No such file or directory; name another ?python="
+
+
+GOOD = {"event": "hello", "cpu": "c", "cores": 4, "runtime": "onnxruntime", "runtime_version": "1"}
+STATE = {
+    "governor": None,
+    "clock_mhz": None,
+    "temperatures_c": {},
+    "throttled": None,
+    "load_1m": 0,
+    "free_memory_mb": 1,
+}
+TIMED = {
+    **{"event": "result", "warmup_ms": [], "times_ms": [1.0], "before": STATE, "during": [], "after": STATE},
+    **{
+        "power_w": None,
+        "foreign_cores": 0,
+        "peak_memory_mb": 1,
+        "init_ms": 1,
+        "first_ms": 1,
+        "outputs": [],
+        "classes": None,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ([{"event": "error"}], "said a 'error' that makes no sense: message: Field required"),
+        ([{"event": "hello"}, {"event": "error", "message": "m"}], "said a 'hello' that makes no sense: cpu: Field"),
+        ([{"event": "hello"}, {"event": "result"}], "said a 'hello' that makes no sense: cpu: Field required"),
+        ([TIMED], "said no 'hello', but result"),
+        ([GOOD, {**TIMED, "times_ms": []}], "times_ms: Tuple should have at least 1 item"),
+        ([GOOD, {**TIMED, "times_ms": [float("nan")]}], r"times_ms.0: Input should be a finite number .*; saw nan"),
+        ([GOOD, {**TIMED, "before": {}}], "before.governor: Field required"),
+        ([GOOD, {**TIMED, "outputs": [[1, 2], [1]]}], "outputs: outputs of several lengths"),
+        ([GOOD, {**TIMED, "classes": [1]}], "the device told the classes of 1 images, and was sent 0"),
+    ],
+)
+def test_what_makes_no_sense_is_a_failure_of_that_device_alone(onnx_file, tmp_path, said, message):
+    odd = tmp_path / "python"
+    odd.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(map(json.dumps, said)) + "\nEND\n")
+    odd.chmod(0o755)
+    addresses = [parse_address("local"), parse_address(f"local?python={odd}")]
+    results = measure_fleet(addresses, [onnx_file], Setup(), method=SHORT.model_copy(update={"rounds": 1}))
+    assert [one.latency.model for one in results.measurements] == ["tiny.onnx"]
+    (failure,) = results.failures
+    assert re.match(f"tiny.onnx: .*{message}", failure.message), failure.message
+
+
+def test_whatever_goes_wrong_with_one_device_the_others_results_are_kept(onnx_file, monkeypatch):
+    def tried(address, *given, **named):
+        if address.kind == "ssh":
+            raise KeyError("model")
+        return try_on(address, *given, **named)
+
+    monkeypatch.setattr(fleet, "try_on", tried)
+    addresses = [parse_address("ssh://phone"), parse_address("local")]
+    results = measure_fleet(addresses, [onnx_file], Setup(), method=SHORT)
+    assert [one.latency.model for one in results.measurements] == ["tiny.onnx"]
+    assert [one.message for one in results.failures] == ["ssh://phone: unexpected KeyError: 'model'"]
 
 
 class TestErrors:
