@@ -83,9 +83,10 @@ def run_tool(
             raise ToolFailedError(f"{work}: {command[0]} {_STAYED}")
         if child.returncode == 0:
             return said
-        if child.returncode in (126, 127):
-            raise ToolFailedError(f"{work}: there is no program {command[0]!r}; name its path with ?tool=PATH")
         last = (said.strip().splitlines() or [transport.died(child.returncode)])[-1]
+        if child.returncode in (126, 127):
+            # The first word is not always what is missing: taskset is there where what it should start is not.
+            raise ToolFailedError(f"{work}: there is no such program: {last}; name its path with ?tool=PATH")
         raise ToolFailedError(f"{work}: {command[0]} failed: {last}")
 
 
