@@ -513,14 +513,14 @@ class Machine:
             return child.communicate()[0].decode(errors="replace")
 
     def cpu_name(self) -> str:
-        """The board's name, else the processor's."""
+        """The board's name, else the processor's; nothing where files copied from elsewhere tell neither."""
         board = self.read("proc/device-tree/model")
         if board:
             return board
         for line in (self.read("proc/cpuinfo") or "").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-        return platform.processor() or platform.machine()
+        return platform.processor() or platform.machine() if self.root == Path("/") else ""
 
     def of_cores(self, name: str) -> List[str]:
         """What each core's cpufreq folder says in the file `name`."""

@@ -20,10 +20,18 @@ ROUNDS = 10
 _LOOK = (
     "cd / && for file in sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor "
     "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq sys/class/thermal/thermal_zone*/type "
-    "sys/class/thermal/thermal_zone*/temp proc/loadavg proc/meminfo proc/cpuinfo; "
-    'do echo "@@ $file"; cat "$file" 2>/dev/null; done; echo "@@ model"; getprop ro.product.model 2>/dev/null; true'
+    "sys/class/thermal/thermal_zone*/temp proc/loadavg proc/meminfo proc/cpuinfo proc/device-tree/model; "
+    'do test -e "$file" || continue; echo "@@ $file"; cat "$file" 2>/dev/null; echo; done; '
+    'echo "@@ machine"; uname -m; echo "@@ model"; getprop ro.product.model 2>/dev/null; true'
 )
-_NUMBER = r"([\d.e+]+)"
+_ASKED = re.compile(
+    r"sys/devices/system/cpu/cpu\d{1,5}/cpufreq/scaling_(governor|cur_freq)|"
+    r"sys/class/thermal/thermal_zone\d{1,5}/(type|temp)|"
+    r"proc/(loadavg|meminfo|cpuinfo|device-tree/model)|machine|model",
+    re.ASCII,
+)
+"""What `_LOOK` tells of. No other name becomes one of a file here, whatever a device says."""
+_NUMBER = r"(\d+\.?\d*(?:e[+-]?\d+)?)"
 
 
 def measure_round(
@@ -146,14 +154,21 @@ def _state(transport: Transport, work: str, stop: threading.Event) -> tuple[dict
     """The state of a device without Python, read by its shell and understood here; its name and cores."""
     said = run_tool(transport, ["sh", "-c", _LOOK], work=work, stop=stop)
     files = dict(part.partition("\n")[::2] for part in said.split("@@ ")[1:])
+    if "machine" not in files:
+        raise ToolFailedError(f"{work}: the device does not tell its state, but {said.strip()[:80]!r}")
+    for name in files:
+        if not _ASKED.fullmatch(name):
+            raise ToolFailedError(f"{work}: the device told of a file {name!r} that was not asked for")
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
-            path = Path(folder, name).resolve()
-            # A device decides on what is read, not on where it is put.
-            if not path.is_relative_to(Path(folder).resolve()):
-                raise ToolFailedError(f"{work}: the device told of a file {name!r} that was not asked for")
+            path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         machine = agent.Machine(folder)
-        name = files["model"].strip() or machine.cpu_name()
-        return machine.state(), {"cpu": name, "cores": files.get("proc/cpuinfo", "").count("processor\t")}
+        names = (files.get("model", "").strip(), machine.cpu_name(), files.get("machine", "").strip())
+        try:
+            state = machine.state()
+        except (ValueError, IndexError, ArithmeticError) as error:
+            raise ToolFailedError(f"{work}: what the device tells of its state is no state: {error}") from None
+    device = {"cpu": next(filter(None, names), "unknown"), "cores": files.get("proc/cpuinfo", "").count("processor\t")}
+    return state, device

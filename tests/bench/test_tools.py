@@ -98,6 +98,10 @@ class TestTfliteBenchmark:
         said = tools.parse_benchmark_model(ANDROID, "net")
         assert (said["times_ms"], said["averaged"], said["peak_memory_mb"]) == ((33.2094,), 50, 12.8672)
 
+    def test_a_number_that_is_none_is_an_error(self):
+        with pytest.raises(ToolFailedError, match="told no timings"):
+            tools.parse_benchmark_model(LINUX.replace("12750", "1.2.3"), "net")
+
     def test_other_output_is_an_error_with_its_last_line(self):
         with pytest.raises(ToolFailedError, match=r"net: .*it said: Failed to initialize the interpreter"):
             tools.parse_benchmark_model("STARTING!\nFailed to initialize the interpreter\n", "net")
@@ -135,8 +139,11 @@ class TestTfliteBenchmark:
         assert calls(log)[0][:2] == ["f0", "benchmark_model"]
 
     def test_missing_program(self, tflite_file):
-        with pytest.raises(ToolFailedError, match=r"no program '/nowhere/b'; name its path with \?tool=PATH"):
+        with pytest.raises(ToolFailedError, match=r"/nowhere/b: not found; name its path with \?tool=PATH"):
             measure(tflite_file, device="local?tool=/nowhere/b", runtime="tflite-benchmark", method=SHORT)
+        with pytest.raises(ToolFailedError, match=r"no such program: taskset: .* /nowhere/b: No such file"):
+            address, setup = parse_address("local?tool=/nowhere/b"), Setup("tflite-benchmark", affinity="0")
+            measure_on(address, [tflite_file], setup, method=SHORT)
 
 
 # What trtexec says and writes: the banner and options as printed by 8.2 to 10.5 (`trtexec --help`), times in the format
@@ -417,11 +424,53 @@ def test_bytes_that_are_no_text_do_not_end_what_is_heard(stand_in):
     assert said.splitlines()[1] == "fine"
 
 
-def test_a_device_cannot_write_here(tmp_path, monkeypatch):
-    monkeypatch.setattr(tools, "run_tool", lambda *_, **__: f"@@ {tmp_path}/victim\nbad\n@@ model\n")
-    with pytest.raises(ToolFailedError, match="not asked for"):
-        tools._state(None, "w", None)
-    assert not (tmp_path / "victim").exists()
+class TestState:
+    """Of devices without Python, as their shells print it."""
+
+    @pytest.fixture
+    def state_of(self, monkeypatch):
+        def state(said: str):
+            monkeypatch.setattr(tools, "run_tool", lambda *_, **__: said)
+            return tools._state(None, "net on phone", None)
+
+        return state
+
+    ARM = "@@ proc/cpuinfo\nprocessor\t: 0\nCPU part\t: 0xd08\n\nprocessor\t: 1\n\n"
+    BOARD = "@@ proc/device-tree/model\nRaspberry Pi 4 Model B Rev 1.4\0\n"
+    END = "@@ machine\naarch64\n@@ model\n"
+
+    def test_name_and_cores(self, state_of):
+        """An Arm processor's file has no `model name`; this machine's must not stand for it."""
+        _, device = state_of(self.ARM + self.BOARD + self.END)
+        assert device == {"cpu": "Raspberry Pi 4 Model B Rev 1.4", "cores": 2}
+        assert state_of(self.ARM + self.END)[1]["cpu"] == "aarch64"
+        assert state_of(self.ARM + self.BOARD + self.END + "Pixel 6\n")[1]["cpu"] == "Pixel 6"
+
+    def test_of_this_machine(self):
+        never = threading.Event()
+        with open_transport(parse_address("local"), never) as here:
+            state, device = tools._state(here, "w", never)
+        assert state["load_1m"] is not None and state["free_memory_mb"] > 1
+        assert (device["cpu"], device["cores"]) == (agent.Machine().cpu_name(), os.cpu_count())
+
+    @pytest.mark.parametrize("name", ["/victim", "../victim", ".", "proc", "proc/cpuinfo/x", "a\0b", "model\0"])
+    def test_no_device_names_a_path_here(self, state_of, name, tmp_path):
+        name = name.replace("/victim", f"{tmp_path}/victim")
+        with pytest.raises(ToolFailedError, match=r"net on phone: .*not asked for"):
+            state_of(f"@@ {name}\nbad\n{self.ARM}{self.END}")
+        assert not (tmp_path / "victim").exists()
+
+    @pytest.mark.parametrize(
+        ("said", "message"),
+        [
+            ("hello\n", "does not tell its state, but 'hello'"),
+            ("@@ proc/loadavg\nabc\n" + END, "is no state: could not convert string to float: 'abc'"),
+            ("@@ proc/meminfo\nMemAvailable:\n" + END, "is no state: list index out of range"),
+        ],
+    )
+    def test_what_makes_no_sense_is_told(self, state_of, said, message):
+        with pytest.raises(ToolFailedError, match=f"net on phone: .*{message}"):
+            state_of(said)
 
 
 def test_a_file_of_several_images_is_not_timed_as_one():
