@@ -199,15 +199,20 @@ def _size(layer: Fitted) -> Tensor:
 
 
 def _keep_size(layer: Fitted, before: Tensor, norm: nn.Module) -> None:
-    """Give each output channel's weights the size they had, and batch norm the statistics that go with that."""
+    """Give each output channel's weights the size they had, and batch norm the statistics that go with that.
+
+    Batch norm divides by the root of variance + eps, so it is this sum that takes up the factor. Where eps is most of
+    it, weights shrink only as far as leaves the variance at 0.
+    """
     now = _size(layer)
-    factor = torch.where((before > 0) & (now > 0), before / now, 1.0)
     assert isinstance(norm, BatchNorm) and norm.running_mean is not None and norm.running_var is not None
+    divided = norm.running_var + norm.eps
+    factor = torch.where((before > 0) & (now > 0), before / now, 1.0).maximum((norm.eps / divided).sqrt())
     layer.weight *= factor.reshape(-1, *[1] * (layer.weight.dim() - 1))
     if layer.bias is not None:
         layer.bias *= factor
     norm.running_mean *= factor
-    norm.running_var *= factor.square()
+    norm.running_var.copy_((divided * factor.square() - norm.eps).clamp_min(0))  # rounding may end below 0
 
 
 def _ridge_regression(known: Tensor, wanted: Tensor) -> Tensor:

@@ -200,6 +200,25 @@ def test_weights_before_a_batch_norm_keep_their_size_and_outputs_are_as_well_fit
     assert torch.allclose(*sizes)
 
 
+@pytest.mark.parametrize("variance", [1e-4, 1e-2, 1.0])
+def test_what_a_batch_norm_puts_out_stays_whatever_share_eps_has(variance):
+    """Of its variance's sum with eps: as in torchvision's MobileNetV3 and EfficientNetV2, which have 1e-3."""
+    dense = normalized()
+    layer, norm = dense.network[3], dense.network[4]
+    norm.eps, before = 1e-3, compensation._size(layer)
+    pixels = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        norm.running_var.fill_(variance)
+        layer.weight[:3] *= 2  # the others as if fitted weights had shrunk
+        layer.weight[3:] /= 2
+        grown, wanted = compensation._size(layer), dense.network[:5](pixels)
+        compensation._keep_size(layer, before, norm)
+        torch.testing.assert_close(dense.network[:5](pixels), wanted, rtol=1e-4, atol=1e-4)
+    assert (norm.running_var >= 0).all()
+    assert (compensation._size(layer)[:3] < grown[:3]).all()
+    torch.testing.assert_close(compensation._size(layer)[3:], before[3:])
+
+
 @pytest.mark.parametrize(("growth", "left"), [(1.01, True), (100.0, False)])
 def test_a_last_layer_that_would_grow_much_is_left_where_training_follows(monkeypatch, growth, left):
     monkeypatch.setattr(compensation, "GROWTH", growth)
