@@ -33,7 +33,6 @@ from fsrp_edge.report.evidence import (
     Spectra,
 )
 from fsrp_edge.scoring.explain import FILTERS, mean_spectra
-from fsrp_edge.scoring.fourier import has_bands
 from fsrp_edge.scoring.fsrp import FSRP
 from fsrp_edge.scoring.reconstruction import Reconstruction
 from fsrp_edge.scoring.rivals import Rival
@@ -144,11 +143,7 @@ def _spectra(
     arrays: dict[str, np.ndarray],
 ) -> Iterator[Spectra]:
     """Of the first, the middle and the last layer whose maps have two bands; fills `arrays`."""
-    having = [
-        name
-        for name, layer in scores.layers.items()
-        if layer.map_size and has_bands(layer.map_size) and len(layer.scores) >= 2 * FILTERS
-    ]
+    having = [name for name, layer in scores.layers.items() if layer.has_bands and len(layer.scores) >= 2 * FILTERS]
     drawn = [having[place] for place in (0, len(having) // 2, -1)] if having else []
     chosen = {name: scores.layers[name].worst_and_best(FILTERS) for name in drawn}
     reading = criterion

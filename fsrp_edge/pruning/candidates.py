@@ -11,7 +11,7 @@ from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, Member
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.pruning.allocation import Levels
 from fsrp_edge.pruning.options import PlanOptions, matches, require_known
-from fsrp_edge.scoring.scores import FilterScores
+from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 
 def granularity(group: ChannelGroup, multiple: int) -> int:
@@ -49,18 +49,28 @@ def reason_to_keep(group: ChannelGroup, multiple: int) -> str | None:
 def group_scores(group: ChannelGroup, scores: FilterScores) -> np.ndarray | None:
     """Scores (channels,) of a group: the mean over the members that were scored; None where none was.
 
-    Each member's scores are divided by their mean first, so that layers with other scales weigh the same.
+    Each member's scores are divided by their mean first, so that layers with other scales weigh the same. Where maps of
+    some members have two bands, the others' scores are energies, which say another thing (those of a squeeze-excite
+    gate are highest where it is shut): they count for channels alone that no other member makes.
     """
-    total, members = np.zeros(group.channels), np.zeros(group.channels)
-    for member in group.members:
-        layer = scores.layers.get(member.layer)
-        if layer is None:
-            continue
+    scored = [(member, scores.layers[member.layer]) for member in group.members if member.layer in scores.layers]
+    if not scored:
+        return None
+    values, known = _mean_of_members(group.channels, [pair for pair in scored if pair[1].has_bands])
+    others, _ = _mean_of_members(group.channels, [pair for pair in scored if not pair[1].has_bands])
+    found: np.ndarray = np.where(known, values, others)
+    return found
+
+
+def _mean_of_members(channels: int, scored: Sequence[tuple[Member, LayerScores]]) -> tuple[np.ndarray, np.ndarray]:
+    """(channels,) mean of the scores, each member's divided by their mean; and which channels some member makes."""
+    total, members = np.zeros(channels), np.zeros(channels)
+    for member, layer in scored:
         values = np.asarray(layer.scores)[list(member.channels)]
         mean = values.mean()
         np.add.at(total, list(member.root_channels), values / mean if mean > 0 else values)
         np.add.at(members, list(member.root_channels), 1)  # a concatenation's parts make some of the channels
-    return total / np.maximum(members, 1) if members.any() else None
+    return total / np.maximum(members, 1), members > 0
 
 
 def choose_channels(scores: np.ndarray, count: int, group: ChannelGroup) -> tuple[int, ...]:

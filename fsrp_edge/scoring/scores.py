@@ -10,6 +10,7 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.records import Document, Record
+from fsrp_edge.scoring.fourier import has_bands
 
 
 class LayerScores(Record):
@@ -18,6 +19,11 @@ class LayerScores(Record):
     scores: tuple[FiniteFloat, ...]
     map_size: tuple[int, int] | None = None
     """(height, width) of the feature map, for criteria that read one."""
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether the scores were read off maps with a low and a high band."""
+        return self.map_size is not None and has_bands(self.map_size)
 
     @classmethod
     def of(cls, name: str, scores: Tensor, map_size: tuple[int, int] | None = None) -> Self:

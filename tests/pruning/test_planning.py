@@ -47,6 +47,22 @@ def test_coupled_layers_weigh_the_same_whatever_their_scale_and_order():
     assert found == pytest.approx([(0.5 + 0.2) / 2, (1.5 + 1.8) / 2])
 
 
+def test_energies_do_not_mix_with_ratios_of_bands():
+    """As those of a squeeze-excite gate with the ratios of the maps that it multiplies."""
+    maps, gate = Member("maps", (0, 1), (0, 1)), Member("gate", (0, 1, 2), (0, 1, 2))
+    layers = {"maps": LayerScores(scores=(1.0, 3.0), map_size=(8, 8))}
+    for size in ((1, 1), (2, 2), (16, 1)):
+        layers["gate"] = LayerScores(scores=(64.0, 1.0, 1.0), map_size=size)
+        scores = FilterScores(
+            criterion="fsrp", options={}, architecture="x", model_sha256="", data_sha256=None, images=0, seed=0,
+            layers=layers,
+        )  # fmt: skip
+        found = group_scores(ChannelGroup("gate", 3, (gate, maps), ()), scores)
+        assert found == pytest.approx([0.5, 1.5, 1 / 22])  # the third channel has no other score
+        alone = group_scores(ChannelGroup("gate", 3, (gate,), ()), scores)
+        assert alone == pytest.approx([64 / 22, 1 / 22, 1 / 22])
+
+
 def test_scores_that_are_not_one_a_channel_are_refused(resnet):
     scores = score_rival(resnet, None, Rival(name="l1"), seed=0)
     cut = scores.layers | {"conv1": LayerScores(scores=scores.layers["conv1"].scores[:5])}
