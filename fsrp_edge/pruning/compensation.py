@@ -151,7 +151,15 @@ class DenseOutputs:
 def _fittable(classifier: Classifier) -> Iterator[tuple[str, Fitted]]:
     """The layers that can be fitted, by name: not those whose weight is computed at each use (a parametrization)."""
     modules = classifier.network.named_modules()
-    return ((name, layer) for name, layer in modules if isinstance(layer, Fitted) and "weight" in layer._parameters)
+    fitted = ((name, layer) for name, layer in modules if isinstance(layer, Fitted) and "weight" in layer._parameters)
+    return ((name, layer) for name, layer in fitted if _computes_as_torch_does(layer))
+
+
+def _computes_as_torch_does(layer: Fitted) -> bool:
+    """Not so where a subclass, say, pads its inputs itself or standardizes its weight: what it reads is not known."""
+    kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    methods = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
+    return all(getattr(getattr(layer, name), "__func__", None) is getattr(kind, name) for name in methods)
 
 
 def _reads(layer: Fitted, inputs: Tensor, sample: _Sample) -> Tensor:

@@ -113,6 +113,33 @@ def test_a_weight_that_is_computed_from_others_stays_as_it_is():
     assert not torch.equal(changed.network[2].weight, classifier.network[2].weight[:, kept])
 
 
+class SamePadded(nn.Conv2d):
+    """As efficientnet_pytorch and timm have it."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(maps, (0, 2, 0, 2)))
+
+
+class Standardized(nn.Conv2d):
+    def _conv_forward(self, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return super()._conv_forward(maps, weight / weight.std(), bias)
+
+
+class Halved(nn.Linear):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features / 2)
+
+
+@pytest.mark.parametrize("second", [SamePadded(8, 6, 3), Standardized(8, 6, 3)])
+def test_a_layer_with_a_forward_pass_of_its_own_stays_as_it_is(second):
+    classifier = network(second)
+    classifier.network[6] = Halved(6, 4)
+    changed = without(classifier, {1, 5}, DenseOutputs(classifier, images()))
+    kept = [0, 2, 3, 4, 6, 7]
+    assert torch.equal(changed.network[2].weight, second.weight[:, kept])
+    assert torch.equal(changed.network[6].weight, classifier.network[6].weight)
+
+
 def test_channels_that_never_vary_are_replaced_by_a_constant():
     classifier = network()
     with torch.no_grad():
