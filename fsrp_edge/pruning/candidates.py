@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from torch import nn
@@ -19,16 +20,22 @@ def granularity(group: ChannelGroup, multiple: int) -> int:
     return math.lcm(multiple, group.blocks, group.unit)
 
 
-def kept_count(channels: int, ratio: float, step: int) -> int:
+def fewest(group: ChannelGroup, step: int) -> int:
+    """How many channels stay at least, in whole steps: one for each layer that has but some of the group's channels."""
+    parts = len({tuple(_places_of(each, group)) for each in group.parts})
+    return max(math.ceil(parts * group.blocks * group.unit / step), 1) * step
+
+
+def kept_count(channels: int, ratio: float, step: int, least: int) -> int:
     """How many of `channels` stay when the share `ratio` is to go.
 
-    The count is the multiple of `step` nearest to the exact number, at least one step, and all channels where there
-    are no more than that.
+    The count is the multiple of `step` nearest to the exact number, at least `least`, and all channels where there are
+    no more than that.
     """
-    if ratio == 0 or channels <= step:
+    if ratio == 0 or channels <= least:
         return channels
     nearest = round(channels * (1 - ratio) / step) * step
-    return min(max(nearest, step), channels // step * step)
+    return min(max(nearest, least), channels // step * step)
 
 
 def reason_to_keep(group: ChannelGroup, multiple: int) -> str | None:
@@ -36,8 +43,14 @@ def reason_to_keep(group: ChannelGroup, multiple: int) -> str | None:
     if group.locked:
         return group.locked
     step = granularity(group, multiple)
-    if group.channels > step:
+    least = fewest(group, step)
+    if group.channels > least:
         return None
+    if least > step:
+        return (
+            f"{group.channels} channels are no more than the {least} that its layers need, since some have but a part "
+            f"of them and keep one each (channel multiple {multiple})"
+        )
     if step == multiple:
         return f"{group.channels} channels are no more than one channel multiple ({multiple})"
     return (
@@ -118,7 +131,7 @@ class Candidate:
         if self.reason is not None:
             return self.best(self.group.channels)
         wanted = self._share(ratio) if self.ratio is None else self.ratio
-        return self.best(kept_count(self.group.channels, wanted, self.step))
+        return self.best(self._count(wanted))
 
     def best(self, count: int) -> tuple[int, ...]:
         """So many channels; all of them where none was scored."""
@@ -131,7 +144,7 @@ class Candidate:
         """Channels that stay at least."""
         if self.reason is not None:
             return self.group.channels
-        return kept_count(self.group.channels, 1.0 if self.ratio is None else self.ratio, self.step)
+        return self._count(1.0 if self.ratio is None else self.ratio)
 
     def levels(self) -> Levels:
         """What may go, step by step, and what is lost with it as far as scores tell.
@@ -143,10 +156,17 @@ class Candidate:
         channels = self.group.channels
         if self.reason is not None or self.scores is None or self.ratio is not None:
             return Levels(np.array([channels - len(self.kept(0))]), np.zeros(1))
-        counts = np.array([channels, *range((channels - 1) // self.step * self.step, 0, -self.step)])
+        counts = np.array([channels, *range((channels - 1) // self.step * self.step, self._fewest - 1, -self.step)])
         scores = np.sort(np.maximum(self.scores, 0) + 1e-12)[::-1]
         share = np.cumsum(scores)[counts - 1] / scores.sum()
         return Levels(channels - counts, -np.log(share) * len(self.group.members))
+
+    @cached_property
+    def _fewest(self) -> int:
+        return fewest(self.group, self.step)
+
+    def _count(self, ratio: float) -> int:
+        return kept_count(self.group.channels, ratio, self.step, self._fewest)
 
     def _share(self, ratio: float) -> float:
         """The share of this group that lies in the lowest `ratio` of all."""

@@ -156,7 +156,7 @@ def _select(module: nn.Module, name: str, axis: int, removed: set[int]) -> int:
     if old is None:
         return 0
     stay = [index for index in range(old.shape[axis]) if index not in removed]
-    new = old.detach().index_select(axis, torch.tensor(stay, device=old.device))
+    new = old.detach().index_select(axis, torch.tensor(stay, dtype=torch.long, device=old.device))
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     setattr(module, name, new)

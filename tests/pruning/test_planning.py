@@ -5,18 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.channel_graph import ChannelGroup, Member, PruningGraph
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.saved import save_checkpoint_pt, save_classifier, weights_sha256
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.pruning import surgery
 from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.candidates import group_scores, kept_count
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.overview import inspect_network
 from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.pruning.planning import make_plan
-from fsrp_edge.pruning.surgery import apply_plan
+from fsrp_edge.pruning.planning import least_network, make_plan
+from fsrp_edge.pruning.surgery import apply_plan, remove_channels
 from fsrp_edge.scoring.rivals import Rival, score_rival
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 from tests.nets import as_classifier
@@ -27,14 +28,15 @@ def resnet(carried):
     return carried("cifar:resnet20-b")
 
 
-@given(st.integers(1, 4096), st.floats(0, 0.999), st.integers(1, 64))
-def test_kept_count_is_a_multiple_nearest_to_the_ratio(channels, ratio, step):
-    kept = kept_count(channels, ratio, step)
-    assert 1 <= kept <= channels
+@given(st.integers(1, 4096), st.floats(0, 0.999), st.integers(1, 64), st.integers(1, 4))
+def test_kept_count_is_a_multiple_nearest_to_the_ratio(channels, ratio, step, steps):
+    least = steps * step
+    kept = kept_count(channels, ratio, step, least)
+    assert min(least, channels) <= kept <= channels
     if kept < channels:
         assert kept % step == 0
-        assert kept == step or abs(kept - channels * (1 - ratio)) <= step
-    assert kept_count(channels, 0, step) == channels
+        assert kept == least or abs(kept - channels * (1 - ratio)) <= step
+    assert kept_count(channels, 0, step, least) == channels
 
 
 def test_coupled_layers_weigh_the_same_whatever_their_scale_and_order():
@@ -188,6 +190,56 @@ def test_channels_that_fewer_layers_make_score_no_less():
     group = PruningGraph(dense).groups()[0]
     scores = scores_of(dense, {"c": 16, "a1": 8, "a2": 8, "b": 8})
     np.testing.assert_allclose(group_scores(group, scores), np.ones(16))
+
+
+class Branches(nn.Module):
+    """Four layers that make a quarter each of what is added up."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.stem, self.last, self.linear = nn.Conv2d(3, 4 * width, 1), nn.Conv2d(4 * width, 8, 1), nn.Linear(8, 10)
+        self.branches = nn.ModuleList(nn.Conv2d(4 * width, width, 1) for _ in range(4))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.linear(self.last(x + torch.cat([branch(x) for branch in self.branches], 1)).mean((2, 3)))
+
+
+def branches(width=4):
+    return as_classifier(Branches(width), "own:network", shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"ratio": 0.9}, {"budgets": {"macs": "25%"}}, {"ratio": 0.9, "allocation": "global"}]
+)
+@pytest.mark.parametrize(("multiple", "least"), [(1, 4), (3, 6)])
+def test_every_layer_before_a_concatenation_keeps_a_channel(planned, asked, multiple, least):
+    pruned = branches()
+    plan = planned(pruned, channel_multiple=multiple, **asked)
+    assert least <= len(plan.groups[0].kept) < 16
+    remove_channels(pruned.network, PruningGraph(pruned).groups(), {group.root: group.kept for group in plan.groups})
+    assert min(branch.out_channels for branch in pruned.network.branches) >= 1
+    assert pruned(pruned.example_pixels(2)).shape == (2, 10)
+
+
+def test_the_least_that_a_plan_may_leave_runs_behind_a_concatenation(monkeypatch):
+    monkeypatch.setattr(surgery, "with_layer_shapes", lambda _, spec: spec)  # no file makes this network
+    least = least_network(branches(), PlanOptions())
+    assert [branch.out_channels for branch in least.network.branches] == [1, 1, 1, 1]
+    assert measure_size(least) == inspect_network(branches(), 1).minimum
+
+
+def test_a_group_of_which_each_layer_needs_a_channel_can_lose_none():
+    reason = inspect_network(branches(width=1), 1).groups[0].reason_to_keep
+    assert reason.startswith("4 channels are no more than the 4 that its layers need")
+
+
+def test_a_network_whose_layer_lost_all_channels_is_refused_in_a_line():
+    dense = branches()
+    with pytest.raises(
+        ToolFailedError, match=r"does not run after channels were removed .* needs all channels of stem"
+    ):
+        surgery.smaller(dense, PruningGraph(dense).groups(), {"stem": (0, 1)})
 
 
 def test_a_budget_that_scored_groups_cannot_meet_is_refused():
