@@ -304,6 +304,8 @@ class PruningGraph:
             if divided == 1:
                 continue
             names.append(f"{part.layer} ({divided} groups)")
+            if part.side == "output" and divided == count:
+                return 1, 1, f"{part.layer} makes one of them in each of its {divided} groups"
             if _is_coupled(module):
                 width = module.out_channels // divided
                 unit = math.lcm(unit, width)
@@ -365,12 +367,14 @@ def _new_graph() -> Any:
         """Couples the inputs of a grouped convolution with its outputs, as of a depthwise one.
 
         Removing the same positions from every group, as torch-pruning does, leaves as many groups of an odd width, and
-        nothing at all can go where the number of groups is large or prime (regnet_y).
+        nothing at all can go where the number of groups is large or prime (regnet_y). It also takes 32 inputs in 8
+        groups of one output for depthwise, which has as many outputs.
         """
 
         def get_pruner_of_module(self, module: Any) -> Any:
-            if _is_coupled(module):
-                return self.REGISTERED_PRUNERS[torch_pruning.ops.OPTYPE.DEPTHWISE_CONV]
+            if isinstance(module, Convolution):
+                types = torch_pruning.ops.OPTYPE
+                return self.REGISTERED_PRUNERS[types.DEPTHWISE_CONV if _is_coupled(module) else types.CONV]
             return super().get_pruner_of_module(module)
 
     return Graph()

@@ -420,6 +420,50 @@ def test_what_a_network_keeps_of_its_last_run_can_be_copied():
     copy.deepcopy(network)
 
 
+def test_a_grouped_convolution_with_one_output_a_group_is_not_taken_for_depthwise(planned, error_against_masking):
+    torch.manual_seed(0)
+    dense = classifier_of(
+        Body(nn.Sequential(nn.ReLU(), nn.Conv2d(32, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 32, 1)), 32)
+    )
+    groups, plan = PruningGraph(dense).groups(), planned(dense, ratio=0.5)
+    pruned = copy.deepcopy(dense)
+    remove_channels(pruned.network, groups, {group.root: group.kept for group in plan.groups})
+    assert pruned.network.first.out_channels == 16 and pruned.network.between[1].groups == 8
+    assert error_against_masking(dense, pruned, groups, plan) < 1e-9
+    reason = {group.root: group.locked for group in groups}["between.1"]
+    assert reason == "between.1 makes one of them in each of its 8 groups"
+
+
+class Concatenated(nn.Module):
+    """Two layers side by side, what each is followed by, and what reads both; a sum may tie them together."""
+
+    def __init__(self, left, whole, reader, width):
+        super().__init__()
+        self.whole = nn.Conv2d(3, 32, 1) if whole else None
+        self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 1)
+        self.left, self.reader, self.head = left, reader, nn.Linear(width, 10)
+
+    def forward(self, x):
+        both = torch.cat([self.left(self.a(x)), self.b(x)], 1)
+        return self.head(F.relu(self.reader(both + self.whole(x) if self.whole else both)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("left", "whole", "reader", "width"),
+    [
+        (nn.GroupNorm(4, 16), True, nn.Conv2d(32, 16, 1), 16),
+        (nn.Sequential(nn.Conv2d(16, 32, 1), nn.Conv2d(32, 16, 1, groups=8)), True, nn.Conv2d(32, 16, 1), 16),
+        (nn.Identity(), False, nn.GroupNorm(4, 32), 32),
+        (nn.Identity(), False, nn.Conv2d(32, 16, 1, groups=4), 16),
+    ],
+)
+def test_what_divides_but_some_of_a_groups_channels_or_more_than_these_locks_them(left, whole, reader, width):
+    groups = {member.layer: group for group in groups_of(Concatenated(left, whole, reader, width)).values()
+              for member in group.members}  # fmt: skip
+    assert "divide them differently" in groups["b"].locked
+    assert "divide them differently" in groups["whole" if whole else "a"].locked
+
+
 class Joined(nn.Module):
     """A concatenation tied to a residual sum: two of its layers make but half of a group each."""
 
