@@ -7,7 +7,6 @@ within that range as if the differences added up; and its plan is taken if the w
 is halved: a trust-region method, in the terms of optimization (Conn, Gould and Toint, *Trust-Region Methods*, 2000).
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +30,7 @@ from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.pruning.planning import Planning, allocated, planning_of, tilted
-from fsrp_edge.pruning.surgery import remove_channels, removed_outputs
+from fsrp_edge.pruning.surgery import cut, removed_outputs
 from fsrp_edge.scoring.scores import FilterScores
 
 TILTS = (0.0, -0.25, -0.5, -0.75, -1.0, 0.25, 0.5, 0.75, 1.0)
@@ -91,7 +90,11 @@ class Gauge:
         self._judged = slice(fitted, None) if compensated else slice(None)
 
     def divergence(self, kept: Mapping[str, Sequence[int]]) -> float:
-        """`tempered_divergence` of the outputs with these channels left of the groups that are named."""
+        """`tempered_divergence` of the outputs with these channels left of the groups that are named.
+
+        Raises:
+            ToolFailedError: the smaller network does not run or lost classes.
+        """
         key = sha256_json({root: list(channels) for root, channels in kept.items()})
         if key in self._known:
             return self._known[key]
@@ -102,8 +105,7 @@ class Gauge:
         return moved
 
     def _measured(self, kept: Mapping[str, Sequence[int]]) -> float:
-        pruned = copy.deepcopy(self.classifier)
-        remove_channels(pruned.network, self._groups, kept)
+        pruned = cut(self.classifier, self._groups, kept)
         if self._compensated:
             logits = self._dense.fit(pruned, removed_outputs(self._groups, kept))
         else:
@@ -162,6 +164,7 @@ class Planner:
 
         Raises:
             BadInputError: as `make_plan`.
+            ToolFailedError: as `Gauge.divergence`.
         """
         planning = planning_of(self._gauge.classifier, self._scores, options, costing)
         levels = [each.levels() for each in planning.candidates]

@@ -57,13 +57,23 @@ def smaller(
     Raises:
         ToolFailedError: the smaller network does not run or lost classes.
     """
+    pruned = cut(classifier, groups, kept)
+    if outputs is not None:
+        outputs.fit(pruned, removed_outputs(groups, kept))
+    pruned.spec = with_layer_shapes(pruned.network, pruned.spec)
+    return pruned
+
+
+def cut(classifier: Classifier, groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]) -> Classifier:
+    """The same as a trial: what stays is as it was, and the specification is still that of the whole network.
+
+    Raises:
+        ToolFailedError: the smaller network does not run or lost classes.
+    """
     pruned = copy.deepcopy(classifier)
     remove_channels(pruned.network, groups, kept)
     if failure := _failure(pruned):
         raise ToolFailedError(_blamed(classifier, groups, kept, failure))
-    if outputs is not None:
-        outputs.fit(pruned, removed_outputs(groups, kept))
-    pruned.spec = with_layer_shapes(pruned.network, pruned.spec)
     return pruned
 
 
@@ -198,7 +208,7 @@ def _failure(classifier: Classifier) -> str | None:
     try:
         with torch.no_grad(), attackable(classifier):
             logits = classifier(classifier.example_pixels(2))
-    except RuntimeError as error:
+    except Exception as error:  # the network's own code raises anything, such as a bare AssertionError
         return first_line(error)
     if logits.shape == (2, classifier.spec.classes):
         return None

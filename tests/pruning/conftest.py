@@ -80,3 +80,15 @@ def masking_error(dense: Classifier, pruned: Classifier, groups: Sequence[Channe
 @pytest.fixture(scope="session")
 def error_against_masking() -> Callable[..., float]:
     return masking_error
+
+
+class CountsChannels(nn.Module):
+    """Its code says how many channels there are, as that of torch's own tutorial does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.head = nn.Linear(16 * 8 * 8, 10)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)).view(-1, 16 * 8 * 8))

@@ -16,6 +16,7 @@ from fsrp_edge.pruning.candidates import choose_channels
 from fsrp_edge.pruning.counting import SizeCounter
 from fsrp_edge.pruning.surgery import apply_plan, remove_channels
 from tests.nets import as_classifier
+from tests.pruning.conftest import CountsChannels
 
 CUSTOM = Path(__file__).parents[2] / "benchmarks" / "custom_network.py"
 
@@ -501,18 +502,6 @@ def test_a_plan_that_leaves_a_layer_no_channel_is_refused(planned):
         apply_plan(dense, plan.model_copy(update={"groups": tuple(groups)}))
 
 
-class CountsChannels(nn.Module):
-    """Its code says how many channels there are, as that of torch's own tutorial does."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
-        self.head = nn.Linear(16 * 8 * 8, 10)
-
-    def forward(self, x):
-        return self.head(self.second(self.first(x)).view(-1, 16 * 8 * 8))
-
-
 def test_the_layer_is_named_whose_channels_a_network_counts_on(planned):
     dense = classifier_of(CountsChannels())
     with pytest.raises(ToolFailedError, match="needs all channels of second; keep them with --keep second"):
@@ -559,3 +548,15 @@ def test_concatenations_without_ties_lock_nothing():
         Cat(lambda net, a, b: torch.cat([a, net.depthwise(a)], 1), depthwise=nn.Conv2d(8, 8, 1, groups=8))
     )
     assert groups["depthwise"].locked is None
+
+
+@pytest.mark.parametrize("error", [AssertionError(), ValueError("16 are expected"), KeyError("channels")])
+def test_the_layer_is_named_whatever_a_network_raises(planned, error):
+    def insist(x):
+        if x.shape[1] != 16:
+            raise error
+        return x
+
+    dense = classifier_of(Body(Call(insist)))
+    with pytest.raises(ToolFailedError, match="needs all channels of first; keep them with --keep first"):
+        apply_plan(dense, planned(dense, ratio=0.5))

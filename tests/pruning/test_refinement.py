@@ -10,6 +10,7 @@ import torch
 
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.data.open import open_dataset
+from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.models.channel_graph import PruningGraph
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
@@ -17,7 +18,8 @@ from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.refinement import Gauge, Planner, most_trials, tempered_divergence
-from tests.pruning.conftest import random_scores
+from tests.nets import as_classifier
+from tests.pruning.conftest import CountsChannels, random_scores
 
 
 class Known(Gauge):
@@ -149,3 +151,12 @@ def test_images_may_be_few(resnet):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
     gauge = Gauge(resnet, ImageSet.of("noise", ArraySource(pixels), torch.zeros(2)), compensated=True)
     assert np.isfinite(gauge.divergence({"layer1.0.conv1": (0, 1)}))
+
+
+@pytest.mark.parametrize("compensated", [True, False])
+def test_the_layer_is_named_whose_channels_a_network_counts_on(compensated):
+    dense = as_classifier(CountsChannels())
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+    gauge = Gauge(dense, ImageSet.of("noise", ArraySource(pixels), torch.zeros(8)), compensated=compensated)
+    with pytest.raises(ToolFailedError, match="needs all channels of second; keep them with --keep second"):
+        Planner(gauge, random_scores(dense)).plan(budgets(macs="0.5"), None)
