@@ -47,6 +47,11 @@ def has_bands(size: tuple[int, int]) -> bool:
     return min(size) >= SMALLEST_SIDE
 
 
+def extent(size: tuple[int, int]) -> tuple[bool, int]:
+    """What the sizes (height, width) that one layer's maps have are ranked by: two bands first, then places."""
+    return has_bands(size), size[0] * size[1]
+
+
 @lru_cache(maxsize=256)
 def _basis(length: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Orthonormal real Fourier vectors up to `radius`, (length, K) float64, and the frequency (K,) of each."""

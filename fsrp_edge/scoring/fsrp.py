@@ -18,7 +18,7 @@ from fsrp_edge.models.maps import as_maps
 from fsrp_edge.records import Record
 from fsrp_edge.scoring.adversarial import my_adversarial_batches
 from fsrp_edge.scoring.capture import MapReader, ReadAt, scored_layers
-from fsrp_edge.scoring.fourier import BandEnergies, RegionShape, band_energies, has_bands, low_to_high_ratio
+from fsrp_edge.scoring.fourier import BandEnergies, RegionShape, band_energies, extent, has_bands, low_to_high_ratio
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
 
@@ -54,7 +54,7 @@ class _LayerSums:
     def add(self, maps: Tensor) -> None:
         """Add a batch of maps (N, C, H, W)."""
         size = (maps.shape[2], maps.shape[3])
-        self.size = max(self.size, size)
+        self.size = max(self.size, size, key=extent)
         energies = band_energies(maps, self.options.radius, self.options.region)
         self.pixels += len(maps) * size[0] * size[1]
         self.low += energies.low.double().sum(dim=0)

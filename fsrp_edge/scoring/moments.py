@@ -13,7 +13,7 @@ from fsrp_edge import compute, distributed
 from fsrp_edge.models.channel_graph import ChannelGroup
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.maps import as_maps, first_argument
-from fsrp_edge.scoring.fourier import low_coefficients
+from fsrp_edge.scoring.fourier import extent, low_coefficients
 
 MOST_CHANNELS = 4096
 """That a layer is read with: the matrix of a linear layer behind large maps would take gigabytes."""
@@ -48,7 +48,7 @@ class _Sums:
         self.products += (values @ values.T).double()
         self.total += maps.double().sum(dim=(0, 2, 3))
         self.places += maps.numel() // self.channels
-        self.size = max(self.size, (maps.shape[2], maps.shape[3]))
+        self.size = max(self.size, (maps.shape[2], maps.shape[3]), key=extent)
 
     def moments(self) -> InputMoments:
         """Those of all processes, each of which has an origin of its own."""

@@ -29,6 +29,7 @@ from fsrp_edge.models.channel_graph import ChannelGroup, Convolution, Member, Pr
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.records import Record
 from fsrp_edge.scoring.adversarial import my_adversarial_batches
+from fsrp_edge.scoring.fourier import extent
 from fsrp_edge.scoring.moments import InputMoments, by_position, read_input_moments, readers
 from fsrp_edge.scoring.scores import FilterScores, LayerScores
 
@@ -89,7 +90,7 @@ def score_reconstruction(
         if reading := _reading(group, moments):
             shares = _shares(classifier, group, reading, scales)
             scores = rest_by_size(shares, sizes[group.root].to(shares), options.explained)
-            map_size = max(seen.size for _, seen in reading)
+            map_size = max((seen.size for _, seen in reading), key=extent)
             layers[group.root] = LayerScores.of(group.root, scores, map_size)
     return FilterScores.of(classifier, options, images, layers, seed)
 

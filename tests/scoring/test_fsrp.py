@@ -88,7 +88,8 @@ def test_layers_whose_maps_have_no_two_bands_are_scored_by_their_energy() -> Non
     np.testing.assert_allclose(layer.scores, logits.square().mean(0), rtol=1e-5)
 
 
-def test_a_layer_used_at_two_sizes_is_scored_where_its_maps_have_bands() -> None:
+@pytest.mark.parametrize("other", [(2, 2), (18, 2), (100, 2)])
+def test_a_layer_used_at_two_sizes_is_scored_where_its_maps_have_bands(other: tuple[int, int]) -> None:
     torch.manual_seed(0)
 
     class TwoSizes(nn.Module):
@@ -98,7 +99,7 @@ def test_a_layer_used_at_two_sizes_is_scored_where_its_maps_have_bands() -> None
 
         def forward(self, x: Tensor) -> Tensor:
             large = F.relu(self.shared(x))
-            return self.head(F.relu(self.shared(F.adaptive_avg_pool2d(large, 2))).mean((2, 3)))
+            return self.head(F.relu(self.shared(F.adaptive_avg_pool2d(large, other))).mean((2, 3)))
 
     classifier, data = network(), images()
     classifier.network = TwoSizes().eval()

@@ -81,6 +81,22 @@ def test_what_a_layer_reads_by_name_is_read():
     assert torch.equal(found.covariance, expected.covariance) and found.size == expected.size
 
 
+@pytest.mark.parametrize("other", [(2, 2), (8, 2), (100, 2)])
+def test_the_size_is_that_of_the_largest_maps_with_bands(other):
+    class TwoSizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            square = self.shared(nn.functional.adaptive_avg_pool2d(pixels, 7))
+            return self.shared(nn.functional.adaptive_avg_pool2d(square, other)).mean((2, 3))
+
+    classifier = network()
+    classifier.network = TwoSizes()
+    assert read_input_moments(classifier, batches(images()), ["shared"], radius=ALL)["shared"].size == (7, 7)
+
+
 def test_steps_of_an_attack_are_read_too_and_summed_up_in_full_precision():
     classifier, some = network().eval(), images()
     read: list[torch.Tensor] = []
