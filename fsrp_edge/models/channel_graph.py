@@ -158,10 +158,10 @@ class PruningGraph:
             with watch:
                 outputs = network(source)
         self._graph.unwrapped_parameters.extend((cut.value, min(1, cut.value.dim() - 1)) for cut in watch.starts)
-        ends = [Cut(leaf, IS_OUTPUT) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)] + watch.ends
+        watch.ends[:0] = [Cut(leaf, IS_OUTPUT) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        watch.ends += watch.unread()
         # Times one, so that each stands for itself and not for the layer or the concatenation it comes from.
-        self._outputs = [cut.value * 1 for cut in ends]
-        self._watch.ends = ends
+        self._outputs = [cut.value * 1 for cut in watch.ends]
         return self._outputs
 
     def _find_reasons(self) -> dict[Any, str]:

@@ -70,6 +70,7 @@ class Watch(TorchFunctionMode):
         self.starts: list[Cut] = []
         self._names = {module: name for name, module in network.named_modules()}
         self._running: list[nn.Module] = []
+        self._made: list[Cut] = []
 
     def start(self, value: Tensor, reason: str) -> Tensor:
         """`value` without its history, as a new source of channels that have to stay."""
@@ -81,12 +82,24 @@ class Watch(TorchFunctionMode):
     def follow_modules(self) -> Iterator[None]:
         """Know inside the block which module is running."""
 
-        def leave(*_: object) -> None:
+        def leave(module: nn.Module, _: object, output: Any) -> None:
             self._running.pop()
+            if isinstance(module, LAYERS) and isinstance(output, Tensor):
+                self._made.append(Cut(output, f"nothing reads what {self._names[module]} makes of them"))
 
         enter = [m.register_forward_pre_hook(lambda m, _: self._running.append(m)) for m in self._names]
         with compute.hooked(enter + [m.register_forward_hook(leave) for m in self._names]):
             yield
+
+    def unread(self) -> list[Cut]:
+        """What layers put out last that leads to no end, such as the logits of a head that is there for training."""
+        seen, found = set[Any](), list[Cut]()
+        _add_history(seen, (cut.value for cut in self.ends))
+        for made in reversed(self._made):
+            if made.value.grad_fn is not None and made.value.grad_fn not in seen:
+                found.append(made)
+                _add_history(seen, [made.value])
+        return found
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -198,6 +211,16 @@ def _is_channels_first(value: Tensor) -> bool:
         node.name() in _MOVED or (node.name() != _CONVOLVED and node._input_metadata[0].shape[0] != len(value))
         for node in _behind(value)
     )
+
+
+def _add_history(seen: set[Any], values: Iterable[Tensor]) -> None:
+    """Add the nodes of autograd's record that values come from."""
+    waiting = [value.grad_fn for value in values]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
 
 
 def _is_displaced(value: Tensor) -> bool:

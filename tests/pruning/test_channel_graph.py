@@ -560,3 +560,28 @@ def test_the_layer_is_named_whatever_a_network_raises(planned, error):
     dense = classifier_of(Body(Call(insist)))
     with pytest.raises(ToolFailedError, match="needs all channels of first; keep them with --keep first"):
         apply_plan(dense, planned(dense, ratio=0.5))
+
+
+class Auxiliary(Body):
+    """A second head, which evaluation throws away."""
+
+    def __init__(self):
+        super().__init__(nn.ReLU())
+        self.aux, self.norm, self.aux_head = nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        logits, aux = super().forward(x), self.aux_head(self.norm(self.aux(self.first(x).sigmoid())).mean((2, 3)))
+        return (logits, aux) if self.training else logits
+
+
+def test_a_head_that_is_computed_for_training_alone_is_cut_with_what_it_reads(planned, error_against_masking):
+    torch.manual_seed(0)
+    dense = classifier_of(Auxiliary())
+    groups, plan = PruningGraph(dense).groups(), planned(dense, ratio=0.5)
+    pruned = copy.deepcopy(dense)
+    remove_channels(pruned.network, groups, {group.root: group.kept for group in plan.groups})
+    assert pruned.network.first.out_channels == pruned.network.aux.in_channels == 8
+    assert error_against_masking(dense, pruned, groups, plan) < 1e-9
+    locked = {group.root: group.locked for group in groups}
+    assert pruned.network.norm.num_features == 4
+    assert locked["aux_head"] == "nothing reads what aux_head makes of them"
