@@ -192,6 +192,25 @@ def test_channels_that_fewer_layers_make_score_no_less():
     np.testing.assert_allclose(group_scores(group, scores), np.ones(16))
 
 
+class Twice(nn.Module):
+    """A layer that stands twice in a concatenation, which is flattened: its channels are not followed."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.second, self.linear = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Linear(8 * 64, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        half = self.second(x)
+        return self.linear((torch.cat([half, half], 1) + x).flatten(1))
+
+
+def test_scores_of_a_locked_group_are_not_looked_up(planned):
+    dense = as_classifier(Twice(), "own:network", shape=(3, 8, 8))
+    with pytest.raises(BadInputError, match=r"nothing can be removed .* flattened after a concatenation"):
+        planned(dense, ratio=0.5)
+
+
 class Branches(nn.Module):
     """Four layers that make a quarter each of what is added up."""
 
