@@ -142,9 +142,11 @@ class PruningGraph:
             root = self._names[group[0].dep.target.module]
             try:
                 ranked[root] = importance(group)
-            except RuntimeError as error:  # such as FPGM's, where a grouped convolution has more outputs than inputs
-                name = type(importance).__name__
-                raise ToolFailedError(f"torch-pruning's {name} can't score {root}: {first_line(error)}") from error
+            except (RuntimeError, IndexError) as error:  # where a grouped convolution has more outputs than inputs
+                raise ToolFailedError(
+                    f"torch-pruning's {type(importance).__name__} can't score {root} ({first_line(error)}); "
+                    "choose another criterion, such as --criterion fsrp"
+                ) from error
             except AttributeError:  # a computed weight has no gradient; what has one is not to be passed over
                 if not any(_computes_its_weight(item.dep.target.module) for item in group if _is_layer(item)):
                     raise

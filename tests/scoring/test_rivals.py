@@ -9,7 +9,7 @@ from torch import nn
 
 from fsrp_edge.cli.options import CRITERIA
 from fsrp_edge.data.open import open_dataset
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.planning import make_plan
 from fsrp_edge.pruning.surgery import apply_plan
@@ -125,3 +125,14 @@ def test_hessian_counts_every_image(classifier, images):
     by_weight = (squares * classifier.network.features[0].weight.detach().square()).flatten(1).sum(1)
     correlation = np.corrcoef(by_weight.numpy(), scores_of(classifier, images, "hessian"))[0, 1]
     assert correlation > 0.5  # the rest is the batch norm's and the next layer's share in the group
+
+
+@pytest.mark.parametrize("name", ["l1", "fpgm"])
+def test_a_layer_that_torch_pruning_cannot_score_is_told_in_a_line(name):
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 32, 3, groups=8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)
+    )
+    with pytest.raises(
+        ToolFailedError, match=r"can't score 0 \(.*\); choose another criterion, such as --criterion fsrp"
+    ):
+        score_rival(as_classifier(body), None, Rival(name=name), seed=0)
