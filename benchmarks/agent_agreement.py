@@ -10,6 +10,7 @@ import ctypes
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,7 +82,7 @@ def options(path: Path) -> Namespace:
     )
 
 
-def timed_by_the_agent(runtime: agent.Runtime) -> list[float]:
+def timed_by_the_agent(runtime: agent.Runtime) -> Sequence[float]:
     """The agent's own steps: load, feed, warm up, time."""
     runtime.feed(agent.make_inputs(runtime.load(lambda *_: None)))
     runtime.warm_up(lambda *_: None)
@@ -172,7 +173,7 @@ class ProfiledLiteRT(agent.Runtime):
         zero, one = ctypes.c_size_t(0), ctypes.c_size_t(1)
         self.call("RunCompiledModel", self.model, zero, one, self.buffers[0], one, self.buffers[1])
 
-    def times_ms(self, tick: agent.Tick) -> list[float]:
+    def times_ms(self, tick: agent.Tick) -> Sequence[float]:
         """See Runtime; only these are profiled."""
         self.call("ResetProfiler", self.profiler)
         self.call("StartProfiler", self.profiler)
