@@ -10,8 +10,8 @@ import ctypes
 import json
 import statistics
 import tempfile
-from collections.abc import Sequence
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
