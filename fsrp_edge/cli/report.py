@@ -8,6 +8,7 @@ import click
 
 from fsrp_edge.cli import options
 from fsrp_edge.cli.gates import finish
+from fsrp_edge.errors import BadInputError
 
 if TYPE_CHECKING:
     from fsrp_edge.report.schema import RunReport
@@ -89,8 +90,9 @@ def _render(found: "RunReport", directory: Path) -> None:
     with show_progress():
         try:
             write_renderings(found, directory)
-        except OSError as error:
-            log(f"the pages in {directory} could not be renewed: {error.strerror}")
+        except (OSError, BadInputError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            log(f"the pages in {directory} could not be renewed: {reason}")
 
 
 def _side_by_side(runs: tuple[Path, ...], page: Path | None) -> None:
@@ -107,7 +109,6 @@ def _side_by_side(runs: tuple[Path, ...], page: Path | None) -> None:
 
 
 def _write_page(page: Path, folders: list[Path], reports: list["RunReport"]) -> None:
-    from fsrp_edge.errors import BadInputError
     from fsrp_edge.files import write_text
     from fsrp_edge.report.html import render_runs
     from fsrp_edge.report.store import REPORT_HTML

@@ -304,7 +304,7 @@ def test_a_run_whose_pages_cannot_be_renewed_is_judged_all_the_same(
     assert run(cli, ["report", str(directory), "--require", "size<=1kB"]) == 1
     found = capfd.readouterr()
     assert "size<=1kB" in found.out and "error: 1 of 1 gates failed" in found.err
-    assert f"the pages in {directory} could not be renewed: Is a directory" in found.err
+    assert f"the pages in {directory} could not be renewed: {directory / 'report.md'} is a folder" in found.err
 
 
 def test_a_baseline_on_the_command_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
