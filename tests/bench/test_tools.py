@@ -270,7 +270,8 @@ class TestTensorRT:
         pid = wait_for(building)
         agent_process.send_signal(signal.SIGINT)
         agent_process.send_signal(signal.SIGTERM)
-        assert agent_process.wait(timeout=60) == 128 + signal.SIGINT
+        # Where the test is slow to send the second, Python may be at its end, which no longer catches signals.
+        assert agent_process.wait(timeout=60) in (128 + signal.SIGINT, -signal.SIGTERM)
         assert not Path(f"/proc/{pid}").exists()
         assert list((tmp_path / "temporary").iterdir()) == []
 
