@@ -142,7 +142,7 @@ def test_without_batch_statistics_two_processes_learn_what_one_does(tmp_path: Pa
 
 
 INTERRUPT = """
-import runpy, sys, torch
+import os, runpy, sys, time, torch
 from pathlib import Path
 from fsrp_edge.training import loop
 run = runpy.run_path(sys.argv[1])
@@ -150,7 +150,9 @@ loop.SAVE_SECONDS = 0.0  # after every step
 whole = loop._Run.step
 def step(self, loss):
     if sys.argv[2] == "part.pt" and not Path("resumed").exists() and self.step_in_epoch == 4:
-        sys.exit(0)
+        torch.distributed.barrier()
+        time.sleep(1)  # the other may still hear of it
+        os._exit(0)  # as if killed: Python's end would wait for what runs in threads
     whole(self, loss)
 loop._Run.step = step
 learnt, held_out = run["digit_sets"]()
