@@ -210,8 +210,22 @@ def test_old_key_names_of_torchvisions_densenet(tmp_path):
     assert_same_network(classifier, network.eval())
 
 
+def loaded_by_own_code(tmp_path, code):
+    """A class `Net` of a user's own file, a network of it, and that network as it comes back from a checkpoint."""
+    (tmp_path / "own.py").write_text(code)
+    architecture = f"{tmp_path / 'own.py'}:Net"
+    network = registry.build(architecture, classes=5).eval()
+    flags = {"input_size": 16, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    return (
+        architecture,
+        network,
+        load_classifier(saved(tmp_path, network.state_dict()), architecture=architecture, **flags),
+    )
+
+
 def test_names_of_a_users_own_are_not_changed(tmp_path):
-    (tmp_path / "own.py").write_text(
+    architecture, network, classifier = loaded_by_own_code(
+        tmp_path,
         "from torch import nn\n"
         "class Net(nn.Module):\n"
         "    def __init__(self):\n"
@@ -220,19 +234,16 @@ def test_names_of_a_users_own_are_not_changed(tmp_path):
         "        self.denselayer1.conv = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))\n"
         "        self.head = nn.Linear(4, 5)\n"
         "    def forward(self, x):\n"
-        "        return self.head(self.denselayer1.conv(x).mean((2, 3)))\n"
+        "        return self.head(self.denselayer1.conv(x).mean((2, 3)))\n",
     )
-    architecture = f"{tmp_path / 'own.py'}:Net"
-    network = registry.build(architecture, classes=5).eval()
-    flags = {"input_size": 16, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    classifier = load_classifier(saved(tmp_path, network.state_dict()), architecture=architecture, **flags)
     assert_same_network(classifier, network)
     save_classifier(classifier, tmp_path / "own.safetensors")
     assert_same_network(load_classifier(tmp_path / "own.safetensors", architecture=architecture), network)
 
 
 def test_what_a_module_keeps_beside_its_tensors_is_built_anew(tmp_path):
-    (tmp_path / "own.py").write_text(
+    architecture, network, classifier = loaded_by_own_code(
+        tmp_path,
         "from torch import nn\n"
         "class Net(nn.Sequential):\n"
         "    def __init__(self):\n"
@@ -240,12 +251,8 @@ def test_what_a_module_keeps_beside_its_tensors_is_built_anew(tmp_path):
         "    def get_extra_state(self):\n"
         "        return {'version': 1}\n"
         "    def set_extra_state(self, state):\n"
-        "        assert state == {'version': 1}\n"
+        "        assert state == {'version': 1}\n",
     )
-    architecture = f"{tmp_path / 'own.py'}:Net"
-    network = registry.build(architecture, classes=5).eval()
-    flags = {"input_size": 16, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    classifier = load_classifier(saved(tmp_path, network.state_dict()), architecture=architecture, **flags)
     for save, name in ((save_classifier, "own.safetensors"), (save_checkpoint_pt, "own.pt")):
         save(classifier, tmp_path / name)
         loaded = load_classifier(tmp_path / name, architecture=architecture)
