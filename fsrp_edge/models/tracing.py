@@ -6,7 +6,7 @@ attention. Here the network runs once under watch: at every operation that is no
 order, autograd's record is cut, and the channels on both sides stay as they are, for a reason that names the operation.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -93,12 +93,11 @@ class Watch(TorchFunctionMode):
 
     def unread(self) -> list[Cut]:
         """What layers put out last that leads to no end, such as the logits of a head that is there for training."""
-        seen, found = set[Any](), list[Cut]()
-        _add_history(seen, (cut.value for cut in self.ends))
+        seen, found = set(_history(cut.value for cut in self.ends)), list[Cut]()
         for made in reversed(self._made):
             if made.value.grad_fn is not None and made.value.grad_fn not in seen:
                 found.append(made)
-                _add_history(seen, [made.value])
+                seen.update(_history([made.value]))
         return found
 
     def __torch_function__(
@@ -182,19 +181,22 @@ _MOVED = {"PermuteBackward0", "TransposeBackward0"}
 _MADE = {_CONVOLVED, "AddmmBackward0", "MmBackward0"}
 
 
-def _behind(value: Tensor) -> list[Any]:
-    """The nodes at which autograd's record of a value ends: what moves axes, else what makes channels."""
-    found, seen, waiting = [], set[Any](), [value.grad_fn]
+def _history(values: Iterable[Tensor], ends: Collection[str] = ()) -> Iterator[Any]:
+    """The nodes of autograd's record that values come from, each once, and none behind an operation of `ends`."""
+    seen, waiting = set[Any](), [value.grad_fn for value in values]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() in _MOVED | _MADE:
-            found.append(node)
-        else:
+        yield node
+        if node.name() not in ends:
             waiting += [before for before, _ in node.next_functions]
-    return found
+
+
+def _behind(value: Tensor) -> list[Any]:
+    """The nodes at which autograd's record of a value ends: what moves axes, else what makes channels."""
+    return [node for node in _history([value], _MOVED | _MADE) if node.name() in _MOVED | _MADE]
 
 
 def _is_convolved_maps(value: Tensor) -> bool:
@@ -211,16 +213,6 @@ def _is_channels_first(value: Tensor) -> bool:
         node.name() in _MOVED or (node.name() != _CONVOLVED and node._input_metadata[0].shape[0] != len(value))
         for node in _behind(value)
     )
-
-
-def _add_history(seen: set[Any], values: Iterable[Tensor]) -> None:
-    """Add the nodes of autograd's record that values come from."""
-    waiting = [value.grad_fn for value in values]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [before for before, _ in node.next_functions]
 
 
 def _is_displaced(value: Tensor) -> bool:
@@ -261,17 +253,10 @@ def _signed(axis: int) -> int:
 
 def _is_flattened(value: Tensor) -> bool:
     """Whether its channels are those of maps, each as often as a map has places."""
-    seen, waiting = set[Any](), [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if ("View" in node.name() or "Reshape" in node.name()) and len(node._input_metadata[0].shape) == 2:
-            return True
-        if node.name() not in _MADE:
-            waiting += [before for before, _ in node.next_functions]
-    return False
+    return any(
+        ("View" in node.name() or "Reshape" in node.name()) and len(node._input_metadata[0].shape) == 2
+        for node in _history([value], _MADE)
+    )
 
 
 def _without_places(source: Tensor, flat: Tensor) -> Tensor:

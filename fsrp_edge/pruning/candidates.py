@@ -203,8 +203,7 @@ def candidates_of(
     multiple = options.channel_multiple
     candidates = []
     for group in groups:
-        # Of a locked group it may not even be known which channels are whose.
-        found = None if scores is None or group.locked else group_scores(group, scores)
+        found = None if scores is None else group_scores(group, scores)
         reason = reason_to_keep(group, multiple) or _lock(group, options, first)
         if reason is None and scores is not None and found is None:
             reason = "no member of the group was scored"
