@@ -20,8 +20,15 @@ from fsrp_edge.models.inference import Match, compare, infer_architecture, no_ma
 from fsrp_edge.models.layer_shapes import apply_layer_shapes
 from fsrp_edge.models.reading import read_weights
 
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "classifier_model.", "ema_model.")
+_WRAPPERS = (
+    *("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "classifier_model.", "ema_model."),
+    "1.",  # nn.Sequential(normalization, network)
+    "attacker.",  # MadryLab's robustness, which saves every tensor twice
+)
 """Prefixes that DataParallel, torch.compile, Lightning and wrapping modules put before every name."""
+
+_LOSSES = ("criterion.", "loss.", "loss_fn.", "class_weight")
+"""What starts the names of a loss's own tensors, where it was a part of the module that was saved."""
 
 _RENAMED = (
     # As torchvision renames them when it loads its own published files.
@@ -297,21 +304,28 @@ def _renamed(name: str) -> str:
 
 
 def _unwrapped(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """The weights as they are, then without each prefix that most of them share; and what does not have it."""
+    """The weights as they are, then step by step without what wraps them; and all that was left out for that."""
     beside: dict[str, Tensor] = {}
-    while True:
+    while state:
         yield state, beside
-        inner: dict[str, Tensor] = {}
-        for prefix in _WRAPPERS:
-            inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-            if 2 * len(inner) > len(state):
-                break
-        else:
-            return
+        prefix = _wrapper_of(state)
         others = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+        if not prefix:
+            others = {name: tensor for name, tensor in state.items() if name.startswith(_LOSSES)}
+            if not others:
+                return
         if others:
-            progress.log(f"{len(others)} tensors outside {prefix!r} are not the network's: left out")
-        state, beside = inner, beside | others
+            progress.log(f"{len(others)} tensors such as {next(iter(others))} are not the network's: left out")
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name not in others}
+        beside = beside | others
+
+
+def _wrapper_of(state: Mapping[str, Tensor]) -> str:
+    """The prefix that at least half of the names share; empty where none is."""
+    for prefix in _WRAPPERS:
+        if 2 * sum(name.startswith(prefix) for name in state) >= len(state):
+            return prefix
+    return ""
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], architecture: str) -> None:

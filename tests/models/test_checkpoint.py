@@ -125,7 +125,19 @@ def test_lightning_and_averaging_leftovers_are_left_out_and_said(tmp_path, state
     with progress.listen(listener):
         classifier = load_classifier(saved(tmp_path, {"state_dict": mixed, "epoch": 1}))
     assert_same_network(classifier, network)
-    assert any("1 tensors outside 'model.'" in line for line in listener.lines)
+    assert any("1 tensors such as criterion.weight" in line for line in listener.lines)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.", "module."])
+@pytest.mark.parametrize("name", ["criterion.weight", "class_weights", "loss_fn.bce.pos_weight"])
+def test_the_weights_of_a_loss_are_left_out(tmp_path, state, network, prefix, name):
+    mixed = {name: torch.ones(4)} | {prefix + each: tensor for each, tensor in state.items()}
+    assert_same_network(load_classifier(saved(tmp_path, mixed)), network)
+
+
+def test_a_file_of_nothing_but_a_loss_is_refused(tmp_path):
+    with pytest.raises(BadInputError, match="no known architecture"):
+        load_classifier(saved(tmp_path, {"criterion.weight": torch.ones(4)}))
 
 
 @pytest.mark.parametrize(
@@ -135,11 +147,12 @@ def test_lightning_and_averaging_leftovers_are_left_out_and_said(tmp_path, state
         ("normalize.mean", "normalize.std", (3,)),
         ("module.normalizer.new_mean", "module.normalizer.new_std", (3, 1, 1)),
         ("mu", "sigma", (3,)),
+        ("0.mean", "0.std", (3,)),
     ],
 )
 def test_a_normalization_beside_the_weights_is_taken_and_said(tmp_path, state, network, mean_name, std_name, shape):
-    outer = "module." if mean_name.startswith("module.") else ""
-    mixed = {f"{outer}model.{name}": tensor for name, tensor in state.items()}
+    outer = {"module": "module.model.", "0": "1."}.get(mean_name.partition(".")[0], "model.")
+    mixed = {outer + name: tensor for name, tensor in state.items()}
     mixed |= {mean_name: torch.tensor([0.1, 0.25, 0.5]).view(shape), std_name: torch.full(shape, 0.75)}
     path = saved(tmp_path, {"state_dict": mixed})
     listener = Listener()
@@ -150,6 +163,17 @@ def test_a_normalization_beside_the_weights_is_taken_and_said(tmp_path, state, n
     assert any("0.1,0.25,0.5,0.75" in line for line in listener.lines)
     spec = load_classifier(path, mean=[0.0] * 3).spec
     assert spec.mean == (0.0,) * 3 and spec.std == (0.75,) * 3
+
+
+def test_the_files_of_madrylab_s_robustness_which_hold_everything_twice(tmp_path, state, network):
+    mixed = {}
+    for outer, normalizer in (("module.", "normalizer"), ("module.attacker.", "normalize")):
+        mixed[f"{outer}{normalizer}.new_mean"] = torch.tensor([0.1, 0.25, 0.5]).view(3, 1, 1)
+        mixed[f"{outer}{normalizer}.new_std"] = torch.full((3, 1, 1), 0.75)
+        mixed |= {f"{outer}model.{name}": tensor for name, tensor in state.items()}
+    classifier = load_classifier(saved(tmp_path, {"model": mixed, "epoch": 90, "optimizer": {"state": {}}}))
+    assert_same_network(classifier, network)
+    assert classifier.spec.mean == (0.1, 0.25, 0.5) and classifier.spec.std == (0.75,) * 3
 
 
 def test_a_normalization_of_other_pixels_is_refused_unless_one_is_given(tmp_path, state):
