@@ -101,8 +101,8 @@ def train(
             where they were not computed.
 
     Raises:
-        BadInputError: too few images, teacher and recipe that disagree, a network without logits in training mode, or a
-            checkpoint of another run.
+        BadInputError: too few images, teacher and recipe that disagree, a network without logits in training mode, a
+            checkpoint of another run, or one that not every machine sees.
         ToolFailedError: the loss, or a value of the network, became infinite or NaN.
     """
     _check(classifier, train, held_out, recipe, teacher)
@@ -119,6 +119,8 @@ def train(
         progress.log(
             f"continuing {checkpoint} after epoch {len(run.history)} of {recipe.epochs}, step {run.step_in_epoch}"
         )
+    if checkpoint:
+        _check_same_place(checkpoint, run)
 
     def save() -> None:
         if checkpoint and distributed.processes()[0] == 0:
@@ -157,6 +159,16 @@ def train(
     classifier.load_state_dict(run.best_weights)
     classifier.eval()
     return TrainingResult(classifier, run.best_epoch, tuple(run.history))
+
+
+def _check_same_place(checkpoint: Path, run: "_Run") -> None:
+    """Refuse to go on where machines do not see the same checkpoint: their gradients would be of other weights."""
+    steps = distributed.numbers_of_processes(len(run.history) * run.steps_per_epoch + run.step_in_epoch)
+    if len(set(steps)) > 1:
+        raise BadInputError(
+            f"the processes would go on from different steps ({', '.join(map(str, steps))}): put {checkpoint} where "
+            "all machines see the same file, or delete it to start over"
+        )
 
 
 class _Run:

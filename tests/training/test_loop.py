@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fsrp_edge import progress
+from fsrp_edge import distributed, progress
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.compute import generator
 from fsrp_edge.errors import BadInputError, ToolFailedError
@@ -203,6 +203,18 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path, digit_se
         other.network[0].weight.mul_(2)
     with pytest.raises(BadInputError, match=r"network\.weights"):
         train(other, *digit_sets, SHORT.model_copy(update={"epochs": 1}), seed=0, checkpoint=path)
+
+
+def test_a_checkpoint_that_not_every_machine_sees_is_refused(
+    tmp_path: Path, digit_sets, small_cnn, monkeypatch
+) -> None:
+    path = tmp_path / "run.pt"
+    train(small_cnn(), *digit_sets, SHORT, seed=0, checkpoint=path)
+    monkeypatch.setattr(distributed, "numbers_of_processes", lambda number: [number, 0])
+    with pytest.raises(BadInputError, match=r"from different steps \([1-9]\d*, 0\): put .*run\.pt where all machines"):
+        train(small_cnn(), *digit_sets, SHORT, seed=0, checkpoint=path)
+    path.unlink()
+    train(small_cnn(), *digit_sets, SHORT, seed=0, checkpoint=path)
 
 
 def test_a_checkpoint_is_not_continued_behind_another_normalization(tmp_path: Path, digit_sets, small_cnn) -> None:
