@@ -21,6 +21,7 @@ from fsrp_edge.bench.transport import Transport, open_transport
 from fsrp_edge.bench.validity import disturbances
 from fsrp_edge.errors import ToolFailedError, first_line
 from fsrp_edge.files import sha256_file
+from fsrp_edge.packages import installed_version
 from fsrp_edge.runtimes import require
 from fsrp_edge.tool_output import captured_output
 
@@ -31,12 +32,14 @@ class _Job:
 
     Args:
         path: of the file.
+        sent: what a device is given of it.
         model: its name in the results.
         runtime: what runs it.
         expected: what it should compute, or why that is not looked at.
     """
 
     path: Path
+    sent: Path
     model: str
     runtime: str
     expected: Expected | str
@@ -108,7 +111,7 @@ def try_on(
     with tempfile.TemporaryDirectory() as folder, open_transport(address, stop) as transport:
         images = None if setup.images is None else save_images(setup.images, Path(folder))
         jobs = [
-            _Job(path, model, runtime, _expect(address, path, setup, runtime))
+            _Job(path, _sent(address, path, Path(folder)), model, runtime, _expect(address, path, setup, runtime))
             for path, model, runtime in zip(files, _names(files), runtimes, strict=True)
         ]
         said: list[list[_Said]] = [[] for _ in jobs]
@@ -175,7 +178,7 @@ def _work(address: Address, job: _Job) -> str:
 
 
 def _measure_round(transport: Transport, job: _Job, settings: dict[str, Any], stop: threading.Event) -> _Said:
-    path, work = job.path, _work(transport.address, job)
+    path, work = job.sent, _work(transport.address, job)
     if path.suffix == ".ncnn":
         settings["--weights"] = transport.put(path / "model.bin")
         path = path / "model.param"
@@ -258,6 +261,23 @@ def _recognition(job: _Job, setup: Setup, classes: Sequence[int] | None, images:
     if setup.images is None or images is None or classes is None:
         return None
     return judge(classes, recognize_here(job.path, images), setup.images)
+
+
+def _sent(address: Address, path: Path, folder: Path) -> Path:
+    """The file; in its place one that holds everything, if it is an ONNX file that keeps its weights in another one."""
+    if address.kind == "local" or path.suffix != ".onnx" or installed_version("onnx") is None:
+        return path
+    onnx = require("onnx")
+    try:
+        with captured_output(f"reading {path.name}"):
+            tensors = onnx.load(str(path), load_external_data=False).graph.initializer
+            if not any(map(onnx.external_data_helper.uses_external_data, tensors)):
+                return path
+            whole = Path(tempfile.mkdtemp(dir=folder)) / path.name
+            onnx.save(onnx.load(str(path)), whole)
+    except ToolFailedError:  # the device's runtime will tell what is wrong with it, and the other files go on
+        return path
+    return whole
 
 
 def _expect(address: Address, path: Path, setup: Setup, runtime: str) -> Expected | str:

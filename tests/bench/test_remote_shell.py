@@ -81,6 +81,19 @@ def test_one_connection_serves_everything_and_files_take_turns(server, onnx_file
     assert logins(server) == before + 1
 
 
+def test_an_onnx_file_that_keeps_its_weights_in_another_one(server, onnx_file, tmp_path):
+    """As torch's own exporter writes it."""
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "apart.onnx"
+    onnx.save(onnx.load(onnx_file), path, save_as_external_data=True, location="weights", size_threshold=0)
+    assert "weights" in {file.name for file in tmp_path.iterdir()}
+    measurement = measure(path, device=server.address(), method=SHORT)
+    assert measurement.latency.model == "apart.onnx" and measurement.agreement.passed
+    (tmp_path / "weights").unlink()
+    with pytest.raises(ToolFailedError, match=r"apart\.onnx on .*External data .*weights"):
+        measure(path, device=server.address(), method=SHORT)
+
+
 def logins(server) -> int:
     return (server.folder / "log").read_text().count("Accepted publickey")
 
