@@ -42,13 +42,14 @@ def rounded_activation(values: Tensor) -> Tensor:
 def rounded_to_int8(network: nn.Module) -> Iterator[None]:
     """Round the weights and inputs of all convolutions and linear layers inside the block.
 
-    Layers that compute their weight from other tensors (a parametrization) are left as they are. Batch norm keeps its
+    Layers that compute their weight from other tensors (a parametrization, or the hook of an old weight norm) are left
+    as they are. Batch norm keeps its
     statistics there, also in training mode: files have nothing else.
     """
     layers = [
         module
         for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and not parametrize.is_parametrized(module)
+        if isinstance(module, nn.Conv2d | nn.Linear) and "weight" in module._parameters
     ]
     hooks = [network.register_forward_pre_hook(lambda module, _: _keep_statistics(module))]
     for layer in layers:

@@ -41,7 +41,8 @@ def test_weights_keep_255_values_a_channel_and_learn_through_the_rounding() -> N
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("normed", [weight_norm, spectral_norm])
+@pytest.mark.parametrize("normed", [weight_norm, spectral_norm, nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 def test_layers_that_compute_their_weight_stay_as_they_are(normed) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.Flatten(), normed(nn.Linear(64, 2)))
     before = copy.deepcopy(network.state_dict())
