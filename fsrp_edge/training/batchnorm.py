@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from fsrp_edge import compute
 from fsrp_edge.data.images import ImageSet
@@ -27,7 +27,7 @@ def following_batch_norm(network: nn.Module) -> Iterator[None]:
     MobileNetV3 has a momentum of 0.01, MNASNet 0.0003); after a short fine-tuning their statistics would be those of
     weights that are gone, and the held-out accuracy that chooses the best epoch would be chance.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = max(norm.momentum or 0.0, LEAST_MOMENTUM)  # None: all batches so far, weighed alike
@@ -42,7 +42,8 @@ def recalibrate_batch_norm(classifier: Classifier, images: ImageSet, *, max_imag
     """Replace the running means and variances by cumulative averages over clean images, in place.
 
     Removing channels changes what every later layer sees, while the running statistics still describe the
-    dense network; without this step a pruned network falls to chance before any training.
+    dense network; without this step a pruned network falls to chance before any training. Only norms are in training
+    mode meanwhile: dropout would widen what they see, and heads that serve training alone may not fit any more.
 
     Args:
         classifier: network whose statistics are replaced; nothing else of it changes.
@@ -57,14 +58,25 @@ def recalibrate_batch_norm(classifier: Classifier, images: ImageSet, *, max_imag
     batch_size = min(BATCH_SIZE, max_images, len(images))
     if batch_size < 2:
         raise BadInputError(f"batch-norm recalibration needs at least 2 images, {images.name} offers {batch_size}")
+    norms = [module for module in classifier.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return
     batches = min(max_images, len(images)) // batch_size
     stream = images.batches(batch_size, shuffle_seed=seed)
     chosen = (pixels for _, (pixels, _) in zip(range(batches), stream, strict=False))
     modes = {module: module.training for module in classifier.modules()}
+    momenta = [norm.momentum for norm in norms]
     device = compute.device_of(classifier)
-    with torch.no_grad(), torch.random.fork_rng():  # dropout and stochastic depth draw from global generators
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+    for module in classifier.modules():
+        module.training = isinstance(module, _NormBase)
+    with torch.no_grad(), torch.random.fork_rng():  # a network may draw from global generators all the same
         compute.seed_global_draws(seed, device)
-        tracked = track(chosen, "recalibrating batch norm", batches)
-        update_bn(tracked, classifier, device)
+        for pixels in track(chosen, "recalibrating batch norm", batches):
+            classifier(pixels.to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     for module, training in modes.items():
         module.training = training

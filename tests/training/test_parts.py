@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from fsrp_edge.attacks import attackable, random_start
 from fsrp_edge.compute import generator
@@ -180,11 +180,39 @@ def test_final_recalibration_stays_only_where_it_is_better(digit_sets, small_cnn
 
 
 def test_recalibration_repeats_where_networks_draw_at_random(digit_sets, small_cnn) -> None:
+    class Noise(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            return maps + 0.1 * torch.randn_like(maps)
+
     network = small_cnn()
-    network.network.insert(3, nn.Dropout2d(0.1))
+    network.network.insert(3, Noise())
     twice = [copy.deepcopy(network) for _ in range(2)]
     for before, each in enumerate(twice):
         torch.manual_seed(before)  # whatever ran until then
         recalibrate_batch_norm(each, digit_sets[0], seed=0)
     one, other = (each.state_dict() for each in twice)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_recalibration_sees_what_evaluation_sees(digit_sets, small_cnn) -> None:
+    """Neither dropout nor a head for training alone, whose channels may be gone."""
+
+    class Headed(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            assert not self.training, "this head has lost its channels"
+            return self.network(pixels)
+
+    plain = small_cnn()
+    headed = copy.deepcopy(plain)
+    headed.network.insert(3, nn.Dropout2d(0.5))
+    headed.network = Headed(headed.network)
+    for each in (plain, headed):
+        recalibrate_batch_norm(each, digit_sets[0])
+    one, other = (
+        {name: value for name, value in each.named_buffers() if "running" in name} for each in (plain, headed)
+    )
+    assert one and all(torch.equal(*pair) for pair in zip(one.values(), other.values(), strict=True))
