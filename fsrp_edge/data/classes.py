@@ -1,5 +1,6 @@
 """Which class of the network each class of the data is."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def _by_name(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...] | No
 
 
 def _plain(name: str) -> str:
-    return name.casefold().replace("_", " ").replace("-", " ").strip()
+    """Without what writing it down again may change; a Mac writes an accent as a character of its own."""
+    return unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").strip()
 
 
 def _listed(names: Sequence[str], shown: int = 5) -> str:

@@ -17,6 +17,15 @@ def test_names_decide_before_order(spec):
     assert match.names == ("big dog", "ship", "cat")
 
 
+def test_names_are_the_same_however_an_accent_is_written(spec):
+    known = ("e\u0301clair", "n\u0303andu", "zebra")  # sorted as a Mac writes them
+    names = ["zebra", "\xe9clair", "\xf1andu"]
+    match = match_classes(names, spec(classes=3, class_names=known))
+    assert match.indices == (2, 0, 1) and match.rule == "by name"
+    match = match_classes(names[1:], spec(classes=2, class_names=("n\u0303andu", "e\u0301clair")))
+    assert match.indices == (1, 0), "in their order, each class was taken for the other"
+
+
 def test_some_imagenet_ids_are_enough(spec):
     match = match_classes(["n02123045", "n15075141"], spec(classes=1000))
     assert match.indices == (281, 999) and match.rule == "by ImageNet id"
