@@ -16,6 +16,8 @@ from fsrp_edge.models.classifier import ModelSpec
 
 HELD_OUT = 0.2
 """Share of each class that is evaluated on where the data does not come split."""
+BEYOND = 1e-5
+"""How far floating-point images may leave [0, 1] for rounding, as resized ones do."""
 SPLIT_SEED = 0
 """Draws what is evaluated on. Were it the --seed of a command, one command would train on what another judges by."""
 
@@ -193,7 +195,7 @@ def _to_uint8(x: np.ndarray, where: str) -> tuple[np.ndarray, str]:
     if not np.issubdtype(x.dtype, np.floating):
         raise BadInputError(f"{where}: images are {x.dtype}; allowed are uint8, or floats in [0, 1]")
     low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
-    if not (low >= 0 and high <= 1):  # also where one is NaN
+    if not (low >= -BEYOND and high <= 1 + BEYOND):  # also where one is NaN
         raise BadInputError(
             f"{where}: floating-point images range from {low:g} to {high:g}; allowed is [0, 1], before "
             "normalization. Divide 0…255 by 255, or undo the normalization (the network does it itself)"

@@ -83,8 +83,10 @@ def test_other_sizes_are_resized_as_torchvision_does(tmp_path, spec, size, inter
     assert (all_pixels(data.evaluation) - by_pillow).abs().max() <= 1.01 / 255
 
 
-def test_floats_in_the_unit_interval_are_rounded_to_8_bits(tmp_path, spec):
-    np.savez(tmp_path / "d.npz", x=IMAGES.astype(np.float64) / 255, y=LABELS)
+@pytest.mark.parametrize("beyond", [0, 1e-6])
+def test_floats_in_the_unit_interval_are_rounded_to_8_bits(tmp_path, spec, beyond):
+    images = IMAGES.astype(np.float64) / 255
+    np.savez(tmp_path / "d.npz", x=images + 2 * beyond * (images - 0.5), y=LABELS)
     data = open_dataset(tmp_path / "d.npz", spec((3, 8, 8), classes=2), seed=0)
     expected = torch.from_numpy(IMAGES[data.train.indices]).float() / 255
     assert torch.equal(all_pixels(data.train), expected)
