@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fsrp_edge import compute
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.records import Record
 
 DEFAULT_EPS = 8 / 255
@@ -110,6 +111,21 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True) - right).squeeze(1)
 
 
+def gradient_in(pixels: Tensor, total: Tensor) -> Tensor:
+    """Gradient of a sum over images with respect to their pixels.
+
+    Raises:
+        BadInputError: the network's code lets none through, as where its backbone runs under `torch.no_grad`.
+    """
+    if not total.requires_grad:
+        raise BadInputError(
+            "the network lets no gradient through to its input, which attacks, training and most criteria need; leave "
+            "torch.no_grad, inference_mode and detach out of its code"
+        )
+    (gradient,) = torch.autograd.grad(total, pixels)
+    return gradient
+
+
 def input_gradient(
     model: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor, loss: Loss = "cross-entropy"
 ) -> tuple[Tensor, Tensor]:
@@ -119,8 +135,7 @@ def input_gradient(
         logits = model(pixels).float()
         each = margin(logits, labels) if loss == "margin" else F.cross_entropy(logits, labels, reduction="none")
         total = each.sum()
-    (gradient,) = torch.autograd.grad(total, pixels)
-    return gradient, logits.detach()
+    return gradient_in(pixels, total), logits.detach()
 
 
 def pgd(model: nn.Module, pixels: Tensor, labels: Tensor, attack: PGD, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from fsrp_edge.attacks import PGD, attackable, input_gradient, pgd, random_start
 from fsrp_edge.compute import generator
+from fsrp_edge.errors import BadInputError
+from fsrp_edge.evaluation.apgd import apgd, cross_entropy
 
 
 def linear(seed: int = 0) -> nn.Module:
@@ -125,3 +127,13 @@ def test_the_step_reaches_the_border_unless_it_is_given() -> None:
     ):
         with pytest.raises(ValidationError):
             PGD(**wrong)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_network_without_gradients_is_told(context) -> None:
+    model, (pixels, labels) = linear(), batch()
+    stopped = context()(model.forward)
+    with attackable(model), pytest.raises(BadInputError, match="lets no gradient through"):
+        input_gradient(stopped, pixels, labels)
+    with attackable(model), pytest.raises(BadInputError, match="lets no gradient through"):
+        apgd(stopped, stopped, pixels, labels, loss=cross_entropy, targets=labels, norm="Linf", eps=0.1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fsrp_edge.attacks import Norm, l2_norms, project
+from fsrp_edge.attacks import Norm, gradient_in, l2_norms, project
 
 Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -160,5 +160,5 @@ def _gradient(
     with torch.enable_grad():
         logits = model(adversarial)
         value = loss(logits, labels, targets)
-        (gradient,) = torch.autograd.grad(value.sum(), adversarial)
+        gradient = gradient_in(adversarial, value.sum())
     return gradient, value.detach(), logits.argmax(1) != labels

@@ -150,10 +150,12 @@ def _of_network(
     # As the attacks lay it out: they are told which images are right, and other layouts round otherwise.
     classifier.to_fast_layout(compute.device_of(classifier))
     clean = clean_accuracy(classifier, images, batch_size=plan.batch_size)
-    attacked = [_attacked(classifier, images, name, plan, clean.standing, verdicts) for name in plan.attacks]
-    if attacked and plan.eps > 0:
-        found = suspicions(classifier, images, plan.norm, seed=plan.seed)
-        attacked = [_with_warnings(evaluation, found) for evaluation in attacked]
+    # Before the attacks: a network without gradients is refused here, and attacks take long.
+    found = suspicions(classifier, images, plan.norm, seed=plan.seed) if plan.attacks and plan.eps > 0 else ()
+    attacked = [
+        _with_warnings(_attacked(classifier, images, name, plan, clean.standing, verdicts), found)
+        for name in plan.attacks
+    ]
     worst = (_worst_case(clean, attacked, images, plan),) if len(attacked) > 1 else ()
     corrupted = (
         corruption_accuracies(classifier, images, seed=plan.seed, batch_size=plan.batch_size, verdicts=verdicts)

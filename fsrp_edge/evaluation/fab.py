@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fsrp_edge.attacks import Norm
+from fsrp_edge.attacks import Norm, gradient_in
 from fsrp_edge.evaluation.apgd import STEPS, Judge, Model
 
 ALPHA_MAX, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
@@ -54,7 +54,7 @@ def _boundary(model: Model, current: Tensor, labels: Tensor, targets: Tensor) ->
     with torch.enable_grad():
         logits = model(current)
         difference = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
-        (gradient,) = torch.autograd.grad(difference.sum(), current)
+        gradient = gradient_in(current, difference.sum())
     return difference.detach(), gradient
 
 

@@ -91,7 +91,10 @@ def _unused(network: nn.Module, groups: Sequence[ChannelGroup]) -> list[GroupSum
             step=1,
             macs=0,
             parameters=_parameters(network, name),
-            reason_to_keep="the layer's own forward pass does not run: it is unused, or its weight is used elsewhere",
+            reason_to_keep=(
+                "the layer's own forward pass does not run, or lets no gradient through: it is unused, its weight is "
+                "used elsewhere, or the network's code says torch.no_grad"
+            ),
         )
         for name, layer in network.named_modules()
         if isinstance(layer, Convolution | nn.Linear) and name not in used

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsrp_edge import compute
-from fsrp_edge.attacks import PGD, attackable, input_gradient, pgd, project, random_start
+from fsrp_edge.attacks import PGD, attackable, gradient_in, input_gradient, pgd, project, random_start
 from fsrp_edge.training.recipe import Recipe
 
 
@@ -85,7 +85,7 @@ def away_from(
         with torch.enable_grad(), compute.autocast(pixels.device):
             predicted = F.log_softmax(model(adversarial).float(), dim=1)
             divergence = F.kl_div(predicted, clean, reduction="sum", log_target=True)
-        (gradient,) = torch.autograd.grad(divergence, adversarial)
+        gradient = gradient_in(adversarial, divergence)
         moved = adversarial.detach() + 2.5 * eps / steps * gradient.sign()
         adversarial = project(moved, pixels, eps, "Linf")
     return adversarial.detach()
