@@ -5,13 +5,14 @@ twice and in-place activations are seen like any other. A layer is recognised by
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from fsrp_edge.models.cifar import PadShortcut
 
@@ -57,9 +58,10 @@ class MapReader(TorchFunctionMode):
     def __init__(self, network: nn.Module, read_at: ReadAt, receive: Callable[[str, Tensor], None]) -> None:
         super().__init__()
         # A weight that is computed at each use (a parametrization) has no lasting identity to know its layer by.
-        self._names = {
-            id(layer.weight): name for name, layer in scored_layers(network).items() if "weight" in layer._parameters
-        }
+        self._layers = {layer: name for name, layer in scored_layers(network).items() if "weight" in layer._parameters}
+        self._names = {id(layer.weight): name for layer, name in self._layers.items()}
+        self._running: list[Any] = []
+        self._hooks: list[RemovableHandle] = []
         self._read_at = read_at
         self._receive = receive
         self._pending: dict[int, _Pending] = {}
@@ -89,13 +91,24 @@ class MapReader(TorchFunctionMode):
 
     def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
-        layer = self._names.get(id(weight))
+        layer = self._names.get(id(weight)) or self._layer_that_runs(weight)
         if layer is None:
             return
         if self._read_at == "convolution":
             self._receive(layer, result)
         else:
             self._pending[id(result)] = _Pending(layer, result, normalized=False)
+
+    def _layer_that_runs(self, weight: Any) -> str | None:
+        """Name of the layer whose own code calls with a weight like its own; other calls in it read no map."""
+        layer = self._running[-1] if self._running else None
+        return self._layers[layer] if layer is not None and weight.shape == layer.weight.shape else None
+
+    def _enter(self, layer: nn.Module, _: Any) -> None:
+        self._running.append(layer)
+
+    def _leave(self, *_: Any) -> None:
+        self._running.pop()
 
     def _goes_on(self, waiting: _Pending, name: str) -> bool:
         """Whether this call is the next link of convolution → norm → activation."""
@@ -116,9 +129,18 @@ class MapReader(TorchFunctionMode):
             self._pending.pop(id(maps), None)
             self._receive(layer, maps)
 
+    def __enter__(self) -> Self:
+        """Begin to watch."""
+        self._hooks = [layer.register_forward_pre_hook(self._enter) for layer in self._layers]
+        self._hooks += [layer.register_forward_hook(self._leave) for layer in self._layers]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
     def __exit__(self, *exc: object) -> None:
         """Hand over what nothing consumed, such as the logits."""
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
         self._finish(list(self._pending.values()))
 
 

@@ -203,6 +203,29 @@ def test_a_weight_that_is_computed_anew_is_not_mistaken_for_another_layers() -> 
             assert same(found["stem"][0], network.stem(PIXELS))
 
 
+class Standardized(nn.Conv2d):
+    """Weight standardization, behind a blur that is no layer's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        blurred = F.conv2d(x, torch.full((4, 1, 1, 1), 0.5), groups=4)
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(blurred, weight / weight.std((1, 2, 3), keepdim=True), self.bias, padding=1)
+
+
+@pytest.mark.parametrize("read_at", PLACES)
+def test_a_layer_that_computes_with_another_weight_than_its_own_is_known_by_running(read_at: ReadAt) -> None:
+    network = Net(lambda net, x: F.relu(net.second(net.stem(x))))
+    network.second = Standardized(4, 6, 3)
+    found = read(network, read_at, PIXELS)
+    with torch.no_grad():
+        stem = network.stem(PIXELS)
+        expected = network.second(stem)
+    assert list(found) == ["stem", "second"]
+    assert same(found["stem"][0], stem)
+    (maps,) = found["second"]
+    assert same(maps, F.relu(expected) if read_at == "activation" else expected)
+
+
 def test_every_layer_of_a_residual_network_is_read_once_but_the_fixed_shortcuts() -> None:
     make = factory("resnet20-a")
     assert make is not None
