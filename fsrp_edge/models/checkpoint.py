@@ -43,11 +43,23 @@ _STD_BESIDE = {"mean": "std", "new_mean": "new_std", "mu": "sigma"}
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user said about the network's input; None where nothing was said."""
+    """What the user said about the network's input; None where nothing was said.
+
+    Raises:
+        BadInputError: a mean that no pixels in [0, 1] have.
+    """
 
     input_size: int | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+
+    def __post_init__(self) -> None:
+        if self.mean and max(self.mean) > 1:
+            asked, usual = (",".join(f"{value / over:.4g}" for value in self.mean) for over in (1, 255))
+            raise BadInputError(
+                f"the mean {asked} is not for pixels in [0, 1]; where it is for 0 to 255, divide it and the std by "
+                f"255: --mean {usual}"
+            )
 
 
 @dataclass(frozen=True)

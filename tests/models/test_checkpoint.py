@@ -353,6 +353,7 @@ def test_a_network_that_wants_more_than_images_is_refused_by_the_name_of_what_it
         ({"architecture": "resnet56-a"}, r"these are not weights of cifar:resnet56-a: .*missing"),
         ({"architecture": "resnet1"}, "unknown architecture 'resnet1'"),
         ({"mean": [0.5]}, "mean and std need 3 values"),
+        ({"mean": [123.675, 116.28, 103.53]}, "not for pixels in .0, 1.; .* --mean 0.485,0.456,0.406"),
         ({"std": [0, 1, 1]}, "greater than 0"),
         ({"input_size": 0}, "greater than 0"),
     ],
