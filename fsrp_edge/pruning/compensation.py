@@ -149,10 +149,17 @@ class DenseOutputs:
 
 
 def _fittable(classifier: Classifier) -> Iterator[tuple[str, Fitted]]:
-    """The layers that can be fitted, by name: not those whose weight is computed at each use (a parametrization)."""
-    modules = classifier.network.named_modules()
-    fitted = ((name, layer) for name, layer in modules if isinstance(layer, Fitted) and "weight" in layer._parameters)
-    return ((name, layer) for name, layer in fitted if _computes_as_torch_does(layer))
+    """The layers that can be fitted, by name.
+
+    Not those whose weight is computed at each use (a parametrization), nor those that share it with another layer: what
+    is fitted to the inputs of one would be undone by the other.
+    """
+    weights = (module._parameters.get("weight") for module in classifier.network.modules())
+    owners = Counter(id(weight) for weight in weights if weight is not None)
+    for name, layer in classifier.network.named_modules():
+        own = isinstance(layer, Fitted) and owners[id(layer._parameters.get("weight"))] == 1
+        if own and _computes_as_torch_does(layer):
+            yield name, layer
 
 
 def _computes_as_torch_does(layer: Fitted) -> bool:

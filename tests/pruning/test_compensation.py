@@ -140,6 +140,19 @@ def test_a_layer_with_a_forward_pass_of_its_own_stays_as_it_is(second):
     assert torch.equal(changed.network[6].weight, classifier.network[6].weight)
 
 
+def test_a_weight_of_two_layers_stays_as_it_is():
+    second = nn.Sequential(nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 6, 3))
+    second[3].weight = second[0].weight
+    classifier = network(second)
+    changed = without(classifier, set(), DenseOutputs(classifier, images()))
+    assert changed.network[2][0].weight is changed.network[2][3].weight
+    with torch.no_grad():
+        changed.network[0].weight.mul_(0.5)  # what is to be made up for
+    DenseOutputs(classifier, images()).fit(changed, {})
+    assert torch.equal(changed.network[2][0].weight, second[0].weight)
+    assert not torch.equal(changed.network[2][2].weight, second[2].weight)
+
+
 def test_channels_that_never_vary_are_replaced_by_a_constant():
     classifier = network()
     with torch.no_grad():
