@@ -42,7 +42,7 @@ def recover(
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.pipeline.inputs import load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
-    from fsrp_edge.training.recovery import fit_recipe, int8_checkpoint
+    from fsrp_edge.training.recovery import fit_recipe, int8_checkpoint, require_same_task
     from fsrp_edge.training.recovery import recover as run
 
     chosen = options.recipe_from(given, options.read_recipe(given.pop("recipe")))
@@ -52,7 +52,11 @@ def recover(
     with show_computing():
         pruned = load(CheckpointOptions(**given))
         dense = load(CheckpointOptions(**given | {"checkpoint": teacher})) if teacher else None
+        if dense is not None:
+            require_same_task(pruned, dense)
         dataset = load_data(dense or pruned, data, seed)
+        if dense is not None:  # images come as the teacher takes them
+            pruned.spec = pruned.spec.model_copy(update={"preprocessing": dense.spec.preprocessing})
         if chosen is not None:
             if dense is None and dataset.train.label_kind != "ground truth":
                 raise BadInputError(

@@ -1,6 +1,7 @@
 """Recovery: what a pruned network gets back by batch-norm recalibration and (adversarial) fine-tuning."""
 
 import copy
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from fsrp_edge import progress
 from fsrp_edge.data.images import Dataset, ImageSet
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import sha256_json
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
@@ -58,6 +60,24 @@ def fit_recipe(recipe: Recipe, dataset: Dataset, *, has_teacher: bool) -> Recipe
             "learning_rate": recipe.learning_rate * batch_size / recipe.batch_size,
         }
     )
+
+
+def require_same_task(network: Classifier, teacher: Classifier) -> None:
+    """Refuse a teacher that could not be asked about the network's images and classes.
+
+    Raises:
+        BadInputError: it takes images of another shape, or its classes are others or in another order.
+    """
+    own, others = network.spec, teacher.spec
+    facts = [("input", own.input_shape, others.input_shape), ("classes", own.classes, others.classes)]
+    if own.class_names is not None and others.class_names is not None:
+        facts.append(("class names", own.class_names, others.class_names))
+    for what, mine, theirs in facts:
+        if mine != theirs:
+            raise BadInputError(
+                f"the teacher's {what} ({reprlib.repr(theirs)}) are not the network's ({reprlib.repr(mine)}); name one "
+                "that takes the same images and tells the same classes in the same order"
+            )
 
 
 def recover(

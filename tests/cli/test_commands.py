@@ -196,6 +196,27 @@ def test_a_teacher_teaches(
     assert list(tmp_path.iterdir()) == [tmp_path / "taught.safetensors"]
 
 
+def test_a_teacher_of_another_task_is_refused(chain: Path, digits_npz: Path, tmp_path: Path, fsrp_edge: Any) -> None:
+    torch.save(build("cifar:resnet20-a", classes=5).state_dict(), tmp_path / "teacher.pt")
+    done = fsrp_edge(
+        *("recover", chain / "pruned.safetensors", "--data", digits_npz, "--teacher", tmp_path / "teacher.pt"),
+        *("--out", tmp_path / "taught.safetensors"),
+    )
+    assert done.code == 2 and "the teacher's classes (5) are not the network's (10)" in done.err
+
+
+def test_a_network_says_how_its_images_came_also_where_a_teacher_taught_it(tmp_path: Path, fsrp_edge: Any) -> None:
+    torch.save(build("torchvision:squeezenet1_1", classes=2).state_dict(), tmp_path / "net.pt")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "small.npz", x=pixels, y=np.arange(20) % 2)
+    done = fsrp_edge(
+        *("recover", tmp_path / "net.pt", "--teacher", tmp_path / "net.pt", "--input-size", 32),
+        *("--data", tmp_path / "small.npz", "--recover-epochs", 0, "--out", tmp_path / "taught.safetensors"),
+    )
+    assert done.code == 0, done.err
+    assert load_classifier(tmp_path / "taught.safetensors").spec.preprocessing.resize == 32, "they were resized whole"
+
+
 def test_training_leaves_a_checkpoint_and_no_rest(digits_npz: Path, tmp_path: Path, fsrp_edge: Any) -> None:
     out = tmp_path / "new.safetensors"
     done = fsrp_edge(

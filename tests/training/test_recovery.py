@@ -13,7 +13,7 @@ from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training.dense import train_dense
 from fsrp_edge.training.recipe import Recipe
-from fsrp_edge.training.recovery import fit_recipe, recover, split_held_out, without_held_out
+from fsrp_edge.training.recovery import fit_recipe, recover, require_same_task, split_held_out, without_held_out
 
 
 def test_a_tenth_is_held_out_and_never_learnt(digit_sets) -> None:
@@ -247,3 +247,20 @@ def interrupted_after(saves: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoints, "save", stop)
         yield
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"input_shape": (3, 16, 16)}, r"input \(\(3, 16, 16\)\) are not the network's \(\(1, 16, 16\)\)"),
+        ({"classes": 3, "class_names": ("a", "b", "c")}, r"classes \(3\) are not the network's \(10\)"),
+        ({"class_names": tuple("9876543210")}, "class names"),
+    ],
+)
+def test_a_teacher_of_other_images_or_classes_is_refused(small_cnn, changed: dict[str, object], told: str) -> None:
+    network, teacher = small_cnn(), small_cnn()
+    network.spec = network.spec.model_copy(update={"class_names": tuple("0123456789")})
+    require_same_task(network, teacher)
+    teacher.spec = teacher.spec.model_copy(update=changed)
+    with pytest.raises(BadInputError, match=told):
+        require_same_task(network, teacher)
