@@ -310,12 +310,23 @@ def _import(location: str) -> ModuleType:
     if path.suffix == ".py" and not path.is_file():
         raise BadInputError(f"no such file: {location}")
     try:
+        _find_beside(path)
         return _import_file(path) if path.suffix == ".py" else importlib.import_module(location)
     except (Exception, SystemExit) as error:  # whatever a user's code raises, a syntax error included
         raise BadInputError(
             f"cannot import {location!r}: {_said(error)}; name a factory as package.module:FUNCTION, with the package "
-            "on PYTHONPATH, or as path/file.py:FUNCTION"
+            "in this folder or on PYTHONPATH, or as path/file.py:FUNCTION"
         ) from error
+
+
+def _find_beside(path: Path) -> None:
+    """Let a user's code import what `python path/file.py` and `python -m package.module` find: after what is installed.
+
+    For good, since functions import, too.
+    """
+    for folder in map(str, (path.absolute().parent, Path.cwd())):
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _import_file(path: Path) -> ModuleType:

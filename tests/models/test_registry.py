@@ -1,4 +1,5 @@
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -129,6 +130,19 @@ def test_factories_of_an_importable_module(tmp_path, monkeypatch):
     (tmp_path / "my_little_nets.py").write_text(FACTORIES)
     monkeypatch.syspath_prepend(tmp_path)
     assert registry.build("my_little_nets:fixed", classes=5)[3].out_features == 9
+
+
+def test_a_users_code_finds_what_lies_beside_it_and_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets").mkdir()
+    (tmp_path / "my_nets" / "my_layers.py").write_text(FACTORIES)
+    (tmp_path / "my_nets" / "by_script.py").write_text("from my_layers import fixed\n")
+    (tmp_path / "my_nets" / "by_package.py").write_text(
+        "def fixed():\n    import my_nets.my_layers as own\n    return own.fixed()\n"
+    )
+    for location in ("my_nets/by_script.py", "my_nets/by_package.py", "my_nets.by_package"):
+        assert registry.build(f"{location}:fixed", classes=5)[3].out_features == 9
 
 
 def test_factories_that_do_not_work_are_refused(tmp_path):
