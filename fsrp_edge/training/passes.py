@@ -20,11 +20,18 @@ WARM_UP = 3
 
 
 def require_trainable(classifier: Classifier) -> None:
-    """Refuse a network that puts out something else than logits while it trains; nothing of it is changed.
+    """Refuse a network that puts out something else than logits while it trains, or that learns nothing.
+
+    Nothing of it is changed.
 
     Raises:
-        BadInputError: such as a tuple with the outputs of auxiliary heads.
+        BadInputError: such as a tuple with the outputs of auxiliary heads, or parameters that are all frozen.
     """
+    if not any(parameter.requires_grad for parameter in classifier.parameters()):
+        raise BadInputError(
+            f"all parameters of {classifier.spec.architecture} are frozen: it would learn nothing; name a factory that "
+            "leaves requires_grad on, or do without recovery"
+        )
     buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
     was_training = classifier.training
     classifier.train()

@@ -53,6 +53,14 @@ def test_a_network_with_more_than_logits_in_training_mode_is_refused() -> None:
         require_trainable(as_classifier(Dropping(auxiliary=True), shape=(3, 8, 8)))
 
 
+def test_a_network_that_is_frozen_as_a_whole_is_refused() -> None:
+    classifier = as_classifier(Dropping(auxiliary=False), shape=(3, 8, 8))
+    classifier.network.layers[:4].requires_grad_(False)
+    require_trainable(classifier)
+    with pytest.raises(BadInputError, match=r"all parameters of .* are frozen"):
+        require_trainable(classifier.requires_grad_(False))
+
+
 def test_looking_whether_a_network_can_be_trained_changes_nothing() -> None:
     classifier = as_classifier(Dropping(auxiliary=False), shape=(3, 8, 8))
     before, draws = copy.deepcopy(classifier.state_dict()), torch.get_rng_state()
