@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from fsrp_edge import torchvision_compat  # noqa: F401 (applies the cure before torchvision is imported)
@@ -296,7 +297,12 @@ def _build_user(architecture: str, classes: int) -> nn.Module:
         ) from error
     if not isinstance(network, nn.Module):
         raise BadInputError(f"{architecture} returned {type(network).__name__}, not a torch.nn.Module")
-    return network
+    if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        raise BadInputError(
+            f"{architecture} has layers whose size is not known yet, such as nn.LazyLinear: let the factory run it "
+            "once, as by network(torch.zeros(1, 3, 224, 224))"
+        )
+    return network.float()  # whatever it was trained in
 
 
 def _takes_classes(factory: Callable[..., Any]) -> bool:

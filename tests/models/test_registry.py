@@ -111,6 +111,10 @@ def anything(**options):
     return Net(**options)
 def wrong():
     return 3
+def lazy():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(5))
+def half():
+    return Net().half()
 def raises():
     raise KeyError("depth")
 def leaves():
@@ -124,6 +128,13 @@ def test_factories_of_a_users_file(tmp_path, factory, classes):
     file.write_text(FACTORIES)
     network = registry.build(f"{file}:{factory}", classes=5)
     assert isinstance(network, nn.Sequential) and network[3].out_features == classes
+
+
+def test_a_users_network_is_of_float32_whatever_it_was_trained_in(tmp_path):
+    file = tmp_path / "nets.py"
+    file.write_text(FACTORIES)
+    network = registry.build(f"{file}:half", classes=6)
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
 
 
 def test_factories_of_an_importable_module(tmp_path, monkeypatch):
@@ -151,6 +162,7 @@ def test_factories_that_do_not_work_are_refused(tmp_path):
     for name, message in [
         (f"{file}:absent", "has no function 'absent'"),
         (f"{file}:wrong", "returned int"),
+        (f"{file}:lazy", "size is not known yet, such as nn.LazyLinear"),
         (
             f"{file}:raises",
             r"nets\.py:raises failed: KeyError: 'depth'; a factory is called with num_classes",
