@@ -99,6 +99,7 @@ def decode_image(path: Path, spec: ModelSpec) -> np.ndarray:
     """
     try:
         with Image.open(path) as file:
+            _require_known_range(file)
             ImageOps.exif_transpose(file, in_place=True)
             return _resize_and_crop(_to_mode(file, _MODES[spec.input_shape[0]]), spec)
     except Exception as error:  # decoders of damaged files raise nearly anything
@@ -117,11 +118,15 @@ def _resize_and_crop(image: Image.Image, spec: ModelSpec) -> np.ndarray:
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
+def _require_known_range(image: Image.Image) -> None:
+    """Raise ValueError where nobody knows what is white: a TIFF of 16 bits has another mode."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("floats and 32-bit integers have no known range: save it with 8 or 16 bits")
+
+
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns where the alpha is dropped in one step
     return image.convert(mode)
@@ -241,8 +246,8 @@ def _image_set(
 def _check_header(path: Path) -> None:
     """Find files that are no images before the long work starts; damage further in shows later."""
     try:
-        with Image.open(path):
-            pass
+        with Image.open(path) as file:
+            _require_known_range(file)
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise BadInputError(f"{_printable(path)} is not an image that can be read ({error}); remove it") from None
 

@@ -193,6 +193,29 @@ def test_other_modes_become_colour(tmp_path, spec, name):
     assert np.array_equal(pixels, np.asarray(wanted)[5:35, left : left + 40].transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_of_no_known_range_are_refused_before_any_work(tmp_path, spec, kind):
+    """Of 32-bit integers only the upper bits of 16 were read: those of an 8-bit image were all black."""
+    for place in ("train/a/0.tif", "train/b/0.tif", "val/a/0.tif", "val/b/0.tif"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(1)[..., 0].astype(kind)).save(tmp_path / place)
+    with pytest.raises(BadInputError, match=r"0\.tif is not .*no known range: save it with 8 or 16 bits"):
+        open_dataset(tmp_path, spec(classes=2), seed=0)
+    with pytest.raises(BadInputError, match=r"cannot decode .*no known range"):
+        decode_image(tmp_path / "train/a/0.tif", spec((1, 30, 30), resize=30))
+
+
+def test_sixteen_bits_of_other_formats_are_read(tmp_path, spec):
+    gray = noise(1)[..., 0]
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "deep.tif")
+    height, width = gray.shape
+    (tmp_path / "deep.pgm").write_bytes(b"P5 %d %d 65535\n" % (width, height) + (gray.astype(">u2") * 257).tobytes())
+    network = spec((1, 30, 30), resize=30)
+    for name in ("deep.tif", "deep.pgm"):
+        assert np.array_equal(decode_image(tmp_path / name, network), decode_image(tmp_path / "gray.png", network))
+
+
 @pytest.mark.filterwarnings("error")
 def test_palette_with_transparency_and_cmyk(tmp_path, spec):
     original = Image.fromarray(noise(1))
