@@ -224,7 +224,10 @@ def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, 
         raise BadInputError(f"{architecture} does not take {size} images ({reason}); try --input-size") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise BadInputError(f"{architecture} returns {seen}; a classifier returns logits (N, classes), classes > 1")
+        raise BadInputError(
+            f"{architecture} returns {seen} for a batch of one image; a classifier returns logits (N, classes), "
+            "classes > 1"
+        )
     return logits.shape[1]
 
 
