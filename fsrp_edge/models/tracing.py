@@ -114,7 +114,7 @@ class Watch(TorchFunctionMode):
         sources = [leaf for leaf in _tensors((args, kwargs)) if leaf.requires_grad]
         if not sources or not any(True for _ in _tensors(result)):
             return result  # a question, such as the shape
-        if name in _ELEMENTWISE and isinstance(result, Tensor):
+        if (name in _ELEMENTWISE or _is_of_two(name, args)) and isinstance(result, Tensor):
             return self._elementwise(func, args, kwargs, result)
         if _keeps_channels(name, args, kwargs, result):
             return _without_places(_source(args, kwargs), result) if name in _RESHAPES else result
@@ -164,6 +164,11 @@ class Watch(TorchFunctionMode):
         where = next((self._names[module] for module in reversed(self._running) if module in self._names), "")
         name = {"getitem": "indexing", "setitem": "assignment to an index"}.get(name, name)
         return f"they pass through {name} in {where or 'the network'}, which needs all of them in their order"
+
+
+def _is_of_two(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether `torch.max` or `torch.min` is asked for the larger or smaller of two tensors, place by place."""
+    return name in {"max", "min"} and len(args) > 1 and isinstance(args[1], Tensor)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

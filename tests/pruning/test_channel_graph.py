@@ -165,6 +165,7 @@ def test_operations_that_reorder_or_mix_channels_lock_them_by_name(name, functio
     [
         lambda x: F.max_pool2d(F.gelu(x), 2),
         lambda x: F.interpolate(x, scale_factor=2.0),
+        lambda x: torch.max(x, 0.1 * x).min(x.tanh()),
         lambda x: F.pad(x, (1, 1, 1, 1))[:, :, ::2, ::2],
         lambda x: assigned(assigned(x, PLACES, 0), PLACES, x[PLACES]),
         lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
