@@ -147,7 +147,10 @@ data_option = click.option(
     "`photographs`. Default: what the checkpoint names, else photographs, labelled by the network itself.",
 )
 seed_option = click.option(
-    "--seed", type=NUMBER, default=0, help="Of all random draws; what is held out for evaluation does not depend on it."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    help="Of all random draws; what is held out for evaluation does not depend on it.",
 )
 target_option = click.option(
     "--target",

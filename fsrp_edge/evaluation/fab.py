@@ -52,7 +52,7 @@ def _boundary(model: Model, current: Tensor, labels: Tensor, targets: Tensor) ->
     """Target logit minus the right one (N,), and its gradient."""
     current = current.detach().requires_grad_(True)
     with torch.enable_grad():
-        logits = model(current)
+        logits = model(current).float()  # a network may end in another precision
         difference = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
         gradient = gradient_in(current, difference.sum())
     return difference.detach(), gradient

@@ -549,6 +549,7 @@ WRONG = {
     "compress {net} --target generic-x86 --data {here}/classes.npz --out {out}": "range from 5 to 14",
     "compress {net} --target generic-x86 --data {here}/labels.npz --out {out}": "guessing among 10 classes",
     "compress {net} --target generic-x86 --ratio 1.5": "1.5 is not in the range",
+    "evaluate {net} --seed 99999999999999999999": "99999999999999999999 is not in the range",
     "compress {net} --target generic-x86 --attack pgd": "Invalid value for '--attack': unknown attack 'pgd': give fgsm",
     "compress {net} --target generic-x86 --eps 0": "method 'n-fgsm' with eps 0",
     "compress {net} --target generic-x86 --eps 8": "8 is outside 0 to 1 (pixels are in [0, 1]); 8/255 is usual",

@@ -5,7 +5,7 @@ from hypothesis import given
 from pyautoattack.fab_projections import projection_l2, projection_linf
 
 from fsrp_edge.attacks import Norm
-from fsrp_edge.evaluation.fab import shift_to_plane
+from fsrp_edge.evaluation.fab import fab_targeted, shift_to_plane
 
 
 @pytest.mark.parametrize(("norm", "theirs"), [("Linf", projection_linf), ("L2", projection_l2)])
@@ -39,3 +39,18 @@ def test_what_is_no_number_or_next_to_none_comes_to_an_end(norm: Norm, value: fl
     torch.testing.assert_close((points + shift)[0] @ weights[0], torch.tensor(0.5))
     if value < 1:  # out of reach
         torch.testing.assert_close(shift[1], torch.tensor([0.5, 0.0, 0.5]))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_network_may_end_in_double_precision(norm: Norm) -> None:
+    weight = torch.eye(2, 3)
+
+    def model(pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels.flatten(1) @ weight.T).double()
+
+    def judge(adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return model(adversarial).argmax(1) != labels
+
+    pixels, labels = torch.tensor([[[[0.6, 0.4, 0.5]]], [[[0.9, 0.1, 0.5]]]]), torch.zeros(2, dtype=torch.int64)
+    stands = fab_targeted(model, judge, pixels, labels, targets=labels + 1, norm=norm, eps=0.2)
+    assert stands.tolist() == [False, True]
