@@ -12,6 +12,7 @@ from fsrp_edge.bench import agent
 from fsrp_edge.bench.agent_process import AGENT
 from fsrp_edge.bench.results import State
 from fsrp_edge.runtimes import open_session
+from tests.nets import as_classifier
 
 SHORT = ["--warmup-runs", "2", "--warmup-seconds", "0", "--runs", "5", "--seconds", "0"]
 
@@ -138,6 +139,23 @@ def test_int8_sums_do_not_overflow(tmp_path):
     _, events, _ = run("--model", path, "--runtime", "onnxruntime", *SHORT, "--outputs", tmp_path / "white.npz")
     assert events[-1]["outputs"] == [[pytest.approx(channels * 127)]]
     assert open_session(path).run(white).ravel() == pytest.approx(channels * 127)
+
+
+def test_int8_layers_that_share_weights_are_measured(tmp_path):
+    """onnxruntime refuses them where its sums shall be exact."""
+    import torch
+
+    from fsrp_edge.data.images import ArraySource, ImageSet
+    from fsrp_edge.exporting.onnx import Int8Quantizer, export_onnx
+
+    shared = torch.nn.Conv2d(3, 3, 3, padding=1)
+    network = torch.nn.Sequential(shared, torch.nn.ReLU(), shared, torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 10))
+    export_onnx(as_classifier(network, shape=(3, 16, 16)), tmp_path / "fp32.onnx", opset=17, ir_version=8)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), np.uint8)
+    images = ImageSet.of("noise", ArraySource(pixels), torch.zeros(4, dtype=torch.int64))
+    path = tmp_path / "int8.onnx"
+    Int8Quantizer(tmp_path / "fp32.onnx", tmp_path, activation="int8", calibration=images).quantize(path)
+    assert run("--model", path, "--runtime", "onnxruntime", *SHORT)[0] == 0
 
 
 def test_inputs_are_pixels_and_always_the_same():

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
@@ -26,8 +27,6 @@ def quantize_to_int8(source: Path, path: Path, **given: Any) -> Artifact:
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(3, 2), (5, 1), (4, 1)])
 def test_padding_by_word_is_exported(tmp_path: Path, kernel: int, dilation: int) -> None:
-    from torch import nn
-
     convolution = nn.Conv2d(3, 8, kernel, padding="same", dilation=dilation)
     dense = as_classifier(nn.Sequential(convolution, nn.Flatten(), nn.Linear(8 * 32 * 32, 10)))
     export_onnx(dense, tmp_path / "m.onnx", opset=17, ir_version=8)
@@ -37,6 +36,16 @@ def test_padding_by_word_is_exported(tmp_path: Path, kernel: int, dilation: int)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     np.testing.assert_allclose(session.run(None, {"pixels": pixels.numpy()})[0], expected, atol=1e-4)
     assert convolution.padding == "same"  # the network itself stays as it is
+
+
+def test_int8_layers_that_share_weights_are_run(images: ImageSet, tmp_path: Path) -> None:
+    """onnxruntime's exact mode of x86 refuses such files, and those with a constant that several operators read."""
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    network = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Flatten(), nn.Linear(3 * 48 * 64, 5))
+    dense = as_classifier(network, shape=(3, 48, 64), classes=5)
+    fp32 = export_onnx(dense, tmp_path / "fp32.onnx", opset=17, ir_version=8)
+    int8 = quantize_to_int8(tmp_path / fp32.path, tmp_path / "int8.onnx", activation="int8", calibration=images)
+    require_parity(Reference.of(dense, images).check(tmp_path / int8.path, int8))
 
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(13, 7), (17, 8), (20, 9), (23, 13)])
