@@ -37,9 +37,34 @@ def as_exported(classifier: Classifier, *, uint8_input: bool, batch: int = 1) ->
     frozen = frozen_copy(classifier)
     pixels = frozen.example_pixels(batch)
     _replace_uneven_pooling(frozen, pixels)
+    _write_out_plain_averages(frozen, pixels)
     if not uint8_input:
         return frozen, pixels
     return FromBytes(frozen), (255 * pixels).round().byte()
+
+
+def _write_out_plain_averages(network: nn.Module, pixels: Tensor) -> None:
+    """Average pooling without padding as such, whatever it says of padding that its maps do not need.
+
+    LiteRT's converter makes two reductions and a division of it otherwise, as in ResNet-D's shortcuts.
+    """
+    plain = {
+        module
+        for module in network.modules()
+        if isinstance(module, nn.AvgPool2d) and module.padding in (0, (0, 0)) and not module.count_include_pad
+    }
+
+    def look(module: nn.AvgPool2d, given: tuple[Any, ...], named: dict[str, Any], made: Tensor) -> None:
+        maps = first_argument(given, named)
+        if nn.functional.avg_pool2d(maps, module.kernel_size, module.stride).shape != made.shape:
+            plain.discard(module)
+
+    if plain:
+        hooks = [module.register_forward_hook(look, with_kwargs=True) for module in plain]
+        with torch.no_grad(), compute.hooked(hooks):
+            network(pixels)
+    for module in plain:
+        module.ceil_mode, module.count_include_pad = False, True
 
 
 def _replace_uneven_pooling(network: nn.Module, pixels: Tensor) -> None:

@@ -147,6 +147,7 @@ class Int8Quantizer:
         with captured_output(f"calibrating {source.name}"):
             self.layers = _layers(source)
             """Scopes of the operators with weights, which can be kept in float."""
+            self._inner = _inner_operators(source)
             self._ranges = _activation_ranges(source, calibration)
             if method != "min-max":
                 self._ranges |= _histogram_ranges(source, calibration, method, self._ranges)
@@ -162,7 +163,7 @@ class Int8Quantizer:
         """
         with captured_output(f"quantizing {self.source.name} to int8"):
             converter = require("ai_edge_quantizer.quantizer").Quantizer(self.source)
-            converter.load_quantization_recipe(_rules(keep, only))
+            converter.load_quantization_recipe(_rules((*self._inner, *keep), only))
             return _write(converter.quantize(self._ranges).quantized_model, path, "int8", self.metadata)
 
 
@@ -180,6 +181,16 @@ def _layers(source: Path) -> tuple[str, ...]:
     scope = require("ai_edge_quantizer.utils.tfl_flatbuffer_utils").get_op_scope
     model = require("ai_edge_litert.tools.flatbuffer_utils").read_model(source)
     return tuple(scope(operator, graph.tensors) for _, operator, graph in _weighted(model))
+
+
+def _inner_operators(source: Path) -> tuple[str, ...]:
+    """Scopes of the operators within others, as the sum of a pooling that averages what is no padding.
+
+    Nothing is calibrated there, and without its ranges the quantizer refuses the whole file.
+    """
+    scope = require("ai_edge_quantizer.utils.tfl_flatbuffer_utils").get_op_scope
+    model = require("ai_edge_litert.tools.flatbuffer_utils").read_model(source)
+    return tuple(scope(operator, graph.tensors) for graph in model.subgraphs[1:] for operator in graph.operators)
 
 
 def _weighted(model: Any) -> Iterator[tuple[int, Any, Any]]:

@@ -145,6 +145,29 @@ def test_input_of_bytes_is_the_same_network(classifier: Classifier, images: Imag
         require_parity(parities)
 
 
+def test_averages_of_what_is_no_padding_are_quantized(classifier: Classifier, images: ImageSet, folder: Path) -> None:
+    """The converter writes those with padding as operators within an operator, which nothing is calibrated for."""
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+    as_in_resnet_d = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+    padded = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(8 * 6 * 8, 5))
+    network = Classifier(nn.Sequential(stem, as_in_resnet_d, padded, head), classifier.spec).eval()
+    export_tflite(network, folder / "averages.tflite")
+    quantizer = Int8Quantizer(folder / "averages.tflite", calibration=images)
+    int8 = quantizer.quantize(folder / "averages-int8.tflite")
+    require_parity(Reference.of(network, images).check(folder / int8.path, int8))
+    assert "AVERAGE_POOL_2D" in operators(folder / int8.path), "no padding is needed for the first"
+    assert as_in_resnet_d.ceil_mode, "the network itself stays as it is"
+
+
+def operators(path: Path) -> list[str]:
+    from ai_edge_litert.schema_py_generated import BuiltinOperator
+    from ai_edge_litert.tools.flatbuffer_utils import read_model
+
+    names = {code: name for name, code in vars(BuiltinOperator).items()}
+    return [names[code.builtinCode] for code in read_model(path).operatorCodes]
+
+
 class LargestOfQuarters(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.adaptive_max_pool2d(x, 2).flatten(1)
