@@ -9,7 +9,8 @@ with torch to about 1e-6.
 import copy
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -247,18 +248,30 @@ def _traced(classifier: Classifier, opset: int, options: ExportOptions, **settin
     # An example of one image would silently fix the batch size of some networks.
     batch = 2 if options.dynamic_batch else 1
     frozen, example = as_exported(classifier, uint8_input=options.uint8_input, batch=batch)
-    torch.onnx.export(
-        frozen,
-        (example,),
-        buffer,  # type: ignore[arg-type] # takes a stream, though only `dynamo=False` does
-        dynamo=False,
-        opset_version=opset,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if options.dynamic_batch else None,
-        **settings,
-    )
+    with _attention_step_by_step():
+        torch.onnx.export(
+            frozen,
+            (example,),
+            buffer,  # type: ignore[arg-type] # takes a stream, though only `dynamo=False` does
+            dynamo=False,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if options.dynamic_batch else None,
+            **settings,
+        )
     return onnx.load_from_string(buffer.getvalue())
+
+
+@contextmanager
+def _attention_step_by_step() -> Iterator[None]:
+    """Attention in operators that ONNX has: in evaluation mode torch makes a single one of it, which is torch's own."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _simplified(model: Any) -> Any:

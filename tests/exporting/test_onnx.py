@@ -48,6 +48,25 @@ def test_int8_layers_that_share_weights_are_run(images: ImageSet, tmp_path: Path
     require_parity(Reference.of(dense, images).check(tmp_path / int8.path, int8))
 
 
+def test_attention_is_exported(tmp_path: Path) -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.attention = nn.Conv2d(3, 16, 8, 8), nn.MultiheadAttention(16, 2, batch_first=True)
+            self.head = nn.Linear(16, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            places = self.patches(images).flatten(2).transpose(1, 2)
+            attended, _ = self.attention(places, places, places, need_weights=False)
+            logits: torch.Tensor = self.head(attended.mean(1))
+            return logits
+
+    dense = as_classifier(Attends())
+    artifact = export_onnx(dense, tmp_path / "m.onnx", opset=17, ir_version=8)
+    require_parity(Reference.of(dense).check(tmp_path / "m.onnx", artifact))
+    assert torch.backends.mha.get_fastpath_enabled(), "as it was"
+
+
 @pytest.mark.parametrize(("opset", "ir_version"), [(13, 7), (17, 8), (20, 9), (23, 13)])
 def test_file_keeps_the_caps_of_the_device(classifier: Classifier, tmp_path: Path, opset: int, ir_version: int) -> None:
     artifact = export_onnx(classifier, tmp_path / "m.onnx", opset=opset, ir_version=ir_version)
