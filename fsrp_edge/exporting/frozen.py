@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fsrp_edge import compute
 from fsrp_edge.models.classifier import Classifier
@@ -36,11 +37,20 @@ def as_exported(classifier: Classifier, *, uint8_input: bool, batch: int = 1) ->
     """A frozen copy that takes what the file shall take, and an example of that: (batch, C, H, W)."""
     frozen = frozen_copy(classifier)
     pixels = frozen.example_pixels(batch)
+    _write_out_parametrizations(frozen)
     _replace_uneven_pooling(frozen, pixels)
     _write_out_plain_averages(frozen, pixels)
     if not uint8_input:
         return frozen, pixels
     return FromBytes(frozen), (255 * pixels).round().byte()
+
+
+def _write_out_parametrizations(network: nn.Module) -> None:
+    """Weights as they are used, where they are computed: exporters lack what spectral norms or rotations need."""
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type] # a ModuleDict
+                parametrize.remove_parametrizations(module, name)
 
 
 def _write_out_plain_averages(network: nn.Module, pixels: Tensor) -> None:

@@ -97,6 +97,13 @@ def test_pooling_whose_bins_are_not_equal_is_exported(classifier: Classifier, tm
     smoke_test(Classifier(PoolsByName(*shrunk), classifier.spec).eval(), load_target("jetson-nano"), ("onnx",))
 
 
+def test_weights_that_are_computed_are_exported(classifier: Classifier) -> None:
+    normed = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3, 4))
+    network = nn.Sequential(normed, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    smoke_test(Classifier(network, classifier.spec).eval(), load_target("raspberry-pi-4"))
+    assert nn.utils.parametrize.is_parametrized(normed), "the network itself stays as it is"
+
+
 @pytest.mark.skipif(
     not Path("/dev/shm").is_dir() or Path("/dev/shm").stat().st_dev == Path("/tmp").stat().st_dev,
     reason="there is one file system",
