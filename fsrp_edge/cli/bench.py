@@ -177,10 +177,21 @@ def evaluated_images(source: str, model: Path) -> "ImageSet":
     if 0 in sizes:
         raise BadInputError(f"{model.name} does not tell its input's size; name an ONNX or TFLite file first")
     channels, height, width = [sizes[2], *sizes[:2]] if session.layout == "NHWC" else sizes
+    if width in (1, 3) and (channels == height or min(channels, height) > 16):  # as tf2onnx writes them
+        raise BadInputError(
+            f"{model.name} takes images {channels}x{height}x{width}, which looks like channels last; --evaluate feeds "
+            "ONNX files channels first: export it so, or leave --evaluate out"
+        )
+    classes = (session.output.shape or (None,))[-1] or 0
+    if classes < 2:
+        raise BadInputError(
+            f"{model.name} does not put out logits (images, classes), which --evaluate takes classes from; export it "
+            "so, or leave --evaluate out"
+        )
     spec = ModelSpec(
         architecture=model.name,
         input_shape=(channels, height, width),
-        classes=session.output.shape[-1] or 0,
+        classes=classes,
         mean=(0.0,) * channels,
         std=(1.0,) * channels,
         preprocessing=Preprocessing(resize=max(height, width)),

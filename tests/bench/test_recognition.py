@@ -19,19 +19,23 @@ from fsrp_edge.errors import BadInputError, ToolFailedError
 SHORT = Method(warmup_runs=1, warmup_seconds=0, runs=2, seconds=0, rounds=1)
 
 
-@pytest.fixture
-def classifier(tmp_path):
-    """An ONNX file whose class is the brightest channel."""
+def write_means(path, given=(1, 3, 16, 16), made=(1, 3), axes=(2, 3)):
+    """An ONNX file that puts out means over two axes."""
     onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
     from onnx import TensorProto, helper
 
-    nodes = [helper.make_node("ReduceMean", ["pixels"], ["logits"], axes=[2, 3], keepdims=0)]
-    inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1, 3, 16, 16])]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])]
-    graph = helper.make_graph(nodes, "brightest", inputs, outputs)
-    path = tmp_path / "brightest.onnx"
+    nodes = [helper.make_node("ReduceMean", ["pixels"], ["logits"], axes=axes, keepdims=int(len(made) == 4))]
+    inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, given)]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, made)]
+    graph = helper.make_graph(nodes, "means", inputs, outputs)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
     return path
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """An ONNX file whose class is the brightest channel."""
+    return write_means(tmp_path / "brightest.onnx")
 
 
 @pytest.fixture
@@ -68,6 +72,20 @@ def test_images_that_a_file_does_not_take_are_refused_before_anything_is_measure
     of_another_size = ImageSet.of("small", ArraySource(np.zeros((2, 3, 8, 8), np.uint8)), torch.zeros(2))
     with pytest.raises(BadInputError, match=r"not 3x8x8.* and bench brightest\.onnx alone"):
         measure_on(parse_address("local"), [classifier], Setup(images=of_another_size), method=SHORT)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"given": (1, 16, 16, 3), "axes": (1, 2)}, "takes images 16x16x3, which looks like channels last"),
+        ({"given": (1, 48, 64, 3), "axes": (1, 2)}, "takes images 48x64x3, which looks like channels last"),
+        ({"made": (1, 3, 1, 1)}, "does not put out logits"),
+    ],
+)
+def test_files_of_others_that_cannot_be_fed_or_judged_are_told(images, tmp_path, capfd, written, told):
+    path = write_means(tmp_path / "others.onnx", **written)
+    assert run(cli, ["bench", str(path), "--sustained", "0.2s", "--evaluate", str(images)]) == 2
+    assert f"error: others.onnx {told}" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no process on a core")
