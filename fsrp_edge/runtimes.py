@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fsrp_edge.errors import BadInputError, ToolFailedError
+from fsrp_edge.errors import BadInputError, FsrpEdgeError, ToolFailedError, first_line
 from fsrp_edge.packages import extra_of
 from fsrp_edge.tool_output import captured_output
 
@@ -153,6 +153,7 @@ class Session:
 
         Raises:
             BadInputError: the images do not have the shape the file takes.
+            ToolFailedError: the runtime cannot run the file.
         """
         ready = self.prepare(pixels)
         size = self.input.shape[0] or len(ready)
@@ -162,8 +163,18 @@ class Session:
         for start in range(0, len(ready), size):
             batch = ready[start : start + size]
             filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-            logits.append(self.output.decode(self.invoke(filled))[: len(batch)])
+            logits.append(self.output.decode(self._made_of(filled))[: len(batch)])
         return np.concatenate(logits)
+
+    def _made_of(self, batch: np.ndarray) -> np.ndarray:
+        try:
+            return self.invoke(batch)
+        except FsrpEdgeError:
+            raise
+        except Exception as error:  # of many types of the runtimes' own
+            raise ToolFailedError(
+                f"{self.path.name}: {self.runtime} loads it, but cannot run it: {first_line(error)}"
+            ) from error
 
     def predict(self, pixels: "Tensor") -> "Tensor":
         """`run` for tensors of torch, which evaluation and attacks work on."""

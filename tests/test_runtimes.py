@@ -83,6 +83,23 @@ def test_bad_files_are_told_plainly(tmp_path: Path, capfd: pytest.CaptureFixture
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_a_runtime_says_while_it_runs_a_file_is_told(tmp_path: Path) -> None:
+    """A kernel's own check of the values that it is given: an axis for a place that the images do not have."""
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("pixels", [1, 1, "height", 4]), ("logits", [1, 4]))
+    ]
+    fifth = helper.make_tensor("fifth", TensorProto.INT64, [], [5])
+    nodes = [
+        helper.make_node("Gather", ["pixels", "fifth"], ["row"], axis=2),
+        helper.make_node("Flatten", ["row"], ["logits"]),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [fifth])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), tmp_path / "m.onnx")
+    with pytest.raises(ToolFailedError, match=r"^m\.onnx: onnxruntime loads it, but cannot run it: .*Gather"):
+        open_session(tmp_path / "m.onnx").run(np.zeros((1, 1, 3, 4), np.float32))
+
+
 @pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (1, 2)])
 def test_several_inputs_or_outputs_are_told_with_their_number(tmp_path: Path, inputs: int, outputs: int) -> None:
     takes, gives = ([f"{name}{index}" for index in range(2)] for name in ("in", "out"))
