@@ -37,7 +37,7 @@ from fsrp_edge.report.schema import DataUsed, Source, TargetReference
 from fsrp_edge.report.shipped import write_manifest
 from fsrp_edge.report.verify import verify
 from fsrp_edge.targets.load import load_target
-from tests.nets import as_classifier
+from tests.nets import around, as_classifier
 
 FORMATS = ("onnx", "tflite", "ncnn")
 
@@ -240,6 +240,25 @@ def test_the_example_for_a_saved_model_does_too(
         archive.extractall(folder, ["labels.txt", "preprocessing.json"])
     write_manifest(load_manifest(exported).model_copy(update={"artifacts": (artifact,)}), folder)
     answers(folder, classifier, digits_npz, tmp_path)
+
+
+def test_the_example_runs_int8_layers_that_share_weights(
+    exported: Path, classifier: Classifier, digits_npz: Path, tmp_path: Path
+) -> None:
+    shape, shared = classifier.spec.input_shape, nn.Conv2d(3, 3, 3, padding=1)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 10))
+    twice = around(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), head), classifier).eval()
+    dataset = load_data(twice, str(digits_npz), seed=0)
+    made = export_verified(
+        twice, [ArtifactRequest("onnx", "int8")], tmp_path / "model", target=load_target("raspberry-pi-4"),
+        calibration=dataset.train.first(16), images=dataset.evaluation.first(32),
+    )  # fmt: skip
+    bundle(exported, tmp_path / "labels.zip")
+    with zipfile.ZipFile(tmp_path / "labels.zip") as archive:
+        others = ["labels.txt", "preprocessing.json", *(f"examples/{n}.py" for n in ("preprocess", "run_onnxruntime"))]
+        archive.extractall(tmp_path / "model", others)
+    write_manifest(load_manifest(exported).model_copy(update={"artifacts": made.artifacts}), tmp_path / "model")
+    answers(tmp_path / "model", twice, digits_npz, tmp_path)
 
 
 @pytest.mark.parametrize("path", ["../../outside.sh", "/outside.sh", "artifacts/../../outside.sh"])
