@@ -144,6 +144,9 @@ def choose_artifacts(
         )
         what = " and ".join(sorted(missing)) or "default"
         raise BadInputError(f"{target.name} offers no {what} file among those asked for ({table})")
+    for offer in target.offers:
+        if not offer.offered and offer.format in (formats or ()) and offer.precision in (precisions or ()):
+            log(f"{offer.format} {offer.precision} is not made: {offer.reason}")
     if any(offer.precision == "int8" for offer in chosen) and (note := note_on_int8(target)):
         log(note)
     return tuple(ArtifactRequest(format=offer.format, precision=offer.precision) for offer in chosen)

@@ -31,6 +31,7 @@ from fsrp_edge.pipeline.networks import _prune_in_rounds
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pipeline.rundir import RunDirectory, StageRecord
+from fsrp_edge.progress import log_to
 from fsrp_edge.pruning.budgets import Budgets
 from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 from fsrp_edge.pruning.plan import PruningPlan
@@ -681,6 +682,13 @@ def test_formats_and_precisions_that_were_asked_for_are_made() -> None:
     assert made == [("onnx", "fp32"), ("onnx", "fp16"), ("tflite", "fp32")]
     made = [(r.format, r.precision) for r in choose_artifacts(target, ("tflite",), ("fp32", "int8"))]
     assert made == [("tflite", "fp32"), ("tflite", "int8")]
+
+
+def test_a_file_that_is_left_out_of_those_asked_for_is_told(tmp_path: Path) -> None:
+    with log_to(tmp_path / "log"):
+        made = choose_artifacts(load_target("raspberry-pi-4"), ("onnx", "tflite"), ("fp16", "int8"))
+    assert [(each.format, each.precision) for each in made if each.precision == "fp16"] == [("tflite", "fp16")]
+    assert "onnx fp16 is not made: Cortex-A72 has no fp16 arithmetic" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(
