@@ -76,8 +76,12 @@ def read_json(path: Path) -> Any:
     Raises:
         BadInputError: the file is missing or is not JSON.
     """
+
+    def refuse(constant: str) -> None:
+        raise BadInputError(f"{path} is not valid JSON: it has no {constant}")
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError:
         raise BadInputError(f"no such file: {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -84,6 +84,9 @@ def test_text_and_json_come_back(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="no such file"):
         read_json(tmp_path / "absent.json")
+    (tmp_path / "number.json").write_text('{"loss": NaN}')
+    with pytest.raises(BadInputError, match="is not valid JSON: it has no NaN"):
+        read_json(tmp_path / "number.json")
     (tmp_path / "a.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(BadInputError, match="is not valid JSON"):
         read_json(tmp_path / "a.json")
