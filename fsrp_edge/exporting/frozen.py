@@ -80,19 +80,34 @@ def _write_out_plain_averages(network: nn.Module, pixels: Tensor) -> None:
 def _replace_uneven_pooling(network: nn.Module, pixels: Tensor) -> None:
     """Exporters only know adaptive pooling whose bins are equal; VGG and AlexNet below 224 pixels have others."""
     names = {module: name for name, module in network.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)}
-    uneven: dict[str, UnevenPooling] = {}
+    calls: dict[str, dict[str, UnevenPooling]] = {name: {} for name in names.values()}
+    uneven: set[str] = set()
 
     def look(module: nn.AdaptiveAvgPool2d, given: tuple[Any, ...], named: dict[str, Any], made: Tensor) -> None:
-        sizes = [tuple(map(int, maps.shape[2:])) for maps in (first_argument(given, named), made)]
-        if any(before % after for before, after in zip(*sizes, strict=True)):
-            uneven[names[module]] = UnevenPooling(sizes[0], sizes[1])
+        before, after = (tuple(map(int, maps.shape[2:])) for maps in (first_argument(given, named), made))
+        calls[names[module]][_written(before)] = UnevenPooling(before, after)
+        if any(one % other for one, other in zip(before, after, strict=True)):
+            uneven.add(names[module])
 
     if names:
         hooks = (module.register_forward_hook(look, with_kwargs=True) for module in names)
         with torch.no_grad(), compute.hooked(hooks):
             network(pixels)
-    for name, pooling in uneven.items():
-        network.set_submodule(name, pooling)
+    for name in uneven:
+        network.set_submodule(name, PoolingBySize(calls[name]))
+
+
+def _written(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
+
+
+class PoolingBySize(nn.ModuleDict):
+    """Adaptive average pooling of maps of one or several sizes, each in a way of its own: `3x4` and so on."""
+
+    def forward(self, input: Tensor) -> Tensor:  # called as torch's pooling is, also by name
+        """Maps (N, C, made) of maps (N, C, given)."""
+        pooled: Tensor = self[_written(tuple(map(int, input.shape[2:])))](input)
+        return pooled
 
 
 class UnevenPooling(nn.Module):
@@ -112,7 +127,7 @@ class UnevenPooling(nn.Module):
             means = nn.functional.adaptive_avg_pool1d(torch.eye(before)[None], after)[0]
             self.register_buffer(name, means)  # (before, after)
 
-    def forward(self, input: Tensor) -> Tensor:  # called as torch's pooling is, also by name
+    def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, *made) of maps (N, C, *given)."""
         pooled: Tensor = (input @ self.columns).transpose(2, 3) @ self.rows
         return pooled.transpose(2, 3)

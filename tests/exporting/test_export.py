@@ -96,6 +96,15 @@ def test_pooling_whose_bins_are_not_equal_is_exported(classifier: Classifier, tm
 
     smoke_test(Classifier(PoolsByName(*shrunk), classifier.spec).eval(), load_target("jetson-nano"), ("onnx",))
 
+    class PoolsTwoSizes(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps, pool = self[0](images), self[1]
+            return self[3](pool(maps).flatten(1) + pool(maps[:, :, 1:]).flatten(1))  # type: ignore[no-any-return]
+
+    twice = Classifier(PoolsTwoSizes(*shrunk), classifier.spec).eval()
+    for format_ in ("onnx", "tflite"):
+        smoke_test(twice, load_target("jetson-nano"), (format_,))
+
 
 def test_weights_that_are_computed_are_exported(classifier: Classifier) -> None:
     normed = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3, 4))
