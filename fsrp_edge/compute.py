@@ -117,6 +117,17 @@ def hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def attention_step_by_step() -> Iterator[None]:
+    """Attention in operators that are known: torch makes a single one of its own of it in evaluation mode."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator of its own, so that stages do not disturb each other's draws; devices draw differently."""
     return torch.Generator(device).manual_seed(seed)

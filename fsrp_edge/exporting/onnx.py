@@ -9,14 +9,14 @@ with torch to about 1e-6.
 import copy
 import io
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 
+from fsrp_edge import compute
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import OLDEST_INT8_OPSET, Artifact, Precision
@@ -248,7 +248,7 @@ def _traced(classifier: Classifier, opset: int, options: ExportOptions, **settin
     # An example of one image would silently fix the batch size of some networks.
     batch = 2 if options.dynamic_batch else 1
     frozen, example = as_exported(classifier, uint8_input=options.uint8_input, batch=batch)
-    with _attention_step_by_step():
+    with compute.attention_step_by_step():
         torch.onnx.export(
             frozen,
             (example,),
@@ -261,17 +261,6 @@ def _traced(classifier: Classifier, opset: int, options: ExportOptions, **settin
             **settings,
         )
     return onnx.load_from_string(buffer.getvalue())
-
-
-@contextmanager
-def _attention_step_by_step() -> Iterator[None]:
-    """Attention in operators that ONNX has: in evaluation mode torch makes a single one of it, which is torch's own."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _simplified(model: Any) -> Any:

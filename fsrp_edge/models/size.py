@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fsrp_edge import compute
 from fsrp_edge.attacks import attackable
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.records import Record
@@ -24,7 +25,7 @@ class Size(Record):
 def macs_by_layer(classifier: Classifier) -> dict[str, int]:
     """MACs of one image for every module of the network that has any, by name; the whole network is `""`."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), attackable(classifier), counter:
+    with torch.no_grad(), attackable(classifier), compute.attention_step_by_step(), counter:
         classifier(classifier.example_pixels())
     prefix = f"{type(classifier).__name__}.network"
     return {

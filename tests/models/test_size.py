@@ -35,6 +35,22 @@ def test_sizes_are_those_that_paper_and_pencil_give() -> None:
     assert network.training and network[1].training
 
 
+def test_attention_counts() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 16, 4, stride=4)
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            tokens = self.patches(images).flatten(2).transpose(1, 2)
+            return self.attention(tokens, tokens, tokens)[0].mean(1)
+
+    size = measure_size(classifier(Attending(), (3, 16, 16), 16))
+    patches, projections, products = 16 * 48 * 16, 16 * 16 * 16 * 4, 2 * 16 * 16 * 16
+    assert size.macs == patches + projections + products
+
+
 def test_a_layer_that_is_used_twice_counts_twice() -> None:
     shared = nn.Conv2d(3, 3, 1)
     network = nn.Sequential(shared, nn.ReLU(), shared, nn.AdaptiveAvgPool2d(1), nn.Flatten())
