@@ -1,6 +1,10 @@
 """The commands on this machine; devices behind ssh are in test_remote_shell.py."""
 
 import json
+import resource
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 
@@ -37,6 +41,14 @@ def test_bench_is_short_for_bench_measure(measured, onnx_file, tmp_path):
     first, second = BenchResults.load(measured), BenchResults.load(out)
     assert first.measurements[0].latency.sha256 == second.measurements[0].latency.sha256
     assert second.measurements[0].agreement_note == "measured on this machine"
+
+
+def test_what_was_measured_is_shown_where_it_cannot_be_written(onnx_file, tmp_path):
+    bench = [sys.executable, "-m", "fsrp_edge", "bench", "--sustained", "0.2s", str(onnx_file), "--out", "full.json"]
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2000, 2000))
+    done = subprocess.run(bench, cwd=tmp_path, preexec_fn=full, capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "File too large" in done.stderr
+    assert "tiny.onnx" in done.stdout and not list(tmp_path.iterdir())
 
 
 def test_compare_is_a_gate(measured, capfd):
