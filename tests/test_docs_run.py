@@ -140,6 +140,11 @@ cp artifacts/model-fp32.onnx artifacts/model-int8.tflite .
 mkdir networks
 cp model-fp32.onnx networks/net.onnx
 for run in dense artifacts; do cp resnet18-jetson-nano/$run/model-fp32.onnx networks/$run.onnx; done
+cp artifacts/model-fp32.tflite networks/net.tflite
+for pair in resnet18.pt:dense resnet18-jetson-nano/recovered.safetensors:artifacts; do
+    fsrp-edge export ${{pair%:*}} --target raspberry-pi-4 --format tflite --precision fp32 --out tflite
+    mv tflite/model-fp32.tflite networks/${{pair#*:}}.tflite
+done
 """
 BARE = {"net.pth": "net.pt", "own.pth": "own.pt", "resnet20-cifar10.th": "resnet20-cifar10.pt"}
 """Files with weights alone, as others save them."""
