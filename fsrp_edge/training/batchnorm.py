@@ -1,6 +1,6 @@
 """Batch-norm statistics that belong to the network as it is now."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,14 +27,22 @@ def following_batch_norm(network: nn.Module) -> Iterator[None]:
     MobileNetV3 has a momentum of 0.01, MNASNet 0.0003); after a short fine-tuning their statistics would be those of
     weights that are gone, and the held-out accuracy that chooses the best epoch would be chance.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = max(norm.momentum or 0.0, LEAST_MOMENTUM)  # None: all batches so far, weighed alike
-    try:
+    # None: all batches so far, weighed alike
+    with _momenta(network, lambda momentum: max(momentum or 0.0, LEAST_MOMENTUM)):
         yield
+
+
+@contextmanager
+def _momenta(network: nn.Module, chosen: Callable[[float | None], float | None]) -> Iterator[list[_BatchNorm]]:
+    """All batch norms, with other momenta inside the block."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = chosen(norm.momentum)
+    try:
+        yield norms
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
 
 
@@ -58,25 +66,24 @@ def recalibrate_batch_norm(classifier: Classifier, images: ImageSet, *, max_imag
     batch_size = min(BATCH_SIZE, max_images, len(images))
     if batch_size < 2:
         raise BadInputError(f"batch-norm recalibration needs at least 2 images, {images.name} offers {batch_size}")
-    norms = [module for module in classifier.modules() if isinstance(module, _BatchNorm)]
-    if not norms:
-        return
     batches = min(max_images, len(images)) // batch_size
     stream = images.batches(batch_size, shuffle_seed=seed)
     chosen = (pixels for _, (pixels, _) in zip(range(batches), stream, strict=False))
     modes = {module: module.training for module in classifier.modules()}
-    momenta = [norm.momentum for norm in norms]
     device = compute.device_of(classifier)
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-    for module in classifier.modules():
-        module.training = isinstance(module, _NormBase)
-    with torch.no_grad(), torch.random.fork_rng():  # a network may draw from global generators all the same
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(),  # a network may draw from global generators all the same
+        _momenta(classifier, lambda _: None) as norms,  # a cumulative average
+    ):
+        if not norms:
+            return
+        for norm in norms:
+            norm.reset_running_stats()
+        for module in modes:
+            module.training = isinstance(module, _NormBase)
         compute.seed_global_draws(seed, device)
         for pixels in track(chosen, "recalibrating batch norm", batches):
             classifier(pixels.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
     for module, training in modes.items():
         module.training = training

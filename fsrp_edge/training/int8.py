@@ -43,8 +43,7 @@ def rounded_to_int8(network: nn.Module) -> Iterator[None]:
     """Round the weights and inputs of all convolutions and linear layers inside the block.
 
     Layers that compute their weight from other tensors (a parametrization, or the hook of an old weight norm) are left
-    as they are. Batch norm keeps its
-    statistics there, also in training mode: files have nothing else.
+    as they are. Batch norm keeps its statistics there, also in training mode: files have nothing else.
     """
     layers = [
         module
