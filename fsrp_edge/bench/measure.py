@@ -196,13 +196,17 @@ def _measure_round(transport: Transport, job: _Job, settings: dict[str, Any], st
 
 def _precision_of(path: Path) -> str:
     """What TensorRT has to be allowed, for it to run an ONNX file as it is written."""
-    onnx = require("onnx")
-    with captured_output(f"reading {path.name}"):
-        graph = onnx.load(str(path), load_external_data=False).graph
+    onnx, graph = require("onnx"), _graph(path)
     if any(node.op_type == "QuantizeLinear" for node in graph.node):
         return "int8"
     half = onnx.TensorProto.FLOAT16
     return "fp16" if any(tensor.data_type == half for tensor in graph.initializer) else "fp32"
+
+
+def _graph(path: Path) -> Any:
+    """Of an ONNX file, without the weights that lie elsewhere."""
+    with captured_output(f"reading {path.name}"):
+        return require("onnx").load(str(path), load_external_data=False).graph
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -269,11 +273,10 @@ def _sent(address: Address, path: Path, folder: Path) -> Path:
         return path
     onnx = require("onnx")
     try:
+        if not any(map(onnx.external_data_helper.uses_external_data, _graph(path).initializer)):
+            return path
+        whole = Path(tempfile.mkdtemp(dir=folder)) / path.name
         with captured_output(f"reading {path.name}"):
-            tensors = onnx.load(str(path), load_external_data=False).graph.initializer
-            if not any(map(onnx.external_data_helper.uses_external_data, tensors)):
-                return path
-            whole = Path(tempfile.mkdtemp(dir=folder)) / path.name
             onnx.save(onnx.load(str(path)), whole)
     except ToolFailedError:  # the device's runtime will tell what is wrong with it, and the other files go on
         return path
