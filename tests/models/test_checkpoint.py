@@ -332,34 +332,24 @@ def test_a_users_own_factory(tmp_path):
         load_classifier(path, architecture=architecture)
 
 
-def test_a_network_that_loses_the_axis_of_a_single_image_is_told(tmp_path):
-    file = tmp_path / "squeezed.py"
-    file.write_text(
-        "from torch import nn\n"
-        "class Squeezed(nn.Linear):\n"
-        "    def __init__(self):\n"
-        "        super().__init__(3, 2)\n"
-        "    def forward(self, x):\n"
-        "        return super().forward(x.mean((2, 3)).squeeze())\n"
-    )
-    path = saved(tmp_path, registry.build(f"{file}:Squeezed", classes=2).state_dict())
-    with pytest.raises(BadInputError, match=r"returns \(2,\) for a batch of one image"):
-        load_classifier(path, architecture=f"{file}:Squeezed", input_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
-
-
-def test_a_network_that_wants_more_than_images_is_refused_by_the_name_of_what_it_wants(tmp_path):
-    file = tmp_path / "pair.py"
-    file.write_text(
-        "from torch import nn\n"
-        "class Pair(nn.Linear):\n"
-        "    def __init__(self):\n"
-        "        super().__init__(3, 2)\n"
-        "    def forward(self, x, depth):\n"
-        "        return super().forward(x.mean((2, 3)) * depth)\n"
-    )
-    path = saved(tmp_path, registry.build(f"{file}:Pair", classes=2).state_dict())
-    with pytest.raises(BadInputError, match=r"takes more than images.*'depth'.*factory"):
-        load_classifier(path, architecture=f"{file}:Pair", input_size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
+@pytest.mark.parametrize(
+    ("arguments", "made", "message"),
+    [
+        ("x", "super().forward(x.mean((2, 3)).squeeze())", r"returns \(2,\) for a batch of one image"),
+        ("x, depth", "super().forward(x.mean((2, 3)) * depth)", r"takes more than images.*'depth'.*factory"),
+    ],
+)
+def test_a_network_that_makes_no_logits_of_images_is_told_why(tmp_path, arguments, made, message):
+    with pytest.raises(BadInputError, match=message):
+        loaded_by_own_code(
+            tmp_path,
+            "from torch import nn\n"
+            "class Net(nn.Linear):\n"
+            "    def __init__(self):\n"
+            "        super().__init__(3, 2)\n"
+            f"    def forward(self, {arguments}):\n"
+            f"        return {made}\n",
+        )
 
 
 @pytest.mark.parametrize(
