@@ -282,8 +282,8 @@ def _identify(state: dict[str, Tensor], names: Sequence[str] | None) -> _Found |
     for view, beside in _views(state):
         match = infer_architecture(view) if names is None else _nearest(names, view)
         if match is not None and match.exact:
-            auxiliary = registry.AUXILIARY_HEADS.get(match.architecture, ())
-            own = {name: tensor for name, tensor in view.items() if not name.startswith(auxiliary)}
+            unused = registry.left_out(match.architecture)
+            own = {name: tensor for name, tensor in view.items() if not name.startswith(unused)}
             return _Found(own, match, beside)
     return None
 

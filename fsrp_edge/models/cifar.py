@@ -2,9 +2,11 @@
 
 `resnet20` to `resnet110` are He et al.'s CIFAR networks as in akamaster's pytorch_resnet_cifar10; `resnet18`
 and `mobilenet_v2` are as in kuangliu's pytorch-cifar; `vgg16_bn` has bias-free convolutions and one linear
-layer.
+layer; `wide_resnet28_10` and the like are as in xternalz's WideResNet-pytorch, which TRADES and most of RobustBench
+took over.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -227,6 +229,66 @@ class MobileNetV2(nn.Module):
         return logits
 
 
+class PreActivationBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm and activation before each, and a shortcut.
+
+    Where channels change, the shortcut takes its input behind the first activation, else in front of it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        activated = self.relu1(self.bn1(x))
+        out: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(activated))))
+        return out + (x if self.convShortcut is None else self.convShortcut(activated))
+
+
+class WideResNet(nn.Module):
+    """WideResNet: a 3x3 stem, three groups of pre-activation blocks of which all but the first halve the size.
+
+    Args:
+        depth: 4 more than six times the blocks a group.
+        width: multiplies the channels 16, 32 and 64 of the groups.
+        classes: logits.
+        input_channels: channels of an image.
+    """
+
+    STEM = 16
+
+    def __init__(self, depth: int, width: int, classes: int, input_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(input_channels, self.STEM, 3, padding=1, bias=False)
+        inputs = self.STEM
+        for number in (1, 2, 3):
+            outputs = self.STEM * width * 2 ** (number - 1)
+            first = PreActivationBlock(inputs, outputs, 1 if number == 1 else 2)
+            rest = [PreActivationBlock(outputs, outputs, 1) for _ in range((depth - 4) // 6 - 1)]
+            blocks = nn.Sequential(first, *rest)
+            self.add_module(f"block{number}", nn.ModuleDict({"layer": blocks}))
+            inputs = outputs
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.relu = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of normalized images (N, C, H, W)."""
+        x = self.conv1(x)
+        for number in (1, 2, 3):
+            x = self.get_submodule(f"block{number}.layer")(x)
+        logits: Tensor = self.fc(self.pool(self.relu(self.bn1(x))).flatten(1))
+        return logits
+
+
 Factory = Callable[[int, int], nn.Module]
 """Takes (classes, input channels)."""
 
@@ -242,15 +304,19 @@ FACTORIES: dict[str, Factory] = {
     "resnet18": partial(ResNet, (64, 128, 256, 512), 2, _projection),
     "vgg16_bn": partial(VGG, 1.0),
     "mobilenet_v2": MobileNetV2,
+    **{f"wide_resnet{depth}_10": partial(WideResNet, depth, 10) for depth in (28, 34)},
 }
 
 
 def factory(name: str) -> Factory | None:
-    """The factory of `resnet20-a`, `vgg16_bn`, `vgg16_bn-w0.25` …; None for a name not carried here."""
-    base, _, width = name.partition("-w")
-    if base == "vgg16_bn" and width:
+    """The factory of `resnet20-a`, `vgg16_bn-w0.25`, `wide_resnet28_10` …; None for a name not carried here."""
+    if wide := re.fullmatch(r"wide_resnet(\d{2,3})_(\d{1,2})", name):
+        depth, width = map(int, wide.groups())
+        return partial(WideResNet, depth, width) if depth % 6 == 4 and depth >= 10 and width >= 1 else None
+    base, _, narrowed = name.partition("-w")
+    if base == "vgg16_bn" and narrowed:
         try:
-            multiplier = float(width)
+            multiplier = float(narrowed)
         except ValueError:
             return None
         return partial(VGG, multiplier) if 0 < multiplier <= 4 else None

@@ -132,8 +132,8 @@ def no_match(state: Mapping[str, Tensor]) -> BadInputError:
 def compare(architecture: str, state: Mapping[str, Tensor]) -> Match:
     """How well a state dict fits one architecture, with as many classes and input channels as it has."""
     skeleton = _skeleton(architecture)
-    auxiliary = registry.AUXILIARY_HEADS.get(architecture, ())
-    seen = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.startswith(auxiliary)}
+    unused = registry.left_out(architecture)
+    seen = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.startswith(unused)}
     classes = next((seen[name][0] for name in skeleton.heads if seen.get(name)), _UNLIKELY_CLASSES)
     channels = 3
     if skeleton.stem is not None and len(seen.get(skeleton.stem, ())) == 4:
@@ -196,7 +196,12 @@ def _candidates(state: Mapping[str, Tensor]) -> list[str]:
     """Architectures worth building, by the names of a few tensors."""
     names: list[str] = []
     if "linear.weight" in state:
-        names += [f"cifar:{name}" for name in cifar.FACTORIES if not name.startswith("vgg")]
+        names += [f"cifar:{name}" for name in cifar.FACTORIES if not name.startswith(("vgg", "wide"))]
+    if "block1.layer.0.conv1.weight" in state:
+        multiplier = len(state["block1.layer.0.conv1.weight"]) // cifar.WideResNet.STEM
+        blocks = sum(name.startswith("block1.") and name.endswith(".conv1.weight") for name in state)
+        name = f"wide_resnet{6 * blocks + 4}_{multiplier}"
+        names += [f"cifar:{name}"] if cifar.factory(name) else []
     if "classifier.weight" in state and "features.0.weight" in state:
         width = len(state["features.0.weight"]) / cifar.VGG.PLAN[0]
         name = "vgg16_bn" if width == 1 else f"vgg16_bn-w{width:.9g}"

@@ -27,7 +27,7 @@ from fsrp_edge.runtimes import require
 PublishedInput = tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...], Preprocessing]
 """(channels, height, width), mean, std, preprocessing."""
 
-AUXILIARY_HEADS = {"torchvision:googlenet": ("aux1.", "aux2."), "torchvision:inception_v3": ("AuxLogits.",)}
+_AUXILIARY_HEADS = {"torchvision:googlenet": ("aux1.", "aux2."), "torchvision:inception_v3": ("AuxLogits.",)}
 """Key prefixes of heads that only serve training from scratch. They are never built, so that every network
 returns logits in training mode as in evaluation mode."""
 
@@ -45,6 +45,16 @@ def torchvision_names() -> tuple[str, ...]:
 def family_of(name: str) -> str:
     """The torchvision module that builds a classifier, such as `resnet` for `wide_resnet50_2`."""
     return str(_torchvision_models().get_model_builder(name).__module__).rpartition(".")[2]
+
+
+def left_out(architecture: str) -> tuple[str, ...]:
+    """Key prefixes in published files of what the logits do not depend on, and what is therefore never built.
+
+    They are auxiliary heads, and the second first group that TRADES' wide residual networks hold and never run.
+    """
+    if architecture.startswith("cifar:wide_resnet"):
+        return ("sub_block1.",)
+    return _AUXILIARY_HEADS.get(architecture, ())
 
 
 def is_user_code(architecture: str) -> bool:
@@ -216,7 +226,7 @@ def _torchvision_models() -> Any:
 
 def _build_torchvision(name: str, classes: int, input_channels: int) -> nn.Module:
     options: dict[str, Any] = {"num_classes": classes}
-    if f"torchvision:{name}" in AUXILIARY_HEADS:
+    if f"torchvision:{name}" in _AUXILIARY_HEADS:
         options |= {"aux_logits": False, "init_weights": True}
     network: nn.Module = _torchvision_models().get_model(name, weights=None, **options)
     if input_channels != 3:
@@ -248,7 +258,7 @@ def _torchvision_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, 
         # Their factory fixes the input size at 224, for which the default weights of vit_h_14 are not.
         transforms = min((weights.transforms() for weights in published), key=lambda each: int(each.crop_size[0]))
     mean, std = tuple(transforms.mean), tuple(transforms.std)
-    if f"torchvision:{name}" in AUXILIARY_HEADS:
+    if f"torchvision:{name}" in _AUXILIARY_HEADS:
         # Published weights of these two go with `transform_input=True`, which turns ImageNet's normalization
         # into this one inside the network; stated here, the network is built without that detour.
         mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -257,10 +267,12 @@ def _torchvision_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, 
 
 
 def _cifar_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """resnet20 to resnet110 were published with ImageNet's constants.
+    """resnet20 to resnet110 were published with ImageNet's constants, TRADES' wide_resnet34_10 without any.
 
     The published resnet20 scores 91.73 % on the test set with them, 91.69 % with CIFAR-10's.
     """
+    if name.startswith("wide_resnet"):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if name.endswith(("-a", "-b")):
         return _IMAGENET
     return _CIFAR if name.startswith("vgg") else _KUANGLIU

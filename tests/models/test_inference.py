@@ -43,7 +43,7 @@ def test_torchvision_networks(name):
     assert (match.architecture, match.classes) == (f"torchvision:{name}", 37)
 
 
-@pytest.mark.parametrize("name", [*cifar.FACTORIES, "vgg16_bn-w0.25", "vgg16_bn-w0.171875"])
+@pytest.mark.parametrize("name", [*cifar.FACTORIES, "vgg16_bn-w0.25", "vgg16_bn-w0.171875", "wide_resnet16_4"])
 def test_cifar_networks(name):
     match = infer_architecture(weights(f"cifar:{name}", 10))
     assert match is not None
@@ -67,6 +67,13 @@ def test_training_heads_do_not_count():
     state = weights("torchvision:googlenet", 3) | {"aux1.fc2.weight": torch.zeros(3, 1024, device="meta")}
     match = infer_architecture(state)
     assert match is not None and match.architecture == "torchvision:googlenet"
+
+
+def test_the_group_that_trades_never_runs_does_not_count():
+    state = weights("cifar:wide_resnet10_2", 10)
+    state |= {f"sub_{name}": tensor for name, tensor in state.items() if name.startswith("block1.")}
+    match = infer_architecture(state)
+    assert match is not None and match.architecture == "cifar:wide_resnet10_2"
 
 
 def test_differences_are_counted_and_named():

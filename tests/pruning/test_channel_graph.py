@@ -53,6 +53,7 @@ def assert_pruned_as_masked(dense, planned, error_against_masking, names):
     [
         ("cifar:resnet20-a", 32),
         ("cifar:mobilenet_v2", 32),
+        ("cifar:wide_resnet10_2", 32),
         ("torchvision:shufflenet_v2_x0_5", 64),
         ("torchvision:regnet_y_400mf", 64),
         ("torchvision:efficientnet_b0", 64),
