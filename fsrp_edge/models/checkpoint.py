@@ -18,7 +18,7 @@ from fsrp_edge.models import registry
 from fsrp_edge.models.classifier import Classifier, ModelSpec, tensors_of
 from fsrp_edge.models.inference import Match, compare, infer_architecture, no_match
 from fsrp_edge.models.layer_shapes import apply_layer_shapes
-from fsrp_edge.models.reading import read_weights
+from fsrp_edge.models.reading import NORMALIZATIONS, STD_BESIDE, Contents, read_weights
 
 _WRAPPERS = (
     *("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "classifier_model.", "ema_model."),
@@ -36,9 +36,6 @@ _RENAMED = (
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
 )
-
-_STD_BESIDE = {"mean": "std", "new_mean": "new_std", "mu": "sigma"}
-"""What wrapping modules that normalize call the standard deviation, by what they call the mean."""
 
 
 @dataclass(frozen=True)
@@ -106,27 +103,27 @@ def load_classifier(
         if contents.spec is not None:
             classifier = _rebuild(contents.state, contents.spec, architecture, wishes)
         elif contents.module is not None:
-            classifier = _adopt(contents.module, contents.state, architecture, wishes)
+            classifier = _adopt(contents.module, contents, architecture, wishes)
         else:
-            classifier = _from_weights(contents.state, architecture, wishes)
+            classifier = _from_weights(contents, architecture, wishes)
     except BadInputError as error:
         raise BadInputError(f"{path}: {error}") from None
     return classifier.eval()
 
 
-def _from_weights(state: dict[str, Tensor], architecture: str | None, wishes: Wishes) -> Classifier:
+def _from_weights(contents: Contents, architecture: str | None, wishes: Wishes) -> Classifier:
     names = None if architecture is None else registry.possible_names(architecture)
-    found = _identify(state, names)
+    found = _identify(contents, names)
     if found is None:
-        raise _unidentified(state, names)
+        raise _unidentified(contents, names)
     return _with_weights(found, wishes)
 
 
-def _adopt(module: nn.Module, state: dict[str, Tensor], architecture: str | None, wishes: Wishes) -> Classifier:
+def _adopt(module: nn.Module, contents: Contents, architecture: str | None, wishes: Wishes) -> Classifier:
     """An unpickled module as a known architecture that computes the same: nothing else can be built again."""
     if architecture is not None:
-        return _from_weights(state, architecture, wishes)
-    found = _identify(state, None)
+        return _from_weights(contents, architecture, wishes)
+    found = _identify(contents, None)
     classifier = None if found is None else _with_weights(found, wishes)
     if classifier is None or not _compute_the_same(module.float().eval(), classifier):
         raise BadInputError(
@@ -246,7 +243,7 @@ def _completed(wishes: Wishes, beside: Mapping[str, Tensor], channels: int) -> W
     """What the user said, and where that is nothing the normalization that was saved beside the network."""
     for name, mean in beside.items():
         wrapper, dot, last = name.rpartition(".")
-        std = beside.get(f"{wrapper}{dot}{_STD_BESIDE.get(last)}")
+        std = beside.get(f"{wrapper}{dot}{STD_BESIDE.get(last)}")
         if std is not None and mean.numel() == std.numel() == channels and not (wishes.mean and wishes.std):
             return _normalized_by(wishes, name, _values(mean), _values(std))
     return wishes
@@ -277,9 +274,9 @@ def _compute_the_same(module: nn.Module, classifier: Classifier) -> bool:
         return False
 
 
-def _identify(state: dict[str, Tensor], names: Sequence[str] | None) -> _Found | None:
+def _identify(contents: Contents, names: Sequence[str] | None) -> _Found | None:
     """The weights as an architecture names them, without wrappers' prefixes."""
-    for view, beside in _views(state):
+    for view, beside in _views(contents):
         match = infer_architecture(view) if names is None else _nearest(names, view)
         if match is not None and match.exact:
             unused = registry.left_out(match.architecture)
@@ -288,8 +285,8 @@ def _identify(state: dict[str, Tensor], names: Sequence[str] | None) -> _Found |
     return None
 
 
-def _unidentified(state: dict[str, Tensor], names: Sequence[str] | None) -> BadInputError:
-    views = [view for view, _ in _views(state)]
+def _unidentified(contents: Contents, names: Sequence[str] | None) -> BadInputError:
+    views = [view for view, _ in _views(contents)]
     if names is None:
         return no_match(views[-1])
     match = min((_nearest(names, view) for view in views), key=lambda each: each.differences)
@@ -303,9 +300,9 @@ def _nearest(names: Sequence[str], state: Mapping[str, Tensor]) -> Match:
     return min((compare(name, state) for name in names), key=lambda match: match.differences)
 
 
-def _views(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def _views(contents: Contents) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """What the network's weights may be, and what lies beside them: each time as they are named, then as today."""
-    for view, beside in _unwrapped(state):
+    for view, beside in _unwrapped(contents.state, contents.beside):
         yield view, beside
         renamed = {_renamed(name): tensor for name, tensor in view.items()}
         if renamed.keys() != view.keys():
@@ -318,21 +315,27 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _unwrapped(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def _unwrapped(
+    state: dict[str, Tensor], beside: dict[str, Tensor]
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """The weights as they are, then step by step without what wraps them; and all that was left out for that."""
-    beside: dict[str, Tensor] = {}
     while state:
         yield state, beside
         prefix = _wrapper_of(state)
         others = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
         if not prefix:
-            others = {name: tensor for name, tensor in state.items() if name.startswith(_LOSSES)}
+            others = {name: tensor for name, tensor in state.items() if _is_stranger(name)}
             if not others:
                 return
         if others:
             progress.log(f"{len(others)} tensors such as {next(iter(others))} are not the network's: left out")
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name not in others}
         beside = beside | others
+
+
+def _is_stranger(name: str) -> bool:
+    """Whether a tensor's name, in no wrapper's, is that of a loss's own or of a normalization."""
+    return name.startswith(_LOSSES) or name.rpartition(".")[2] in NORMALIZATIONS
 
 
 def _wrapper_of(state: Mapping[str, Tensor]) -> str:

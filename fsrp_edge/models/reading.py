@@ -5,7 +5,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,30 @@ _NESTED = (
 )
 """Names under which training scripts put the weights, in the order of preference."""
 
+STD_BESIDE = {"mean": "std", "new_mean": "new_std", "mu": "sigma"}
+"""What modules that normalize call the standard deviation, by what they call the mean."""
+
+NORMALIZATIONS = (*STD_BESIDE, *STD_BESIDE.values())
+
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
 """What averaging and profiling tools leave among the weights."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: weights by name; our specification; a whole module, where a pickle was trusted."""
+    """What a file holds.
+
+    Args:
+        state: weights by name.
+        spec: our specification.
+        module: a whole module, where a pickle was trusted.
+        beside: a normalization that a training script saved beside the weights.
+    """
 
     state: dict[str, Tensor]
     spec: ModelSpec | None = None
     module: nn.Module | None = None
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_weights(path: Path, *, trust_pickle: bool) -> Contents:
@@ -52,11 +65,11 @@ def read_weights(path: Path, *, trust_pickle: bool) -> Contents:
     if isinstance(loaded, dict) and isinstance(loaded.get(PT_SPEC_KEY), str):
         spec = _parse_spec(path, loaded[PT_SPEC_KEY])
         return Contents(_clean(path, loaded.get("state_dict")), spec)
-    weights = _find_weights(path, loaded)
+    weights, beside = _find_weights(path, loaded)
     if isinstance(weights, nn.Module):
         module = weights.module if isinstance(weights, nn.DataParallel) else weights
-        return Contents(_clean(path, module.state_dict()), module=module)
-    return Contents(_clean(path, weights))
+        return Contents(_clean(path, module.state_dict()), module=module, beside=beside)
+    return Contents(_clean(path, weights), beside=beside)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -139,13 +152,15 @@ def _harmless_globals() -> list[Any]:
     ]
 
 
-def _find_weights(path: Path, loaded: Any) -> Any:
-    """The state dict or module in what was loaded, through at most two levels of nesting."""
+def _find_weights(path: Path, loaded: Any) -> tuple[Any, dict[str, Tensor]]:
+    """The state dict or module in what was loaded, through at most two levels of nesting; the constants passed by."""
+    beside: dict[str, Tensor] = {}
     for _ in range(3):
         if isinstance(loaded, nn.Module) or _is_state(loaded):
-            return loaded
+            return loaded, beside
         if not isinstance(loaded, Mapping):
             break
+        beside |= _normalization_in(loaded)
         names = [name for name in _NESTED if _leads_to_weights(loaded.get(name))]
         names = names or [name for name, value in loaded.items() if _is_state(value)]
         if not names:
@@ -161,6 +176,18 @@ def _find_weights(path: Path, loaded: Any) -> Any:
     else:
         seen = f"a {type(loaded).__name__}"
     raise BadInputError(f"{path} holds no weights: {seen}; needed is a state dict, bare or under 'state_dict'")
+
+
+def _normalization_in(saved: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Mean and standard deviation among what a training script saved."""
+    found = {}
+    for name in NORMALIZATIONS:
+        value = saved.get(name)
+        if isinstance(value, list | tuple) and value and all(isinstance(each, float | int) for each in value):
+            value = torch.tensor(value)
+        if isinstance(value, Tensor) and value.numel():
+            found[name] = value.detach().float()
+    return found
 
 
 def _leads_to_weights(value: Any) -> bool:

@@ -165,6 +165,29 @@ def test_a_normalization_beside_the_weights_is_taken_and_said(tmp_path, state, n
     assert spec.mean == (0.0,) * 3 and spec.std == (0.75,) * 3
 
 
+@pytest.mark.parametrize(("mean_name", "std_name"), [("mu", "sigma"), ("normalize.mean", "normalize.std")])
+def test_a_normalization_among_bare_weights_is_taken(tmp_path, state, network, mean_name, std_name):
+    constants = {mean_name: torch.tensor([0.1, 0.25, 0.5]).view(1, 3, 1, 1), std_name: torch.full((3,), 0.75)}
+    classifier = load_classifier(saved(tmp_path, state | constants))
+    assert classifier.spec.mean == (0.1, 0.25, 0.5) and classifier.spec.std == (0.75,) * 3
+    assert_same_network(classifier, network)
+
+
+@pytest.mark.parametrize("wrap", [torch.tensor, list, tuple])
+def test_a_normalization_that_a_script_saved_beside_the_weights_is_taken(tmp_path, state, network, wrap):
+    beside = {"mean": wrap([0.1, 0.25, 0.5]), "std": wrap([0.75] * 3)}
+    classifier = load_classifier(saved(tmp_path, {"epoch": 3, "state_dict": state} | beside))
+    assert classifier.spec.mean == (0.1, 0.25, 0.5) and classifier.spec.std == (0.75,) * 3
+    assert_same_network(classifier, network)
+
+
+@pytest.mark.parametrize("beside", [{"mean": "imagenet", "std": 1}, {"mean": [], "std": []}, {"mean": [0.5] * 3}])
+def test_what_is_no_normalization_is_not_taken_for_one(tmp_path, state, network, beside):
+    classifier = load_classifier(saved(tmp_path, {"state_dict": state} | beside))
+    assert classifier.spec.mean == load_classifier(saved(tmp_path, state)).spec.mean
+    assert_same_network(classifier, network)
+
+
 def test_the_files_of_madrylab_s_robustness_which_hold_everything_twice(tmp_path, state, network):
     mixed = {}
     for outer, normalizer in (("module.", "normalizer"), ("module.attacker.", "normalize")):
