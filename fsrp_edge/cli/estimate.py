@@ -43,9 +43,10 @@ def estimate(
     ranked = sorted(found.operators, key=lambda each: -each.milliseconds)[:top]
     low, high = found.interval
     prunable = sum(each.prunable for each in found.operators)
+    at_once = "" if graph.batch == 1 else f", all {graph.batch} images that the file takes at once"
     fits = {None: "memory size unknown", True: "fits", False: "DOES NOT FIT"}[found.fits]
     show_result(
-        {"estimated": True, "target": profile.name, "macs": graph.macs} | vars(found),
+        {"estimated": True, "target": profile.name, "batch": graph.batch, "macs": graph.macs} | vars(found),
         ("operator", "class", "M MACs", "estimated ms", "share", "mostly", "prunable ms"),
         [
             ("/".join(each.operator.name.split("/")[-2:]), each.operator.kind,
@@ -55,7 +56,7 @@ def estimate(
         ],
         footer=(
             f"estimated {found.milliseconds:.2f} ms ({low:.2f} to {high:.2f} ms, 90 %) on {profile.name}, "
-            f"{found.runtime}, {wording.threads(found.threads)}, {found.precision}\n"
+            f"{found.runtime}, {wording.threads(found.threads)}, {found.precision}{at_once}\n"
             f"from {found.basis}\n"
             f"worth pruning: {prunable:.2f} ms go with channels; starting {len(graph.operators)} operators takes "
             f"{found.milliseconds - prunable:.2f} ms however few there are\n"

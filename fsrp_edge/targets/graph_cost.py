@@ -99,6 +99,7 @@ class GraphCost:
         quantized: whether the graph carries quantize and dequantize nodes.
         links: one an operator.
         buffers: all activations.
+        batch: images that the file takes at once, which all of this is for.
     """
 
     operators: tuple[Operator, ...]
@@ -107,6 +108,7 @@ class GraphCost:
     quantized: bool = False
     links: tuple[Link, ...] = ()
     buffers: tuple[Buffer, ...] = ()
+    batch: int = 1
 
     @property
     def macs(self) -> int:
@@ -159,7 +161,14 @@ def _walked(model: Any, transposes: Mapping[str, str]) -> GraphCost:
     walk = _Walk(_shapes(graph), _constants(graph), transposes)
     for node in graph.node:
         walk.visit(node)
-    return walk.finish({value.name for value in graph.output})
+    return replace(walk.finish({value.name for value in graph.output}), batch=_batch(graph))
+
+
+def _batch(graph: Any) -> int:
+    """Of the first input that is no weight, as files of old list those among the inputs."""
+    weights = {tensor.name for tensor in graph.initializer}
+    dims = (value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights)
+    return next((sizes[0].dim_value for sizes in dims if sizes), 1)
 
 
 def _folded(model: Any) -> Any:

@@ -26,9 +26,16 @@ def test_the_table_says_estimated_with_an_interval_and_what_it_rests_on(model: P
     assert "fits" in result.output
 
 
+def test_a_file_of_a_fixed_batch_is_said_to_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "four.onnx"
+    torch.onnx.export(nn.Conv2d(3, 8, 3).eval(), (torch.rand(4, 3, 32, 32),), path, dynamo=False)
+    result = CliRunner().invoke(cli, ["estimate", str(path), "--target", "raspberry-pi-4"])
+    assert "all 4 images that the file takes at once" in " ".join(result.output.split())
+
+
 def test_json_adds_up(model: Path) -> None:
     arguments = ["estimate", str(model), "--target", "raspberry-pi-4", "--runtime", "ncnn", "--json"]
     found = json.loads(CliRunner().invoke(cli, arguments).stdout)
-    assert found["estimated"] is True
+    assert found["estimated"] is True and found["batch"] == 1
     assert found["runtime"] == "ncnn"
     assert sum(each["milliseconds"] for each in found["operators"]) == pytest.approx(found["milliseconds"])

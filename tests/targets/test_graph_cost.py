@@ -27,8 +27,8 @@ class Block(nn.Module):
         return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def export(network: nn.Module, path: Path, size: int = 32, **options: object) -> GraphCost:
-    torch.onnx.export(network.eval(), (torch.rand(1, 3, size, size),), path, dynamo=False, **options)
+def export(network: nn.Module, path: Path, size: int = 32, batch: int = 1, **options: object) -> GraphCost:
+    torch.onnx.export(network.eval(), (torch.rand(batch, 3, size, size),), path, dynamo=False, **options)
     return read_graph(path)
 
 
@@ -86,7 +86,12 @@ def test_the_peak_holds_what_a_residual_keeps_alive(graph: GraphCost) -> None:
 
 def test_an_open_batch_dimension_counts_as_one(tmp_path: Path, graph: GraphCost) -> None:
     open_batch = export(Block(), tmp_path / "open.onnx", input_names=["pixels"], dynamic_axes={"pixels": {0: "batch"}})
-    assert open_batch.macs == graph.macs
+    assert open_batch.macs == graph.macs and open_batch.batch == 1
+
+
+def test_a_fixed_batch_is_told(tmp_path: Path, graph: GraphCost) -> None:
+    four = export(Block(), tmp_path / "four.onnx", batch=4)
+    assert four.batch == 4 and four.macs == 4 * graph.macs
 
 
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
