@@ -99,12 +99,13 @@ def shift_to_plane(points: Tensor, weights: Tensor, offset: Tensor, norm: Norm) 
     # The squares of small weights would vanish.
     scale = weights.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     slopes, excess = weights.abs() / scale, excess.abs() / scale
-    speeds = torch.ones_like(slopes) if norm == "Linf" else slopes
+    speeds = torch.ones_like(excess) if norm == "Linf" else slopes
+    paces, ways = slopes * speeds, slopes * room
     length, longest = torch.zeros_like(excess), torch.finfo(excess.dtype).max
     while True:
         moving = room > length * speeds
-        pace = (slopes * speeds * moving).sum(1, keepdim=True)
-        covered = (slopes * room.masked_fill(moving, 0)).sum(1, keepdim=True)
+        pace = (paces * moving).sum(1, keepdim=True)
+        covered = ways.masked_fill(moving, 0).sum(1, keepdim=True)
         further = torch.where(pace > 0, (excess - covered) / pace, length).clamp(max=longest)
         if not (further > length).any():  # of NaN neither, so that it cannot go on for ever
             return downhill * torch.minimum(room, length * speeds)
