@@ -1,0 +1,76 @@
+"""By how much does a network differ that is made again, on another machine, with the same seed?
+
+Other machines add up in another order, so that the same seed trains another network. Cells of
+`benchmarks.robust_pruning` that were made twice tell what such a draw is worth: less than that no two criteria can be
+told apart by one run each. The first argument is the folder of the cells as they were before.
+
+git worktree add ../before COMMIT
+python -m benchmarks.robust_again ../before/benchmarks/results/robust_pruning_cells
+"""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import parser_of, save
+from benchmarks.robust_cells import CELLS
+from fsrp_edge.files import read_json
+
+ATTACKS = {"clean": "clean", "margin": "cw-20"}
+
+
+def draw(result: dict[str, Any]) -> dict[str, Any]:
+    """What one making of a network came to, in percent of all test images, and where."""
+    machine = result["provenance"]["made"]["machine"]
+    accuracies = {name: 100 * result["results"][attack]["accuracy"] for name, attack in ATTACKS.items()}
+    return {"machine": machine["gpu"] or machine["cpu"], **accuracies}
+
+
+def pairs(before: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """First and second draw of every cell that was made twice and judged both times."""
+    found = {}
+    for path in sorted(before.glob("*.json")):
+        both = [read_json(each) for each in (path, CELLS / path.name) if each.exists()]
+        started = {each["provenance"]["made"]["started_at"] for each in both}
+        if len(started) == 2 and all({*ATTACKS.values()} <= each["results"].keys() for each in both):
+            found[path.stem.replace("_", " ")] = (draw(both[0]), draw(both[1]))
+    return found
+
+
+def deviation_of_a_draw(differences: list[float]) -> float:
+    """Standard deviation of one draw, from differences of two."""
+    return math.sqrt(sum(each**2 for each in differences) / len(differences) / 2)
+
+
+def main() -> None:
+    """Compare, and write the table."""
+    parser = parser_of(__doc__)
+    parser.add_argument("before", type=Path, metavar="CELLS")
+    both = pairs(parser.parse_args().before)
+    if not both:
+        parser.error("no cell there was made again here")
+    rows: list[list[str]] = []
+    differences: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for name, (first, again) in both.items():
+        rows.append(
+            [name, first["machine"], again["machine"]]
+            + [f"{first[each]:.1f} → {again[each]:.1f} ({again[each] - first[each]:+.1f})" for each in ATTACKS]
+        )
+        for each in ATTACKS:
+            differences[name.split()[0]][each].append(again[each] - first[each])
+    deviations = {
+        network: {each: deviation_of_a_draw(values) for each, values in found.items()}
+        for network, found in differences.items()
+    }
+    rows += [
+        [f"**{network}**, one draw, standard deviation", "", "", *(f"{each:.1f}" for each in of.values())]
+        for network, of in deviations.items()
+    ]
+    results = {"cells": {name: {"first": first, "again": again} for name, (first, again) in both.items()}}
+    header = ("cell", "first on", "again on", *(f"{each} %" for each in ATTACKS))
+    save("robust_again", results | {"deviation_of_a_draw": deviations}, header, rows)
+
+
+if __name__ == "__main__":
+    main()
