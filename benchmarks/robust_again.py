@@ -4,7 +4,7 @@ Other machines add up in another order, so that the same seed trains another net
 `benchmarks.robust_pruning` that were made twice tell what such a draw is worth: less than that no two criteria can be
 told apart by one run each. The first argument is the folder of the cells as they were before.
 
-git worktree add ../before COMMIT
+git worktree add ../before b12cd46
 python -m benchmarks.robust_again ../before/benchmarks/results/robust_pruning_cells
 """
 
