@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import parser_of, save
-from benchmarks.robust_cells import CELLS
-from fsrp_edge.files import read_json
+from benchmarks.robust_cells import Cell, on_disk
 
 ATTACKS = {"clean": "clean", "margin": "cw-20"}
 
@@ -27,14 +26,14 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
     return {"machine": machine["gpu"] or machine["cpu"], **accuracies}
 
 
-def pairs(before: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+def pairs(before: Path) -> dict[Cell, tuple[dict[str, Any], dict[str, Any]]]:
     """First and second draw of every cell that was made twice and judged both times."""
-    found = {}
-    for path in sorted(before.glob("*.json")):
-        both = [read_json(each) for each in (path, CELLS / path.name) if each.exists()]
-        started = {each["provenance"]["made"]["started_at"] for each in both}
-        if len(started) == 2 and all({*ATTACKS.values()} <= each["results"].keys() for each in both):
-            found[path.stem.replace("_", " ")] = (draw(both[0]), draw(both[1]))
+    today, found = on_disk(), {}
+    for cell, first in on_disk(before).items():
+        both = (first, today.get(cell, first))
+        made = {each["provenance"]["made"]["started_at"] for each in both}
+        if len(made) == 2 and all({*ATTACKS.values()} <= each["results"].keys() for each in both):
+            found[cell] = (draw(both[0]), draw(both[1]))
     return found
 
 
@@ -52,13 +51,13 @@ def main() -> None:
         parser.error("no cell there was made again here")
     rows: list[list[str]] = []
     differences: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for name, (first, again) in both.items():
+    for cell, (first, again) in both.items():
         rows.append(
-            [name, first["machine"], again["machine"]]
+            [cell.name, first["machine"], again["machine"]]
             + [f"{first[each]:.1f} → {again[each]:.1f} ({again[each] - first[each]:+.1f})" for each in ATTACKS]
         )
         for each in ATTACKS:
-            differences[name.split()[0]][each].append(again[each] - first[each])
+            differences[cell.network][each].append(again[each] - first[each])
     deviations = {
         network: {each: deviation_of_a_draw(values) for each, values in found.items()}
         for network, found in differences.items()
@@ -67,7 +66,7 @@ def main() -> None:
         [f"**{network}**, one draw, standard deviation", "", "", *(f"{each:.1f}" for each in of.values())]
         for network, of in deviations.items()
     ]
-    results = {"cells": {name: {"first": first, "again": again} for name, (first, again) in both.items()}}
+    results = {"cells": {cell.name: {"first": first, "again": again} for cell, (first, again) in both.items()}}
     header = ("cell", "first on", "again on", *(f"{each} %" for each in ATTACKS))
     save("robust_again", results | {"deviation_of_a_draw": deviations}, header, rows)
 

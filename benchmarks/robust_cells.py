@@ -163,7 +163,7 @@ def criterion_of(name: str) -> tuple[Criterion, dict[str, Any]]:
     return Rival.model_validate({"name": name}), {}
 
 
-def on_disk() -> dict[Cell, dict[str, Any]]:
+def on_disk(folder: Path = CELLS) -> dict[Cell, dict[str, Any]]:
     """Every cell that was worked on, by whatever call."""
-    results = [read_json(path) for path in sorted(CELLS.glob("*.json"))]
+    results = [read_json(path) for path in sorted(folder.glob("*.json"))]
     return {Cell(**result["cell"]): result for result in results}

@@ -2,8 +2,8 @@
 
 `resnet20` to `resnet110` are He et al.'s CIFAR networks as in akamaster's pytorch_resnet_cifar10; `resnet18`
 and `mobilenet_v2` are as in kuangliu's pytorch-cifar; `vgg16_bn` has bias-free convolutions and one linear
-layer; `wide_resnet28_10` and the like are as in xternalz's WideResNet-pytorch, which TRADES and most of RobustBench
-took over.
+layer; `wide_resnet28_10` and the like are as in xternalz's WideResNet-pytorch, which TRADES and many networks of
+RobustBench took over.
 """
 
 import re

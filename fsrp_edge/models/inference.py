@@ -1,6 +1,6 @@
 """Which architecture a state dict belongs to, found by comparing names and shapes of its tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -114,7 +114,7 @@ def no_match(state: Mapping[str, Tensor]) -> BadInputError:
     """The error for weights that fit no architecture, with the three nearest ones and what differs."""
     one_of_each = {registry.family_of(name): f"torchvision:{name}" for name in registry.torchvision_names()}
     strangers = [*(f"cifar:{name}" for name in cifar.FACTORIES), *one_of_each.values()]
-    matches = [compare(name, state) for name in _candidates(state) or strangers]
+    matches = [compare(name, state) for name in [*_candidates(state)] or strangers]
     nearest = sorted(matches, key=lambda match: match.differences)[:3]
     if nearest[0].looks_pruned:
         return BadInputError(
@@ -192,22 +192,20 @@ def _skeleton(architecture: str) -> _Skeleton:
     )
 
 
-def _candidates(state: Mapping[str, Tensor]) -> list[str]:
+def _candidates(state: Mapping[str, Tensor]) -> Iterator[str]:
     """Architectures worth building, by the names of a few tensors."""
-    names: list[str] = []
     if "linear.weight" in state:
-        names += [f"cifar:{name}" for name in cifar.FACTORIES if not name.startswith(("vgg", "wide"))]
+        yield from (f"cifar:{name}" for name in cifar.FACTORIES if not name.startswith(("vgg", "wide")))
     if "block1.layer.0.conv1.weight" in state:
         multiplier = len(state["block1.layer.0.conv1.weight"]) // cifar.WideResNet.STEM
         blocks = sum(name.startswith("block1.") and name.endswith(".conv1.weight") for name in state)
         name = f"wide_resnet{6 * blocks + 4}_{multiplier}"
-        names += [f"cifar:{name}"] if cifar.factory(name) else []
+        yield from [f"cifar:{name}"] if cifar.factory(name) else []
     if "classifier.weight" in state and "features.0.weight" in state:
         width = len(state["features.0.weight"]) / cifar.VGG.PLAN[0]
         name = "vgg16_bn" if width == 1 else f"vgg16_bn-w{width:.9g}"
-        names += [f"cifar:{name}"] if cifar.factory(name) else []
+        yield from [f"cifar:{name}"] if cifar.factory(name) else []
     families = {family for family, keys in _FAMILY_KEYS.items() if all(key in state for key in keys)}
-    if families:  # torchvision takes two seconds to import
+    if families:  # last, as torchvision takes two seconds to import
         torchvision = registry.torchvision_names()
-        names += [f"torchvision:{name}" for name in torchvision if registry.family_of(name) in families]
-    return names
+        yield from (f"torchvision:{name}" for name in torchvision if registry.family_of(name) in families)

@@ -188,6 +188,13 @@ def test_what_is_no_normalization_is_not_taken_for_one(tmp_path, state, network,
     assert_same_network(classifier, network)
 
 
+def test_the_group_of_a_wide_resnet_that_trades_never_runs_is_left_out(tmp_path):
+    network = registry.build("cifar:wide_resnet10_2", classes=10).eval()
+    state = network.state_dict()
+    unused = {f"sub_{name}": tensor + 1 for name, tensor in state.items() if name.startswith("block1.")}
+    assert_same_network(load_classifier(saved(tmp_path, state | unused)), network)
+
+
 def test_the_files_of_madrylab_s_robustness_which_hold_everything_twice(tmp_path, state, network):
     mixed = {}
     for outer, normalizer in (("module.", "normalizer"), ("module.attacker.", "normalize")):

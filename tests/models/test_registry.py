@@ -72,6 +72,7 @@ def test_without_weights_keeps_small_computations():
         ("cifar:resnet20-a", 32, (32, "bilinear"), 0.485, 0.229),
         ("cifar:vgg16_bn-w0.5", 32, (32, "bilinear"), 0.4914, 0.2470),
         ("cifar:resnet18", 32, (32, "bilinear"), 0.4914, 0.2023),
+        ("cifar:wide_resnet34_10", 32, (32, "bilinear"), 0.0, 1.0),
     ],
 )
 def test_published_input(architecture, size, resizing, mean, std):
