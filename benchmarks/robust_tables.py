@@ -132,6 +132,11 @@ def leads_by_seed(leader: Group, rival: Group, judged: Judged) -> str:
     return ", ".join(f"{lead:+.1f}" for lead in points) or "–"
 
 
+def seeds_of_both(leader: Group, rival: Group, judged: Judged) -> int:
+    """Over how many seeds a lead is; none of a group against itself."""
+    return len(_pairs(leader, rival, judged))
+
+
 def _pairs(leader: Group, rival: Group, judged: Judged) -> list[tuple[str, str]]:
     """Verdicts of both, by seed; none of a group and itself."""
     if leader is rival:
