@@ -34,8 +34,8 @@ def report(
 
     Nothing is run; the pages of a run directory are rendered again.
 
-    RUN is a run directory or a report.json, which stays as it is. Gates given here are judged
-    instead of the run's own.
+    RUN is a run directory or a report.json, which stays as it is. --require is judged instead of
+    the run's own gates, --baseline beside them.
 
     \b
     fsrp-edge report resnet18-jetson-nano
@@ -67,13 +67,12 @@ def report(
     found = load_report(run)
     directory = run if run.is_dir() else run.parent
     try:
-        judged = judge(found, gates)
+        judged = judge(found, gates) if gates else found.gates
         if baseline is not None:
             judged += judge_regressions(found, load_report(baseline), max_regression)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    if judged:
-        found = found.model_copy(update={"gates": judged})
+    found = found.model_copy(update={"gates": judged})
     if run.is_dir() or (directory / STAGES).is_dir():  # a report copied elsewhere lies beside files of others
         _render(found, directory)
     if not shown_as_json(found):

@@ -314,6 +314,17 @@ def test_a_baseline_on_the_command_line(directory: Path, capsys: pytest.CaptureF
     assert "'latency' is not known to gates" in capsys.readouterr().err
 
 
+def test_a_baseline_leaves_the_verdict_on_the_runs_own_gates(
+    run_report: RunReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(run_report.model_copy(update={"gates": judge(run_report, ["size<=1kB"])}), tmp_path / "red")
+    against = ["report", str(tmp_path / "red"), "--baseline", str(tmp_path / "red"), "--max-regression", "size=0%"]
+    assert run(cli, against) == 1
+    assert "error: 1 of 2 gates failed\n  size<=1kB: " in capsys.readouterr().err
+    assert run(cli, [*against, "--require", "size<=1MB"]) == 0
+    assert "size<=1kB" not in capsys.readouterr().out
+
+
 def test_github_gets_a_summary_and_annotations(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
