@@ -22,7 +22,7 @@ class Seen:
 
     Args:
         row: ledger row it belongs to.
-        where: attack, or runtime and threads; with `row`, what a baseline's figure is found by.
+        where: attack, or runtime, threads and device; "" for what is counted.
         value: in the metric's own unit.
         interval: low and high, both `value` where nothing is known of its spread.
         doubt: why the figure may look worse than it is, such as a disturbed measurement; "" for nothing.
@@ -39,6 +39,11 @@ class Seen:
     flattery: str = ""
     spot_check: bool = False
     accuracy: ReportedAccuracy | None = None
+
+    @property
+    def place(self) -> str:
+        """`onnx fp32, onnxruntime, 1 thread on DEVICE`: what a baseline's figure is found by."""
+        return ", ".join(filter(None, (self.row, self.where)))
 
 
 Look = Callable[[RunReport], list[Seen]]
@@ -247,8 +252,9 @@ def judge(report: RunReport, gates: Sequence[str]) -> tuple[GateResult, ...]:
 def judge_regressions(report: RunReport, baseline: RunReport, allowed: Sequence[str]) -> tuple[GateResult, ...]:
     """Judge a run by an earlier one: no figure may be worse by more than allowed, beyond what chance explains.
 
-    Figures are matched by ledger row and by attack or runtime and device; accuracies are compared image by image where
-    both reports hold the verdicts. The baseline's dense network does not matter.
+    Figures are matched by ledger row and by attack or runtime and device; one that only the baseline has is a loss.
+    Accuracies are compared image by image where both reports hold the verdicts. The baseline's dense network does not
+    matter.
 
     Raises:
         BadInputError: the two were evaluated on different images.
@@ -313,12 +319,17 @@ def _judge(report: RunReport, text: str) -> GateResult:
 def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> GateResult:
     name, allowed = parse_regression(text)
     metric = METRICS[name]
-    before = {(seen.row, seen.where): seen for seen in metric.look(baseline)}
+    before, now = ({seen.place: seen for seen in metric.look(each)} for each in (baseline, report))
     label = f"{name} against the baseline, {text.partition('=')[2].strip()} allowed"
-    pairs = [(before[key], seen) for seen in metric.look(report) if (key := (seen.row, seen.where)) in before]
-    if not pairs:
-        why = f"{name}: the two runs have no row, attack, runtime and device in common: not passed"
-        return GateResult(gate=label, passed=False, message=why)
+    pairs = [(before[place], seen) for place, seen in now.items() if place in before]
+    missing = [place for place in before if place not in now]
+    if missing or not pairs:
+        why = (
+            f"the baseline's {'; '.join(missing)} is missing in this run"
+            if pairs
+            else "the two runs have no row, attack, runtime and device in common"
+        )
+        return GateResult(gate=label, passed=False, message=f"{name}: {why}: not passed")
 
     losses = [(_surely_lost(metric, allowed, old, new), old, new) for old, new in pairs]
     surely_lost, old, new = max(losses, key=lambda loss: loss[0])
@@ -348,8 +359,7 @@ def _surely_lost(metric: Metric, allowed: float, old: Seen, new: Seen) -> float:
 def _figure(metric: Metric, seen: Seen) -> str:
     low, high = seen.interval
     interval = f" ({metric.show(low)} to {metric.show(high)})" if low != high else ""
-    where = f", {seen.where}" if seen.where else ""
-    return f"{seen.row}{where}: {metric.show(seen.value)}{interval}"
+    return f"{seen.place}: {metric.show(seen.value)}{interval}"
 
 
 def doubt(passed: bool, why: str) -> str:

@@ -255,6 +255,20 @@ def test_runs_that_cannot_be_compared_are_refused(run_report: RunReport) -> None
         assert not result.passed and "in common" in result.message
 
 
+def test_what_the_baseline_has_and_the_run_lacks_is_a_regression(run_report: RunReport) -> None:
+    without_file = run_report.model_copy(update={"ledger": run_report.ledger[:-1]})
+    (size,) = judge_regressions(without_file, run_report, ["size=1%"])
+    assert not size.passed
+    assert size.message == "size: the baseline's tflite int8 is missing in this run: not passed"
+    (clean, pgd) = run_report.ledger[2].accuracies
+    stronger = changed(run_report, "recovered", accuracies=(clean, pgd, pgd.model_copy(update={"attack": "pgd-50"})))
+    (robust,) = judge_regressions(run_report, stronger, ["robust_accuracy=1"])
+    assert not robust.passed and "the baseline's recovered, PGD-50 L∞ 8/255 is missing" in robust.message
+    allowed = ["size=1%", "clean_accuracy=1", "latency_p50=5%"]
+    assert all(each.passed for each in judge_regressions(run_report, without_file, allowed))  # more is no loss
+    assert judge_regressions(stronger, run_report, ["robust_accuracy=1"])[0].passed
+
+
 def test_junit_has_a_case_for_each_gate(run_report: RunReport) -> None:
     gates = judge(run_report, ["size<=1MB", "size[<\x1b&]<=1kB", "robust_accuracy>=40%"])
     suite = ElementTree.fromstring(render_junit(gates, "a <b>"))[0]
