@@ -380,8 +380,9 @@ gate_options = stack(
         "--max-regression",
         multiple=True,
         metavar="METRIC=AMOUNT",
-        help="Exit with code 1 where a figure is worse than the baseline's by more than this, beyond chance: "
-        "robust_accuracy=1 (points), latency_p50=5%. Repeatable.",
+        help="Exit with code 1 where a figure is worse than the baseline's by more than this: robust_accuracy=1 "
+        "(points, beyond chance), latency_p50=5% (beyond the noise within each measurement; measure one file twice to "
+        "see what differs anyway). Repeatable.",
     ),
 )
 

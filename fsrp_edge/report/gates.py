@@ -250,11 +250,11 @@ def judge(report: RunReport, gates: Sequence[str]) -> tuple[GateResult, ...]:
 
 
 def judge_regressions(report: RunReport, baseline: RunReport, allowed: Sequence[str]) -> tuple[GateResult, ...]:
-    """Judge a run by an earlier one: no figure may be worse by more than allowed, beyond what chance explains.
+    """Judge a run by an earlier one: no figure may be worse by more than allowed, beyond what its interval explains.
 
     Figures are matched by ledger row and by attack or runtime and device; one that only the baseline has is a loss.
-    Accuracies are compared image by image where both reports hold the verdicts. The baseline's dense network does not
-    matter.
+    Accuracies are compared image by image where both reports hold the verdicts. Intervals of latencies hold the noise
+    within a measurement, not what differs between two. The baseline's dense network does not matter.
 
     Raises:
         BadInputError: the two were evaluated on different images.
