@@ -1,6 +1,7 @@
 """The CI script as a CI system runs it, and the workflows as far as they can be checked without GitHub."""
 
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -22,6 +23,12 @@ def script(
     folder: Path, config: dict[str, Any], *targets: str, program: str = THIS_CODE
 ) -> subprocess.CompletedProcess[str]:
     """Runs ci/compress-and-gate.sh with `program`, a line of shell, as `fsrp-edge`."""
+    started = start(folder, config, *targets, program=program)
+    out, err = started.communicate()
+    return subprocess.CompletedProcess(started.args, started.returncode, out, err)
+
+
+def start(folder: Path, config: dict[str, Any], *targets: str, program: str) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     (folder / "fsrp-edge").write_text(f"#!/bin/sh\n{program}\n")
     (folder / "fsrp-edge").chmod(0o755)
@@ -29,9 +36,9 @@ def script(
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": paths}
     environment |= {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}
-    return subprocess.run(
+    return subprocess.Popen(
         [ROOT / "ci" / "compress-and-gate.sh", "run.yaml", "out", *targets],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -76,6 +83,19 @@ def test_an_earlier_run_is_not_shipped_after_one_that_ended_before_its_report(
     done = script(tmp_path, {}, "generic-x86", program=ended)
     assert done.returncode == code
     assert run.with_suffix(".zip").exists() == bundled == ("bundle: out/generic-x86.zip" in done.stdout)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_the_script_with_the_command_that_it_runs(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    ends = f"trap 'echo ended; kill $!; exit {code}' {sent.name.removeprefix('SIG')}"
+    running = start(tmp_path, {}, "one", "two", program=f"{ends}; sleep 60 & echo running; wait")
+    assert running.stdout is not None
+    assert [running.stdout.readline() for _ in range(2)] == ["== one\n", "running\n"]
+    running.send_signal(sent)
+    out, err = running.communicate(timeout=30)  # which ends when nobody writes to the pipes any more
+    assert (running.returncode, out, err) == (code, "ended\n", "")
 
 
 @pytest.mark.parametrize("code", [0, 2])
