@@ -1,7 +1,7 @@
 """How figures and names are put in words, the same in every table, message and report."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # progress lines are worded here too, and must not wait for torch
@@ -43,9 +43,9 @@ def measure(accuracy: "Accuracy") -> str:
     return "accuracy" if accuracy.label_kind == "ground truth" else "agreement with the dense network"
 
 
-def percent(share: float | None) -> str:
-    """`62.5 %`."""
-    return NONE if share is None else f"{100 * share:.1f} %"
+def percent(share: float | None, more: int = 0) -> str:
+    """`62.5 %`; with `more` digits, `62.50 %`."""
+    return NONE if share is None else f"{100 * share:.{1 + more}f} %"
 
 
 def interval(accuracy: "Accuracy") -> str:
@@ -95,9 +95,14 @@ def digits(value: float | None, more: int = 0) -> str:
     return f"{value:.{decimals + more}f}"
 
 
-def ratio(value: float | None) -> str:
-    """`3.80×`."""
-    return NONE if value is None else f"{digits(value)}×"
+def ratio(value: float | None, more: int = 0) -> str:
+    """`3.80×`; with `more` digits, `3.800×`."""
+    return NONE if value is None else f"{digits(value, more)}×"
+
+
+def more_digits(show: Callable[[float, int], str], first: float, second: float) -> int:
+    """How many more digits tell two figures apart: `40.04 kB` and `40.00 kB`; 0 where none do."""
+    return next((more for more in range(6) if show(first, more) != show(second, more)), 0)
 
 
 def fewer(before: int, after: int) -> str:

@@ -1,5 +1,6 @@
 """Budgets: the most that a pruned network may cost, in place of the share that is to go."""
 
+from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
@@ -100,5 +101,5 @@ def show(kind: BudgetKind, value: float, more: int = 0) -> str:
 
 def show_apart(kind: BudgetKind, first: float, second: float) -> tuple[str, str]:
     """Two amounts, with as many digits as tell them apart: `40.04 kB` and `40.00 kB`."""
-    shown = ((show(kind, first, more), show(kind, second, more)) for more in range(6))
-    return next((pair for pair in shown if pair[0] != pair[1]), (show(kind, first), show(kind, second)))
+    more = wording.more_digits(partial(show, kind), first, second)
+    return show(kind, first, more), show(kind, second, more)

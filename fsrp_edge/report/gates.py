@@ -56,13 +56,13 @@ class Metric:
     Args:
         look: finds its figures, one for each network or file that is shipped.
         units: factor of each unit that a bound may carry; "" stands for a bare number.
-        show: a value in words.
+        show: a value in words, in some digits and so many more.
         higher_is_better: which direction a gate has, and which end of the interval it is judged on.
     """
 
     look: Look
     units: dict[str, float]
-    show: Callable[[float], str]
+    show: Callable[[float, int], str]
     higher_is_better: bool = False
 
 
@@ -147,12 +147,12 @@ def _counted(field: Literal["bytes", "macs", "parameters"]) -> Look:
 _POINTS = {"": 0.01, "%": 0.01, "points": 0.01}
 
 
-def _milliseconds(value: float) -> str:
-    return f"{wording.digits(value)} ms"
+def _milliseconds(value: float, more: int) -> str:
+    return f"{wording.digits(value, more)} ms"
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:.2f} points"
+def _points(value: float, more: int) -> str:
+    return f"{100 * value:.{2 + more}f} points"
 
 
 METRICS = {
@@ -310,7 +310,8 @@ def _judge(report: RunReport, text: str) -> GateResult:
     if passed and (flattered := next((seen for seen in found if seen.flattery), None)):
         worst, judged, passed, uncertain = flattered, end(flattered), False, flattered.flattery
     side = "at least" if metric.higher_is_better else "at most"
-    message = f"{_figure(metric, worst)}; {side} {metric.show(gate.bound)} asked" + doubt(passed, uncertain)
+    more = 0 if passed else wording.more_digits(metric.show, judged, gate.bound)
+    message = f"{_figure(metric, worst, more)}; {side} {metric.show(gate.bound, more)} asked" + doubt(passed, uncertain)
     return GateResult(
         gate=text, passed=passed, row=worst.row, value=worst.value, judged=judged, bound=gate.bound, message=message
     )  # fmt: skip
@@ -339,7 +340,8 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
         old, new = flattered
         surely_lost, passed = _surely_lost(metric, allowed, old, new), False
         uncertain = new.flattery or f"the baseline's: {old.doubt}"
-    message = f"{_figure(metric, new)}; baseline {metric.show(old.value)}" + doubt(passed, uncertain)
+    more = 0 if passed else wording.more_digits(metric.show, new.value, old.value)
+    message = f"{_figure(metric, new, more)}; baseline {metric.show(old.value, more)}" + doubt(passed, uncertain)
     return GateResult(
         gate=label, passed=passed, row=new.row, value=new.value, judged=surely_lost, bound=0.0, message=message
     )  # fmt: skip
@@ -356,10 +358,10 @@ def _surely_lost(metric: Metric, allowed: float, old: Seen, new: Seen) -> float:
     return (difference(floor, new) if metric.higher_is_better else difference(new, floor))[1][0]
 
 
-def _figure(metric: Metric, seen: Seen) -> str:
-    low, high = seen.interval
-    interval = f" ({metric.show(low)} to {metric.show(high)})" if low != high else ""
-    return f"{seen.place}: {metric.show(seen.value)}{interval}"
+def _figure(metric: Metric, seen: Seen, more: int) -> str:
+    value, low, high = (metric.show(figure, more) for figure in (seen.value, *seen.interval))
+    interval = f" ({low} to {high})" if low != high else ""
+    return f"{seen.place}: {value}{interval}"
 
 
 def doubt(passed: bool, why: str) -> str:

@@ -150,6 +150,18 @@ def test_newcombes_worked_example() -> None:
     assert (value, low, high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
 
 
+def test_what_fails_by_little_is_told_apart_from_what_was_asked(run_report: RunReport) -> None:
+    clean, pgd = run_report.ledger[2].accuracies
+    near = changed(
+        run_report, "recovered", bytes=40_040, accuracies=(clean, pgd.model_copy(update={"interval": (0.39996, 0.452)}))
+    )
+    robust, size = judge(near, ["robust_accuracy>=40%", "size[recovered]<=40kB"])
+    assert robust.message.endswith("42.100 % (39.996 % to 45.200 %); at least 40.000 % asked")
+    assert size.message.endswith("40.04 kB; at most 40.00 kB asked")
+    (grown,) = judge_regressions(changed(run_report, "onnx fp32", bytes=287_010), run_report, ["size=0%"])
+    assert grown.message == "onnx fp32: 287.01 kB; baseline 287.00 kB"
+
+
 def test_what_was_not_measured_is_not_passed(run_report: RunReport, agreement_report: RunReport) -> None:
     bare = changed(run_report, "recovered", accuracies=run_report.ledger[2].accuracies[:1])
     messages = {
