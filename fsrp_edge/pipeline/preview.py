@@ -268,5 +268,4 @@ def _reachable(
     if gate.metric not in known:
         return text, None, "only the run will tell"
     value = known[gate.metric]
-    reached = value <= gate.bound
-    return text, reached, f"{gate.metric} about {value:,}, at most {gate.bound:,.0f} asked"
+    return text, gate.holds(value), f"{gate.metric} about {value:,}, at most {gate.bound:,.0f} asked"

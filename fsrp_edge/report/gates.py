@@ -169,6 +169,9 @@ METRICS = {
     "parameters": Metric(_counted("parameters"), COUNT, wording.count),
 }
 
+ROUNDING = 1e-9
+"""Share of a bound, or of a baseline's figure, that is no miss: 8.2 MB times a million is less than 8,200,000."""
+
 _GATE = re.compile(r"\s*(?P<metric>\w+)\s*(?:\[(?P<row>[^]]*)\])?\s*(?P<operator>[<>]=)\s*(?P<amount>[\d.].*)")
 _REGRESSION = re.compile(r"\s*(?P<metric>\w+)\s*=\s*(?P<amount>[\d.].*)")
 
@@ -186,6 +189,11 @@ class Gate:
     metric: str
     row: str | None
     bound: float
+
+    def holds(self, figure: float) -> bool:
+        """Whether a figure keeps the gate."""
+        over = self.bound - figure if METRICS[self.metric].higher_is_better else figure - self.bound
+        return over <= ROUNDING * self.bound
 
 
 def parse_gate(text: str) -> Gate:
@@ -305,7 +313,7 @@ def _judge(report: RunReport, text: str) -> GateResult:
 
     worst = min(found, key=end) if metric.higher_is_better else max(found, key=end)
     judged = end(worst)
-    passed = judged >= gate.bound if metric.higher_is_better else judged <= gate.bound
+    passed = gate.holds(judged)
     uncertain = worst.doubt
     if passed and (flattered := next((seen for seen in found if seen.flattery), None)):
         worst, judged, passed, uncertain = flattered, end(flattered), False, flattered.flattery
@@ -334,7 +342,7 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
 
     losses = [(_surely_lost(metric, allowed, old, new), old, new) for old, new in pairs]
     surely_lost, old, new = max(losses, key=lambda loss: loss[0])
-    passed = surely_lost <= 0
+    passed = surely_lost <= ROUNDING * old.value
     uncertain = new.doubt or old.flattery
     if passed and (flattered := next((pair for pair in pairs if pair[0].doubt or pair[1].flattery), None)):
         old, new = flattered

@@ -248,6 +248,18 @@ def test_latency_and_size_regress_by_their_share(run_report: RunReport) -> None:
     assert [each.passed for each in judge_regressions(new, run_report, allowed)] == [False, True, False, True]
 
 
+def test_a_figure_exactly_at_its_limit_passes_however_decimals_are_rounded(run_report: RunReport) -> None:
+    latency = run_report.ledger[-1].latency[0]
+    before, after, over = (
+        changed(run_report, "tflite int8", bytes=size, latency=(latency.model_copy(update={"p99_ms": p99}),))
+        for size, p99 in ((8_200_000, 0.09), (8_200_000, 0.0918), (8_200_001, 0.091801))
+    )
+    at_limit, above = (judge(report, ["size<=8.2MB"])[0].passed for report in (after, over))
+    assert at_limit and not above
+    at_limit, above = (judge_regressions(new, before, ["latency_p99=2%"])[0].passed for new in (after, over))
+    assert at_limit and not above
+
+
 def test_runs_that_cannot_be_compared_are_refused(run_report: RunReport) -> None:
     data = run_report.data
     other = data.model_copy(update={"evaluation": data.evaluation.model_copy(update={"sha256": "9" * 64})})
