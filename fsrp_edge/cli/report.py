@@ -110,6 +110,7 @@ def _side_by_side(runs: tuple[Path, ...], page: Path | None) -> None:
 def _write_page(page: Path, folders: list[Path], reports: list["RunReport"]) -> None:
     from fsrp_edge.files import write_text
     from fsrp_edge.report.html import render_runs
+    from fsrp_edge.report.schema import DENSE
     from fsrp_edge.report.store import REPORT_HTML
     from fsrp_edge.report.sweep import SideBySide, attack_of, basis_of, dense_point, point_of
 
@@ -119,8 +120,8 @@ def _write_page(page: Path, folders: list[Path], reports: list["RunReport"]) -> 
             f"--page ranks runs, but these differ in {' and '.join(differ)}; leave it out to see their figures"
         )
     names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = list(map(str, folders))
+    if len({DENSE, *names}) <= len(names):  # some are the same, or one is called as the dense network's row is
+        names = [f"{folder}/" for folder in folders]
     points = [
         point_of(name, os.path.relpath(folder, page.parent), report)
         for name, folder, report in zip(names, folders, reports, strict=True)

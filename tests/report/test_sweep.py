@@ -90,6 +90,20 @@ def test_report_writes_the_page_of_several_runs(run_report, tmp_path):
     assert call(cli, ["report", runs[0], "--page", str(page)]) == 2
 
 
+def test_a_run_in_a_folder_called_dense_is_not_the_dense_network(run_report, tmp_path, monkeypatch):
+    from fsrp_edge.cli import cli
+    from fsrp_edge.cli.errors import run as call
+    from fsrp_edge.report.store import write_report
+
+    for name in ("dense", "half"):
+        write_report(run_report, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert call(cli, ["report", "dense", "half", "--page", "page.html"]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert '<a href="dense/report.html">dense/</a>' in text and "None/report.html" not in text
+    assert "<td>dense</td>" in text and '<th scope="col">dense/</th><th scope="col">half/</th>' in text
+
+
 def test_runs_under_other_attacks_are_not_ranked(run_report, tmp_path, capsys):
     from fsrp_edge.cli import cli
     from fsrp_edge.cli.errors import run as call
