@@ -89,7 +89,7 @@ def test_an_earlier_run_is_not_shipped_after_one_that_ended_before_its_report(
 def test_an_interrupt_ends_the_script_with_the_command_that_it_runs(
     tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
-    ends = f"trap 'echo ended; kill $!; exit {code}' {sent.name.removeprefix('SIG')}"
+    ends = f"trap 'echo ended; kill $! 2>/dev/null; exit {code}' {sent.name.removeprefix('SIG')}"
     running = start(tmp_path, {}, "one", "two", program=f"{ends}; sleep 60 & echo running; wait")
     assert running.stdout is not None
     assert [running.stdout.readline() for _ in range(2)] == ["== one\n", "running\n"]
@@ -105,15 +105,17 @@ def test_the_action_tells_its_next_step_how_the_run_ended(tmp_path: Path, code: 
     (tmp_path / "fsrp-edge").write_text(f"#!/bin/sh\nexit {code}\n")
     (tmp_path / "fsrp-edge").chmod(0o755)
     (tmp_path / "run.zip").touch()
-    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "OUT": "run"}
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "OUT": "run/"}
     environment |= {"GITHUB_OUTPUT": str(tmp_path / "output"), "CONFIG": "", "TARGET": "boards/my board@5W.yaml"}
     ended = subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, env=environment, check=False)
     assert ended.returncode == code and (tmp_path / "output").read_text().splitlines() == [
+        "out=run",  # the bundle lies beside the run as run.zip, and not in it as .zip
         "artifact=fsrp-edge-boards-my-board@5W.yaml",  # no character that an artifact's name may not have
         f"code={code}",
     ]
     assert not (tmp_path / "run.zip").exists()
-    (bundling,) = (step for step in action["runs"]["steps"] if "bundle" in step.get("run", ""))
+    assert sum("inputs.out" in str(step) for step in action["runs"]["steps"]) == 1  # what follows takes it from here
+    (bundling,) = (step for step in action["runs"]["steps"] if "fsrp-edge bundle" in step.get("run", ""))
     assert "steps.compress.outputs.code" in bundling["if"]
 
 
