@@ -82,6 +82,22 @@ def run_report() -> "RunReport":
 
 
 @pytest.fixture
+def estimated_report(run_report: "RunReport") -> "RunReport":
+    """The same with estimates of its ONNX files on the target."""
+    from fsrp_edge.report.schema import EstimatedLatency
+
+    def estimate(milliseconds: float) -> EstimatedLatency:
+        interval = (0.5 * milliseconds, 2 * milliseconds)
+        return EstimatedLatency(
+            runtime="onnxruntime", threads=4, milliseconds=milliseconds, interval=interval, basis="35 measurements"
+        )
+
+    found = {"dense onnx fp32": estimate(8.35), "onnx fp32": estimate(5.98)}
+    ledger = tuple(row.model_copy(update={"estimate": found.get(row.name)}) for row in run_report.ledger)
+    return run_report.model_copy(update={"ledger": ledger})
+
+
+@pytest.fixture
 def agreement_report() -> "RunReport":
     """The same of a run without labels."""
     return make_report(label_kind="predictions of the dense network", warnings=(NOT_MEASURED,))

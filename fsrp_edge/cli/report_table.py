@@ -101,6 +101,8 @@ def _below(report: RunReport, *, wide: bool) -> Iterator[Text]:
         yield Text(f"{what} {before} → {after} ({change})")
     for speed_up in report.speed_ups:
         yield Text(wording.printable(f"latency of {summary.speed_verdict(speed_up)}"))
+    for line in summary.estimates(report):
+        yield Text(wording.printable(f"estimated, not measured: {line}"))
     for line in _legend(report, wide=wide):
         yield Text(wording.printable(line), style="dim")
     for note in summary.notes(report):
@@ -117,3 +119,5 @@ def _legend(report: RunReport, *, wide: bool) -> Iterator[str]:
     how = dict.fromkeys(f"{found.runtime}, {wording.threads(found.threads)}" for found in measured)
     for device in dict.fromkeys(found.device for found in measured):
         yield f"latency: measured at batch 1 on {device}; {'; '.join(how)}"
+    for basis in dict.fromkeys(row.estimate.basis for row in report.ledger if row.estimate):
+        yield f"estimates, with what nine of ten measurements are expected within: {basis}"

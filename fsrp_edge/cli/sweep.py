@@ -102,6 +102,7 @@ def _print(found: "Sweep", folder: Path) -> None:
     def percent(value: float | None) -> str:
         return wording.NONE if value is None else f"{100 * value:.1f}"
 
+    estimated = any(point.estimated_ms is not None for point in found.points)
     rows = []
     for point in found.points:
         marks = [
@@ -112,14 +113,19 @@ def _print(found: "Sweep", folder: Path) -> None:
         ]
         rows.append((
             point.name, percent(point.clean_accuracy), percent(point.robust_accuracy), point.file or wording.NONE,
-            wording.digits(point.latency_ms), wording.size(point.bytes), wording.count(point.macs),
-            ", ".join(filter(None, marks)),
+            wording.digits(point.latency_ms), *([wording.digits(point.estimated_ms)] if estimated else []),
+            wording.size(point.bytes), wording.count(point.macs), ", ".join(filter(None, marks)),
         ))  # fmt: skip
     footer = [f"pareto: no other run is better in accuracy ({found.accuracy}), latency and size at once"]
+    if estimated:
+        footer.append(f"est. ms: estimated for the same file on {found.target}, where nothing was measured")
     footer += [f"{point.name}: {why}" for point in found.points if (why := point.problem or point.within)]
     footer += [str(folder / SWEEP_JSON), next_step("xdg-open", folder / SWEEP_PAGE)]
     print_rows(
-        ("run", "clean %", f"{found.accuracy} %", "fastest file", "p50 ms", "size", "MACs", ""),
+        (
+            "run", "clean %", f"{found.accuracy} %", "fastest file", "p50 ms",
+            *(["est. ms"] if estimated else []), "size", "MACs", "",
+        ),
         rows,
         footer="\n".join(footer),
-    )
+    )  # fmt: skip

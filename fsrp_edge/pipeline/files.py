@@ -1,5 +1,6 @@
 """Stages that make and judge files: export, latency, accuracy clean and under attack."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ import fsrp_edge
 from fsrp_edge.bench.agreement import Origin, require_agreement
 from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.results import BenchResults, Latency
+from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.evaluation.accuracy import Predict, clean_accuracy
 from fsrp_edge.evaluation.files import file_robust_accuracy, transfer_examples
 from fsrp_edge.evaluation.paired import since_dense
@@ -20,10 +22,13 @@ from fsrp_edge.files import files_of, write_text
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.pipeline.budgeting import Workplace, named_graph, timed_by
 from fsrp_edge.pipeline.run import Run
-from fsrp_edge.report.schema import LedgerRow
+from fsrp_edge.report.schema import EstimatedLatency, LedgerRow
 from fsrp_edge.report.store import BENCH_JSON
 from fsrp_edge.runtimes import ALL_CORES, open_session
+from fsrp_edge.targets.estimate import estimate
+from fsrp_edge.targets.graph_cost import read_graph
 
 
 def references(run: Run) -> tuple[ArtifactRequest, ...]:
@@ -99,6 +104,27 @@ def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
     return {artifact.path: latency for artifact, latency in zip(timed, latencies, strict=True)}
 
 
+def estimates(
+    place: Workplace, classifier: Classifier, artifacts: Sequence[Artifact], folder: Path
+) -> dict[Path, EstimatedLatency]:
+    """Latency of a network's files in `folder` on the target, where it is measured elsewhere; not of every file."""
+    if place.on_target:
+        return {}
+    counted = next((artifact.path for artifact in artifacts if artifact.name == "onnx fp32"), None)
+    try:
+        graph = named_graph(classifier) if counted is None else read_graph(folder / counted)
+    except (BadInputError, ToolFailedError):  # onnx is not installed, or shapes cannot be told
+        return {}
+    runtimes = timed_by(place.target, place.requests, on_target=True)
+    found = {}
+    for artifact in artifacts:
+        with contextlib.suppress(BadInputError, KeyError):  # nothing is known of a runtime that takes it
+            runtime = runtimes[artifact.format]
+            estimated = estimate(graph, place.target, precision=artifact.precision, runtime=runtime)
+            found[artifact.path] = EstimatedLatency.of(estimated)
+    return found
+
+
 def file_rows(
     run: Run,
     prefix: str,
@@ -111,6 +137,7 @@ def file_rows(
 ) -> list[LedgerRow]:
     """Accuracy of each file under its own runtime beside the dense network's, with its latency and parity."""
     size, judged = measure_size(classifier), _judge(run, classifier, attack=attack)
+    estimated = estimates(run.place, classifier, exported.artifacts, run.path(""))
     return [
         LedgerRow(
             name=prefix + artifact.name,
@@ -119,6 +146,7 @@ def file_rows(
             parameters=size.parameters,
             bytes=artifact.bytes,
             latency=(latencies[artifact.path],) if artifact.path in latencies else (),
+            estimate=estimated.get(artifact.path),
             parity=parity,
         )
         for artifact, parity in zip(exported.artifacts, exported.parities, strict=True)

@@ -15,6 +15,7 @@ from fsrp_edge.models.classifier import ModelSpec
 from fsrp_edge.models.size import Size
 from fsrp_edge.pruning.plan import PruningPlan, Terms
 from fsrp_edge.records import Document, Record
+from fsrp_edge.targets.estimate import Estimate
 from fsrp_edge.targets.profile import Target
 
 DENSE = "dense"
@@ -143,6 +144,23 @@ class Recovery(Record):
     """One record an epoch."""
 
 
+class EstimatedLatency(Record):
+    """What a file should take on the target at batch 1; nothing of it is measured."""
+
+    runtime: str
+    threads: int
+    milliseconds: float
+    interval: tuple[float, float]
+    """Within which nine of ten measurements are expected."""
+    basis: str
+    """What the estimate rests on, in one line."""
+
+    @classmethod
+    def of(cls, estimate: Estimate) -> Self:
+        """What is said of an estimate."""
+        return cls.model_validate({name: getattr(estimate, name) for name in cls.model_fields})
+
+
 class LedgerRow(Record):
     """One network or file on the way from the dense network to what is shipped.
 
@@ -156,6 +174,8 @@ class LedgerRow(Record):
     parameters: Count | None = None
     bytes: Count | None = None
     latency: tuple[Latency, ...] = ()
+    estimate: EstimatedLatency | None = None
+    """Of a file, where latency was not measured on the target and enough is known to estimate it."""
     parity: tuple[Parity, ...] = ()
 
     @property

@@ -8,7 +8,7 @@ from fsrp_edge.evaluation.paired import paired_change
 from fsrp_edge.evaluation.results import ReportedAccuracy
 from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.pruning.budgets import show
-from fsrp_edge.report.schema import LedgerRow, Recovery, RunReport, SpeedUp
+from fsrp_edge.report.schema import DENSE, EstimatedLatency, LedgerRow, Recovery, RunReport, SpeedUp
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,26 @@ def speed_verdict(speed_up: SpeedUp) -> str:
     )
 
 
+def estimates(report: RunReport) -> list[str]:
+    """For each file that is shipped, where latency was not measured on the target: what it should be there."""
+    before = {row.name: row.estimate for row in report.ledger if row.is_dense}
+    lines = []
+    for row in report.ledger:
+        if row.is_dense or (found := row.estimate) is None:
+            continue
+        dense = before.get(f"{DENSE} {row.name.split()[0]} fp32")
+        since = f"{wording.digits(dense.milliseconds)} → " if dense else ""
+        where = f"{found.runtime}, {wording.threads(found.threads)} on {report.request.target.name}"
+        lines.append(f"{row.name} ({where}): {since}{estimated(found)}")
+    return lines
+
+
+def estimated(latency: EstimatedLatency) -> str:
+    """`5.98 ms (4.88 to 7.32)`."""
+    low, high = map(wording.digits, latency.interval)
+    return f"{wording.digits(latency.milliseconds)} ms ({low} to {high})"
+
+
 def notes(report: RunReport) -> list[str]:
     """The report's warnings and those of its figures, each once and said of its row."""
     found = list(report.warnings)
@@ -170,6 +190,11 @@ def side_by_side(reports: Sequence[RunReport]) -> list[tuple[str, ...]]:
                 where = f"{latency.runtime}, {wording.threads(latency.threads)} on {latency.device}"
                 name = f"{row.name}: p50, {where}"
                 found[name] = f"{wording.digits(latency.p50_ms)} ms" + ("" if latency.valid else " (not valid)")
+            if row.estimate is not None:
+                where = (
+                    f"{row.estimate.runtime}, {wording.threads(row.estimate.threads)} on {report.request.target.name}"
+                )
+                found[f"{row.name}: estimated, {where}"] = estimated(row.estimate)
         figures.append(found)
     names = dict.fromkeys(name for found in figures for name in found)
     return [(name, *(found.get(name, wording.NONE) for found in figures)) for name in names]

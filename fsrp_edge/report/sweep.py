@@ -28,9 +28,11 @@ class Point(Record):
     robust_accuracy: float | None = None
     """Under the first attack; of the network in torch, as is the clean one."""
     file: str | None = None
-    """Ledger row of the fastest file, whose figures the next two are."""
+    """Ledger row of the fastest file, whose figures the next three are."""
     latency_ms: float | None = None
     """Measured median."""
+    estimated_ms: float | None = None
+    """Estimated latency on the target; None where it was measured there, or where too little is known."""
     bytes: int | None = None
     parameters: int | None = None
     macs: int | None = None
@@ -124,6 +126,7 @@ def _point(name: str, directory: str | None, network: LedgerRow, files: Sequence
         robust_accuracy=robust,
         file=fastest and fastest.name,
         latency_ms=fastest and fastest.latency[0].p50_ms,
+        estimated_ms=fastest and fastest.estimate and fastest.estimate.milliseconds,
         bytes=fastest and fastest.bytes,
         parameters=network.parameters,
         macs=network.macs,

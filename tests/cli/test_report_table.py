@@ -69,6 +69,13 @@ def test_a_file_that_became_slower_is_said_to_be_slower(run_report: RunReport) -
     assert "onnx fp32 (onnxruntime, 1 thread): 0.206 → 0.412 ms, 0.500× (slower); MACs 3.91× fewer" in text
 
 
+def test_what_is_estimated_says_so(estimated_report: RunReport) -> None:
+    text = " ".join(rendered(estimated_report, 80).split())
+    assert (
+        "estimated, not measured: onnx fp32 (onnxruntime, 4 threads on raspberry-pi-4): 8.35 → 5.98 ms (2.99 to 12.0)"
+    ) in text
+
+
 def test_names_are_neither_markup_nor_escape_sequences(run_report: RunReport) -> None:
     hostile = run_report.source.model_copy(update={"checkpoint": "[red]\x1b[2J[/nope]\n.pt"})
     text = rendered(run_report.model_copy(update={"source": hostile}), 80)

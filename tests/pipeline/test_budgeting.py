@@ -14,8 +14,9 @@ from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.budgeting import Workplace, named_graph, verdict
+from fsrp_edge.pipeline.files import estimates
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind
-from fsrp_edge.report.schema import GateResult, LedgerRow, RunReport
+from fsrp_edge.report.schema import EstimatedLatency, GateResult, LedgerRow, RunReport
 from fsrp_edge.targets.load import load_target
 from tests.nets import as_classifier, built
 from tests.targets.nets import ChannelsLast
@@ -53,6 +54,24 @@ def test_trial_files_are_as_large_as_those_that_are_shipped(tmp_path: Path) -> N
         )
         place = Workplace(target, requests, parse_address("local"), 1, images, options)
         assert place.try_files(network, ("size",)) == {"size": shipped.artifacts[0].bytes}
+
+
+def test_files_are_estimated_on_a_target_that_nothing_is_measured_on(run_report: RunReport) -> None:
+    requests = tuple(ArtifactRequest(name, "fp32") for name in ("onnx", "tflite", "saved_model"))
+    images = ImageSet.of("none", ArraySource(np.zeros((0, 3, 32, 32), np.uint8)), torch.zeros(0))
+    network = as_classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), classes=4)
+    _, tflite = run_report.artifacts
+    of_tensorflow = tflite.model_copy(update={"format": "saved_model", "path": Path("artifacts/model")})
+
+    def found(target: str, device: str) -> dict[Path, EstimatedLatency]:
+        place = Workplace(load_target(target), requests, parse_address(device), 1, images)
+        return estimates(place, network, (tflite, of_tensorflow), Path())
+
+    ((path, estimate),) = found("raspberry-pi-4", "local").items()
+    assert (path, estimate.runtime, estimate.threads) == (tflite.path, "litert", 4)
+    assert 0 < estimate.interval[0] < estimate.milliseconds < estimate.interval[1]
+    assert found("raspberry-pi-4", "ssh://pi") == {}  # measured there
+    assert found("pixel-4", "local") == {}  # nothing is known of it
 
 
 def judged(report: RunReport, kind: BudgetKind, limit: float, **of_latency: object) -> GateResult:

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fsrp_edge.report.html import render_html
 from fsrp_edge.report.markdown import escape, render_markdown
 from fsrp_edge.report.schema import RunReport
+from fsrp_edge.report.summary import side_by_side
 
 
 def tables(markdown: str) -> list[list[list[str]]]:
@@ -87,6 +89,17 @@ def test_an_invalid_latency_says_why(run_report: RunReport) -> None:
     markdown = render_markdown(run_report.model_copy(update={"ledger": ledger}))
     assert "0.395 (0.391–0.399) ✗ not valid" in markdown
     assert "tflite int8, latency (litert, 1 thread) is not valid: the CPU was throttled" in markdown
+
+
+def test_what_is_estimated_says_so(run_report: RunReport, estimated_report: RunReport) -> None:
+    assert "stimated for" not in render_markdown(run_report)
+    markdown = render_markdown(estimated_report)
+    assert "## Latency, estimated for raspberry-pi-4\n" in markdown and "Nothing was measured there." in markdown
+    estimates = tables(markdown)[2]
+    assert estimates[3] == ["onnx fp32", "onnxruntime", "4", "5.98 ms (2.99 to 12.0)", "35 measurements"]
+    assert '<td data-label="estimate">5.98\N{NO-BREAK SPACE}ms (2.99 to 12.0)</td>' in render_html(estimated_report)
+    rows = {name: figures for name, *figures in side_by_side((run_report, estimated_report))}
+    assert rows["onnx fp32: estimated, onnxruntime, 4 threads on raspberry-pi-4"] == ["–", "5.98 ms (2.99 to 12.0)"]
 
 
 def test_what_was_not_done_is_said(run_report: RunReport) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from fsrp_edge import plots
 from fsrp_edge.report.html import render_runs
-from fsrp_edge.report.sweep import Point, SideBySide, Sweep, draw_front
+from fsrp_edge.report.sweep import Point, SideBySide, Sweep, dense_point, draw_front, point_of
 
 
 def run(name: str, accuracy: float, milliseconds: float, size: int) -> Point:
@@ -102,6 +102,14 @@ def test_a_run_in_a_folder_called_dense_is_not_the_dense_network(run_report, tmp
     text = (tmp_path / "page.html").read_text()
     assert '<a href="dense/report.html">dense/</a>' in text and "None/report.html" not in text
     assert "<td>dense</td>" in text and '<th scope="col">dense/</th><th scope="col">half/</th>' in text
+
+
+def test_estimates_stand_beside_what_was_measured_elsewhere(estimated_report, run_report):
+    points = [dense_point(estimated_report), point_of("half", "half", estimated_report)]
+    assert [point.estimated_ms for point in points] == [8.35, None]  # the fastest file, of TFLite, has no estimate
+    page = render_runs("net", SideBySide.of("pgd-20", points), {"half": estimated_report}, [])
+    assert '<td data-label="estimated (ms)">8.35</td>' in page and "not on the target" in page
+    assert "stimated" not in render_runs("net", SideBySide.of("pgd-20", POINTS), {"a": run_report}, [])
 
 
 def test_runs_under_other_attacks_are_not_ranked(run_report, tmp_path, capsys):
