@@ -91,7 +91,8 @@ def _sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
     checkpoint = variants[0].options.checkpoint.name
     result = Sweep.of(accuracy, (dense, *points), checkpoint=checkpoint, target=target, over=over)
     result.save(out / SWEEP_JSON)
-    plots.save_png(draw_front(result), out / SWEEP_PICTURE)
+    if result.measured:
+        plots.save_png(draw_front(result), out / SWEEP_PICTURE)
     title = f"{checkpoint} → {target}: sweep over {over}"
     write_text(out / SWEEP_PAGE, render_runs(title, result, reports, reports))
     return result

@@ -88,7 +88,7 @@ def figures(report: RunReport, sources: Sources) -> Iterator[Figure]:
         yield curve(sources.pictured)
     if sources.pictured.evidence.classes:
         yield classes(report, sources.pictured)
-    if sources.bench is not None:
+    if sources.bench is not None and sources.bench.measurements:
         yield latencies(report, sources.bench)
     if sources.pictured.evidence.breakdown:
         yield operators(sources.pictured, report.request.target.name)

@@ -39,6 +39,18 @@ def test_a_budget_that_the_dense_network_meets_is_no_miss(
     assert "<li>latency=20ms: nothing has to be removed" in page and "✗ latency" not in page
 
 
+def test_files_that_nothing_can_time_stand_in_the_table_without_a_picture(
+    run_report: RunReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = tuple(row.model_copy(update={"latency": ()}) for row in run_report.ledger)
+    untimed = run_report.model_copy(update={"ledger": ledger, "speed_ups": ()})
+    monkeypatch.setattr("fsrp_edge.pipeline.sweep.compress", lambda _options: SimpleNamespace(report=untimed))
+    options = CompressOptions(checkpoint=tmp_path / "net.pt", target="generic-x86")
+    found = sweep([Variant(name, options) for name in ("ratio=0.3", "ratio=0.5")], "ratio", tmp_path)
+    assert found.measured == [] and not (tmp_path / "sweep.png").exists()
+    assert "<p>2 runs side by side</p>" in (tmp_path / "sweep.html").read_text()  # the dense network is none
+
+
 def test_a_sweep_is_called_like_its_variant_of_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[Path] = []
 

@@ -173,6 +173,7 @@ def test_a_report_without_its_run_directory_still_renders(
     assert "agreement with the dense network" in render_html(agreement_report, tmp_path)
     (tmp_path / "evidence.json").write_text("{}")
     (tmp_path / "evidence.npz").write_text("no archive")
+    (tmp_path / "bench.json").write_text(BenchResults(fsrp_edge="0", measurements=()).model_dump_json())
     assert Page(render_html(run_report, tmp_path)).count("svg") == 1
 
 
