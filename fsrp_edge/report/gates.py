@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 from fsrp_edge import wording
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.paired import paired_change
-from fsrp_edge.evaluation.results import ReportedAccuracy
+from fsrp_edge.evaluation.results import PairedDifference, ReportedAccuracy
 from fsrp_edge.report.schema import GateResult, LedgerRow, RunReport
 from fsrp_edge.units import BYTES, COUNT, SHARE, TIME, parse_amount
 
@@ -329,7 +329,8 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
     name, allowed = parse_regression(text)
     metric = METRICS[name]
     before, now = ({seen.place: seen for seen in metric.look(each)} for each in (baseline, report))
-    label = f"{name} against the baseline, {text.partition('=')[2].strip()} allowed"
+    limit = _points(allowed, 0) if metric.units is SHARE else wording.percent(allowed)
+    label = f"{name} against the baseline, {limit} allowed"
     pairs = [(before[place], seen) for place, seen in now.items() if place in before]
     missing = [place for place in before if place not in now]
     if missing or not pairs:
@@ -349,7 +350,9 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
         surely_lost, passed = _surely_lost(metric, allowed, old, new), False
         uncertain = new.flattery or f"the baseline's: {old.doubt}"
     more = 0 if passed else wording.more_digits(metric.show, new.value, old.value)
-    message = f"{_figure(metric, new, more)}; baseline {metric.show(old.value, more)}" + doubt(passed, uncertain)
+    paired = f"; {wording.change(change)}, image by image" if (change := _paired(old, new)) else ""
+    compared = f"{_figure(metric, new, more)}; baseline {metric.show(old.value, more)}{paired}"
+    message = compared + doubt(passed, uncertain)
     return GateResult(
         gate=label, passed=passed, row=new.row, value=new.value, judged=surely_lost, bound=0.0, message=message
     )  # fmt: skip
@@ -357,13 +360,18 @@ def _judge_regression(report: RunReport, baseline: RunReport, text: str) -> Gate
 
 def _surely_lost(metric: Metric, allowed: float, old: Seen, new: Seen) -> float:
     """The least that was lost, by the 95 % interval, beyond what is allowed; in the metric's unit."""
-    if old.accuracy is not None and new.accuracy is not None:
-        change = paired_change(old.accuracy, new.accuracy)
+    if old.accuracy is not None:
+        change = _paired(old, new)
         return (-change.interval[1] if change else difference(old, new)[1][0]) - allowed
     factor = 1 - allowed if metric.higher_is_better else 1 + allowed
     low, value, high = (factor * figure for figure in (old.interval[0], old.value, old.interval[1]))
     floor = Seen("", "", value, (low, high))
     return (difference(floor, new) if metric.higher_is_better else difference(new, floor))[1][0]
+
+
+def _paired(old: Seen, new: Seen) -> PairedDifference | None:
+    """What changed image by image; None of other figures, or where a report holds no verdicts."""
+    return paired_change(old.accuracy, new.accuracy) if old.accuracy and new.accuracy else None
 
 
 def _figure(metric: Metric, seen: Seen, more: int) -> str:

@@ -232,6 +232,8 @@ def test_accuracies_of_two_runs_are_compared_image_by_image(run_report: RunRepor
     assert unsure.passed  # the baseline's report holds no verdicts
     (found,) = judge_regressions(after, before, ["robust_accuracy=1"])
     assert not found.passed and found.judged == pytest.approx(0.004, abs=0.001)
+    assert found.gate == "robust_accuracy against the baseline, 1.00 points allowed"
+    assert found.message.endswith("; baseline 42.1 %; −2.3 points (−3.2 to −1.3), image by image")
     (allowed,) = judge_regressions(after, before, ["robust_accuracy=2"])
     assert allowed.passed
     rows = {name: figures for name, *figures in side_by_side((before, after, run_report))}
@@ -245,6 +247,7 @@ def test_latency_and_size_regress_by_their_share(run_report: RunReport) -> None:
     slower = last.latency[0].model_copy(update={"p50_ms": 0.435, "p50_interval_ms": (0.431, 0.439)})
     new = changed(run_report, "tflite int8", latency=(slower,), bytes=100_000)
     allowed = ["latency_p50=5%", "latency_p50=12%", "size=1%", "size=2%"]
+    assert judge_regressions(new, run_report, allowed)[0].gate == "latency_p50 against the baseline, 5.0 % allowed"
     assert [each.passed for each in judge_regressions(new, run_report, allowed)] == [False, True, False, True]
 
 
