@@ -481,6 +481,8 @@ def whole_board(rails: Dict[str, float]) -> Optional[float]:
 class Machine:
     """What can be read about a machine without privileges; below `root` where its files were copied elsewhere."""
 
+    THROTTLED = "sys/devices/platform/soc/soc:firmware/get_throttled"
+
     def __init__(self, root: str = "/") -> None:
         self.root = Path(root)
         self.has_pmic = True  # until it turns out not to; asking again would cost time between two inferences
@@ -548,7 +550,7 @@ class Machine:
 
     def throttle_bits(self) -> Optional[int]:
         """Raspberry Pi: bits 0 to 3 are under-voltage, capped, throttled and soft limit now, 16 to 19 since boot."""
-        text = self.read("sys/devices/platform/soc/soc:firmware/get_throttled")
+        text = self.read(self.THROTTLED)
         try:
             return int(text or self.ask("vcgencmd", "get_throttled").partition("=")[2], 16)
         except ValueError:

@@ -49,6 +49,8 @@ class Latency(Summary):
     energy_mj: float | None = None
     """Millijoules an inference: that power times the mean latency."""
     valid: bool = True
+    """Whether nothing is known against it. A tool that tells nothing but means is judged by the device's state before
+    and after it: its clocks, and what other processes did meanwhile, are not seen."""
     invalid_because: tuple[str, ...] = ()
 
 

@@ -22,12 +22,14 @@ _LOOK = (
     "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq sys/class/thermal/thermal_zone*/type "
     "sys/class/thermal/thermal_zone*/temp proc/loadavg proc/meminfo proc/cpuinfo proc/device-tree/model; "
     'do test -e "$file" || continue; echo "@@ $file"; cat "$file" 2>/dev/null; echo; done; '
+    f'echo "@@ {agent.Machine.THROTTLED}"; '
+    f"cat {agent.Machine.THROTTLED} 2>/dev/null || vcgencmd get_throttled 2>/dev/null | cut -d= -f2; "
     'echo "@@ machine"; uname -m; echo "@@ model"; getprop ro.product.model 2>/dev/null; true'
 )
 _ASKED = re.compile(
     r"sys/devices/system/cpu/cpu\d{1,5}/cpufreq/scaling_(governor|cur_freq)|"
     r"sys/class/thermal/thermal_zone\d{1,5}/(type|temp)|"
-    r"proc/(loadavg|meminfo|cpuinfo|device-tree/model)|machine|model",
+    rf"proc/(loadavg|meminfo|cpuinfo|device-tree/model)|{agent.Machine.THROTTLED}|machine|model",
     re.ASCII,
 )
 """What `_LOOK` tells of. No other name becomes one of a file here, whatever a device says."""

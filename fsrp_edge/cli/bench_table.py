@@ -100,12 +100,20 @@ def _notes(results: BenchResults) -> Iterator[str]:
             yield f"not valid: {what}: {'; '.join(latency.invalid_because)}"
         if latency.runs_averaged > 1:
             count = len(measurement.times_ms)
-            yield f"{what}: the tool tells means only, so these are statistics of {count} means"
+            yield (
+                f"{what}: the tool tells means only, so these are statistics of {count} means, and the device's state "
+                f"was read before and after each, not while it ran{_untold(measurement)}"
+            )
         if recognition and recognition.same_as_here not in (None, recognition.images):
             other = recognition.images - (recognition.same_as_here or 0)
             yield f"{what}: another class than here in {other} of {recognition.images} images"
         if measurement.agreement is None and measurement.address != "local":
             yield f"outputs not compared: {what}: {measurement.agreement_note}"
+
+
+def _untold(measurement: Measurement) -> str:
+    told = all(part.before.throttled is not None for part in measurement.rounds)
+    return "" if told else "; whether it was throttled it does not tell"
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -20,6 +20,8 @@ from fsrp_edge.bench.agent_process import AGENT, run_tool
 from fsrp_edge.bench.measure import measure, measure_on, try_on
 from fsrp_edge.bench.setup import Method, Setup
 from fsrp_edge.bench.transport import open_transport
+from fsrp_edge.cli import cli
+from fsrp_edge.cli.errors import run
 from fsrp_edge.errors import BadInputError, ToolFailedError
 
 SHORT = Method(warmup_runs=2, warmup_seconds=0.25, runs=6, seconds=2, rounds=2)
@@ -137,6 +139,25 @@ class TestTfliteBenchmark:
         setup = Setup("tflite-benchmark", affinity="4-7")
         measure_on(parse_address("local"), [tflite_file], setup, method=SHORT)
         assert calls(log)[0][:2] == ["f0", "benchmark_model"]
+
+    def test_throttling_between_two_looks_is_seen(self, stand_in, tflite_file):
+        """On a Raspberry Pi: nothing before, and a bit that stays since then after it."""
+        log = stand_in("benchmark_model", f"print({LINUX!r})")
+        bits = f"import os\nbits = '0x40000' if os.path.exists({str(log)!r}) else '0x0'\n"
+        stand_in("vcgencmd", f"assert given == ['get_throttled']\n{bits}print('throttled=' + bits)")
+        measurement = measure(tflite_file, runtime="tflite-benchmark", method=SHORT)
+        first = measurement.rounds[0]
+        assert (first.before.throttled, first.after.throttled) == (0, 0x40000)
+        assert measurement.latency.invalid_because == ("the device was throttled",)
+
+    @pytest.mark.parametrize("said", ["throttled=0x0", "", "error"])
+    def test_what_nobody_watched_is_told(self, stand_in, tflite_file, said, capfd):
+        stand_in("vcgencmd", f"print({said!r})")
+        stand_in("benchmark_model", f"print({LINUX!r})")
+        assert run(cli, ["bench", str(tflite_file), "--runtime", "tflite-benchmark", "--quick"]) == 0
+        told = " ".join(capfd.readouterr().out.split())
+        assert "the device's state was read before and after each, not while it ran" in told
+        assert ("whether it was throttled it does not tell" in told) is (said != "throttled=0x0")
 
     def test_missing_program(self, tflite_file):
         with pytest.raises(ToolFailedError, match=r"/nowhere/b: not found; name its path with \?tool=PATH"):
