@@ -1,7 +1,7 @@
 """Two measurements of latency beside each other: how much slower, and whether that is more than noise."""
 
-from collections import Counter
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from fsrp_edge import wording
 from fsrp_edge.bench.results import BenchResults, Latency, Measurement
@@ -53,38 +53,47 @@ def compare_results(before: BenchResults, after: BenchResults, *, seed: int = 0)
     measured twice in a run, as on one device with two interpreters, is paired in the order of both.
 
     Raises:
-        BadInputError: they have nothing in common.
+        BadInputError: they have nothing in common, and no file failed that could have been.
     """
-    if len(before.measurements) == len(after.measurements) == 1:
-        pairs = [(before.measurements[0], after.measurements[0])]
-    else:
-        single = all(len({one.latency.model for one in results.measurements}) == 1 for results in (before, after))
-        first, second = (_by_key(results, single) for results in (before, after))
-        pairs = [(one, second[key]) for key, one in first.items() if key in second]
-    if not pairs:
-        seen = " and ".join(_names(results) for results in (before, after))
+    pairs = [(first, second) for first, second in _rows(before, after) if first and second]
+    if not pairs and not before.failures and not after.failures:
+        seen = " and ".join(", ".join(map(_name, results.measurements)) or "nothing" for results in (before, after))
         raise BadInputError(f"the two have no file, device, runtime and threads in common: {seen}")
     return [_compare(first, second, seed) for first, second in pairs]
 
 
-def _by_key(results: BenchResults, single: bool) -> dict[tuple[str | int, ...], Measurement]:
-    found: dict[tuple[str | int, ...], Measurement] = {}
-    seen = Counter[tuple[str, str, str, int]]()
-    for measurement in results.measurements:
-        latency = measurement.latency
-        key = "" if single else latency.model, measurement.address, latency.runtime, latency.threads
-        found[*key, seen[key]] = measurement
-        seen[key] += 1
-    return found
-
-
-def _names(results: BenchResults) -> str:
-    named = [
-        f"{latency.model} on {measurement.address} with {wording.threads(latency.threads)}"
-        for measurement in results.measurements
-        for latency in [measurement.latency]
+def not_compared(before: BenchResults, after: BenchResults) -> list[str]:
+    """What two runs of `bench` do not have in common, and what failed in either, a line each."""
+    alone = [
+        f"{_name(each)} was measured only {when}"
+        for row in _rows(before, after)
+        for when, each, other in zip(("before", "after"), row, reversed(row), strict=True)
+        if each and not other
     ]
-    return ", ".join(named) or "nothing"
+    failures = [("before", each) for each in before.failures] + [("after", each) for each in after.failures]
+    return [*alone, *(f"failed {when}: {each.message}" for when, each in failures)]
+
+
+def _rows(before: BenchResults, after: BenchResults) -> list[tuple[Measurement | None, Measurement | None]]:
+    """What belongs together; None beside what nothing belongs to."""
+    both = before.measurements, after.measurements
+    one_file = all(len({each.latency.model for each in measurements}) == 1 for measurements in both)
+    one_each = all(len(measurements) == 1 for measurements in both)
+
+    def key(each: Measurement) -> tuple[object, ...]:
+        place = () if one_each else (each.address, each.latency.runtime, each.latency.threads)
+        return place if one_file else (each.latency.model, *place)
+
+    alike: dict[tuple[object, ...], tuple[list[Measurement], list[Measurement]]] = {}
+    for side, measurements in enumerate(both):
+        for each in measurements:
+            alike.setdefault(key(each), ([], []))[side].append(each)
+    return [row for sides in alike.values() for row in zip_longest(*sides)]
+
+
+def _name(measurement: Measurement) -> str:
+    latency = measurement.latency
+    return f"{latency.model} on {measurement.address} ({latency.runtime}, {wording.threads(latency.threads)})"
 
 
 def _compare(first: Measurement, second: Measurement, seed: int) -> Comparison:

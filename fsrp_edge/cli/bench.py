@@ -13,6 +13,7 @@ from fsrp_edge.units import SHARE, parse_amount
 
 if TYPE_CHECKING:
     from fsrp_edge.bench.agreement import Origin
+    from fsrp_edge.bench.compare import Comparison
     from fsrp_edge.bench.results import BenchResults, Latency
     from fsrp_edge.bench.setup import Method
     from fsrp_edge.data.images import ImageSet
@@ -241,7 +242,8 @@ def _require_valid(latencies: Sequence["Latency"]) -> None:
     "--fail-slower",
     type=_share,
     metavar="PERCENT",
-    help="Exit with 1 where a median is slower by more than this, such as 5%, and the difference is significant.",
+    help="Exit with 1 where a median is slower by more than this, such as 5%, and the difference is significant, and "
+    "where a file could not be compared.",
 )
 @click.option("--require-valid", is_flag=True, help="Exit with 1 where anything disturbed a measurement.")
 @options.output_options
@@ -251,20 +253,23 @@ def compare(before: Path, after: Path, fail_slower: float | None, require_valid:
     \b
     fsrp-edge bench compare before.json after.json --fail-slower 5%
     """
-    from fsrp_edge.bench.compare import compare_results
+    from fsrp_edge.bench.compare import compare_results, not_compared
     from fsrp_edge.bench.results import BenchResults
     from fsrp_edge.cli.bench_table import show_comparisons
 
     results = [BenchResults.load(path) for path in (before, after)]
-    comparisons = compare_results(*results)
-    show_comparisons(comparisons)
+    comparisons, missing = compare_results(*results), not_compared(*results)
+    show_comparisons(comparisons, missing)
     if require_valid:
         _require_valid([latency for one in comparisons for latency in (one.before, one.after)])
-    wrong = [
-        f"{comparison.after.model} is {comparison.change:.1%} slower, allowed: {fail_slower:.1%}"
+    if fail_slower is not None and (wrong := [*_slower(comparisons, fail_slower), *missing]):
+        raise GateFailedError("\n".join(wrong))
+
+
+def _slower(comparisons: "Sequence[Comparison]", allowed: float) -> list[str]:
+    return [
+        f"{comparison.after.model} is {comparison.change:.1%} slower, allowed: {allowed:.1%}"
         + (f"; not valid: {'; '.join(comparison.invalid_because)}" if comparison.invalid_because else "")
         for comparison in comparisons
-        if fail_slower is not None and comparison.fails(fail_slower)
+        if comparison.fails(allowed)
     ]
-    if wrong:
-        raise GateFailedError("\n".join(wrong))

@@ -54,14 +54,14 @@ def print_results(results: BenchResults, threads: int) -> None:
     )
 
 
-def show_comparisons(comparisons: Sequence[Comparison]) -> None:
-    """Write a comparison to stdout."""
+def show_comparisons(comparisons: Sequence[Comparison], missing: Sequence[str]) -> None:
+    """Write a comparison to stdout, and below it what is missing in it."""
     names = ("before", "after", "change", "interval", "significant")
     notes = [
         f"not valid: {one.after.model} on {one.after.device}: {'; '.join(one.invalid_because)}"
         for one in comparisons
         if one.invalid_because
-    ]
+    ] + [f"not compared: {each}" for each in missing]
     show_result(
         [{name: getattr(one, name) for name in names} for one in comparisons],
         ("file", "device", "before ms", "after ms", "change", "95 % interval", "significant", "valid"),

@@ -63,6 +63,22 @@ def test_compare_is_a_gate(measured, capfd):
     assert (record["change"], record["significant"]) == (pytest.approx(1.0), True)
 
 
+def test_what_could_not_be_compared_fails_the_gate(measured, capfd):
+    content = json.loads(measured.read_text())
+    (measurement,) = content["measurements"]
+    gone = {**measurement, "latency": {**measurement["latency"], "model": "gone.onnx"}}
+    two, failed = measured.with_name("two.json"), measured.with_name("failed.json")
+    write_json(two, content | {"measurements": [measurement, gone]})
+    write_json(failed, content | {"failures": [{"address": "local", "message": "gone.onnx: killed"}]})
+    compare = ["bench", "compare", str(two), str(failed)]
+    assert run(cli, compare) == 0
+    assert "not compared: failed after: gone.onnx: killed" in capfd.readouterr().out
+    assert run(cli, [*compare, "--fail-slower", "5%"]) == 1
+    said = capfd.readouterr().err
+    assert "gone.onnx on local (onnxruntime, 1 thread) was measured only before" in said
+    assert "failed after: gone.onnx: killed" in said
+
+
 def test_a_comparison_tells_that_a_measurement_is_not_valid(measured, capfd):
     quiet, throttled = slower(measured, 1.0), slower(measured, 2.0, reason="the device was throttled")
     assert run(cli, ["bench", "compare", quiet, throttled, "--fail-slower", "5%"]) == 1

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from fsrp_edge.bench.compare import compare_results
+from fsrp_edge.bench.compare import compare_results, not_compared
 from fsrp_edge.bench.measure import _names
-from fsrp_edge.bench.results import BenchResults, Latency, Measurement, Round, State
+from fsrp_edge.bench.results import BenchResults, Failure, Latency, Measurement, Round, State
 from fsrp_edge.bench.statistics import summarize
 from fsrp_edge.errors import BadInputError
 
@@ -70,11 +70,27 @@ def test_pairs_by_file_and_device():
     pairs = [(one.before.p50_ms, one.after.device) for one in compare_results(before, after)]
     assert [device for _, device in pairs] == ["local", "ssh://pi4"]
     assert [round(median) for median, _ in pairs] == [1, 2]
+    assert not_compared(before, after) == [
+        "gone.onnx on local (onnxruntime, 1 thread) was measured only before",
+        "new on local (onnxruntime, 1 thread) was measured only after",
+    ]
+
+
+def test_what_failed_is_not_compared():
+    failed = Failure(address="ssh://pi4", message="net.onnx on ssh://pi4: killed")
+    before, after = results(measurement(1.0)), BenchResults(fsrp_edge="0", measurements=(), failures=(failed,))
+    assert compare_results(before, after) == []
+    assert not_compared(before, after) == [
+        "net.onnx on local (onnxruntime, 1 thread) was measured only before",
+        "failed after: net.onnx on ssh://pi4: killed",
+    ]
 
 
 def test_what_was_measured_twice_in_a_run_is_paired_in_order():
     twice = results(measurement(10.0), measurement(20.0, seed=1))
     assert [one.change for one in compare_results(twice, twice)] == [0, 0]
+    assert not_compared(twice, twice) == []
+    assert not_compared(twice, results(measurement(10.0)))[0].endswith("was measured only before")
 
 
 def test_single_files_are_paired_whatever_their_names():
@@ -84,7 +100,7 @@ def test_single_files_are_paired_whatever_their_names():
 
 def test_nothing_in_common_names_what_was_seen():
     two = results(measurement(1.0, model="a"), measurement(1.0, model="b"))
-    with pytest.raises(BadInputError, match=r"a on local with 1 thread, b on local.* and c on"):
+    with pytest.raises(BadInputError, match=r"a on local \(onnxruntime, 1 thread\), b on local.* and c on"):
         compare_results(two, results(measurement(1.0, model="c")))
 
 
