@@ -141,14 +141,16 @@ def measure(
     setup = Setup(runtime, threads, affinity, input_shape, images, _origins(models))
     with show_progress():
         results = measure_fleet(addresses, models, setup, method=method)
-    if not shown_as_json(results):  # first, as a disk may be full
-        print_results(results, threads)
-    if out is not None:
-        results.save(out)
-    if csv_file is not None:
-        write_text(csv_file, results.to_csv())
-    if picture is not None and results.measurements:
-        plots.save_png(plots.over_time(dict(map(course, results.measurements))), picture)
+    try:
+        if out is not None:
+            results.save(out)
+        if csv_file is not None:
+            write_text(csv_file, results.to_csv())
+        if picture is not None and results.measurements:
+            plots.save_png(plots.over_time(dict(map(course, results.measurements))), picture)
+    finally:  # a disk may be full
+        if not shown_as_json(results):
+            print_results(results, threads)
     _fail(results, require_valid)
 
 

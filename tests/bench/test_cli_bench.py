@@ -1,6 +1,7 @@
 """The commands on this machine; devices behind ssh are in test_remote_shell.py."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -49,6 +50,23 @@ def test_what_was_measured_is_shown_where_it_cannot_be_written(onnx_file, tmp_pa
     done = subprocess.run(bench, cwd=tmp_path, preexec_fn=full, capture_output=True, text=True, check=False)
     assert done.returncode == 3 and "File too large" in done.stderr
     assert "tiny.onnx" in done.stdout and not list(tmp_path.iterdir())
+
+
+def test_what_was_measured_is_written_where_nobody_reads_the_table(onnx_file, tmp_path):
+    bench = [sys.executable, "-m", "fsrp_edge", "bench", "--sustained", "0.2s", str(onnx_file)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*bench, "--out", "out.json", "--csv", "out.csv"],
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode, done.stderr
+    assert [one.latency.model for one in BenchResults.load(tmp_path / "out.json").measurements] == ["tiny.onnx"]
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
 
 
 def test_compare_is_a_gate(measured, capfd):
