@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fsrp_edge.bench import agent
 from fsrp_edge.bench.agreement import Origin
+from fsrp_edge.bench.tools import PROGRAMS
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Format
@@ -92,7 +93,12 @@ class Setup:
         if self.runtime == "benchncnn" and self.affinity is not None:
             raise BadInputError("benchncnn spreads over all cores whatever it was kept on; take --runtime ncnn")
         _require_complete(path)
-        return self.runtime or next((name for name in fitting if name in self.preferred), fitting[0])
+        chosen = self.runtime or next((name for name in fitting if name in self.preferred), fitting[0])
+        if self.images is not None and chosen in PROGRAMS:
+            raise BadInputError(
+                f"{PROGRAMS[chosen]} recognizes no images; leave --evaluate out, or take --runtime {fitting[0]}"
+            )
+        return chosen
 
 
 def _require_complete(path: Path) -> None:

@@ -87,7 +87,8 @@ def bench() -> None:
 @click.option(
     "--evaluate",
     metavar="SOURCE",
-    help="Also recognize the first 1,000 images of a data set there; what --data of other commands takes.",
+    help="Also recognize the first 1,000 images of a data set there; what --data of other commands takes. Not with "
+    "tflite-benchmark and benchncnn.",
 )
 @click.option("--quick", is_flag=True, help="At least 50 runs and 2 seconds a file instead of 100 and 10.")
 @click.option("--official", is_flag=True, help="At least 1,024 runs and 60 seconds a file.")

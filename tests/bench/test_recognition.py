@@ -88,6 +88,15 @@ def test_files_of_others_that_cannot_be_fed_or_judged_are_told(images, tmp_path,
     assert f"error: others.onnx {told}" in capfd.readouterr().err
 
 
+def test_benchmark_programs_recognize_nothing(tmp_path):
+    path = tmp_path / "net.tflite"
+    path.write_bytes(b"")
+    images = ImageSet.of("two", ArraySource(np.zeros((2, 3, 8, 8), np.uint8)), torch.zeros(2))
+    message = "benchmark_model recognizes no images; leave --evaluate out, or take --runtime litert"
+    with pytest.raises(BadInputError, match=message):
+        measure_on(parse_address("local"), [path], Setup("tflite-benchmark", images=images), method=SHORT)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no process on a core")
 def test_stays_on_one_core(classifier):
     core = str(min(os.sched_getaffinity(0)))
