@@ -4,7 +4,7 @@ import contextvars
 import logging
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import fsrp_edge
@@ -18,6 +18,14 @@ from fsrp_edge.errors import FsrpEdgeError, ToolFailedError, first_line
 _logger = logging.getLogger(__name__)
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt in the middle of `measure_fleet`, with what was finished by then."""
+
+    def __init__(self, results: BenchResults) -> None:
+        super().__init__()
+        self.results = results
+
+
 def measure_fleet(
     addresses: Sequence[Address], files: Sequence[Path], setup: Setup, *, method: Method = DEFAULT
 ) -> BenchResults:
@@ -27,6 +35,7 @@ def measure_fleet(
 
     Raises:
         BadInputError: no such file, images that a file does not take, or a setting that makes no sense.
+        Interrupted: by the user.
     """
     for path in files:
         setup.runtime_of(path)
@@ -47,13 +56,22 @@ def measure_fleet(
             for one in found
         ]
 
-    with ThreadPoolExecutor(max_workers=len(addresses)) as pool:
-        futures = [pool.submit(contextvars.copy_context().run, work, address) for address in addresses]
-        try:
-            wait(futures)
-        finally:
-            stop.set()  # after an interrupt, the threads give up and clean up before the pool is left
-    found = [one for future in futures for one in future.result()]
+    futures: list[Future[list[Measurement | Failure]]] = []
+    try:
+        with ThreadPoolExecutor(max_workers=len(addresses)) as pool:
+            try:
+                futures += [pool.submit(contextvars.copy_context().run, work, address) for address in addresses]
+                wait(futures)
+            finally:
+                stop.set()  # after an interrupt, the threads give up and clean up before the pool is left
+    except KeyboardInterrupt:
+        raise Interrupted(_results(futures)) from None
+    return _results(futures)
+
+
+def _results(futures: Sequence[Future[list[Measurement | Failure]]]) -> BenchResults:
+    """Of the devices that are done: a second interrupt does not wait for the others."""
+    found = [one for future in futures if future.done() for one in future.result()]
     return BenchResults(
         fsrp_edge=fsrp_edge.__version__,
         measurements=tuple(one for one in found if isinstance(one, Measurement)),

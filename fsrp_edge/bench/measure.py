@@ -99,11 +99,11 @@ def try_on(
 ) -> list[Measurement | ToolFailedError]:
     """As `measure_on`, but a file that fails does not take the others along: its error stands in its place.
 
-    Without `keep_going` it is raised at once.
+    So it does for files that were not finished when `stop` was set. Without `keep_going` it is raised at once.
 
     Raises:
         BadInputError: no such file, or a setting that makes no sense.
-        ToolFailedError: the device can't be reached, or `stop` was set.
+        ToolFailedError: the device can't be reached.
     """
     runtimes = [setup.runtime_of(path) for path in files]
     if not tools.PROGRAMS.keys().isdisjoint(runtimes):
@@ -125,12 +125,14 @@ def try_on(
             if turn:
                 stop.wait(method.cool_down_seconds)
             try:
+                if stop.is_set():
+                    raise ToolFailedError(f"{_work(address, job)}: stopped")
                 if turn < len(jobs):
                     settings |= _asked_once(transport, job, images, Path(folder))
                 said[index].append(_measure_round(transport, job, settings, stop))
                 _require_each_class(address, job, setup, said[index][-1][1])
             except ToolFailedError as error:
-                if stop.is_set() or not keep_going:
+                if not keep_going:
                     raise
                 failed[index] = error
         return [failed.get(index) or _join(address, job, setup, said[index], images) for index, job in enumerate(jobs)]

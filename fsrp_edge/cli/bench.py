@@ -128,7 +128,7 @@ def measure(
     """
     from fsrp_edge import plots
     from fsrp_edge.bench.address import parse_address
-    from fsrp_edge.bench.fleet import measure_fleet
+    from fsrp_edge.bench.fleet import Interrupted, measure_fleet
     from fsrp_edge.bench.setup import Setup
     from fsrp_edge.cli.bench_table import course, print_results
     from fsrp_edge.cli.console import show_progress, shown_as_json
@@ -140,18 +140,27 @@ def measure(
     addresses = [parse_address(device) for device in dict.fromkeys(devices)]
     images = None if evaluate is None else evaluated_images(evaluate, models[0])
     setup = Setup(runtime, threads, affinity, input_shape, images, _origins(models))
-    with show_progress():
-        results = measure_fleet(addresses, models, setup, method=method)
+
+    def hand_over(results: "BenchResults") -> None:
+        try:
+            if out is not None:
+                results.save(out)
+            if csv_file is not None:
+                write_text(csv_file, results.to_csv())
+            if picture is not None and results.measurements:
+                plots.save_png(plots.over_time(dict(map(course, results.measurements))), picture)
+        finally:  # a disk may be full
+            if not shown_as_json(results):
+                print_results(results, threads)
+
     try:
-        if out is not None:
-            results.save(out)
-        if csv_file is not None:
-            write_text(csv_file, results.to_csv())
-        if picture is not None and results.measurements:
-            plots.save_png(plots.over_time(dict(map(course, results.measurements))), picture)
-    finally:  # a disk may be full
-        if not shown_as_json(results):
-            print_results(results, threads)
+        with show_progress():
+            results = measure_fleet(addresses, models, setup, method=method)
+    except Interrupted as interrupted:
+        if interrupted.results.measurements:
+            hand_over(interrupted.results)
+        raise
+    hand_over(results)
     _fail(results, require_valid)
 
 

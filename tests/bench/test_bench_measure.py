@@ -257,7 +257,9 @@ class TestErrors:
         closed, stop = tmp_path / "closed", threading.Event()
         replace_agent(f"import os, time; os.close(1); open({str(closed)!r}, 'w').close(); time.sleep(600)")
         with ThreadPoolExecutor() as pool:
-            future = pool.submit(try_on, parse_address("local"), [onnx_file], Setup(), method=SHORT, stop=stop)
+            future = pool.submit(
+                try_on, parse_address("local"), [onnx_file], Setup(), method=SHORT, stop=stop, keep_going=False
+            )
             wait_for(closed.exists)
             stop.set()
             with pytest.raises(ToolFailedError, match="stopped"):

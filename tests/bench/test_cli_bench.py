@@ -3,8 +3,10 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 
 import pytest
@@ -67,6 +69,31 @@ def test_what_was_measured_is_written_where_nobody_reads_the_table(onnx_file, tm
     assert done.returncode, done.stderr
     assert [one.latency.model for one in BenchResults.load(tmp_path / "out.json").measurements] == ["tiny.onnx"]
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+
+
+def test_ctrl_c_keeps_what_was_finished(onnx_file, tmp_path):
+    """A device with both files, and the first file of one that hangs with the second."""
+    hanging, begun = tmp_path / "python", tmp_path / "begun"
+    hanging.write_text(
+        f'#!/bin/sh\ncase "$*" in *slow.onnx*) touch {begun}; exec sleep 600;; esac\nexec {sys.executable} "$@"\n'
+    )
+    hanging.chmod(0o755)
+    slow = tmp_path / "slow.onnx"
+    slow.write_bytes(onnx_file.read_bytes())
+    bench = [sys.executable, "-m", "fsrp_edge", "bench", str(onnx_file), str(slow), "--sustained", "0.2s", "--verbose"]
+    bench += ["--device", "local", "--device", f"local?python={hanging}", "--out", str(tmp_path / "out.json")]
+    with subprocess.Popen(bench, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert any("done in" in line for line in process.stderr)
+        while not begun.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        shown, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.endswith("interrupted\n"), said
+    assert "slow.onnx" in shown
+    results = BenchResults.load(tmp_path / "out.json")
+    assert [one.latency.model for one in results.measurements] == ["tiny.onnx", "slow.onnx", "tiny.onnx"]
+    assert [one.message for one in results.failures] == ["slow.onnx: stopped"]
 
 
 def test_compare_is_a_gate(measured, capfd):

@@ -509,7 +509,9 @@ def test_a_copy_that_hangs_ends_when_it_is_told_to_stop(onnx_file, tmp_path, mon
     adb.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with ThreadPoolExecutor() as pool:
-        future = pool.submit(try_on, parse_address("adb:"), [onnx_file], Setup(), method=SHORT, stop=stop)
+        future = pool.submit(
+            try_on, parse_address("adb:"), [onnx_file], Setup(), method=SHORT, stop=stop, keep_going=False
+        )
         while not copying.exists():
             assert not future.done(), future
             time.sleep(0.05)

@@ -276,7 +276,9 @@ class TestTensorRT:
     def test_a_build_ends_with_the_measurement(self, building, onnx_file, tmp_path):
         stop, setup = threading.Event(), Setup("tensorrt")
         with ThreadPoolExecutor() as pool:
-            future = pool.submit(try_on, parse_address("local"), [onnx_file], setup, method=SHORT, stop=stop)
+            future = pool.submit(
+                try_on, parse_address("local"), [onnx_file], setup, method=SHORT, stop=stop, keep_going=False
+            )
             pid = wait_for(building)
             stop.set()
             with pytest.raises(ToolFailedError, match="stopped"):
