@@ -53,6 +53,12 @@ class Address:
             return f"ssh://{host}" + (f":{self.port}" if self.port else "")
         return f"adb:{self.host}" if self.kind == "adb" else "local"
 
+    @property
+    def place(self) -> str:
+        """What a measurement depends on: the name, and the interpreter where another one than the usual was named."""
+        usual = sys.executable if self.kind == "local" else "python3"
+        return self.name if self.python == usual else f"{self.name}?python={self.python}"
+
 
 def parse_address(text: str) -> Address:
     """Read a device's address.

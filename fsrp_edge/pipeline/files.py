@@ -95,7 +95,7 @@ def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
 
     inputs = {
         "files": [artifact.sha256 for artifact in timed],
-        "device": place.device.name,
+        "device": place.device.place,
         "runtimes": sorted(runtimes.values()),
         "threads": place.threads,
         "method": run.options.method,

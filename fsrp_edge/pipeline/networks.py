@@ -92,7 +92,7 @@ def _tried(run: Run) -> list[str]:
     files = [f"{request.format} {request.precision}" for request in run.requests]
     made_with = place.options.model_dump_json()
     return [
-        *files, made_with, place.target.digest, place.device.name, str(place.threads), *run.options.budgets.asked
+        *files, made_with, place.target.digest, place.device.place, str(place.threads), *run.options.budgets.asked
     ]  # fmt: skip
 
 

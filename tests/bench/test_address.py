@@ -32,6 +32,14 @@ def test_addresses(text, address, name):
     assert address.name == name
 
 
+def test_a_place_names_the_interpreter_only_where_the_user_did():
+    """Finished stages of a run are found again by it."""
+    for text in ("local", "ssh://pi4", "adb:", "ssh://pi4?cache=kept"):
+        assert parse_address(text).place == text.partition("?")[0]
+    assert parse_address("ssh://pi@pi4?python=venv/bin/python").place == "ssh://pi4?python=venv/bin/python"
+    assert parse_address("local?python=/opt/python").place == "local?python=/opt/python"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -608,6 +608,15 @@ def test_a_sweep_of_files_that_all_compute_something_else_is_a_failed_gate(
         sweep(variants, "ratio", tmp_path / "sweep")
 
 
+def test_another_interpreter_measures_anew(again: Any, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    assert "bench" not in redone(again())
+    for anew in (True, False):
+        assert ("bench" in redone(again(bench_on=f"local?python={python}"))) is anew
+
+
 def test_a_device_that_computes_something_else_fails_the_run_and_its_measurements_are_kept(
     again: Any, server: Any, tmp_path: Path
 ) -> None:
