@@ -96,7 +96,7 @@ def bench() -> None:
     "--sustained",
     type=_seconds,
     metavar="TIME",
-    help="One long round, such as 30m, for what heat does to the latency.",
+    help="One long round, such as 30m, for what heat does to the latency. Not with tflite-benchmark and benchncnn.",
 )
 @click.option("--cool-down", type=click.FloatRange(0), default=0.0, help="Seconds of rest between processes.")
 @click.option("--require-valid", is_flag=True, help="Exit with 1 where anything disturbed a measurement.")
@@ -130,6 +130,7 @@ def measure(
     from fsrp_edge.bench.address import parse_address
     from fsrp_edge.bench.fleet import Interrupted, measure_fleet
     from fsrp_edge.bench.setup import Setup
+    from fsrp_edge.bench.tools import PROGRAMS
     from fsrp_edge.cli.bench_table import course, print_results
     from fsrp_edge.cli.console import show_progress, shown_as_json
     from fsrp_edge.files import write_text
@@ -137,6 +138,11 @@ def measure(
     if picture is not None and picture.suffix != ".png":
         raise click.UsageError(f"--picture {picture.name}: give a name that ends in .png")
     method = _method(**lengths)
+    if lengths["sustained"] is not None and runtime in PROGRAMS:
+        raise click.UsageError(
+            f"--sustained shows latency over time, of which {PROGRAMS[runtime]} tells nothing but means; leave it out, "
+            "or take another --runtime"
+        )
     addresses = [parse_address(device) for device in dict.fromkeys(devices)]
     images = None if evaluate is None else evaluated_images(evaluate, models[0])
     setup = Setup(runtime, threads, affinity, input_shape, images, _origins(models))

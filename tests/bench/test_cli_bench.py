@@ -147,6 +147,11 @@ def test_sustained_shows_latency_over_time(onnx_file, capfd, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_sustained_refuses_programs_that_tell_means(tflite_file, capfd):
+    assert run(cli, ["bench", str(tflite_file), "--sustained", "1s", "--runtime", "tflite-benchmark"]) == 2
+    assert "--sustained shows latency over time, of which benchmark_model tells nothing" in capfd.readouterr().err
+
+
 def test_picture_holds_medians_and_heat():
     from fsrp_edge import plots
 
