@@ -749,7 +749,8 @@ def measure(options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
     if options.runtime not in RUNTIMES:
         allowed = ", ".join(sorted(RUNTIMES))
         raise AgentError("unknown-runtime", f"unknown runtime {options.runtime!r}; allowed: {allowed}")
-    if options.affinity:
+    count = cores()  # of the machine, not those that it is kept on
+    if options.affinity is not None:
         stay_on(options.affinity)
     numpy, machine = import_numpy(), Machine()
     model = RUNTIMES[options.runtime](options)
@@ -761,7 +762,7 @@ def measure(options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
         runtime_module=model.module_name,
         runtime_version=model.version,
         cpu=machine.cpu_name(),
-        cores=cores(),
+        cores=count,
         system=platform.platform(),
     )
     try:

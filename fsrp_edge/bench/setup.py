@@ -77,7 +77,7 @@ class Setup:
         if self.threads < 1:
             raise BadInputError(f"saw {self.threads} threads; allowed: 1 or more")
         try:
-            agent.core_numbers(self.affinity or "0")
+            agent.core_numbers("0" if self.affinity is None else self.affinity)
         except ValueError:
             raise BadInputError(f"saw cores {self.affinity!r}; write them as 0,2,4-7") from None
         if not path.exists():
