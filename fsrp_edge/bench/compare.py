@@ -53,12 +53,15 @@ def compare_results(before: BenchResults, after: BenchResults, *, seed: int = 0)
     measured twice in a run, as on one device with two interpreters, is paired in the order of both.
 
     Raises:
-        BadInputError: they have nothing in common, and no file failed that could have been.
+        BadInputError: they have nothing in common, and no file failed that could have been; or raw times are missing.
     """
     pairs = [(first, second) for first, second in _rows(before, after) if first and second]
     if not pairs and not before.failures and not after.failures:
         seen = " and ".join(", ".join(map(_name, results.measurements)) or "nothing" for results in (before, after))
         raise BadInputError(f"the two have no file, device, runtime and threads in common: {seen}")
+    for when, each in (side for pair in pairs for side in zip(("before", "after"), pair, strict=True)):
+        if not each.times_ms:
+            raise BadInputError(f"{when}: no raw times of {_name(each)}, which are compared; measure again with --out")
     return [_compare(first, second, seed) for first, second in pairs]
 
 

@@ -104,6 +104,13 @@ def test_nothing_in_common_names_what_was_seen():
         compare_results(two, results(measurement(1.0, model="c")))
 
 
+def test_results_without_raw_times_are_refused():
+    whole = measurement(1.0)
+    bare = whole.model_copy(update={"rounds": ()})
+    with pytest.raises(BadInputError, match=r"after: no raw times of net\.onnx on local .*; measure again with --out"):
+        compare_results(results(whole), results(bare))
+
+
 def test_a_fleet_with_one_file_each_is_paired_by_device():
     before = results(measurement(4.0, model="a"), measurement(6.0, model="a", address="ssh://pi4"))
     after = results(measurement(3.0, model="b", address="ssh://pi4"), measurement(2.0, model="b"))
