@@ -1,7 +1,7 @@
 """Budgets in a run: what they are reckoned with, trials of real files before the long work, the verdict after it."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from fsrp_edge.report import schema
 from fsrp_edge.report.gates import doubt
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.costs import DeviceCosts, device_costs, pool_costs
-from fsrp_edge.targets.graph_cost import GraphCost, graph_cost
+from fsrp_edge.targets.graph_cost import GraphCost, Link, graph_cost
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.this_machine import is_this_machine
@@ -167,12 +167,17 @@ def timed_by(target: Target, requests: Sequence[ArtifactRequest], *, on_target: 
 
 def named_graph(classifier: Classifier) -> GraphCost:
     """The operators of a network, their weights under the names of its layers."""
-    graph = graph_cost(named_model(classifier))
-    links = tuple(
-        replace(link, weight=link.weight and link.weight.removeprefix("network.").removesuffix(".weight"))
-        for link in graph.links
-    )
-    return replace(graph, links=links)
+    graph, network = graph_cost(named_model(classifier)), classifier.network
+    layers = {name for name, _ in (*network.named_modules(), *network.named_parameters())}
+    return replace(graph, links=tuple(replace(link, weight=_layer_of(link, layers)) for link in graph.links))
+
+
+def _layer_of(link: Link, layers: Container[str]) -> str | None:
+    """Whose weight it is; none for the matrices that exporters get in place of uneven pooling."""
+    if link.weight is None:
+        return None
+    name = link.weight.removeprefix("network.").removesuffix(".weight")
+    return name if name in layers else None
 
 
 def costing(

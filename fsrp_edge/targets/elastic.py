@@ -38,6 +38,9 @@ class ElasticGraph:
         self._weighted = np.array([link.weight is not None for link in graph.links])
         self._biases = np.array([link.biases for link in graph.links], dtype=float)
         self._dense = Work.of(graph.operators)
+        # Matrices of no layer, as of uneven pooling, stay as they are.
+        products = np.isin(self._dense.kinds, ("attention", "dense"))
+        self._fixed = products & ~self._weighted
         # Groups of a grouped convolution go as wholes where it has as many inputs as outputs.
         self._coupled = (self._dense.groups > 1) & (self._dense.inside == self._dense.outside)
 
@@ -56,6 +59,7 @@ class ElasticGraph:
         read = elements @ self._reads
         kinds = np.array(dense.kinds)
         weights = (dense.weights - self._biases) * inner * outputs + self._biases * outputs
+        weights = np.where(self._fixed, dense.weights, weights)
         work = Work(
             kinds=dense.kinds,
             macs=np.where(kinds == "elementwise", read, dense.macs * inner * outputs),

@@ -19,7 +19,7 @@ from fsrp_edge.pruning.budgets import Budgeted, BudgetKind
 from fsrp_edge.report.schema import EstimatedLatency, GateResult, LedgerRow, RunReport
 from fsrp_edge.targets.load import load_target
 from tests.nets import as_classifier, built
-from tests.targets.nets import ChannelsLast
+from tests.targets.nets import ChannelsLast, UnevenPooling
 
 NORMALIZATION = 6
 """Means and standard deviations of three colours, which stand in the file beside the network's parameters."""
@@ -39,6 +39,14 @@ def test_shapes_that_the_graph_computes_are_told_and_layers_keep_their_names() -
     assert graph.macs == measure_size(network).macs
     layers = {name for name, each in network.network.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)}
     assert {link.weight for link in graph.links if link.weight} == layers
+
+
+def test_matrices_that_exporters_get_for_uneven_pooling_are_no_layers() -> None:
+    network = as_classifier(UnevenPooling())
+    graph = named_graph(network)
+    assert {link.weight for link in graph.links if link.weight} == {"maps.0", "maps.2", "hidden", "head"}
+    matrices = sum(each.weights for each in graph.operators if each.kind == "attention")
+    assert graph.parameters == measure_size(network).parameters + matrices + NORMALIZATION
 
 
 def test_trial_files_are_as_large_as_those_that_are_shipped(tmp_path: Path) -> None:

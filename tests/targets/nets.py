@@ -68,9 +68,23 @@ class ChannelsLast(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class UnevenPooling(nn.Module):
+    """Adaptive pooling whose bins are unequal, as in AlexNet on small images: exporters get matrices in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Sequential(nn.Conv2d(3, 12, 3, 4), nn.ReLU(), nn.Conv2d(12, 16, 3, 1, 1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d((3, 5))
+        self.hidden, self.head = nn.Linear(16 * 3 * 5, 24), nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(self.pool(self.maps(x)).flatten(1)).relu())
+
+
 NETWORKS: dict[str, type[nn.Module]] = {
     "residual": Residual,
     "concatenation": Concatenation,
     "separable": Separable,
     "channels-last": ChannelsLast,
+    "uneven pooling": UnevenPooling,
 }
