@@ -243,7 +243,8 @@ class _Walk:
         self.operators: list[dict[str, Any]] = []
         self.links: list[Link] = []
         self.buffer: dict[str, str] = {}  # tensor -> the tensor that names its buffer
-        self.maker: dict[str, int] = {}  # buffer -> index of the operator that writes it
+        self.maker: dict[str, int] = {}  # buffer -> index of the operator whose first output it is
+        self.first: dict[str, int] = {}  # buffer -> index of the operator that writes it
         self.readers: dict[str, list[int]] = {}
         self.gated: dict[str, str] = {}  # sigmoid(x) -> x
         self.used: set[str] = set()  # constants read
@@ -272,8 +273,8 @@ class _Walk:
         end = len(self.operators) - 1
         kept = {self._root(name) for name in outputs}
         buffers = []
-        for name in dict.fromkeys((*self.readers, *self.maker)):
-            first = self.maker.get(name, 0)
+        for name in dict.fromkeys((*self.readers, *self.first)):
+            first = self.first.get(name, 0)
             last = end if name in kept else max(self.readers.get(name, [first]))
             buffers.append(Buffer(name, self._size(name), first, last))
         peak = max(
@@ -321,6 +322,7 @@ class _Walk:
         for name in data:
             self.readers.setdefault(name, []).append(index)
         self.maker[output] = index
+        self.first |= dict.fromkeys(filter(None, node.output), index)
         if node.op_type in _GATES:
             self.gated[output] = data[0]
         inputs, outputs = sum(self._size(name) for name in data), self._size(output)

@@ -84,6 +84,28 @@ def test_the_peak_holds_what_a_residual_keeps_alive(graph: GraphCost) -> None:
     assert graph.peak_elements == 4 * map_elements
 
 
+class Split(nn.Module):
+    """A map in two halves, of which the second waits for the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.stem(x).split(8, 1)
+        x = torch.cat([self.branch(first).relu(), second], 1)
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_what_a_split_makes_is_in_memory_from_then_on(tmp_path: Path) -> None:
+    graph, half = export(Split(), tmp_path / "split.onnx", 8), 8 * 8 * 8
+    alive = [each for each in graph.buffers if each.elements == half]
+    # The first half until its convolution has run, the second and what that made until they are put together.
+    assert sorted((each.first, each.last) for each in alive) == [(1, 2), (1, 3), (2, 3)]
+    assert graph.peak_elements == 4 * half
+
+
 def test_an_open_batch_dimension_counts_as_one(tmp_path: Path, graph: GraphCost) -> None:
     open_batch = export(Block(), tmp_path / "open.onnx", input_names=["pixels"], dynamic_axes={"pixels": {0: "batch"}})
     assert open_batch.macs == graph.macs and open_batch.batch == 1
