@@ -15,6 +15,8 @@ from fsrp_edge.targets.load import own_folder
 from fsrp_edge.targets.work import COSTS, TILE
 
 COEFFICIENTS = Path(__file__).with_name("coefficients.json")
+FEWEST = 3
+"""Networks below which a fit would only repeat its prior."""
 
 
 class Group(Record):

@@ -7,7 +7,7 @@ import numpy as np
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
-from fsrp_edge.targets.coefficients import Group, Pool, calibrated_groups, load_coefficients
+from fsrp_edge.targets.coefficients import FEWEST, Group, Pool, calibrated_groups, load_coefficients
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.work import COSTS, CPU, TILE, Unit, Work, quantities
@@ -32,7 +32,7 @@ class DeviceCosts:
         nanoseconds: by COSTS.
         computed_in: the precision that the runtime computes in.
         factor: nine of ten measurements lie within estimate ÷ and × this.
-        calibrated: whether measurements of this device, runtime, threads and precision are known.
+        calibrated: whether measurements of this device, runtime, threads and precision are known, of enough networks.
         basis: one line that says what an estimate rests on.
     """
 
@@ -130,33 +130,36 @@ def _candidates(
 
 def _from_group(target: Target, precision: Precision, threads: int, group: Group, runtime: str) -> DeviceCosts:
     costs = np.array([group.costs[name] for name in COSTS])
+    measurements = f"{group.measurements} {group.origin} measurement{'' if group.measurements == 1 else 's'}"
     basis = (
-        f"{group.measurements} {group.origin} measurements ({group.runtime}: {group.version}, {group.statistic}), "
+        f"{measurements} ({group.runtime}: {group.version}, {group.statistic}), "
         f"mean error {group.mape:.0%} on networks left out"
     )
-    factor, scaled = group.factor_90, []
+    factor, doubts = group.factor_90, []
     if group.runtime != runtime:
         factor *= OTHER_RUNTIME_FACTOR
-        scaled.append(f"{runtime} was not measured, {group.runtime} was")
+        doubts.append(f"{runtime} was not measured, {group.runtime} was")
     if group.threads not in (threads, 0):
         fewer = group.threads / threads
         costs, factor = costs * fewer ** _exponents(group), factor * max(fewer, 1 / fewer) ** THREAD_SPREAD
-        scaled.append(f"from {group.threads} threads to {threads}")
+        doubts.append(f"from {group.threads} threads to {threads}")
     if group.target != target.name:
         there = group.speed or speed_of(load_target(group.target), group.unit)
         slower = there / speed_of(target, group.unit)
         # Memory does not slow down with the clock: the interval reaches to where nothing does.
         costs, factor = costs * slower, factor * max(slower, 1 / slower)
-        scaled.append(f"from {group.target} by its speed, {slower:.2f} times the time")
-    if scaled:
-        basis = f"UNCALIBRATED: {'; '.join(scaled)}; {basis}"
+        doubts.append(f"from {group.target} by its speed, {slower:.2f} times the time")
+    if group.networks < FEWEST:
+        doubts.append(f"fewer than {FEWEST} networks were measured")
+    if doubts:
+        basis = f"UNCALIBRATED: {'; '.join(doubts)}; {basis}"
     if group.precision != precision:
         basis += f"; {group.runtime} computes {precision} files in {group.precision} here"
     return DeviceCosts(
         costs,
         group.precision,
         factor,
-        not scaled,
+        not doubts,
         basis,
         runtime,
         threads,

@@ -40,7 +40,7 @@ class Estimate:
     Args:
         milliseconds: the estimate.
         interval: low and high, within which nine of ten measurements are expected.
-        calibrated: whether measurements of this device, runtime, threads and precision are known.
+        calibrated: whether measurements of this device, runtime, threads and precision are known, of enough networks.
         basis: one line that says what the estimate rests on.
         operators: the breakdown, in the order they run.
         arena_bytes: activations alive at the worst moment.

@@ -14,15 +14,13 @@ from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.files import sha256_file
 from fsrp_edge.progress import log
 from fsrp_edge.targets.calibration import Measured, Normal, fit_group
-from fsrp_edge.targets.coefficients import Group, Pool
+from fsrp_edge.targets.coefficients import FEWEST, Group, Pool
 from fsrp_edge.targets.costs import device_costs, pool, speed_of, unit_of
 from fsrp_edge.targets.graph_cost import read_graph
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.work import COSTS, TILE, Unit, Work, quantities
 
 Statistic = Literal["p50", "min"]
-FEWEST = 3
-"""Networks below which a fit would only repeat its prior."""
 PROGRAMS = {"tflite-benchmark": "litert", "benchncnn": "ncnn"}
 """Programs that time a runtime which profiles know by another name."""
 TILES = (0.0, 4.0, TILE)

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from fsrp_edge.errors import BadInputError
+from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.targets.coefficients import load_coefficients
 from fsrp_edge.targets.costs import device_costs
 from fsrp_edge.targets.estimate import Estimate, estimate
@@ -59,13 +60,31 @@ def width(found: Estimate) -> float:
 
 
 def test_a_power_mode_is_scaled_from_the_clocks_that_were_measured() -> None:
-    full, saving = (estimate(graph(), load_target(name)) for name in ("jetson-nano", "jetson-nano@5W"))
+    full, saving = (
+        estimate(graph(), load_target(name), precision="fp16") for name in ("jetson-nano", "jetson-nano@5W")
+    )
     assert saving.milliseconds == pytest.approx(full.milliseconds * 236 / 164)
     assert full.calibrated and not saving.calibrated
     assert "UNCALIBRATED: from jetson-nano by its speed, 1.44 times the time" in saving.basis
     assert width(saving) > width(full)
     # Its own measurements come before those of the full clock.
     assert estimate(graph(), load_target("raspberry-pi-4@1.5GHz"), runtime="litert").calibrated
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "basis"),
+    [
+        (
+            "jetson-nano",
+            "fp32",
+            "UNCALIBRATED: fewer than 3 networks were measured; 2 published measurements (tensorrt",
+        ),
+        ("jetson-agx-xavier", "int8", "1 published measurement (tensorrt"),
+    ],
+)
+def test_a_fit_of_one_network_or_two_is_not_called_calibrated(name: str, precision: Precision, basis: str) -> None:
+    found = estimate(graph(), load_target(name), precision=precision, runtime="tensorrt")
+    assert not found.calibrated and basis in found.basis
 
 
 def test_threads_between_those_that_were_measured_lie_between_them() -> None:
