@@ -111,19 +111,26 @@ def _candidates(
     """Groups of this device that could stand for a runtime, each behind its rank; the best ranks least.
 
     Exact ones come first, the user's own before published ones, then the profile's order of runtimes, then the larger
-    and newer; what has to be scaled comes after them.
+    and newer; what has to be scaled comes after them. What stands in for a runtime that was not measured is the one
+    measured most, whatever the threads.
     """
     base, unit = target.name.partition("@")[0], unit_of(target, runtime)
-    for group in (*calibrated_groups(base), *load_coefficients().groups):
-        same = group.runtime == runtime and group.precision in _arithmetic(runtime, precision)
-        other = unit.kind == group.unit == "cpu" and group.precision == precision
-        if group.target.partition("@")[0] != base or group.unit != unit.kind or not (same or other):
-            continue
+    listed = {each.name for each in target.runtimes}
+    fitting = [
+        (group, same)
+        for group in (*calibrated_groups(base), *load_coefficients().groups)
+        if group.target.partition("@")[0] == base and group.unit == unit.kind
+        for same in [group.runtime == runtime and group.precision in _arithmetic(runtime, precision)]
+        if same or (unit.kind == "cpu" and group.precision == precision)
+    ]
+    for group, same in fitting:
+        most = max(each.measurements for each, _ in fitting if each.runtime == group.runtime)
         away = abs(np.log(threads / group.threads)) if group.threads else 0.0
         exact = same and not away and group.target == target.name
         rank = (
-            not exact, not same, group.origin != "your own", order, group.precision != precision, away,
-            group.target != target.name, -group.measurements, [-ord(letter) for letter in group.version],
+            not exact, not same, group.origin != "your own", order, group.precision != precision,
+            -most, group.runtime not in listed, group.runtime,
+            away, group.target != target.name, -group.measurements, [-ord(letter) for letter in group.version],
         )  # fmt: skip
         yield rank, group, runtime
 

@@ -100,6 +100,14 @@ def test_another_runtime_of_the_device_stands_for_one_that_nobody_measured() -> 
     assert width(found) > 4
 
 
+@pytest.mark.parametrize("name", ["raspberry-pi-4", "raspberry-pi-4@1.5GHz", "jetson-agx-xavier"])
+def test_the_same_runtime_stands_in_for_another_whatever_the_threads(name: str) -> None:
+    target = load_target(name)
+    found = [estimate(graph(), target, precision="int8", runtime="onnxruntime", threads=n) for n in (1, 2, 4)]
+    assert all("onnxruntime was not measured, litert was" in each.basis for each in found)
+    assert [each.milliseconds for each in found] == sorted((each.milliseconds for each in found), reverse=True)
+
+
 def test_weights_beyond_the_memory_of_an_edge_tpu_are_streamed() -> None:
     coral = load_target("coral-dev-board")
     small, large = (
