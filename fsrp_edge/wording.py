@@ -29,11 +29,12 @@ def attack(accuracy: "Accuracy") -> str:
         return accuracy.attack
     name = accuracy.attack.replace("pgd", "PGD").replace("fgsm", "FGSM")
     norm = {"Linf": "L∞", "L2": "L2", None: ""}[accuracy.norm]
-    return " ".join(filter(None, (name, norm, radius(accuracy.eps))))
+    size = f"{accuracy.eps:.4g}" if accuracy.norm == "L2" else radius(accuracy.eps)
+    return " ".join(filter(None, (name, norm, size)))
 
 
 def radius(eps: float) -> str:
-    """`8/255`."""
+    """Of L∞: `8/255`."""
     levels = eps * 255
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:.4g}"
 

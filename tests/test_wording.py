@@ -52,6 +52,7 @@ def test_seconds(value: float, text: str) -> None:
         ("pgd-20", "Linf", 8 / 255, "PGD-20 L∞ 8/255"),
         ("autoattack", "Linf", 0.01, "autoattack L∞ 0.01"),
         ("autoattack", "L2", 0.5, "autoattack L2 0.5"),
+        ("autoattack", "L2", 1.0, "autoattack L2 1"),
         ("worst case of autoattack, pgd-9x2", "Linf", 0.5, "worst case of autoattack, PGD-9x2 L∞ 0.5"),
     ],
 )
