@@ -31,9 +31,7 @@ def load_target(name_or_path: str) -> Target:
     Raises:
         BadInputError: no such target, file or variant, or the file is not a valid profile; the text names the line.
     """
-    base, _, variant = name_or_path.rpartition("@")
-    if not base or name_or_path.endswith(SUFFIXES):
-        base, variant = name_or_path, ""
+    base, variant = _split(name_or_path)
     targets = load_variants(base)
     name = f"{targets[0].name}@{variant}" if variant else targets[0].name
     for target in targets:
@@ -97,6 +95,12 @@ def _packaged_folder() -> Path:
     return packaged if packaged.is_dir() else package.parent / "profiles"
 
 
+def _split(name_or_path: str) -> tuple[str, str]:
+    """What stands before the variant, and the variant; a path may hold an @ of its own."""
+    base, _, variant = name_or_path.rpartition("@")
+    return (base, variant) if base and not name_or_path.endswith(SUFFIXES) else (name_or_path, "")
+
+
 def _path(name_or_path: str) -> Path:
     if name_or_path.endswith(SUFFIXES):
         return Path(name_or_path)
@@ -132,7 +136,7 @@ def _resolved(path: Path, extended_by: tuple[Path, ...]) -> Document:
     where, extends = f"{key_of(document, 'extends').place} extends:", document.pop("extends")
     if not isinstance(extends, str) or not extends:
         raise BadInputError(f"{where} write the name or the path of one profile")
-    name, _, variant = extends.rpartition("@") if "@" in extends else (extends, "", "")
+    name, variant = _split(extends)
     try:
         base_path = path.parent / name if name.endswith(SUFFIXES) else _path(name)
     except BadInputError as error:
@@ -145,7 +149,9 @@ def _resolved(path: Path, extended_by: tuple[Path, ...]) -> Document:
     variants = _take_variants(base)
     if variant:
         if variant not in variants:
-            raise BadInputError(f"{where} no variant {variant!r}; {nearest(variant, variants)}")
+            if not variants:
+                raise BadInputError(f"{where} saw {extends!r}, but {name} has no variants; write `extends: {name}`")
+            raise BadInputError(f"{where} {name} has no variant {variant!r}; {nearest(variant, variants)}")
         base = merged(base, variants[variant])
     return _without_unused_sources(merged(base, document))
 

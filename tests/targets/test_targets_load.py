@@ -213,6 +213,14 @@ def test_a_profile_extends_a_variant_or_a_file_beside_it(write, tmp_path):
     assert load_target(write(child)).threads == 2
 
 
+def test_a_path_may_hold_an_at_sign(write, tmp_path):
+    folder = tmp_path / "board@home"
+    folder.mkdir()
+    (folder / "other.yaml").write_text(VARIANT.replace("name: mine", "name: other"), encoding="utf-8")
+    child = "name: child\ndescription: a child\nextends: board@home/other.yaml"
+    assert load_target(write(child)).threads != load_target(write(child + "@slow")).threads == 2
+
+
 BAD_VARIANTS = {
     "unknown key": (
         "choices: {threads",
@@ -236,7 +244,16 @@ BAD_VARIANTS = {
     ),
     "extends itself": ("extends: jetson-nano", "extends: mine.yaml", ["comes back to this file"]),
     "extends a list": ("extends: jetson-nano", "extends: [a]", ["write the name or the path"]),
-    "extends no variant": ("extends: jetson-nano", "extends: jetson-nano@9W", ["no variant '9W'", "5W"]),
+    "extends no variant": (
+        "extends: jetson-nano",
+        "extends: jetson-nano@9W",
+        ["jetson-nano has no variant '9W'", "5W"],
+    ),
+    "extends what has no variants": (
+        "extends: jetson-nano",
+        "extends: coral-usb@9W",
+        ["saw 'coral-usb@9W', but coral-usb has no variants; write `extends: coral-usb`"],
+    ),
 }
 
 
