@@ -133,6 +133,15 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
+def own_draws() -> AbstractContextManager[None]:
+    """Let the global generators of torch go on after the block as if nothing had drawn from them inside.
+
+    Those of the CPU and of this process's GPU: left to itself, torch sets up every GPU of the machine, and warns of it.
+    """
+    device = default_device()
+    return torch.random.fork_rng([] if device.type == "cpu" else [device])
+
+
 def seed_global_draws(seed: int, device: torch.device) -> None:
     """Seed torch's global generators of the CPU and of a device.
 

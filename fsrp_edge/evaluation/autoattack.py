@@ -72,7 +72,7 @@ def autoattack_accuracy(
     with (
         attackable(classifier),
         torch.no_grad(),
-        torch.random.fork_rng(),  # the attacks draw from torch's global generator
+        compute.own_draws(),  # the attacks draw from torch's global generator
     ):
         suite = _Suite(classifier, searched(classifier), norm, eps)
         for name, withstands in suite.attacks() if eps > 0 else ():

@@ -128,7 +128,7 @@ def file_robust_accuracy(
             stands[stands.clone()] = _right(predict, fooled, truth)
         return stands
 
-    with torch.no_grad(), torch.random.fork_rng():  # the attack seeds torch's global generator
+    with torch.no_grad(), compute.own_draws():  # the attack seeds torch's global generator
         standing = attack_standing(
             images,
             torch.ones(len(images), dtype=torch.bool),

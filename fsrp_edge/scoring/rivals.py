@@ -81,7 +81,7 @@ def _by_torch_pruning(classifier: Classifier, images: ImageSet, rival: Rival, se
         # them by parameter. Filling the mean squares ourselves leaves it the formula.
         _fill_gradients(classifier, images, 1, torch.square)
     try:
-        with torch.random.fork_rng():
+        with compute.own_draws():
             torch.manual_seed(seed)
             return PruningGraph(classifier).ranked_by(known[rival.name]())
     finally:

@@ -73,7 +73,7 @@ def recalibrate_batch_norm(classifier: Classifier, images: ImageSet, *, max_imag
     device = compute.device_of(classifier)
     with (
         torch.no_grad(),
-        torch.random.fork_rng(),  # a network may draw from global generators all the same
+        compute.own_draws(),  # a network may draw from global generators all the same
         _momenta(classifier, lambda _: None) as norms,  # a cumulative average
     ):
         if not norms:

@@ -48,7 +48,7 @@ def train_dense(
         raise BadInputError("int8_epochs are fsrp-edge recover's; train without them, then recover")
     name = normalize_name(architecture)
     channels = len(mean or std or (0, 0, 0))
-    with torch.random.fork_rng():
+    with compute.own_draws():
         torch.manual_seed(seed)
         network = build(name, classes=classes, input_channels=channels)
     spec = classifier_of(network, name, channels, Wishes(input_size, mean, std)).spec

@@ -337,7 +337,7 @@ def _train_epoch(run: _Run, train: ImageSet, epoch: int, seed: int, save: Callab
     classifier.train()
     saved = started = time.perf_counter()
     before = run.seconds
-    with torch.random.fork_rng():  # each step seeds torch's global generator
+    with compute.own_draws():  # each step seeds torch's global generator
         described = f"epoch {epoch}/{recipe.epochs}"
         for pixels, labels in progress.track(stream, described, len(mine)):
             step_seed = compute.seed_of(seed, epoch, run.step_in_epoch, rank)

@@ -36,7 +36,7 @@ def require_trainable(classifier: Classifier) -> None:
     was_training = classifier.training
     classifier.train()
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), compute.own_draws():
             logits = functional_call(classifier, buffers, (classifier.example_pixels(2),))
     except Exception as error:  # whatever a user's network raises
         raise BadInputError(f"{classifier.spec.architecture} fails in training mode: {first_line(error)}") from None
