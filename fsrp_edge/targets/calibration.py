@@ -1,7 +1,7 @@
 """Fit the costs of the latency model to measurements.
 
 A group is what one set of costs describes: device, runtime, version, threads, precision. A few measurements
-cannot determine ten costs, so the log costs of a group are drawn from a normal distribution that all groups of
+cannot determine twelve costs, so the log costs of a group are drawn from a normal distribution that all groups of
 its pool (runtime, backend, precision) share, and that `benchmarks/cost_pools.py` estimated from them. A group with many
 measurements moves to where they are; one with none keeps the pool's mean.
 """

@@ -248,7 +248,7 @@ class _Walk:
         self.readers: dict[str, list[int]] = {}
         self.gated: dict[str, str] = {}  # sigmoid(x) -> x
         self.used: set[str] = set()  # constants read
-        self.folded = 0  # biases that appear when batch norm is folded into what has none
+        self.folded = 0  # parameters of operators that were fused, such as the biases that batch norm becomes
         self.quantized = False
 
     def visit(self, node: Any) -> None:
@@ -305,12 +305,19 @@ class _Walk:
         if node.op_type == "BatchNormalization":
             fuses = kind not in ("pooling", "attention", "elementwise")
             if fuses and not self.links[maker].biases:
-                biases = math.prod(self.constants.get(node.input[1], ()))
-                self.links[maker] = replace(self.links[maker], biases=biases)
-                self.operators[maker]["weights"] += biases
-                self.folded += biases
+                self._absorb(maker, node.input[1])
             return fuses
-        return node.op_type in _FUSED and kind not in ("pooling", "attention")
+        fuses = node.op_type in _FUSED and kind not in ("pooling", "attention")
+        if fuses and node.op_type == "PRelu":
+            self._absorb(maker, node.input[1])
+        return fuses
+
+    def _absorb(self, maker: int, name: str) -> None:
+        """Count parameters of a fused operator, one for each channel, with those of the operator before it."""
+        count = math.prod(self.constants.get(name) or self.shapes.get(name, ()))
+        self.links[maker] = replace(self.links[maker], biases=self.links[maker].biases + count)
+        self.operators[maker]["weights"] += count
+        self.folded += count
 
     def _use(self, node: Any) -> int:
         names = {name for name in node.input if name in self.constants}

@@ -11,7 +11,7 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, 1, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU())
-        self.first = nn.Sequential(nn.Conv2d(12, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.first = nn.Sequential(nn.Conv2d(12, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.PReLU(16))
         self.second = nn.Sequential(nn.Conv2d(16, 12, 3, 1, 1, bias=False), nn.BatchNorm2d(12))
         self.head = nn.Linear(12, 10)
 

@@ -62,6 +62,13 @@ def test_parameters_are_those_of_the_folded_network(graph: GraphCost) -> None:
     assert graph.parameters == folded
 
 
+@pytest.mark.parametrize("slopes", [1, 16])
+def test_the_slopes_of_a_fused_prelu_are_parameters(slopes: int, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.PReLU(slopes))
+    (found,) = (graph := export(network, tmp_path / "prelu.onnx")).operators
+    assert graph.parameters == found.weights == 16 * 3 * 9 + 16 + slopes
+
+
 @pytest.mark.parametrize(
     ("layer", "kind", "channels"),
     [
