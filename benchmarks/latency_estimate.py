@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -22,8 +23,9 @@ from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.files import write_json, write_text
 from fsrp_edge.targets.calibration import Measured, Normal
 from fsrp_edge.targets.coefficients import COEFFICIENTS, Coefficients, Group, Pool
-from fsrp_edge.targets.costs import unit_of
+from fsrp_edge.targets.costs import pool_name, unit_of
 from fsrp_edge.targets.load import load_target
+from fsrp_edge.targets.profile import Runtime
 from fsrp_edge.targets.work import COSTS, Unit, Work, quantities
 
 HERE = Path(__file__).parent
@@ -266,6 +268,12 @@ def write_coefficients(
                 factor_90=round(float(np.exp(np.quantile(logs[inside], 0.9))), 4),
             )
         )
+    reached = {
+        pool_name(pools, runtime, precision, Unit(kind))
+        for runtime in get_args(Runtime.model_fields["name"].annotation)
+        for kind in get_args(Runtime.model_fields["runs_on"].annotation)
+        for precision in PRECISIONS.values()
+    }
     packed = Coefficients(
         groups=tuple(sorted(groups, key=lambda g: (g.target, g.runtime, g.version, g.precision, g.threads))),
         pools={
@@ -274,6 +282,7 @@ def write_coefficients(
                 covariance=tuple(tuple(row) for row in np.round(pool.covariance, 6).tolist()),
             )
             for name, pool in sorted(pools.items())
+            if name in reached  # by some profile
         },
     )
     write_text(COEFFICIENTS, packed.model_dump_json() + "\n")

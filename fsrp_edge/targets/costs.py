@@ -215,6 +215,11 @@ def _arithmetic(runtime: str, precision: Precision) -> tuple[Precision, ...]:
 def pool(runtime: str, precision: Precision, unit: Unit = CPU) -> Pool:
     """The pool of a runtime, or another's on the same kind of unit where nothing was published for it."""
     pools = load_coefficients().pools
+    return pools[pool_name(pools, runtime, precision, unit)]
+
+
+def pool_name(pools: Iterable[str], runtime: str, precision: Precision, unit: Unit = CPU) -> str:
+    """Which of the pools that is."""
     backend = "edgetpu" if unit.kind == "npu" else unit.kind
     same = [name for name in pools if name.startswith(f"{runtime} {backend}") and name.endswith(precision)]
     others = {
@@ -222,7 +227,7 @@ def pool(runtime: str, precision: Precision, unit: Unit = CPU) -> Pool:
         "gpu": "tensorrt gpu-tensorrt fp16",
         "npu": "litert edgetpu int8",
     }
-    return pools[max(same, default=others[unit.kind])]
+    return max(same, default=others[unit.kind])
 
 
 def pool_costs(runtime: str, precision: Precision, unit: Unit = CPU) -> np.ndarray:

@@ -1,14 +1,16 @@
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.targets.coefficients import load_coefficients
-from fsrp_edge.targets.costs import device_costs
+from fsrp_edge.targets.costs import device_costs, pool_name
 from fsrp_edge.targets.estimate import Estimate, estimate
 from fsrp_edge.targets.graph_cost import GraphCost, Operator
 from fsrp_edge.targets.load import load_target
+from fsrp_edge.targets.profile import Runtime
 from fsrp_edge.targets.work import COSTS, Unit, Work, quantities
 
 
@@ -30,6 +32,17 @@ def test_the_packaged_coefficients_are_valid_and_cover_all_costs() -> None:
     assert len(groups) > 100
     assert all(set(group.costs) == set(COSTS) for group in groups)
     assert {group.target for group in groups} >= {"raspberry-pi-4", "raspberry-pi-5", "jetson-nano"}
+
+
+def test_every_packaged_pool_is_reached_by_some_profile() -> None:
+    pools = load_coefficients().pools
+    reached = {
+        pool_name(pools, runtime, precision, Unit(kind))
+        for runtime in get_args(Runtime.model_fields["name"].annotation)
+        for kind in get_args(Runtime.model_fields["runs_on"].annotation)
+        for precision in ("fp32", "fp16", "int8")
+    }
+    assert reached == set(pools)
 
 
 def test_a_published_group_gives_an_interval_from_its_validation() -> None:
