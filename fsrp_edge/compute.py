@@ -1,6 +1,5 @@
 """Where tensors are computed: device, reduced precision where the hardware gains from it, seeds."""
 
-import copy
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -69,7 +68,7 @@ def folded(network: nn.Module, example: Tensor) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of what the module imports itself
             from torch.fx.experimental.optimization import fuse
-        copied: nn.Module = fuse(copy.deepcopy(network))
+        copied: nn.Module = fuse(network)
         with torch.no_grad():
             agrees = torch.allclose(copied(example), network(example), rtol=1e-3, atol=1e-3)
     except Exception:  # a user's own network: tracing runs its code on proxies, which may raise anything
