@@ -43,7 +43,8 @@ TRIALS = 4
 CLOSE = 0.92
 """A trial between this share of its limit and the limit is close enough."""
 MARGIN = 0.97
-"""Share of a measured limit that plans aim at: the measurement at the end has its own scatter."""
+"""Share of a measured limit that plans aim at: the measurement at the end has its own scatter. Plans are made with what
+trials found over this."""
 TRIAL_METHOD = Method(runs=60, seconds=1.5, rounds=3, warmup_seconds=0.3)
 TRIED: tuple[BudgetKind, ...] = ("latency", "size")
 PROPORTIONS = "proportions of other devices"
@@ -245,7 +246,8 @@ def settle(place: Workplace, costs: Costing, dense: Trial, least: Trial, budgets
 
 def _with_trial(place: Workplace, costs: Costing, trial: Trial) -> Costing:
     """Costing by which the tried files come to what was found."""
-    words = {"latency": f"from trial files measured on {place.device.name}", "size": "from trial files"}
+    scatter = f"and {1 / MARGIN - 1:.0%} more for scatter"
+    words = {"latency": f"from trial files measured on {place.device.name}, {scatter}", "size": "from trial files"}
     trials = dict(costs.trials)
     for kind, reckoned in trial.reckoned.items():
         found = trial.found[kind] / (MARGIN if kind == "latency" else 1.0)
@@ -344,7 +346,7 @@ def verdict(
 ) -> schema.GateResult:
     """A budget of the plan against what the run ended with: the recovered network and the rows of its files."""
     kind, files = budget.kind, [row for row in rows if row.bytes is not None and not row.is_dense]
-    size, row, basis, disturbed = measure_size(network), None, "counted", ""
+    size, row, basis, disturbed, dense = measure_size(network), None, "counted", "", budget.dense
     if kind in ("macs", "parameters"):
         value = float(getattr(size, kind))
     elif kind == "size":
@@ -354,7 +356,7 @@ def verdict(
         slowest = max((each for each in files if each.latency), key=lambda each: each.latency[0].p50_ms)
         value, row = slowest.latency[0].p50_ms, slowest.name
         basis = f"measured p50 of the slowest file, {slowest.name}, on {slowest.latency[0].device}"
-        disturbed = "; ".join(slowest.latency[0].invalid_because)
+        disturbed, dense = "; ".join(slowest.latency[0].invalid_because), budget.dense * MARGIN
     elif kind == "latency":
         costs = place.costing(network, absolute=True)
         value, basis = estimate_of(costs.graph, costs.device), f"estimated, {costs.device.basis}"
@@ -371,5 +373,5 @@ def verdict(
         value=value,
         judged=value,
         bound=budget.limit,
-        message=f"{shown} ({basis}); dense {show(kind, budget.dense)}" + doubt(passed, disturbed),
+        message=f"{shown} ({basis}); dense {show(kind, dense)}" + doubt(passed, disturbed),
     )
