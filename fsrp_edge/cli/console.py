@@ -30,6 +30,14 @@ _WORD = re.compile(r"[^\W\d_]{4}")
 """More than a unit or a yes."""
 
 
+class Screen(Console):
+    """rich's console, which leaves it to `errors.run` what it means that the reader of a pipe has left."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what the write raised; rich would end the process with exit code 1, that of a failed gate."""
+        raise BrokenPipeError
+
+
 class TerminalListener:
     """Draws a bar with the time left for every track, nested ones below it; a finished bar disappears.
 
@@ -145,7 +153,7 @@ def _bars(stderr: TextIO) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(file=stderr),
+        console=Screen(file=stderr),
         transient=True,
         refresh_per_second=4,
         # rich would put its own objects in their place, past which `tool_output` could not capture them.
@@ -184,7 +192,7 @@ def shown_as_json(value: Any) -> bool:
 
     wanted = bool(remembered("json"))
     if wanted:
-        print(to_json(value, indent=1, inf_nan_mode="null").decode())
+        print(to_json(value, indent=1, inf_nan_mode="null").decode(), flush=True)
     return wanted
 
 
@@ -236,7 +244,7 @@ def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]], *, foote
         table.add_column(Text(shown), justify="left" if is_text else "right", overflow="fold", no_wrap=is_name)
     for row in cells:
         table.add_row(*map(Text, row))
-    console = Console(file=sys.stdout)
+    console = Screen(file=sys.stdout)
     console.print(table)
     for line in footer.splitlines():
         console.print(Text(wording.printable(line)), soft_wrap=True)

@@ -5,7 +5,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import click
 
@@ -60,36 +61,52 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
             meta = context.meta  # which its subcommands share
             command.invoke(context)
         sys.stdout.flush()
+        code = 0
     except click.exceptions.Exit as wanted:
-        return wanted.exit_code
+        code = wanted.exit_code
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; without a reader that would print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        code = BROKEN_PIPE
     except (KeyboardInterrupt, click.Abort, Exception) as error:
-        return _report(error, can_resume=_RESUMABLE in meta)
-    return 0
+        code = _report(error, can_resume=_RESUMABLE in meta)
+    for stream in (sys.stdout, sys.stderr):
+        _let_go(stream)
+    return code
 
 
 def _report(error: BaseException, *, can_resume: bool) -> int:
     if os.environ.get(_TRACEBACK):
-        traceback.print_exception(error)
+        _tell("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, click.ClickException):
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
         how = "; run the same command again to resume" if can_resume else ""
-        click.echo(f"\ninterrupted{how}", err=True)
+        _tell(f"\ninterrupted{how}")
         return INTERRUPTED
     if _disk_is_full(error):
-        click.echo("error: the disk is full; free some space and run the same command again", err=True)
+        _tell("error: the disk is full; free some space and run the same command again")
         return UNEXPECTED
     if isinstance(error, FsrpEdgeError):
-        click.echo(f"error: {_lines(error)}", err=True)
+        _tell(f"error: {_lines(error)}")
         return error.exit_code
-    click.echo(f"error: unexpected {type(error).__name__}: {_lines(error)}", err=True)
-    click.echo(f"To see where, set {_TRACEBACK}=1 or give --traceback.", err=True)
+    _tell(f"error: unexpected {type(error).__name__}: {_lines(error)}")
+    _tell(f"To see where, set {_TRACEBACK}=1 or give --traceback.")
     return UNEXPECTED
+
+
+def _tell(lines: str) -> None:
+    """Write to stderr; where nobody reads it or its disk is full, the exit code is what remains of an error."""
+    with suppress(OSError):
+        click.echo(lines, err=True)
+
+
+def _let_go(stream: TextIO) -> None:
+    """Python writes what a stream still holds at exit; where that can't be written, its exit code would be 120."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _disk_is_full(error: BaseException) -> bool:

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from fsrp_edge import wording
+from fsrp_edge.cli.console import Screen
 from fsrp_edge.report import summary
 from fsrp_edge.report.schema import LedgerRow, RunReport
 
@@ -25,7 +26,7 @@ def print_report(report: RunReport, directory: Path, next_commands: Sequence[str
         directory: the run directory, put before the artifacts' paths.
         next_commands: commands ready to be pasted, quoted for a shell.
     """
-    console = Console(file=sys.stdout)
+    console = Screen(file=sys.stdout)
     console.print(render_report(report, console.width))
     # Unwrapped, so that paths and commands can be copied whatever the width.
     for heading, lines in (

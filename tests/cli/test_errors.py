@@ -2,6 +2,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,17 @@ def go(kind, count):
     if kind == "flood":
         for _ in range(100_000): print("x" * 100)
     if kind == "little": print("x")
+    if kind == "echo": click.echo("x")
+    if kind == "remark": click.echo("x", err=True)
+    if kind in ("table", "bars"):
+        from rich.text import Text
+        from fsrp_edge.cli.console import Screen, print_rows
+        if kind == "table": print_rows(("name",), [("x",)] * 2000)
+        else: Screen(file=sys.stderr).print(Text("x"))
+    if kind == "progress":
+        from fsrp_edge import progress
+        from fsrp_edge.cli.console import show_progress
+        with show_progress(): progress.log("x")
     if kind == "unicode": print("✓")
     if kind == "resumable": resumable()
     if kind in ("sleep", "resumable"):
@@ -110,19 +123,40 @@ def test_ctrl_c_is_130_and_says_how_to_go_on_where_that_is_possible(kind: str, h
     assert stderr == f"\ninterrupted{how}\n"
 
 
-@pytest.mark.parametrize("kind", ["flood", "little"])
-def test_a_reader_that_leaves_is_no_error(kind: str) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
+@pytest.mark.parametrize("kind", ["flood", "little", "echo", "table"])
+def test_a_reader_that_leaves_is_no_error(kind: str, left: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "go", kind],
-        stdout=writing,
+        stdout=left,
         stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
-    os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(("kind", "code"), [("remark", 141), ("bars", 141), ("progress", 141), ("gate", 1), ("bug", 3)])
+def test_so_is_one_of_stderr_and_what_was_found_is_told_by_the_exit_code(kind: str, code: int, left: int) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, "go", kind], stderr=left, check=False)
+    assert done.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("go", "gate"), 1), (("nope",), 2), (("--traceback", "go", "bug"), 3)]
+)
+def test_a_full_disk_below_stderr_leaves_the_exit_code(arguments: tuple[str, ...], code: int) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], stderr=full, check=False)
+    assert done.returncode == code
+
+
+@pytest.fixture
+def left() -> Iterator[int]:
+    """The writing end of a pipe whose reader has left."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
 
 
 def test_a_terminal_without_unicode_gets_a_substitute() -> None:
