@@ -60,19 +60,20 @@ def require(module: str) -> ModuleType:
 
 @contextmanager
 def _interrupted_afterwards() -> Iterator[None]:
-    """Ctrl-C waits for the block to end: inside TensorFlow's import it gets lost, or ends the process by a signal."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    interrupts: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _frame: interrupts.append(number))
+    """Signals wait for the block to end: inside TensorFlow's import Ctrl-C gets lost, or ends the process."""
+    hears = threading.current_thread() is threading.main_thread()
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM) if hears else ()
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    waiting: list[int] = []
+    for number in before:
+        signal.signal(number, lambda number, _frame: waiting.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if interrupts:
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in waiting:
+        signal.raise_signal(number)
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import signal
 import sys
 from pathlib import Path
 
@@ -150,11 +151,18 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         require("ai_edge_litert.interpreter")
 
 
-def test_ctrl_c_waits_for_an_import_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "slow_to_import.py").write_text(
-        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nfor _ in range(1000): pass\nDONE = True\n"
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signals_wait_for_an_import_to_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = f"slow_to_import_{name}"
+    (tmp_path / f"{module}.py").write_text(
+        f"import os, signal\nos.kill(os.getpid(), signal.{name})\nfor _ in range(1000): pass\nDONE = True\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(KeyboardInterrupt):
-        require("slow_to_import")
-    assert sys.modules["slow_to_import"].DONE
+    number = signal.Signals[name]
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            require(module)
+    finally:
+        signal.signal(number, before)
+    assert sys.modules[module].DONE

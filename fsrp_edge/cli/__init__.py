@@ -11,7 +11,7 @@ from fsrp_edge.cli.bundle import bundle
 from fsrp_edge.cli.compress import compress
 from fsrp_edge.cli.devices import devices
 from fsrp_edge.cli.doctor import doctor
-from fsrp_edge.cli.errors import run
+from fsrp_edge.cli.errors import run, unwind_when_terminated
 from fsrp_edge.cli.estimate import estimate
 from fsrp_edge.cli.evaluate import compare, evaluate
 from fsrp_edge.cli.export import export
@@ -59,4 +59,5 @@ def main() -> None:
     """Entry point of the console script; of the processes of `torchrun`, only the first one speaks."""
     if not speaks() or not sys.stdout:  # none where the shell closed it, as by `>&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- for the life of the process
+    unwind_when_terminated()
     sys.exit(run(cli))

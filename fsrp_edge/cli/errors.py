@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ UNEXPECTED = 3
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 """128 + SIGPIPE, as a shell reports it: 1 would read as a failed gate."""
+TERMINATED = 143
+"""128 + SIGTERM."""
 
 _TRACEBACK = "FSRP_EDGE_TRACEBACK"
 _RESUMABLE = "fsrp_edge.resumable"
@@ -35,6 +38,28 @@ traceback_option = click.option(
     callback=_ask_for_traceback,
     help=f"Show the traceback of an error, as {_TRACEBACK}=1 does.",
 )
+
+
+class Terminated(BaseException):
+    """SIGTERM, as `kill` and `timeout` send it: the blocks that it leaves clean up."""
+
+
+def unwind_when_terminated() -> None:
+    """From now on SIGTERM raises Terminated, once: `timeout` sends two, and the second would end the cleaning up.
+
+    Forked children end at once, and so do processes of torchrun, which would wait for those that wait for one another.
+    """
+    own = os.getpid()
+
+    def end(number: int, _frame: object) -> None:
+        if os.getpid() != own:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        signal.signal(number, lambda *_: None)
+        raise Terminated
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        signal.signal(signal.SIGTERM, end)
 
 
 def resumable() -> None:
@@ -66,7 +91,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         code = wanted.exit_code
     except BrokenPipeError:
         code = BROKEN_PIPE
-    except (KeyboardInterrupt, click.Abort, Exception) as error:
+    except (KeyboardInterrupt, Terminated, click.Abort, Exception) as error:
         code = _report(error, can_resume=_RESUMABLE in meta)
     for stream in (sys.stdout, sys.stderr):
         _let_go(stream)
@@ -80,10 +105,11 @@ def _report(error: BaseException, *, can_resume: bool) -> int:
         with suppress(OSError):
             error.show()
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt | click.Abort):
+    if isinstance(error, KeyboardInterrupt | Terminated | click.Abort):
+        word, code = ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
         how = "; run the same command again to resume" if can_resume else ""
-        _tell(f"\ninterrupted{how}")
-        return INTERRUPTED
+        _tell(f"\n{word}{how}")
+        return code
     if _disk_is_full(error):
         _tell("error: the disk is full; free some space and run the same command again")
         return UNEXPECTED

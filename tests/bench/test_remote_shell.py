@@ -30,6 +30,7 @@ from fsrp_edge.errors import ToolFailedError
 from fsrp_edge.files import sha256_file
 from fsrp_edge.pipeline.compress import compress
 from fsrp_edge.pipeline.options import CompressOptions
+from tests.sshd import Server
 
 SHORT = Method(warmup_runs=2, warmup_seconds=0, runs=6, seconds=0, rounds=2)
 LONG = Method(warmup_runs=1, warmup_seconds=0, runs=1, seconds=40, rounds=1)
@@ -343,7 +344,9 @@ class TestInTheMiddle:
         with connect(parse_address(server.address()), NEVER) as device, did_not_end:
             device.put(onnx_file)
 
-    @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+    @pytest.mark.parametrize(
+        ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+    )
     def test_interrupted(self, server, onnx_file, sent, code):
         """Even killed outright, this side leaves nothing on the device: the far end notices."""
         command = [
@@ -462,11 +465,13 @@ class TestCommand:
         assert "tiny.onnx computes something else on ssh://" in capfd.readouterr().err
 
 
-def test_adb_commands(onnx_file, tmp_path, monkeypatch):
-    """No phone here: a stand-in records the command lines and runs what `adb shell` would run."""
-    log, temporary = tmp_path / "log", tmp_path / "data"
+@pytest.fixture
+def phone(tmp_path, monkeypatch) -> Path:
+    """No phone here: a stand-in records the command lines in `log` and runs what `adb shell` would run, in `data`."""
+    log, temporary, programs = tmp_path / "log", tmp_path / "data", tmp_path / "bin"
     temporary.mkdir()
-    adb = tmp_path / "adb"
+    programs.mkdir()
+    adb = programs / "adb"
     adb.write_text(
         f"#!{sys.executable}\nimport os, sys\n"
         f"open({str(log)!r}, 'a').write(repr(sys.argv[1:]) + '\\n')\n"
@@ -475,15 +480,38 @@ def test_adb_commands(onnx_file, tmp_path, monkeypatch):
         "os.execvp('sh', ['sh', '-c', command])\n"
     )
     adb.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_adb_commands(onnx_file, phone):
     measurement = measure(onnx_file, device=f"adb:emulator-5554?python={sys.executable}", method=SHORT)
     assert measurement.address == "adb:emulator-5554"
     assert measurement.agreement.passed
-    assert list(temporary.iterdir()) == []
-    lines = [line for line in log.read_text().splitlines() if "--model" in line]
+    assert list((phone / "data").iterdir()) == []
+    lines = [line for line in (phone / "log").read_text().splitlines() if "--model" in line]
     assert len(lines) == SHORT.rounds
     assert "env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 FSRP_EDGE_MARK=" in lines[0]
-    assert f" TMPDIR={temporary}/fsrp-edge." in lines[0]
+    assert f" TMPDIR={phone / 'data'}/fsrp-edge." in lines[0]
+
+
+def test_a_command_that_is_terminated_leaves_nothing_here_and_on_the_device(onnx_file, phone, monkeypatch):
+    log = phone / "log"
+    log.touch()
+    command = [sys.executable, "-c", "from fsrp_edge.cli import main; main()", "bench", str(onnx_file)]
+    device = f"adb:emulator-5554?python={sys.executable}"
+    with tempfile.TemporaryDirectory() as folder:  # short enough for a socket
+        monkeypatch.setenv("TMPDIR", folder)
+        with subprocess.Popen(
+            [*command, "--device", device, "--sustained", "40s"], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+        ) as child:
+            Server.wait_for(lambda: "--model" in log.read_text())
+            assert list(Path(folder).glob("fsrp-edge-*"))
+            child.terminate()
+            _, said = child.communicate(timeout=60)
+        assert (child.returncode, said) == (143, "\nterminated\n")
+        left = [*Path(folder).iterdir(), *(phone / "data").iterdir()]
+        assert {path.name for path in left} <= {".ses"}  # onnxruntime's own, whatever ends it
 
 
 def test_connecting_ends_when_it_is_told_to_stop(onnx_file):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import pathlib, sys, time
+import os, pathlib, sys, tempfile, time
 import click
 from fsrp_edge import errors
-from fsrp_edge.cli.errors import resumable, run, traceback_option
+from fsrp_edge.cli.errors import resumable, run, traceback_option, unwind_when_terminated
 
 @click.group()
 @traceback_option
@@ -45,10 +45,20 @@ def go(kind, count):
     if kind == "unicode": print("✓")
     if kind == "resumable": resumable()
     if kind in ("sleep", "resumable"):
-        print("ready", flush=True)
-        time.sleep(60)
+        with tempfile.TemporaryDirectory():
+            print("ready", flush=True)
+            time.sleep(60)
+    if kind == "child":
+        reading, writing = os.pipe()
+        if not (child := os.fork()):
+            os.write(writing, b"ready")
+            time.sleep(60)
+        os.read(reading, 5)
+        os.kill(child, 15)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     if kind == "modules": print(*sorted({name.partition(".")[0] for name in sys.modules}))
 
+unwind_when_terminated()
 sys.exit(run(cli))
 """
 
@@ -107,20 +117,48 @@ def test_a_traceback_comes_when_asked_for() -> None:
         assert "RuntimeError: odd\nerror: unexpected RuntimeError: odd\n" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
 @pytest.mark.parametrize(("kind", "how"), [("resumable", "; run the same command again to resume"), ("sleep", "")])
-def test_ctrl_c_is_130_and_says_how_to_go_on_where_that_is_possible(kind: str, how: str) -> None:
+def test_signals_clean_up_and_say_how_to_go_on_where_that_is_possible(
+    kind: str, how: str, number: int, code: int, word: str, tmp_path: Path
+) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "go", kind],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
+        assert list(tmp_path.iterdir())
+        process.send_signal(number)
+        if number == signal.SIGTERM:
+            process.send_signal(number)  # as `timeout` does
         _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stderr == f"\ninterrupted{how}\n"
+    assert process.returncode == code
+    assert stderr == f"\n{word}{how}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_child_process_ends_by_sigterm_as_ever() -> None:
+    done = program("go", "child")
+    assert (done.stdout, done.stderr) == (f"-{signal.SIGTERM:d}\n", "")
+
+
+def test_processes_of_torchrun_do_not_wait_for_one_another_before_they_end() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "go", "sleep"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "WORLD_SIZE": "2", "RANK": "1"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.wait(timeout=30) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("kind", ["flood", "little", "echo", "table"])
