@@ -34,6 +34,10 @@ class ToolFailedError(FsrpEdgeError):
     exit_code: ClassVar[int] = 3
 
 
+class NotInstalledError(ToolFailedError):
+    """A package of an extra can't be imported here."""
+
+
 def first_line(error: BaseException) -> str:
     """Of what an error says; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fsrp_edge.errors import BadInputError, FsrpEdgeError, ToolFailedError, first_line
+from fsrp_edge.errors import BadInputError, FsrpEdgeError, NotInstalledError, ToolFailedError, first_line
 from fsrp_edge.packages import extra_of
 from fsrp_edge.tool_output import captured_output
 
@@ -46,14 +46,14 @@ def require(module: str) -> ModuleType:
     """Import a module that an extra of this package brings.
 
     Raises:
-        ToolFailedError: it is not installed; the text names the extra.
+        NotInstalledError: it can't be imported; the text names the extra.
     """
     package = module.partition(".")[0]
     try:
         with _interrupted_afterwards():
             return importlib.import_module(module)
     except ImportError as error:
-        raise ToolFailedError(
+        raise NotInstalledError(
             f'{package} can\'t be imported ({error}); install it with: pip install "fsrp-edge[{extra_of(module)}]"'
         ) from error
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsrp_edge.errors import FsrpEdgeError, first_line
+from fsrp_edge.errors import FsrpEdgeError, NotInstalledError, first_line
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.files import sha256_file
 from fsrp_edge.progress import track
@@ -20,13 +20,13 @@ class Finding:
     Args:
         path: relative to the folder.
         check: `digest`, `parity in RUNTIME`, or `manifest` of a model file that the manifest does not know.
-        passed: whether it holds.
+        passed: whether it holds; None where nothing here can run the file.
         detail: what was found.
     """
 
     path: str
     check: str
-    passed: bool
+    passed: bool | None
     detail: str
 
 
@@ -69,6 +69,8 @@ def _parity(directory: Path, artifact: Artifact, manifest: Manifest) -> list[Fin
     name = artifact.path.as_posix()
     try:
         checks = manifest.origin(artifact).probe.check(directory / artifact.path, artifact)
+    except NotInstalledError as error:
+        return [Finding(name, "parity", None, first_line(error))]
     except FsrpEdgeError as error:
         return [Finding(name, "parity", False, first_line(error))]
     return [Finding(name, f"parity in {check.runtime}", check.passed, parity_figures(check)) for check in checks]

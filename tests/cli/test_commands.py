@@ -491,6 +491,16 @@ def test_exported_files_are_verified_and_bundled(chain: Path, tmp_path: Path, fs
     assert "checks failed; the first: model-fp32.onnx, digest" in done.err
 
 
+def test_a_file_whose_runtime_is_missing_was_not_checked(
+    chain: Path, fsrp_edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    done = fsrp_edge("verify", chain / "artifacts")
+    assert done.code == 3 and "not checked" in done.out and "NO" not in done.out
+    assert "2 of 6 checks could not be made; the first: model-fp32.onnx, parity: onnxruntime can't be" in done.err
+    assert 'pip install "fsrp-edge[onnx]"' in done.err
+
+
 def test_a_file_is_judged_in_its_own_runtime(chain: Path, digits_npz: Path, fsrp_edge: Any) -> None:
     network, data = chain / "recovered.safetensors", ("--data", digits_npz, "--images", 8, "--attack", "fgsm")
     done = fsrp_edge("evaluate", network, *data, "--file", chain / "artifacts" / "model-fp32.onnx", "--json")
