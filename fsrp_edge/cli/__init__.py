@@ -57,7 +57,17 @@ for _command in (
 
 def main() -> None:
     """Entry point of the console script; of the processes of `torchrun`, only the first one speaks."""
-    if not speaks() or not sys.stdout:  # none where the shell closed it, as by `>&-`
+    _open_closed_streams()
+    if not speaks():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- for the life of the process
     unwind_when_terminated()
     sys.exit(run(cli))
+
+
+def _open_closed_streams() -> None:
+    """The null device takes the place of streams that a shell closed, as by `2>&-`; else some file of ours would."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115, PTH123 -- gets the lowest number, that of the closed one
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)

@@ -304,10 +304,16 @@ def test_the_whole_way_by_one_command(
     assert ("rm vgg-generic-x86/stages/bench.json" in done.out) == disturbed
 
 
-def test_a_closed_stdout_is_no_error() -> None:
-    closed = shlex.join([sys.executable, "-c", MAIN, "targets", "list"]) + " >&-"
-    done = subprocess.run(["sh", "-c", closed], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("targets", "list"), 0), (("targets", "show", "nope"), 2), (("inspect", "nope.pt"), 2)]
+)
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(arguments: tuple[str, ...], code: int, closed: str) -> None:
+    command = f"{shlex.join([sys.executable, '-c', MAIN, *arguments])} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert bool(done.stdout) == (code == 0 and closed == "2>&-"), "errors don't go where results do"
+    assert bool(done.stderr) == (code != 0 and closed == ">&-") and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
