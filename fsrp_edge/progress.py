@@ -37,6 +37,34 @@ def listen(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+class _Beginning:
+    """A listener that calls `begin` before the first track, and passes everything on."""
+
+    def __init__(self, following: Listener, begin: Callable[[], None]) -> None:
+        self.following = following
+        self.begin: Callable[[], None] | None = begin
+
+    def track(self, items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+        begin, self.begin = self.begin, None
+        if begin is not None:
+            begin()
+        return self.following.track(items, description, total)
+
+    def log(self, message: str) -> None:
+        self.following.log(message)
+
+
+@contextmanager
+def when_work_begins(begin: Callable[[], None]) -> Iterator[None]:
+    """Call `begin` before the first track inside the block, where anybody listens."""
+    following = _listener.get()
+    if following is None:
+        yield
+    else:
+        with listen(_Beginning(following, begin)):
+            yield
+
+
 class _LogFile:
     """A listener that appends lines with the time to a file, and passes everything on."""
 

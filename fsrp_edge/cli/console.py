@@ -137,14 +137,21 @@ def show_progress() -> Iterator[None]:
 
 @contextmanager
 def show_computing() -> Iterator[None]:
-    """`show_progress` for work on many images, which first tells where torch's threads would stand in others' way."""
+    """`show_progress` for work on many images, which tells where torch's threads would stand in others' way.
+
+    It does so when the work begins: what is refused before needs no advice about cores.
+    """
+    with show_progress(), progress.when_work_begins(_advise):
+        yield
+
+
+def _advise() -> None:
     import torch
 
-    with show_progress():
-        heard = not remembered("quiet") and not torch.cuda.is_available()
-        if heard and (hint := cores.advice(torch.get_num_threads(), cores.free_cores())):
-            progress.log(hint)
-        yield
+    if torch.cuda.is_available():
+        return
+    if hint := cores.advice(torch.get_num_threads(), cores.free_cores()):
+        progress.log(hint)
 
 
 def _bars(stderr: TextIO) -> Progress:

@@ -196,8 +196,15 @@ def test_verbose_tells_every_step_and_what_tools_say(tmp_path: Path) -> None:
 def test_commands_that_compute_tell_when_there_are_more_threads_than_cores() -> None:
     threads = 10 * (os.cpu_count() or 1)
     work = (
-        "import torch; from fsrp_edge.cli.console import show_computing\n"
-        f"torch.set_num_threads({threads})\nwith show_computing(): pass"
+        "import sys, torch; from fsrp_edge import progress; from fsrp_edge.cli.console import show_computing\n"
+        f"torch.set_num_threads({threads})\n"
+        "with show_computing():\n"
+        "    for _ in sys.argv[1:]: list(progress.track([1], 'work'))"
     )
-    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True)
-    assert f"{threads} threads" in done.stderr and "OMP_NUM_THREADS=" in done.stderr and done.stdout == ""
+
+    def run(*given: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", work, *given], capture_output=True, text=True, check=True)
+
+    done = run("some", "more")
+    assert done.stderr.count(f"{threads} threads") == done.stderr.count("OMP_NUM_THREADS=") == 1 and done.stdout == ""
+    assert run().stderr == "", "nothing was computed"
