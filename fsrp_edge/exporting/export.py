@@ -160,18 +160,16 @@ def _derive(
             return onnx.convert_to_fp16(source, path, metadata=plan.metadata), ()
         return tflite.convert_weights(source, path, request.precision, metadata=plan.metadata), ()
     quantizer = _quantizer(request.format, source, scratch, plan)
-    drop = plan.options.int8_max_drop
-    if drop is None and not plan.list_errors:
-        return quantizer.quantize(path), ()
-    errors = layer_errors(quantizer, require_images(plan.calibration))
+    calibration, drop = require_images(plan.calibration), plan.options.int8_max_drop
+    errors = layer_errors(quantizer, calibration) if plan.list_errors else ()
     if drop is None:
         return quantizer.quantize(path), errors
-    judged = (plan.judged or require_images(plan.calibration)).first(JUDGED_IMAGES)
+    judged = (plan.judged or calibration).first(JUDGED_IMAGES)
 
     def accuracy(file: Path) -> float:
         return _accuracy(file, judged)
 
-    return quantize_within(quantizer, path, errors, accuracy, drop, plan.close), errors
+    return quantize_within(quantizer, path, calibration, accuracy, drop, plan.close, errors)
 
 
 def _quantizer(format_: Format, source: Path, scratch: Path, plan: ExportPlan) -> Quantizer:

@@ -61,39 +61,47 @@ def layer_errors(quantizer: Quantizer, images: ImageSet) -> tuple[LayerError, ..
 def quantize_within(
     quantizer: Quantizer,
     path: Path,
-    errors: Sequence[LayerError],
+    images: ImageSet,
     accuracy: Callable[[Path], float],
     max_drop: float,
     close: Callable[[Path, Artifact], bool],
-) -> Artifact:
+    errors: tuple[LayerError, ...] = (),
+) -> tuple[Artifact, tuple[LayerError, ...]]:
     """Write an int8 file that loses no more accuracy than allowed: with 0, 1, 2, 4, … or half of its layers in float.
 
     Args:
         quantizer: of the file.
         path: file to write.
-        errors: of the layers, the most sensitive first.
+        images: real images for `layer_errors`, which takes long and is only asked where a layer has to stay in float.
         accuracy: of a file, 0 to 1.
         max_drop: points that may be lost against the fp32 file.
         close: whether a file's outputs are close enough to the network's, which it has to be as well; asked only of
             files that keep their accuracy.
+        errors: of the layers, the most sensitive first, where they are known.
+
+    Returns:
+        The file, and its layers' errors as far as they are known.
 
     Raises:
         GateFailedError: no such file even with half of the layers in float.
     """
     floor = accuracy(quantizer.source) - max_drop / 100 - ROUNDING
-    counts = numbers_in_float(len(errors))
+    layers = len(quantizer.layers)
+    counts = numbers_in_float(layers)
     best = 0.0
     for count in counts:
+        if count and not errors:
+            errors = layer_errors(quantizer, images)
         keep = tuple(one.layer for one in errors[:count])
         artifact = quantizer.quantize(path, keep=keep)
         reached = accuracy(path)
-        found = f"{path.name}, {count} of {len(errors)} layers in float: {reached:.2%}, at least {floor:.2%} wanted"
+        found = f"{path.name}, {count} of {layers} layers in float: {reached:.2%}, at least {floor:.2%} wanted"
         best = max(best, reached)
         if reached < floor:
             log(found)
         elif close(path, artifact):
             log(found)
-            return artifact.model_copy(update={"kept_in_float": keep})
+            return artifact.model_copy(update={"kept_in_float": keep}), errors
         else:
             log(f"{found}, but its outputs differ too much from the network's")
     path.unlink()
@@ -101,7 +109,7 @@ def quantize_within(
     if best >= floor:
         why += "; outputs that differ too much from the network's, however, at every step that keeps the accuracy"
     raise GateFailedError(
-        f"{path.name} can't keep to {max_drop:g} points: with up to {counts[-1]} of {len(errors)} layers in float "
+        f"{path.name} can't keep to {max_drop:g} points: with up to {counts[-1]} of {layers} layers in float "
         f"{why}; allow more, try another --calibration-method, or recover with --int8-epochs"
     )
 

@@ -66,7 +66,8 @@ def test_layers_are_kept_in_float_until_the_accuracy_is_kept(
     accuracy, path = accuracy_on(images), folder / "mixed.onnx"
     everything = accuracy(folder / quantizer.quantize(folder / "all.onnx").path)
     assert everything < accuracy(quantizer.source) - 0.2
-    artifact = mixed.quantize_within(quantizer, path, errors, accuracy, 1.0, lambda *_: True)
+    artifact, found = mixed.quantize_within(quantizer, path, images, accuracy, 1.0, lambda *_: True)
+    assert found == errors
     assert accuracy(path) >= accuracy(quantizer.source) - 0.01
     assert artifact.kept_in_float == tuple(error.layer for error in errors[: len(artifact.kept_in_float)])
     assert len(artifact.kept_in_float) == 1 and "head" in artifact.kept_in_float[0]
@@ -77,7 +78,7 @@ def test_layers_are_kept_in_float_until_the_accuracy_is_kept(
 
 
 def test_layers_are_kept_in_float_until_the_outputs_are_close_too(
-    quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...], images: ImageSet, folder: Path
+    quantizer: Int8Quantizer, images: ImageSet, folder: Path
 ) -> None:
     asked = []
 
@@ -86,21 +87,21 @@ def test_layers_are_kept_in_float_until_the_outputs_are_close_too(
         return len(asked) > 1
 
     path = folder / "close.onnx"
-    artifact = mixed.quantize_within(quantizer, path, errors, accuracy_on(images), 100.0, close)
+    artifact, _ = mixed.quantize_within(quantizer, path, images, accuracy_on(images), 100.0, close)
     assert len(artifact.kept_in_float) == 1 and asked[1] > asked[0], "the second file has a layer in float"
     with pytest.raises(GateFailedError, match="differ too much from the network's"):
-        mixed.quantize_within(quantizer, path, errors, accuracy_on(images), 100.0, lambda *_: False)
+        mixed.quantize_within(quantizer, path, images, accuracy_on(images), 100.0, lambda *_: False)
     assert not path.exists()
 
 
-def test_a_file_that_loses_exactly_what_it_may_is_taken(
-    quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...], folder: Path
+def test_a_file_that_loses_exactly_what_it_may_is_taken_and_its_layers_are_not_looked_at(
+    quantizer: Int8Quantizer, images: ImageSet, folder: Path
 ) -> None:
     reached = iter([0.8, 0.7])  # 0.8 - 0.1 is more than 0.7 in floating point
-    artifact = mixed.quantize_within(
-        quantizer, folder / "exact.onnx", errors, lambda _: next(reached), 10.0, lambda *_: True
+    artifact, errors = mixed.quantize_within(
+        quantizer, folder / "exact.onnx", images, lambda _: next(reached), 10.0, lambda *_: True
     )
-    assert artifact.kept_in_float == ()
+    assert (artifact.kept_in_float, errors) == ((), ())
 
 
 def test_the_last_try_keeps_half_of_the_layers_in_float():
@@ -109,12 +110,12 @@ def test_the_last_try_keeps_half_of_the_layers_in_float():
 
 
 def test_what_cannot_be_kept_is_said_and_no_file_is_left(
-    quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...], folder: Path
+    quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...], images: ImageSet, folder: Path
 ) -> None:
     path = folder / "never.onnx"
     falling = iter([0.9, 0.5, 0.6, 0.7])
     with pytest.raises(GateFailedError, match=r"up to 2 of 4 layers in float it reaches 70.00%, and 89.00%"):
-        mixed.quantize_within(quantizer, path, errors, lambda _: next(falling), 1.0, lambda *_: True)
+        mixed.quantize_within(quantizer, path, images, lambda _: next(falling), 1.0, lambda *_: True, errors)
     assert not path.exists()
 
 
