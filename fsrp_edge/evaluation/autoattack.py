@@ -72,6 +72,7 @@ def autoattack_accuracy(
     with (
         attackable(classifier),
         torch.no_grad(),
+        compute.full_float32(),
         compute.own_draws(),  # the attacks draw from torch's global generator
     ):
         suite = _Suite(classifier, searched(classifier), norm, eps)

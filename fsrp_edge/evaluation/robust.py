@@ -71,7 +71,7 @@ def pgd_accuracy(
         return stands
 
     if attack.eps > 0:
-        with attackable(classifier), torch.no_grad():
+        with attackable(classifier), torch.no_grad(), compute.full_float32():
             search = searched(classifier)
             standing = attack_standing(
                 images, standing, withstands, name=name, batch_size=batch_size, verdicts=verdicts

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD
 from fsrp_edge.evaluation.accuracy import clean_accuracy
+from fsrp_edge.evaluation.autoattack import autoattack_accuracy
 from fsrp_edge.evaluation.evaluate import pgd_of
 from fsrp_edge.evaluation.robust import pgd_accuracy
 from fsrp_edge.models.classifier import Classifier
@@ -82,6 +83,19 @@ def recorded(classifier: Classifier, seen: list[Tensor]) -> Classifier:
     network.to_fast_layout(torch.device("cpu"))
     seen.clear()
     return network
+
+
+class NotingPrecision(nn.Module):
+    """Notes whether CUDA might round what convolutions read; its look at pixels cannot be traced."""
+
+    def __init__(self, inner: nn.Module, rounded: list[bool]) -> None:
+        super().__init__()
+        self.inner, self.rounded = inner, rounded
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        assert pixels.isfinite().all()
+        self.rounded.append(torch.backends.cudnn.allow_tf32)
+        return self.inner(pixels)
 
 
 class Sharpened(nn.Module):
@@ -164,3 +178,18 @@ def test_the_network_is_left_as_it_was(trained) -> None:
     pgd_result(trained.robust, trained.images, 0.1)
     assert all(torch.equal(before[name], value) for name, value in trained.robust.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in trained.robust.parameters())
+
+
+@pytest.mark.parametrize("suite", ["pgd", "autoattack"])
+def test_attacks_search_in_all_of_float32_on_cuda_too(trained, suite: str) -> None:
+    rounded: list[bool] = []
+    network = around(NotingPrecision(trained.natural, rounded), trained.natural)
+    network.to_fast_layout(torch.device("cpu"))
+    before = torch.backends.cudnn.allow_tf32
+    rounded.clear()
+    if suite == "pgd":
+        pgd_result(network, trained.images.first(2), 0.05, steps=2)
+    else:
+        autoattack_accuracy(network, trained.images.first(2), eps=0.5, seed=0)
+    assert before and rounded and not any(rounded)
+    assert torch.backends.cudnn.allow_tf32 is before
