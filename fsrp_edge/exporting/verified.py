@@ -1,10 +1,11 @@
 """Export, verify, publish: files reach their folder only after each was found to compute what the network computes."""
 
+import fcntl
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsrp_edge
@@ -25,6 +26,8 @@ from fsrp_edge.targets.profile import Target
 
 PARITY_IMAGES = 256
 """Real images that each file is compared on, in each runtime."""
+UNVERIFIED = ".unverified."
+"""What the names of folders begin with whose files are not published yet."""
 
 
 class Exported(Record):
@@ -87,11 +90,7 @@ def export_verified(
         metadata=facts_of(network, digest, calibration, target, options),
         close=lambda path, artifact: all(check.passed for check in reference.check(path, artifact)),
     )
-    directory.mkdir(parents=True, exist_ok=True)
-    # Inside, because the folder may be a mount or a link to another file system; of this process alone.
-    staging = Path(tempfile.mkdtemp(prefix=".unverified.", dir=directory))
-    (staging / MARK).touch()
-    try:
+    with _staging(directory) as staging:
         artifacts = export_artifacts(
             network,
             requests,
@@ -107,10 +106,6 @@ def export_verified(
             shutil.rmtree(directory / artifact.path, ignore_errors=True)
             (staging / artifact.path).replace(directory / artifact.path)
         script = write_engine_script(directory, artifacts, target, network.spec.input_shape)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        with suppress(OSError):  # it holds files of an earlier export, or those just published
-            directory.rmdir()
     return Exported(
         artifacts=artifacts,
         scripts=(Path(script.name),) if script else (),
@@ -120,6 +115,30 @@ def export_verified(
         calibration_sha256=calibration.digest,
         probe=Probe.of(network),
     )
+
+
+@contextmanager
+def _staging(directory: Path) -> Iterator[Path]:
+    """A folder of this process alone inside another, because that may be a mount or a link to another file system.
+
+    Those that killed processes left are removed, known by their locks: these go with a process, however it ends.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for mark in directory.glob(f"{UNVERIFIED}*/{MARK}"):
+        with suppress(OSError):
+            with mark.open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(mark.parent)
+    staging = Path(tempfile.mkdtemp(prefix=UNVERIFIED, dir=directory))
+    try:
+        with (staging / MARK).open("w") as lock:
+            with suppress(OSError):  # some file systems have no locks; nothing is removed there
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):  # it holds files of an earlier export, or those just published
+            directory.rmdir()
 
 
 def facts_of(

@@ -1,3 +1,4 @@
+import fcntl
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artif
 from fsrp_edge.exporting.ncnn import export_ncnn
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import export_verified
-from fsrp_edge.files import sha256_file
+from fsrp_edge.files import MARK, sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.targets.load import load_target
 from tests.nets import as_classifier
@@ -130,6 +131,24 @@ def test_files_are_published_across_file_systems(
             calibration=images, images=images,
         )  # fmt: skip
         assert {path.name for path in (tmp_path / "out").iterdir()} == {"model-fp32.onnx", "build_engines.sh"}
+
+
+def test_an_export_removes_what_killed_ones_left_but_not_what_others_are_writing(
+    classifier: Classifier, images: ImageSet, tmp_path: Path
+) -> None:
+    killed, at_work = tmp_path / ".unverified.killed", tmp_path / ".unverified.at-work"
+    for folder in (killed, at_work):
+        folder.mkdir()
+        (folder / MARK).touch()
+        (folder / "model-fp32.onnx").touch()
+    with (at_work / MARK).open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        export_verified(
+            classifier, [ArtifactRequest("onnx", "fp32")], tmp_path, target=load_target("generic-x86"),
+            calibration=images, images=images,
+        )  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"model-fp32.onnx", at_work.name}
+    assert (at_work / "model-fp32.onnx").exists()
 
 
 def test_int8_is_refused_at_an_opset_that_cannot_hold_it() -> None:
