@@ -20,6 +20,8 @@ MODEL_CARD = "MODEL_CARD.md"
 BOM = "bom.json"
 WRITTEN = (MANIFEST, MODEL_CARD, BOM)
 """All that `write_manifest` writes."""
+OF_INT8 = ("calibration_method", "int8_max_drop")
+"""Options that decide what an int8 file computes, beside the images it is calibrated on."""
 
 
 def manifest_of_run(report: RunReport, exports: Mapping[str, Exported]) -> Manifest:
@@ -83,7 +85,7 @@ def with_earlier_export(manifest: Manifest, directory: Path) -> Manifest:
 
     Returns:
         The manifest with the earlier files of the same network and target. One of other weights, for another device, or
-        calibrated on other images is removed.
+        an int8 file that was calibrated otherwise or might lose more is removed.
     """
     try:
         earlier = load_manifest(directory)
@@ -101,7 +103,7 @@ def with_earlier_export(manifest: Manifest, directory: Path) -> Manifest:
             kept.append(artifact)
         else:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-            log(f"{path}: removed, an earlier export of another network, target or calibration")
+            log(f"{path}: removed, an earlier export of another network or target, or with other int8 options")
     parity = {path: earlier.parity.get(path, ()) for path in (artifact.path.as_posix() for artifact in kept)}
     return manifest.model_copy(update={"artifacts": (*kept, *manifest.artifacts), "parity": parity | manifest.parity})
 
@@ -110,8 +112,14 @@ def _speaks_for(manifest: Manifest, artifact: Artifact, earlier: Manifest) -> bo
     """Whether what a manifest tells of its folder holds for a file of an earlier one, too."""
     (origin,) = manifest.origins.values()
     before = earlier.origin(artifact)
-    same_ranges = artifact.precision != "int8" or before.calibration_sha256 == origin.calibration_sha256
-    return before.weights_sha256 == origin.weights_sha256 and earlier.target == manifest.target and same_ranges
+    same = before.weights_sha256 == origin.weights_sha256 and earlier.target == manifest.target
+    if artifact.precision != "int8":
+        return same
+    return (
+        same
+        and before.calibration_sha256 == origin.calibration_sha256
+        and all(earlier.options.get(name) == manifest.options.get(name) for name in OF_INT8)
+    )
 
 
 def write_manifest(manifest: Manifest, directory: Path, others: Sequence[str] = ()) -> Manifest:

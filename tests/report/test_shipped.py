@@ -23,6 +23,7 @@ def export(
     weights: str = "a",
     calibration: str = "b",
     target: TargetReference = TARGET,
+    **options: Any,
 ) -> Manifest:
     """What `fsrp-edge export` does after its files were verified."""
     folder.mkdir(exist_ok=True)
@@ -35,7 +36,7 @@ def export(
         calibration_sha256=calibration,
         probe=Probe(shape=(1, 2, 2), seed=1, logits=((0.0, 1.0),)),
     )
-    made = manifest_of_export(exported, source=report.source, target=target, options={}, seed=0, data=report.data)
+    made = manifest_of_export(exported, source=report.source, target=target, options=options, seed=0, data=report.data)
     return write_manifest(with_earlier_export(made, folder), folder)
 
 
@@ -56,6 +57,8 @@ def test_files_of_the_same_network_are_all_listed(run_report: RunReport, tmp_pat
     [
         {"weights": "c"},
         {"calibration": "c"},
+        {"calibration_method": "mse"},
+        {"int8_max_drop": 1.0},
         {"target": TargetReference(name="jetson-nano", sha256="f" * 64)},
     ],
     ids=lambda other: next(iter(other)),
@@ -66,6 +69,12 @@ def test_files_that_the_new_manifest_cannot_speak_for_are_removed(
     export(tmp_path, run_report, "int8")
     export(tmp_path, run_report, "fp32", **other)
     assert listed(tmp_path) == ["model-fp32.onnx"] == [path.name for path in tmp_path.glob("*.onnx")]
+
+
+def test_how_int8_is_calibrated_says_nothing_of_other_files(run_report: RunReport, tmp_path: Path) -> None:
+    export(tmp_path, run_report, "fp32")
+    export(tmp_path, run_report, "int8", calibration="c", calibration_method="mse", int8_max_drop=1.0)
+    assert listed(tmp_path) == ["model-fp32.onnx", "model-int8.onnx"]
 
 
 def test_files_that_no_export_left_stay_and_verify_names_them(run_report: RunReport, tmp_path: Path) -> None:
