@@ -1,5 +1,6 @@
 """The one loop of all attacks: batches of standing images, shared by processes, with every verdict kept on disk."""
 
+import glob
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,15 @@ class Verdicts:
 def discard_verdicts(path: Path | None) -> None:
     """Remove what an evaluation left in a file, which is of no use once its result is saved.
 
+    What interrupted ones of other numbers of processes left is of no use either.
+
     Args:
         path: as `Verdicts` takes it.
     """
     if path is not None:
-        _of_this_process(path).unlink(missing_ok=True)
+        of_processes = path.parent.glob(f"{glob.escape(path.stem)}.[0-9]*of[0-9]*{path.suffix}")
+        for left in (path, *of_processes):
+            left.unlink(missing_ok=True)
 
 
 def recorded_identity(path: Path | None) -> Any:

@@ -49,6 +49,17 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_verdicts(trained, tmp_pat
     assert len(written) - batches == batches, "every batch was attacked once, whatever the interruptions"
 
 
+def test_what_another_number_of_processes_left_is_not_read_and_goes_with_the_rest(tmp_path) -> None:
+    path, others = tmp_path / "net [1].unfinished.json", [tmp_path / f"net [1].unfinished.{n}of2.json" for n in (1, 2)]
+    foreign = tmp_path / "net [1].unfinished.copyof2.json"
+    for left in (*others, foreign):
+        left.write_text("{}")
+    Verdicts(path, {"processes": 1}).add("pgd", torch.tensor([0]), torch.tensor([True]), 1)
+    assert path.exists()
+    discard_verdicts(path)
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
 @pytest.mark.parametrize("left_by_all", [True, False])
 def test_an_evaluation_goes_on_with_its_batch_size_whatever_fits_into_memory_now(
     trained, tmp_path, monkeypatch, left_by_all: bool
