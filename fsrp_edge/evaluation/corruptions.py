@@ -120,13 +120,16 @@ def contrast(pixels: Tensor, share: float, _generator: torch.Generator) -> Tenso
 
 
 def elastic(pixels: Tensor, stretch: tuple[float, float, float], generator: torch.Generator) -> Tensor:
-    """`stretch`: amplitude and smoothness of local shifts, and size of an affine one, in shares of the side."""
-    amplitude, smoothness, affine = (share * pixels.shape[2] for share in stretch)
+    """`stretch`: amplitude and smoothness of local shifts, and size of an affine one, in shares of the shorter side."""
     count, _, height, width = pixels.shape
+    side = min(height, width)
+    amplitude, smoothness, affine = (share * side for share in stretch)
     shifts = 2 * torch.rand((count, 2, height, width), generator=generator) - 1
     shifts = amplitude * _gaussian_blurred(shifts, smoothness)
-    corners = affine * (2 * torch.rand((count, 2, 3), generator=generator) - 1) / (2 * (height // 3))
-    matrix = torch.eye(2, 3) + corners * torch.tensor([1.0, 1.0, 2 / width * 2 * (height // 3)])
+    corners = affine * (2 * torch.rand((count, 2, 3), generator=generator) - 1) / (2 * (side // 3))
+    # Of pixels in shares of each axis, which the grid is in.
+    shares = [[1.0, height / width, 2 / width * 2 * (side // 3)], [width / height, 1.0, 2 / height * 2 * (side // 3)]]
+    matrix = torch.eye(2, 3) + corners * torch.tensor(shares)
     grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
     moved = grid + 2 * shifts.permute(0, 2, 3, 1) / torch.tensor([width, height])
     return F.grid_sample(pixels, moved, padding_mode="reflection", align_corners=False)

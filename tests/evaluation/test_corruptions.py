@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from fsrp_edge import compute
 from fsrp_edge.data.embedded import photographs
 from fsrp_edge.data.images import ArraySource, ImageSet, rank_in_class
 from fsrp_edge.errors import BadInputError
@@ -53,6 +54,17 @@ def test_blurs_keep_the_mean_and_lose_detail(pictures) -> None:
         blurred = corrupt(pictures[96], family, 5, 0)
         assert blurred.mean() == pytest.approx(float(pictures[96].mean()), abs=0.02), family
         assert blurred.std() < pictures[96].std(), family
+
+
+def test_elastic_moves_pixels_alike_in_wide_and_in_tall_pictures() -> None:
+    def moved_centre(height: int, width: int) -> torch.Tensor:
+        rows, columns = torch.meshgrid(
+            torch.arange(height) - height / 2, torch.arange(width) - width / 2, indexing="ij"
+        )
+        moved = corruptions.elastic(torch.stack([rows, columns])[None], (0, 0, 0.05), compute.generator(0))
+        return moved[..., height // 2 - 8 : height // 2 + 8, width // 2 - 8 : width // 2 + 8]
+
+    assert torch.allclose(moved_centre(48, 96), moved_centre(96, 48), atol=1e-3)
 
 
 def test_accuracy_under_each_family(trained) -> None:
