@@ -15,6 +15,8 @@ from fsrp_edge.records import Record
 from fsrp_edge.runtimes import open_session
 
 SENSITIVITY_IMAGES = 32
+TOLD = 3
+"""Layers that are named as the worst ones while files are still made."""
 ROUNDING = 1e-9
 """Of accuracies, far below one image of any set."""
 
@@ -55,7 +57,11 @@ def layer_errors(quantizer: Quantizer, images: ImageSet) -> tuple[LayerError, ..
             change = open_session(path).run(pixels.numpy()) - reference
             error = float(np.sqrt((change**2).mean() / (reference**2).mean()))
             found.append(LayerError(layer=layer, relative_error=error))
-    return tuple(sorted(found, key=lambda one: -one.relative_error))
+    found.sort(key=lambda one: -one.relative_error)
+    # Told at once: where the file is refused, nothing else names them.
+    worst = ", ".join(f"{one.layer} {100 * one.relative_error:.2f} %" for one in found[:TOLD])
+    log(f"{quantizer.source.suffix[1:]}: quantized alone, these layers change the logits most: {worst}")
+    return tuple(found)
 
 
 def quantize_within(

@@ -15,6 +15,7 @@ from fsrp_edge.exporting.onnx import Int8Quantizer, export_onnx
 from fsrp_edge.exporting.tflite import Int8Quantizer as TFLiteQuantizer
 from fsrp_edge.exporting.tflite import export_tflite
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.progress import log_to
 from fsrp_edge.runtimes import open_session
 
 
@@ -117,6 +118,16 @@ def test_what_cannot_be_kept_is_said_and_no_file_is_left(
     with pytest.raises(GateFailedError, match=r"up to 2 of 4 layers in float it reaches 70.00%, and 89.00%"):
         mixed.quantize_within(quantizer, path, images, lambda _: next(falling), 1.0, lambda *_: True, errors)
     assert not path.exists()
+
+
+def test_the_worst_layers_are_told_whatever_comes_of_the_file(
+    quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...], images: ImageSet, tmp_path: Path
+) -> None:
+    with log_to(tmp_path / "run.log"):
+        mixed.layer_errors(quantizer, images)
+    told = (tmp_path / "run.log").read_text().splitlines()[-1]
+    assert all(f"{one.layer} {100 * one.relative_error:.2f} %" in told for one in errors[:3])
+    assert errors[3].layer not in told
 
 
 def test_tflite_has_the_same(classifier: Classifier, images: ImageSet, folder: Path) -> None:
