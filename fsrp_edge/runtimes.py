@@ -1,7 +1,6 @@
 """Runs artifacts on this machine: pixels in, logits out, whatever layout, batch size and types a file has."""
 
 import importlib
-import importlib.metadata
 import os
 import signal
 import threading
@@ -114,7 +113,6 @@ class Session:
     Args:
         path: the file.
         runtime: what runs it.
-        version: version of the runtime.
         input: the file's input, of rank 4.
         output: the file's output (N, classes).
         invoke: one inference on an array of exactly the input's shape and number type; the output's numbers.
@@ -122,7 +120,6 @@ class Session:
 
     path: Path
     runtime: Runtime
-    version: str
     input: Port
     output: Port
     invoke: Callable[[np.ndarray], np.ndarray]
@@ -210,13 +207,13 @@ def open_session(path: Path, *, threads: int = 1, runtime: Runtime | None = None
     if runtime not in allowed:
         raise BadInputError(f"{runtime} can't run {path.name}; for {path.suffix} use: {', '.join(allowed)}")
     with captured_output(f"loading {path.name} with {runtime}"):
-        version, given, made, invoke = _open(path, threads, runtime)
+        given, made, invoke = _open(path, threads, runtime)
     if len(given.shape) != 4:
         raise BadInputError(f"{path.name} has an input of rank {len(given.shape)}; a batch of images has rank 4")
-    return Session(path, runtime, version, given, made, invoke)
+    return Session(path, runtime, given, made, invoke)
 
 
-Opened = tuple[str, Port, Port, Callable[[np.ndarray], np.ndarray]]
+Opened = tuple[Port, Port, Callable[[np.ndarray], np.ndarray]]
 
 
 def _open(path: Path, threads: int, runtime: Runtime) -> Opened:
@@ -258,7 +255,7 @@ def _onnxruntime(path: Path, threads: int) -> Opened:
         result: np.ndarray = session.run([made.name], {given.name: batch})[0]
         return result
 
-    return onnxruntime.__version__, onnx_port(given), onnx_port(made), invoke
+    return onnx_port(given), onnx_port(made), invoke
 
 
 def onnx_port(node: Any) -> Port:
@@ -276,10 +273,8 @@ def _scale(dtype: np.dtype[Any]) -> float:
 def _interpreter(path: Path, threads: int, runtime: Runtime) -> Opened:
     if runtime == "litert":
         interpreter_class = require("ai_edge_litert.interpreter").Interpreter
-        version = importlib.metadata.version("ai-edge-litert")
     else:
-        tensorflow = require("tensorflow")
-        interpreter_class, version = tensorflow.lite.Interpreter, tensorflow.__version__
+        interpreter_class = require("tensorflow").lite.Interpreter
     interpreter = interpreter_class(model_path=str(path), num_threads=threads)
     interpreter.allocate_tensors()
     given, made = _one_of_each(path, interpreter.get_input_details(), interpreter.get_output_details())
@@ -290,7 +285,7 @@ def _interpreter(path: Path, threads: int, runtime: Runtime) -> Opened:
         result: np.ndarray = interpreter.get_tensor(made["index"])
         return result
 
-    return version, tflite_port(given), tflite_port(made), invoke
+    return tflite_port(given), tflite_port(made), invoke
 
 
 def _saved_model(path: Path) -> Opened:
@@ -307,7 +302,7 @@ def _saved_model(path: Path) -> Opened:
     invoke.module = module  # type: ignore[attr-defined] # it has to live as long as its functions
     types = [np.dtype(port.dtype.as_numpy_dtype) for port in (given, made)]
     takes, gives = (Port(tuple(p.shape), t, _scale(t)) for p, t in zip((given, made), types, strict=True))
-    return tensorflow.__version__, takes, gives, invoke
+    return takes, gives, invoke
 
 
 def _ncnn(path: Path, threads: int) -> Opened:
@@ -331,7 +326,7 @@ def _ncnn(path: Path, threads: int) -> Opened:
 
     # The files name no sizes: a network takes whatever its layers can be fed.
     given, made = (Port((1, *(None,) * axes), np.dtype(np.float32)) for axes in (3, 1))
-    return importlib.metadata.version("ncnn"), given, made, invoke
+    return given, made, invoke
 
 
 def tflite_port(details: dict[str, Any]) -> Port:
