@@ -26,9 +26,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, _targets: Tensor) -> Tensor:
 
 def dlr(logits: Tensor, labels: Tensor, _targets: Tensor) -> Tensor:
     """Difference of logits ratio, equation 6; it needs three classes."""
-    ordered = logits.sort(dim=1).values
+    ordered, ranked = logits.sort(dim=1)
     right = logits.gather(1, labels[:, None]).squeeze(1)
-    best_wrong = torch.where(right == ordered[:, -1], ordered[:, -2], ordered[:, -1])
+    # By rank, not by value: at a tie the right class may be the second one, and would climb against itself.
+    best_wrong = torch.where(ranked[:, -1] == labels, ordered[:, -2], ordered[:, -1])
     return (best_wrong - right) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
 
 
