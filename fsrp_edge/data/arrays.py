@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsrp_edge.data.check import without_leaks
-from fsrp_edge.data.images import ArraySource, Dataset, ImageSet, ImageSource, rank_in_class
+from fsrp_edge.data.images import ArraySource, Dataset, ImageSet, ImageSource, class_sizes, place_in_class
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import ModelSpec
 
@@ -112,11 +112,17 @@ def open_npz(path: Path, spec: ModelSpec) -> Dataset:
     for x, y in _WHOLE_KEYS:
         if {x, y} <= arrays.keys():
             whole, note = _image_set(path, "all", arrays[x], arrays[y], spec)
-            train, evaluation = whole.hold_out(HELD_OUT, SPLIT_SEED)
-            split = f"{HELD_OUT:.0%} of each class held out for evaluation"
+            train, evaluation, split = hold_out(whole)
             return _dataset(train, evaluation, f"{path.name}: {split}{note}")
     allowed = "; ".join(", ".join(keys) for keys in (*_WHOLE_KEYS, *sum(_SPLIT_KEYS.values(), ())))
     raise BadInputError(f"{path} holds the arrays {', '.join(sorted(arrays))}; allowed are {allowed}")
+
+
+def hold_out(whole: ImageSet) -> tuple[ImageSet, ImageSet, str]:
+    """What is trained on, what is evaluated on, and how that was chosen, for a description."""
+    singles = int((class_sizes(whole.labels.numpy()) == 1).sum())
+    note = f" (but of {singles} with a single image, which are only trained on)" if singles else ""
+    return *whole.hold_out(HELD_OUT, SPLIT_SEED), f"{HELD_OUT:.0%} of each class{note} held out for evaluation"
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -137,7 +143,7 @@ def _image_set(path: Path, split: str, x: np.ndarray, y: np.ndarray, spec: Model
     images = ImageSet.of(f"{path.stem}/{split}", source, _labels(y, len(pixels), where), spec.class_names)
     if _is_stored_by_class(images):
         # The first n images, which attacks are given, would be of one class: classes in turn instead.
-        images = images.subset(np.argsort(rank_in_class(images.labels.numpy()), kind="stable"))
+        images = images.subset(np.argsort(place_in_class(images.labels.numpy()), kind="stable"))
     return images, note + quantized
 
 

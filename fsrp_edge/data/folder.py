@@ -14,10 +14,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fsrp_edge import progress
-from fsrp_edge.data.arrays import HELD_OUT, SPLIT_SEED
+from fsrp_edge.data.arrays import hold_out
 from fsrp_edge.data.check import without_leaks
 from fsrp_edge.data.classes import ClassMatch, match_classes
-from fsrp_edge.data.images import Dataset, ImageSet
+from fsrp_edge.data.images import Dataset, ImageSet, place_in_class
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import ModelSpec
@@ -179,12 +179,11 @@ def _open_whole(folder: Path, spec: ModelSpec) -> Dataset:
     files = _class_files(folder)
     names = sorted(files)
     match = match_classes(names, spec)
-    train, evaluation = _image_set(folder, files, names, match, spec).hold_out(HELD_OUT, SPLIT_SEED)
+    train, evaluation, split = hold_out(_image_set(folder, files, names, match, spec))
     return _without_leaks(
         train.named(f"{folder.name}/train"),
         evaluation.named(f"{folder.name}/evaluation"),
-        f"image folder {folder.name}: {HELD_OUT:.0%} of each class held out for evaluation, "
-        f"classes matched {match.rule}",
+        f"image folder {folder.name}: {split}, classes matched {match.rule}",
     )
 
 
@@ -230,16 +229,12 @@ def _image_files(folder: Path) -> list[Path]:
 def _image_set(
     root: Path, classes: dict[str, list[Path]], names: list[str], match: ClassMatch, spec: ModelSpec
 ) -> ImageSet:
-    """Every image of the class folders, class by class in turn, so that the first n images are balanced."""
-    ranked = [
-        (rank, position, file)
-        for position, label in enumerate(names)
-        for rank, file in enumerate(classes.get(label, []))
-    ]
-    ranked.sort(key=lambda item: item[:2])
-    files = [file for _, _, file in ranked]
+    """Every image of the class folders, the classes in turn, so that the first n images have the whole's shares."""
+    listed = [(position, file) for position, label in enumerate(names) for file in classes.get(label, [])]
+    turns = np.argsort(place_in_class(np.array([position for position, _ in listed])), kind="stable")
+    files = [listed[turn][1] for turn in turns]
     _in_threads(_check_header, files, f"checking the images of {root.name}")
-    labels = torch.tensor([match.indices[position] for _, position, _ in ranked])
+    labels = torch.tensor([match.indices[listed[turn][0]] for turn in turns])
     return ImageSet.of(root.name, FolderSource(files, root, spec), labels, match.names)
 
 

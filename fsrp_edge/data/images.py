@@ -68,12 +68,23 @@ class ArraySource:
 
 
 def rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """(N,) how many images of its own class stand before each: taking the lowest ranks first balances the classes."""
+    """(N,) how many images of its own class stand before each."""
     rank = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         mine = labels == label
         rank[mine] = np.arange(mine.sum())
     return rank
+
+
+def class_sizes(labels: np.ndarray) -> np.ndarray:
+    """(N,) how many images the class of each has."""
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    return sizes[classes]
+
+
+def place_in_class(labels: np.ndarray) -> np.ndarray:
+    """(N,) how far into its own class each stands, in (0, 1): the lowest of them have the classes' shares of all."""
+    return (rank_in_class(labels) + 0.5) / class_sizes(labels)
 
 
 @dataclass(frozen=True)
@@ -156,35 +167,44 @@ class ImageSet:
     def taking_turns(self) -> "ImageSet":
         """The same images with the classes in turn, so that the first n speak of the whole set.
 
-        First comes one image of every class, then another of every class, and so on, each time with the classes in
-        another order, always the same one: in one order throughout, the first 128 images of ImageNet would be of the
-        128 classes that its numbering begins with. A set of at most EVERY_CLASS classes stays as it is.
+        Of classes of one size, first comes one image of each, then another of each, and so on, each time with the
+        classes in another order, always the same one: in one order throughout, the first 128 images of ImageNet would
+        be of the 128 classes that its numbering begins with. A rarer class comes as much more rarely. A set of at most
+        EVERY_CLASS classes stays as it is.
         """
         labels = self.labels.numpy()
         if len(np.unique(labels)) <= EVERY_CLASS:
             return self
         drawn = np.random.default_rng(0).permutation(len(self))
-        return self.subset(np.lexsort((drawn, rank_in_class(labels))))
+        return self.subset(np.lexsort((drawn, place_in_class(labels))))
 
     def sample(self, count: int, seed: int) -> "ImageSet":
-        """`count` images drawn without replacement, balanced over classes as far as the classes allow."""
+        """`count` images drawn without replacement, every class with its share; see `split`."""
         return self.split(count, seed)[0]
 
     def split(self, count: int, seed: int) -> tuple["ImageSet", "ImageSet"]:
-        """A balanced draw of `count` images, and the rest; both in the order of this set."""
+        """A draw of `count` images, every class with its share, and the rest; both in the order of this set.
+
+        A class of two or more images is in both parts where a part has room for one image of each such class.
+        """
         if count >= len(self):
             return self, self.subset(np.arange(0))
         shuffled = np.random.default_rng(seed).permutation(len(self))
-        rank = rank_in_class(self.labels.numpy()[shuffled])
-        drawn = shuffled[np.argsort(rank, kind="stable")[:count]]
+        labels = self.labels.numpy()[shuffled]
+        place, rank, sizes = place_in_class(labels), rank_in_class(labels), class_sizes(labels)
+        firsts, lasts = ((rank == end) & (sizes > 1) for end in (0, sizes - 1))
+        if firsts.sum() <= count:
+            place[firsts] = 0
+        if lasts.sum() <= len(self) - count:
+            place[lasts] = 1
+        drawn = shuffled[np.argsort(place, kind="stable")[:count]]
         rest = np.setdiff1d(np.arange(len(self)), drawn)
         return self.subset(np.sort(drawn)), self.subset(rest)
 
     def hold_out(self, fraction: float, seed: int) -> tuple["ImageSet", "ImageSet"]:
         """What stays, and what is held out: about `fraction` of every class, both in the order of this set.
 
-        Unlike `split`, a class that is rarer than the others keeps its share on both sides. A class of a
-        single image stays.
+        A class of two or more images is on both sides; one of a single image stays.
         """
         shuffled = np.random.default_rng(seed).permutation(len(self))
         labels = self.labels.numpy()[shuffled]

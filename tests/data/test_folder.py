@@ -118,6 +118,16 @@ def test_one_folder_is_split_alike_by_every_seed_and_keeps_rare_classes_on_both_
     assert "20% of each class held out for evaluation" in splits[0].description
 
 
+def test_the_first_images_have_the_classes_shares_and_single_images_are_trained_on(tmp_path, spec):
+    for name, count in (("common", 30), ("rare", 10), ("single", 1)):
+        write_images(tmp_path / name, count, seed=count)
+    data = open_dataset(tmp_path, spec(classes=3), seed=0)
+    assert data.train.labels.bincount().tolist() == [24, 8, 1]
+    assert data.train.first(16).labels.bincount().tolist() == [12, 4]
+    assert data.evaluation.first(4).labels.bincount().tolist() == [3, 1]
+    assert "20% of each class (but of 1 with a single image, which are only trained on) held out" in data.description
+
+
 def test_a_class_may_be_called_train(tmp_path, spec):
     write_images(tmp_path / "train", 5, seed=1)
     write_images(tmp_path / "bus", 5, seed=2)

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsrp_edge.data.images import EVERY_CLASS, UNLABELLED, ArraySource, ImageSet
+from fsrp_edge.data.images import EVERY_CLASS, UNLABELLED, ArraySource, ImageSet, rank_in_class
 
 
 def numbered(labels: list[int]) -> ImageSet:
     """One-pixel images whose value is their position."""
-    pixels = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+    pixels = np.arange(len(labels)).astype(np.uint8).reshape(-1, 1, 1, 1)
     return ImageSet.of("numbered", ArraySource(pixels), torch.tensor(labels, dtype=torch.int64))
 
 
@@ -41,16 +41,34 @@ def test_hold_out_is_disjoint_complete_stratified_and_deterministic(labels, frac
 
 @given(labels=LABELS, count=st.integers(1, 70), seed=st.integers(0, 9))
 @settings(deadline=None)
-def test_split_is_disjoint_complete_balanced_and_deterministic(labels, count, seed):
+def test_split_is_disjoint_complete_and_deterministic_and_no_class_is_on_one_side_alone(labels, count, seed):
     images = numbered(labels)
     drawn, rest = images.split(count, seed)
     assert len(drawn) == min(count, len(labels))
     assert sorted([*drawn.indices, *rest.indices]) == list(range(len(labels)))
-    left = [label for label in set(labels) if (rest.labels == label).any()]
-    taken = [int((drawn.labels == label).sum()) for label in set(labels)]
-    for label in left:  # a class that could give more is at most one behind the best served
-        assert int((drawn.labels == label).sum()) >= max(taken) - 1
+    for part in (drawn, rest):
+        several = {label for label in labels if labels.count(label) > 1}
+        assert len(part) < len(several) or several <= set(part.labels.tolist())
     assert np.array_equal(images.sample(count, seed).indices, drawn.indices)
+
+
+@pytest.mark.parametrize("count", [50, 100, 500, 950])
+def test_every_class_has_its_share_of_what_is_drawn(count):
+    drawn, rest = numbered([0] * 900 + [1] * 80 + [2] * 18 + [3] * 2).split(count, 0)
+    for part in (drawn, rest):
+        found = part.labels.bincount(minlength=4)
+        assert (found - torch.tensor([0.9, 0.08, 0.018, 0.002]) * len(part)).abs().max() <= 1
+        assert found.min() >= 1
+
+
+@given(classes=st.integers(1, 6), each=st.integers(1, 12), count=st.integers(1, 71), seed=st.integers(0, 9))
+@settings(deadline=None)
+def test_of_classes_of_one_size_those_with_the_fewest_drawn_come_next(classes, each, count, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), each))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(rank_in_class(labels[order]), kind="stable")]
+    images = numbered(labels.tolist())
+    assert images.sample(count, seed).indices.tolist() == sorted(order[:count])
 
 
 def test_classes_take_turns_in_another_order_each_time():
@@ -63,6 +81,11 @@ def test_classes_take_turns_in_another_order_each_time():
     assert np.array_equal(numbered(sorted([*range(60)] * 3)).taking_turns().indices, images.indices)
     few = numbered(sorted([*range(EVERY_CLASS)] * 2))
     assert few.taking_turns() is few
+
+
+def test_a_rare_class_comes_as_rarely_among_the_first_as_among_all():
+    images = numbered(sorted([*range(50)] * 10 + [50, 51])).taking_turns()
+    assert [(images.first(count).labels >= 50).sum() for count in (200, 302)] == [0, 2]
 
 
 def test_batches_keep_pixels_and_labels_together_in_every_order():
