@@ -138,15 +138,19 @@ class Watch(TorchFunctionMode):
     def _elementwise(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
     ) -> Tensor:
-        reason = self._reason("broadcasting")
+        reason = None
         if any(isinstance(leaf, nn.Parameter) and not _per_channel(leaf, result) for leaf in _tensors(args)):
+            reason = self._reason("broadcasting")
+        elif any(_is_constant_per_channel(leaf, result) for leaf in _tensors((args, kwargs))):
+            reason = self._reason("arithmetic with a constant of one value a channel")
+        if reason:
             cut: Tensor = self._cut(reason, [leaf for leaf in _tensors(args) if leaf.requires_grad], result)
             return cut
         spread = [leaf for leaf in _tensors(args) if leaf.requires_grad and _is_spread(leaf, result)]
         if not spread:
             return result
         # One channel that goes to all: it is nobody's partner, and what it meets may still be pruned.
-        self.ends += [Cut(leaf, reason) for leaf in spread]
+        self.ends += [Cut(leaf, self._reason("broadcasting")) for leaf in spread]
         apart = {id(leaf): leaf.detach() for leaf in spread}
         if func.__name__.endswith("_") and not func.__name__.startswith("__"):
             return result
@@ -354,6 +358,13 @@ def _per_channel(parameter: nn.Parameter, result: Tensor) -> bool:
         return False
     axis = 1 - result.dim()
     return parameter.dim() >= -axis and parameter.shape[axis] == parameter.numel() == result.shape[1]
+
+
+def _is_constant_per_channel(leaf: Tensor, result: Tensor) -> bool:
+    """Whether a value has a number of channels of its own, as a buffer has; what was made for these images has not."""
+    axis = 1 - result.dim()
+    constant = not leaf.requires_grad and leaf.dim() >= -axis and (leaf.dim() < result.dim() or len(leaf) == 1)
+    return result.dim() > 1 and constant and leaf.shape[axis] > 1
 
 
 def _is_spread(source: Tensor, result: Tensor) -> bool:

@@ -229,6 +229,33 @@ def test_one_value_a_channel_is_computed_with_before_it_meets_them(change):
     assert "indexing in between" in groups["first"].locked and groups["second"].locked is None
 
 
+class Shifts(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.register_buffer("shift", torch.randn(shape))
+
+    def forward(self, x):
+        return x + self.shift
+
+
+@pytest.mark.parametrize("shape", [(16, 1, 1), (1, 16, 1, 1), (1, 16, 32, 32)])
+def test_a_buffer_of_one_value_a_channel_locks_the_channels_it_meets(shape):
+    groups = groups_of(Body(Shifts(shape)))
+    assert "constant of one value a channel in between" in groups["first"].locked and groups["second"].locked is None
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (32, 32), (1, 1, 32, 32)])
+def test_a_buffer_of_one_value_for_all_channels_locks_none(shape):
+    assert groups_of(Body(Shifts(shape)))["first"].locked is None
+
+
+def test_frozen_batch_norms_lock_the_channels_they_normalize():
+    from torchvision.ops import FrozenBatchNorm2d  # once fsrp_edge has mended it
+
+    groups = groups_of(Body(FrozenBatchNorm2d(16)))
+    assert "in between" in groups["first"].locked and groups["second"].locked is None
+
+
 def test_a_bare_parameter_of_two_names_locks_the_channels_it_meets():
     network = Cat(lambda net, a, b: torch.cat([a * net.gamma, b * net.same], 1))
     network.gamma = network.same = nn.Parameter(torch.randn(1, 8, 1, 1))
