@@ -72,12 +72,13 @@ class Match:
 
     @property
     def looks_pruned(self) -> bool:
-        """Whether every tensor is there, and those of another shape are smaller."""
+        """Whether every tensor is there, and those of another shape have fewer channels."""
         return (
             bool(self.reshaped)
             and not (self.missing or self.unexpected)
             and all(
-                len(seen) == len(built) and all(a <= b for a, b in zip(seen, built, strict=True))
+                (len(seen), seen[2:]) == (len(built), built[2:])
+                and all(a <= b for a, b in zip(seen, built, strict=True))
                 for _, built, seen in self.reshaped
             )
         )

@@ -105,6 +105,13 @@ def test_pruned_weights_without_their_layout_are_explained():
     assert "cannot be rebuilt without its channel layout" in str(no_match(state))
 
 
+def test_a_smaller_kernel_is_no_sign_of_pruning():
+    state = weights("torchvision:resnet18", 10) | {"conv1.weight": torch.zeros(64, 3, 3, 3)}
+    text = str(no_match(state))
+    assert "channels removed" not in text
+    assert "torchvision:resnet18: 1 of another shape, such as conv1.weight (64x3x3x3, not 64x3x7x7)" in text
+
+
 def test_a_users_factory_that_takes_no_classes(tmp_path):
     file = tmp_path / "nets.py"
     file.write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))\n")
