@@ -288,7 +288,7 @@ def _identify(contents: Contents, names: Sequence[str] | None) -> _Found | None:
 def _unidentified(contents: Contents, names: Sequence[str] | None) -> BadInputError:
     views = [view for view, _ in _views(contents)]
     if names is None:
-        return no_match(views[-1])
+        return no_match(*views)
     match = min((_nearest(names, view) for view in views), key=lambda each: each.differences)
     text = f"these are not weights of {match.architecture}: {match.describe()}"
     if match.looks_pruned:
@@ -339,11 +339,12 @@ def _is_stranger(name: str) -> bool:
 
 
 def _wrapper_of(state: Mapping[str, Tensor]) -> str:
-    """The prefix that at least half of the names share; empty where none is."""
+    """The prefix of a known wrapper that at least half of the names share, or any that all do; empty where none is."""
     for prefix in _WRAPPERS:
         if 2 * sum(name.startswith(prefix) for name in state) >= len(state):
             return prefix
-    return ""
+    first, dot, _ = next(iter(state)).partition(".")
+    return first + dot if dot and all(name.startswith(first + dot) for name in state) else ""
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], architecture: str) -> None:

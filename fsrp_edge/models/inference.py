@@ -1,6 +1,6 @@
 """Which architecture a state dict belongs to, found by comparing names and shapes of its tensors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -46,7 +46,7 @@ class Match:
         classes: rows of the classifier's weight in the state dict; where the architecture's number of classes
             is fixed or the weight is absent, an arbitrary number.
         input_channels: channels that the first convolution takes.
-        same: number of tensors that agree in name and shape.
+        shared: number of tensors that agree in name.
         missing: names that the architecture has and the state dict has not.
         unexpected: names that only the state dict has.
         reshaped: name, the architecture's shape and the state dict's shape, where they differ.
@@ -55,7 +55,7 @@ class Match:
     architecture: str
     classes: int
     input_channels: int
-    same: int
+    shared: int
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     reshaped: tuple[tuple[str, Shape, Shape], ...]
@@ -111,13 +111,16 @@ def infer_architecture(state: Mapping[str, Tensor]) -> Match | None:
     return next((match for match in matches if match.exact), None)
 
 
-def no_match(state: Mapping[str, Tensor]) -> BadInputError:
-    """The error for weights that fit no architecture, with the three nearest ones and what differs."""
-    one_of_each = {registry.family_of(name): f"torchvision:{name}" for name in registry.torchvision_names()}
-    strangers = [*(f"cifar:{name}" for name in cifar.FACTORIES), *one_of_each.values()]
-    matches = [compare(name, state) for name in [*_candidates(state)] or strangers]
-    nearest = sorted(matches, key=lambda match: match.differences)[:3]
-    if nearest[0].looks_pruned:
+def no_match(*views: Mapping[str, Tensor]) -> BadInputError:
+    """The error for weights that fit no architecture, with up to three that have most of their names.
+
+    Args:
+        views: the weights as they are, and without what may be a wrapper's prefix.
+    """
+    matches = {name: compare(name, view) for view in views for name in dict.fromkeys(_kin(view))}
+    alike = (match for match in matches.values() if match.shared > len(match.missing) + len(match.unexpected))
+    nearest = sorted(alike, key=lambda match: match.differences)[:3]
+    if nearest and nearest[0].looks_pruned:
         return BadInputError(
             f"these weights are those of {nearest[0].architecture} with channels removed "
             f"({nearest[0].describe()}): such a network cannot be rebuilt without its channel layout; "
@@ -125,8 +128,9 @@ def no_match(state: Mapping[str, Tensor]) -> BadInputError:
         )
     listed = " | ".join(f"{match.architecture}: {match.describe()}" for match in nearest)
     return BadInputError(
-        f"no known architecture has just this file's tensors ({len(state)}, the first {next(iter(state))}); "
-        f"name it with --arch NAME, package.module:factory or file.py:factory. Nearest: {listed}"
+        f"no known architecture has just this file's tensors ({len(views[0])}, the first {next(iter(views[0]))}); "
+        "name it with --arch NAME, package.module:factory or file.py:factory"
+        + (f". Nearest: {listed}" if listed else "")
     )
 
 
@@ -146,7 +150,7 @@ def compare(architecture: str, state: Mapping[str, Tensor]) -> Match:
         architecture,
         classes,
         channels,
-        same=len(common) - len(reshaped),
+        shared=len(common),
         missing=tuple(name for name in built if name not in seen and name not in skeleton.optional),
         unexpected=tuple(name for name in seen if name not in built),
         reshaped=tuple(reshaped),
@@ -206,7 +210,21 @@ def _candidates(state: Mapping[str, Tensor]) -> Iterator[str]:
         width = len(state["features.0.weight"]) / cifar.VGG.PLAN[0]
         name = "vgg16_bn" if width == 1 else f"vgg16_bn-w{width:.9g}"
         yield from [f"cifar:{name}"] if cifar.factory(name) else []
-    families = {family for family, keys in _FAMILY_KEYS.items() if all(key in state for key in keys)}
-    if families:  # last, as torchvision takes two seconds to import
-        torchvision = registry.torchvision_names()
-        yield from (f"torchvision:{name}" for name in torchvision if registry.family_of(name) in families)
+    yield from _of_families(family for family, keys in _FAMILY_KEYS.items() if all(key in state for key in keys))
+
+
+def _kin(state: Mapping[str, Tensor]) -> Iterator[str]:
+    """Architectures that weights which are those of none may come from: candidates, and those that begin alike."""
+    yield from _candidates(state)
+    for name in cifar.FACTORIES:
+        if next(iter(_skeleton(f"cifar:{name}").shapes)) in state:
+            yield f"cifar:{name}"
+    yield from _of_families(family for family, (first, _) in _FAMILY_KEYS.items() if first in state)
+
+
+def _of_families(names: Iterable[str]) -> Iterator[str]:
+    families = set(names)
+    if families:  # torchvision takes two seconds to import
+        yield from (
+            f"torchvision:{name}" for name in registry.torchvision_names() if registry.family_of(name) in families
+        )

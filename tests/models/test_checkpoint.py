@@ -97,7 +97,7 @@ def test_half_precision_safetensors():
     ],
 )
 @pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "model.module."]
+    "prefix", ["", "module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "model.module.", "my_cnn.body."]
 )
 def test_nestings_and_prefixes(tmp_path, state, network, wrap, prefix):
     path = saved(tmp_path, wrap({prefix + name: tensor for name, tensor in state.items()}))
@@ -133,6 +133,12 @@ def test_lightning_and_averaging_leftovers_are_left_out_and_said(tmp_path, state
 def test_the_weights_of_a_loss_are_left_out(tmp_path, state, network, prefix, name):
     mixed = {name: torch.ones(4)} | {prefix + each: tensor for each, tensor in state.items()}
     assert_same_network(load_classifier(saved(tmp_path, mixed)), network)
+
+
+def test_the_nearest_is_found_behind_a_wrapper_of_any_name(tmp_path, state):
+    wrapped = {f"my_cnn.{name.replace('linear', 'top')}": tensor for name, tensor in state.items()}
+    with pytest.raises(BadInputError, match=r"the first my_cnn\.conv1.*Nearest: cifar:resnet20-a: 2 tensors missing"):
+        load_classifier(saved(tmp_path, wrapped))
 
 
 def test_a_file_of_nothing_but_a_loss_is_refused(tmp_path):
