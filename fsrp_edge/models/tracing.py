@@ -27,7 +27,8 @@ LAYERS = (nn.modules.conv._ConvNd, nn.Linear, *NORMS, nn.PReLU)
 
 _ELEMENTWISE = {
     *("add", "iadd", "radd", "sub", "isub", "rsub", "mul", "imul", "rmul", "multiply", "div", "truediv", "itruediv"),
-    *("rtruediv", "true_divide", "neg", "pow", "sqrt", "rsqrt", "exp", "log", "abs", "maximum", "minimum", "square"),
+    *("rtruediv", "true_divide", "rdiv", "idiv", "reciprocal"),
+    *("neg", "pow", "rpow", "sqrt", "rsqrt", "exp", "log", "abs", "maximum", "minimum", "square"),
     *("relu", "relu6", "hardtanh", "leaky_relu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "logsigmoid"),
     *("hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus", "softsign", "clamp", "clip", "clamp_min", "clamp_max"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "lerp", "addcmul"),
@@ -159,10 +160,13 @@ class Watch(TorchFunctionMode):
 
     def _cut(self, reason: str, sources: Iterable[Tensor], result: Any) -> Any:
         self.ends += [Cut(source, reason) for source in sources if source.is_floating_point()]
-        return tree_map(
-            lambda leaf: self.start(leaf, reason) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
-            result,
-        )
+
+        def parted(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                return leaf
+            return self.start(leaf, reason) if leaf.numel() > 1 else leaf.detach()  # one value is nobody's channels
+
+        return tree_map(parted, result)
 
     def _reason(self, name: str) -> str:
         where = next((self._names[module] for module in reversed(self._running) if module in self._names), "")

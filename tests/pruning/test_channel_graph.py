@@ -175,6 +175,7 @@ def test_operations_that_reorder_or_mix_channels_lock_them_by_name(name, functio
         lambda x: torch.unsqueeze(input=F.pad(input=x, pad=(1, 1, 1, 1)), dim=4).squeeze(4),
         lambda x: torch.reshape(torch.flatten(input=x, start_dim=2), x.shape),
         lambda x: F.dropout(x.clamp(-1, 1), 0.1) / 2 + 1,
+        lambda x: 1 / (1 + 2 ** x.reciprocal()),
         lambda x: F.pad(F.pad(x, (1, 1, 0, 0, 0, 0)).flatten(2), (1, -1)).reshape(*x.shape[:-1], -1),
         lambda x: x - x.permute(0, 2, 3, 1).transpose(-1, 1).mean((2, 3), keepdim=True),
     ],
@@ -227,6 +228,29 @@ def test_one_value_a_channel_is_computed_with_before_it_meets_them(change):
 
     groups = groups_of(Body(Gate()))
     assert "indexing in between" in groups["first"].locked and groups["second"].locked is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "function"),
+    [
+        ((), lambda x, alpha: x + alpha * F.relu(x)),
+        ((), lambda x, alpha: x * (1 / alpha)),
+        ((), lambda x, alpha: x * torch.erf(alpha[None])),
+        ((3,), lambda x, alphas: x * alphas[0]),
+        ((2,), lambda x, alphas: x * alphas.softmax(0)[0] + F.relu(x) * alphas.softmax(0)[1]),
+    ],
+)
+def test_one_learned_value_locks_no_channels(shape, function, planned, error_against_masking):
+    class Weighs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.alpha = nn.Parameter(torch.full(shape, 0.7))
+
+        def forward(self, x):
+            return function(x, self.alpha)
+
+    dense = classifier_of(Body(Weighs()))
+    assert_pruned_as_masked(dense, planned, error_against_masking, ["first", "second"])
 
 
 class Shifts(nn.Module):
