@@ -1,12 +1,13 @@
 """Weights out of a file, without running code that the file brings along."""
 
 import argparse
+import datetime
 import json
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,12 @@ STD_BESIDE = {"mean": "std", "new_mean": "new_std", "mu": "sigma"}
 """What modules that normalize call the standard deviation, by what they call the mean."""
 
 NORMALIZATIONS = (*STD_BESIDE, *STD_BESIDE.values())
+
+_PATHS = {
+    **dict.fromkeys(("PosixPath", "PurePosixPath"), PurePosixPath),
+    **dict.fromkeys(("WindowsPath", "PureWindowsPath"), PureWindowsPath),
+}
+"""What stands in for a path beside the weights: one that can open nothing."""
 
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
 """What averaging and profiling tools leave among the weights."""
@@ -149,6 +156,9 @@ def _harmless_globals() -> list[Any]:
         np.dtype,
         *(type(np.dtype(kind)) for kind in kinds),
         argparse.Namespace,
+        *(datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone),
+        # A machine of another kind has no class for such a path; Python 3.13 calls the module pathlib._local.
+        *((kind, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name, kind in _PATHS.items()),
     ]
 
 

@@ -1,9 +1,10 @@
 import argparse
+import datetime
 import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -246,7 +247,9 @@ def test_harmless_values_beside_the_weights(tmp_path, state, network):
         "state_dict": state,
         "acc": np.float64(93.1),
         "step": np.int64(3),
-        "args": argparse.Namespace(lr=0.1),
+        "args": argparse.Namespace(lr=0.1, data=Path("/data/cifar"), logs=PureWindowsPath("C:/logs")),
+        "ended": datetime.datetime(2024, 5, 6, 7, 8, tzinfo=datetime.timezone(datetime.timedelta(hours=2))),
+        "day": datetime.date(2024, 5, 6),
     }
     assert_same_network(load_classifier(saved(tmp_path, beside)), network)
 
