@@ -19,6 +19,11 @@ LEAST_MOMENTUM = 0.1
 """Least momentum of running statistics while training: torch's default, an average over about ten batches."""
 
 
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether there are statistics that could be recalibrated."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
 @contextmanager
 def following_batch_norm(network: nn.Module) -> Iterator[None]:
     """Running means and variances that keep up with a network which is trained for a few hundred steps in the block.

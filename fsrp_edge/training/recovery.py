@@ -13,7 +13,7 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import sha256_json
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
-from fsrp_edge.training.batchnorm import recalibrate_batch_norm
+from fsrp_edge.training.batchnorm import has_batch_norm, recalibrate_batch_norm
 from fsrp_edge.training.int8 import rounded_to_int8
 from fsrp_edge.training.loop import TrainingResult, held_out_merit, train
 from fsrp_edge.training.recipe import Recipe
@@ -114,8 +114,7 @@ def recover(
         recipe.check_teacher(given=teacher is not None)
     learnt, held_out = split_held_out(images, seed)
     if recipe is None:
-        with _kept_where_better(pruned, held_out, UNTRAINED, seed, or_equal=True):
-            recalibrate_batch_norm(pruned, learnt, seed=seed)
+        _recalibrate_where_better(pruned, learnt, held_out, UNTRAINED, seed, or_equal=True)
         return TrainingResult(pruned, 0, ())
     result = TrainingResult(pruned, 0, ())
     origin = weights_sha256(pruned)
@@ -124,8 +123,7 @@ def recover(
         result = train(
             pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint, origin=origin
         )
-    with _kept_where_better(pruned, held_out, recipe, seed):
-        recalibrate_batch_norm(pruned, learnt, seed=seed)
+    _recalibrate_where_better(pruned, learnt, held_out, recipe, seed)
     if not recipe.int8_epochs:
         return result
     unfinished = int8_checkpoint(checkpoint) if checkpoint else None
@@ -139,6 +137,14 @@ def recover(
     history = (record.model_copy(update={"epoch": done + record.epoch}) for record in tuned.history)
     best = done + tuned.best_epoch if before.improved else result.best_epoch
     return TrainingResult(pruned, best, (*result.history, *history))
+
+
+def _recalibrate_where_better(
+    network: Classifier, learnt: ImageSet, held_out: ImageSet, recipe: Recipe, seed: int, *, or_equal: bool = False
+) -> None:
+    if has_batch_norm(network):  # else nothing would change, and judging it takes an attack
+        with _kept_where_better(network, held_out, recipe, seed, or_equal=or_equal):
+            recalibrate_batch_norm(network, learnt, seed=seed)
 
 
 def int8_checkpoint(checkpoint: Path) -> Path:

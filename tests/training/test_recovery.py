@@ -70,6 +70,19 @@ def test_statistics_that_fit_already_are_not_replaced_by_worse_ones(
     assert (weights_sha256(recover(network, train, None, seed=0).classifier) == before) == kept
 
 
+@pytest.mark.parametrize("recipe", [None, Recipe(method="natural", epochs=1)])
+def test_without_batch_norm_nothing_is_judged_but_epochs(
+    digit_sets, small_cnn, monkeypatch: pytest.MonkeyPatch, recipe: Recipe | None
+) -> None:
+    network, judged = small_cnn(), list[object]()
+    for place, layer in enumerate(network.network):
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            network.network[place] = torch.nn.GroupNorm(1, layer.num_features)
+    monkeypatch.setattr("fsrp_edge.training.recovery.held_out_merit", lambda *given: judged.append(given))
+    recover(network, digit_sets[0].first(40), recipe, seed=0)
+    assert not judged
+
+
 def test_recovery_repeats_to_the_bit_and_learns(digit_sets, small_cnn) -> None:
     recipe = Recipe(method="natural", epochs=2, batch_size=50, learning_rate=0.05)
     first, second = (recover(small_cnn(), digit_sets[0], recipe, seed=1) for _ in range(2))
