@@ -80,7 +80,8 @@ class FolderSource:
         """Hex SHA-256 of these files' names and contents, and of how they are decoded; no other file is read."""
         unread = np.unique(indices[self._digests[indices] == b""])
         if len(unread):
-            self._digests[unread] = _in_threads(sha256_file, [self.files[index] for index in unread])
+            told = f"digesting the images of {self._root.name}"
+            self._digests[unread] = _in_threads(sha256_file, [self.files[index] for index in unread], told)
         parts = hashlib.sha256(f"{self._spec.input_shape} {self._spec.preprocessing}".encode())
         for index in indices:
             name = self.files[index].relative_to(self._root).as_posix()

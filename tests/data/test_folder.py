@@ -1,12 +1,14 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from fsrp_edge import progress
 from fsrp_edge.data import folder as folder_module
 from fsrp_edge.data.folder import FolderSource, decode_image
 from fsrp_edge.data.images import ImageSet
@@ -374,6 +376,19 @@ def test_the_digest_of_some_images_reads_no_others_and_none_twice(two_classes, s
     changed = FolderSource(source.files, two_classes, spec(classes=2))
     assert ImageSet("some", changed, some.labels, some.indices).digest == some.digest
     assert ImageSet("all", changed, images.labels, images.indices).digest != images.digest
+
+
+def test_reading_every_image_for_a_digest_is_told(two_classes, spec):
+    told = []
+
+    def track(items, description, total):
+        told.append((description, total))
+        return iter(items)
+
+    source = FolderSource(sorted(two_classes.glob("*/*")), two_classes, spec(classes=2))
+    with progress.listen(SimpleNamespace(track=track)):
+        source.digest_of(np.arange(10))
+    assert told == [(f"digesting the images of {two_classes.name}", 10)]
 
 
 def test_a_picture_that_resizing_would_blow_up_is_refused(tmp_path, spec):
