@@ -75,9 +75,6 @@ def prune(
     with show_computing():
         dense = load(CheckpointOptions(**given))
         images = without_held_out(load_data(dense, data, seed).train, seed) if needs_images else None
-        outputs = None
-        if compensate and images is not None:
-            outputs = DenseOutputs(dense, images.sample(most_images(dense.spec), seed), trained_after=True)
         if plan is not None:
             chosen = PruningPlan.load(plan)
         else:
@@ -85,6 +82,9 @@ def prune(
             chosen = plan_outside_of_runs(
                 dense, FilterScores.load(scores), wanted, target, images, seed=seed, compensated=compensate
             )
+        outputs = None
+        if compensate and images is not None:
+            outputs = DenseOutputs(dense, images.sample(most_images(dense.spec), seed), trained_after=True)
         pruned = apply_plan(dense, chosen, outputs)
         save_classifier(pruned, out)
         chosen.save(out.with_suffix(".plan.json"))

@@ -48,6 +48,7 @@ def score(
             f"--explain speaks of fsrp's spectra; it does not go with --criterion {given['criterion']}"
         )
     from fsrp_edge.cli.console import next_step, print_rows, read_alike, show_computing, shown_as_json
+    from fsrp_edge.models.channel_graph import require_convolutions
     from fsrp_edge.pipeline.inputs import default_score_images, load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.scoring.pictures import explain_into
@@ -58,6 +59,7 @@ def score(
     del given["eps"]
     with show_computing():
         classifier = load(CheckpointOptions(**given))
+        require_convolutions(classifier)
         images = without_held_out(load_data(classifier, data, seed).train, seed)
         sample = images.sample(score_images or default_score_images(classifier.spec), seed)
         if explain_to is None:

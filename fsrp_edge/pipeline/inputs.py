@@ -16,6 +16,7 @@ from fsrp_edge.evaluation.accuracy import predictions
 from fsrp_edge.exporting.artifact import Format, Precision
 from fsrp_edge.exporting.export import ArtifactRequest, require_possible
 from fsrp_edge.exporting.options import ExportOptions
+from fsrp_edge.models.channel_graph import require_convolutions
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.pipeline.budgeting import Workplace, timed_by
@@ -88,6 +89,7 @@ def prepare(options: CompressOptions) -> "Inputs":
     if device.kind != "local":
         require_ready(device, timed_by(target, requests, on_target=True).values())
     classifier = load(options)
+    require_convolutions(classifier)
     if options.recovery is not None:
         require_trainable(classifier)
     dataset = load_data(classifier, options.data, options.seed)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from fsrp_edge import progress
 from fsrp_edge.data.check import check_baseline
 from fsrp_edge.data.images import ImageSet
+from fsrp_edge.errors import WithinBudgetsError
 from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.paired import since_dense
@@ -21,12 +23,12 @@ from fsrp_edge.models.size import measure_size
 from fsrp_edge.pipeline.budgeting import Trial, log_plan, plan_with_trials, settle
 from fsrp_edge.pipeline.inputs import PRUNED, RECOVERED, ROUNDS, on_device
 from fsrp_edge.pipeline.run import Run
-from fsrp_edge.pruning.budgets import Budgets
+from fsrp_edge.pruning.budgets import BudgetKind, Budgets
 from fsrp_edge.pruning.compensation import DenseOutputs, most_images
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.pruning.planning import check_budgets, least_network, make_plan
+from fsrp_edge.pruning.planning import least_network, make_plan, require_feasible
 from fsrp_edge.pruning.refinement import Gauge, Planner, probe_images
 from fsrp_edge.pruning.stepwise import plan_by_strategy, prune_gradually
 from fsrp_edge.pruning.surgery import apply_plan
@@ -67,11 +69,9 @@ def _score(run: Run, classifier: Classifier) -> FilterScores:
 
 def settle_budgets(run: Run) -> tuple[PlanOptions, Costing | None]:
     """What the plan is asked for and reckoned with; what cannot be met stops the run here."""
-    wanted = run.plan_options()
-    if not wanted.budgets.asked:
-        return wanted, None
-    costs = run.costing()
+    wanted, costs = run.plan_options(), run.costing()
     if costs is not None and (kinds := run.place.tried(wanted.budgets)):
+        _require_the_rest_feasible(run, wanted, costs, kinds)
         anyhow = wanted.model_copy(update={"budgets": Budgets()})
         inputs = {"costing": costs.digest, "tried": _tried(run), "options": anyhow}
 
@@ -82,8 +82,15 @@ def settle_budgets(run: Run) -> tuple[PlanOptions, Costing | None]:
         dense, least = run.stage("budgets", tuple[Trial, ...], inputs, work)
         costs, budgets = settle(run.place, costs, dense, least, wanted.budgets)
         wanted = wanted.model_copy(update={"budgets": budgets})
-    check_budgets(run.dense, wanted, costs)
+    require_feasible(run.dense, wanted, costs)
     return wanted, costs
+
+
+def _require_the_rest_feasible(run: Run, wanted: PlanOptions, costs: Costing, tried: Sequence[BudgetKind]) -> None:
+    """Refuse before files are tried what these will not change."""
+    rest = Budgets.model_validate({kind: each for kind, each in wanted.budgets.asked.items() if kind not in tried})
+    with suppress(WithinBudgetsError):  # what is tried may still ask for something to be removed
+        require_feasible(run.dense, wanted.model_copy(update={"budgets": rest, "allocation": "global"}), costs)
 
 
 def _tried(run: Run) -> list[str]:

@@ -23,7 +23,7 @@ from fsrp_edge.pruning.budgets import Budgeted, Budgets, show
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import PlanOptions
 from fsrp_edge.pruning.plan import PruningPlan
-from fsrp_edge.pruning.planning import check_budgets, make_plan
+from fsrp_edge.pruning.planning import make_plan, require_feasible
 from fsrp_edge.pruning.refinement import most_trials, probe_images
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.gates import parse_gate
@@ -145,13 +145,13 @@ def _foreseeable(dense: Classifier, asked: PlanOptions, costs: Costing | None) -
     latency = asked.budgets.latency
     if latency is not None and latency.of_dense:
         with suppress(BadInputError):  # of this latency, or of another budget, which is told below
-            check_budgets(dense, asked, costs)
+            require_feasible(dense, asked, costs)
             return asked
     budgets = asked.budgets.model_copy(update={"latency": None})
     rest = asked.model_copy(update={"budgets": budgets})
     with suppress(WithinBudgetsError):  # the latency may still ask for something to be removed
         if budgets.asked:
-            check_budgets(dense, rest, costs)
+            require_feasible(dense, rest, costs)
             return rest
     return asked.model_copy(update={"budgets": Budgets(), "allocation": None})
 

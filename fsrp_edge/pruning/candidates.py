@@ -126,12 +126,12 @@ class Candidate:
     ratio: float | None
     comparable: np.ndarray | None = None
 
-    def kept(self, ratio: float) -> tuple[int, ...]:
-        """The channels that stay at a common ratio."""
+    def count(self, ratio: float) -> int:
+        """How many channels stay at a common ratio."""
         if self.reason is not None:
-            return self.best(self.group.channels)
+            return self.group.channels
         wanted = self._share(ratio) if self.ratio is None else self.ratio
-        return self.best(self._count(wanted))
+        return kept_count(self.group.channels, wanted, self.step, self._fewest)
 
     def best(self, count: int) -> tuple[int, ...]:
         """So many channels; all of them where none was scored."""
@@ -142,9 +142,7 @@ class Candidate:
     @property
     def least(self) -> int:
         """Channels that stay at least."""
-        if self.reason is not None:
-            return self.group.channels
-        return self._count(1.0 if self.ratio is None else self.ratio)
+        return self.count(1.0)
 
     def levels(self) -> Levels:
         """What may go, step by step, and what is lost with it as far as scores tell.
@@ -155,7 +153,7 @@ class Candidate:
         """
         channels = self.group.channels
         if self.reason is not None or self.scores is None or self.ratio is not None:
-            return Levels(np.array([channels - len(self.kept(0))]), np.zeros(1))
+            return Levels(np.array([channels - self.count(0)]), np.zeros(1))
         counts = np.array([channels, *range((channels - 1) // self.step * self.step, self._fewest - 1, -self.step)])
         scores = np.sort(np.maximum(self.scores, 0) + 1e-12)[::-1]
         share = np.cumsum(scores)[counts - 1] / scores.sum()
@@ -164,9 +162,6 @@ class Candidate:
     @cached_property
     def _fewest(self) -> int:
         return fewest(self.group, self.step)
-
-    def _count(self, ratio: float) -> int:
-        return kept_count(self.group.channels, ratio, self.step, self._fewest)
 
     def _share(self, ratio: float) -> float:
         """The share of this group that lies in the lowest `ratio` of all."""

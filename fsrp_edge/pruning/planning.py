@@ -32,7 +32,7 @@ class Planning:
 
     Args:
         classifier: the network that was scored.
-        scores: of its filters.
+        scores: of its filters; None before they are scored, when all but `plan` can be asked already.
         options: how much is to go, of what, and what has to stay.
         candidates: its groups.
         costs: what plans come to.
@@ -41,7 +41,7 @@ class Planning:
     """
 
     classifier: Classifier
-    scores: FilterScores
+    scores: FilterScores | None
     options: PlanOptions
     candidates: Sequence[Candidate]
     costs: PlanCosts
@@ -68,11 +68,11 @@ class Planning:
         Raises:
             BadInputError: nothing would be removed.
         """
+        assert self.scores is not None, "plans are made once filters are scored"
+        self.require_removal(counts)
         options, kept = self.options, self.kept(counts)
         plans = tuple(_plan_group(each, kept[each.group.root], options.channel_multiple) for each in self.candidates)
-        if all(len(plan.kept) == plan.channels for plan in plans):
-            raise BadInputError(self._nothing_to_remove(plans))
-        removed = np.array([[plan.channels - len(plan.kept) for plan in plans]])
+        removed = (self.channels - counts)[None]
         figures, totals = self.costs.figures(removed), self.costs.counter.totals(removed)
         share = 1 - float(totals["channels"][0]) / self.costs.counter.dense.channels
         return PruningPlan(
@@ -92,8 +92,13 @@ class Planning:
             groups=plans,
         )
 
-    def _nothing_to_remove(self, plans: Sequence[GroupPlan]) -> str:
-        reasons = "; ".join(f"{plan.root}: {plan.note}" for plan in plans if plan.note)[:400]
+    def require_removal(self, counts: Sequence[int]) -> None:
+        """Raise BadInputError where nothing would be removed."""
+        if (self.channels == counts).all():
+            raise BadInputError(self._nothing_to_remove())
+
+    def _nothing_to_remove(self) -> str:
+        reasons = "; ".join(f"{each.group.root}: {each.reason}" for each in self.candidates if each.reason)[:400]
         with_multiple = f"with channel multiple {self.options.channel_multiple} ({reasons})"
         smaller_multiple = "choose a target with a smaller channel multiple"
         if all(each.reason is not None for each in self.candidates):
@@ -103,7 +108,7 @@ class Planning:
 
 
 def planning_of(
-    classifier: Classifier, scores: FilterScores, options: PlanOptions, costing: Costing | None = None
+    classifier: Classifier, scores: FilterScores | None, options: PlanOptions, costing: Costing | None = None
 ) -> Planning:
     """Look up what plans of a network are made from; see `Planning`.
 
@@ -111,6 +116,15 @@ def planning_of(
         BadInputError: scores of another network or not one a channel, a pattern that fits no layer, or a budget that
             cannot be reached (the nearest that can is named).
     """
+    if scores is not None:
+        _require_scores_of(classifier, scores)
+    groups = PruningGraph(classifier).groups()
+    candidates = candidates_of(classifier, groups, scores, options)
+    costs = PlanCosts(classifier, groups, costing)
+    return Planning(classifier, scores, options, candidates, costs, _budgets(candidates, costs, options))
+
+
+def _require_scores_of(classifier: Classifier, scores: FilterScores) -> None:
     model_sha256 = weights_sha256(classifier.network)
     if scores.model_sha256 != model_sha256:
         raise BadInputError(
@@ -119,10 +133,6 @@ def planning_of(
         )
     for name, layer in scores.layers.items():
         _require_fit(name, len(layer.scores), find_layer(classifier.network, name))
-    groups = PruningGraph(classifier).groups()
-    candidates = candidates_of(classifier, groups, scores, options)
-    costs = PlanCosts(classifier, groups, costing)
-    return Planning(classifier, scores, options, candidates, costs, _budgets(candidates, costs, options))
 
 
 def _require_fit(name: str, count: int, layer: object) -> None:
@@ -152,15 +162,17 @@ def make_plan(
     return planning.plan(allocated(planning, options.chosen_allocation))
 
 
-def check_budgets(classifier: Classifier, options: PlanOptions, costing: Costing | None) -> tuple[Budgeted, ...]:
-    """Each budget beside the dense network and the least that can be reached; `planned` is the dense figure.
+def require_feasible(classifier: Classifier, options: PlanOptions, costing: Costing | None) -> None:
+    """Refuse what is asked for where no scores will make it possible.
 
     Raises:
-        BadInputError: one cannot be met, or the dense network meets them all.
+        BadInputError: as `make_plan`, or the dense network meets all budgets.
     """
-    groups = PruningGraph(classifier).groups()
-    candidates = candidates_of(classifier, groups, None, options)
-    return _budgets(candidates, PlanCosts(classifier, groups, costing), options)
+    planning = planning_of(classifier, None, options, costing)
+    if options.chosen_allocation == "uniform":
+        planning.require_removal(allocated(planning, "uniform"))
+    else:
+        planning.require_removal([each.least for each in planning.candidates])
 
 
 def least_network(classifier: Classifier, options: PlanOptions) -> Classifier:
@@ -229,7 +241,7 @@ def allocated(planning: Planning, allocation: Allocation) -> list[int]:
     ratio = options.ratio
     if options.ratio_of != "channels":
         ratio = _ratio_that_removes(candidates, costs, options)
-    return [len(each.kept(ratio)) for each in candidates]
+    return [each.count(ratio) for each in candidates]
 
 
 def tilted(planning: Planning, tilt: float) -> list[int]:
@@ -252,7 +264,7 @@ def tilted(planning: Planning, tilt: float) -> list[int]:
     if not within(1.0):
         raise BadInputError("no common ratio meets the budgets; leave the allocation to --allocation knapsack")
     ratios = np.minimum(_smallest_ratio(within) * factors, 1.0)
-    return [len(each.kept(float(ratio))) for each, ratio in zip(candidates, ratios, strict=True)]
+    return [each.count(float(ratio)) for each, ratio in zip(candidates, ratios, strict=True)]
 
 
 def _depths(classifier: Classifier, candidates: Sequence[Candidate]) -> np.ndarray:
@@ -267,7 +279,7 @@ def _depths(classifier: Classifier, candidates: Sequence[Candidate]) -> np.ndarr
 def _removed(candidates: Sequence[Candidate], ratios: np.ndarray) -> np.ndarray:
     """Channels that go at each group's ratio, (1, groups)."""
     return np.array(
-        [[each.group.channels - len(each.kept(float(ratio))) for each, ratio in zip(candidates, ratios, strict=True)]]
+        [[each.group.channels - each.count(float(ratio)) for each, ratio in zip(candidates, ratios, strict=True)]]
     )
 
 

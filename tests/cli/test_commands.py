@@ -527,6 +527,11 @@ def place(tmp_path: Path, chain: Path, trained_checkpoint: Path, digits_npz: Pat
     (tmp_path / "fraction.yaml").write_text("recover-epochs: 0.9\n")
     (tmp_path / "switch.yaml").write_text("quick-bench: 1\n")
     (tmp_path / "model-fp32.onnx").write_text("another file of that name")
+    (tmp_path / "one.py").write_text(
+        "from torch import nn\n\ndef build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))\n"
+    )
+    torch.save(build(f"{tmp_path}/one.py:build", classes=10).state_dict(), tmp_path / "one.pt")
     (tmp_path / "half.npz").write_bytes(digits_npz.read_bytes()[:1000])
     plan = read_json(chain / "pruned.plan.json")
     for name, change in (
@@ -578,6 +583,10 @@ WRONG = {
         "nothing can be removed at ratio 0.01 with channel multiple 8",
     "compress {net} --target generic-x86 --out {net}": "is a file",
     "compress {net} --target generic-x86 --out {net}/run": "is no folder that you may write into",
+    "score {here}/one.pt --arch {here}/one.py:build --input-size 32 --mean 0,0,0 --std 1,1,1 --data {here}/absent":
+        "has 1 convolution: there are no filters to prune",
+    "compress {here}/one.pt --arch {here}/one.py:build --input-size 32 --mean 0,0,0 --std 1,1,1 --data {here}/absent "
+    "--target generic-x86 --out {out}": "has 1 convolution: there are no filters to prune",
     "evaluate {net} --data {data} --clean-only --attack pgd-5": "--attack does not go with --clean-only",
     "score {net} --data {data} --criterion l1 --region square --out {out}": "--region does not go with --criterion l1",
     "score {net} --data {data} --criterion l1 --radius 0.9 --out {out}": "--radius does not go with --criterion l1",

@@ -663,15 +663,29 @@ def test_labels_that_do_not_fit_stop_the_run_at_the_baseline(
     assert not {"scores.json", "plan.json"} & left(tmp_path / "run")
 
 
-def test_nothing_to_remove_is_an_error(again: Any) -> None:
-    with pytest.raises(BadInputError, match=r"nothing can be removed at ratio 0\.01 with channel multiple 8"):
-        again(ratio=0.01)
-
-
-def test_nothing_to_remove_for_locks_is_not_blamed_on_the_ratio(again: Any) -> None:
-    with pytest.raises(BadInputError, match=r"nothing can be removed with .*lift what keeps layers") as told:
-        again(ratio=0.5, keep=("*",))
-    assert "--ratio" not in str(told.value)
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"ratio": 0.01}, r"nothing can be removed at ratio 0\.01 with channel multiple 8"),
+        ({"keep": ("*",)}, "nothing can be removed with .*lift what keeps layers"),
+        ({"keep": ("*",), "allocation": "global"}, "nothing can be removed with .*lift what keeps layers"),
+        ({"keep": ("layer9",)}, "no layer is called 'layer9'"),
+        ({"ratio": 0.999, "ratio_of": "parameters"}, "of the parameters cannot be removed"),
+        (
+            {"budgets": {"latency": "1%"}, "target": "raspberry-pi-4"},
+            "latency of .* cannot be reached: .* is the least",
+        ),
+        ({"budgets": {"size": "50%", "macs": "0.01%"}}, "macs of .* cannot be reached: .* is the least"),
+        ({"budgets": {"size": "50%"}, "keep": ("*",)}, "nothing can be removed with .*lift what keeps layers"),
+    ],
+)
+def test_what_no_scores_make_possible_stops_the_run_before_anything_is_computed(
+    options: CompressOptions, tmp_path: Path, asked: dict[str, Any], told: str
+) -> None:
+    changed = CompressOptions.model_validate({**dict(options), "out": tmp_path / "run", **asked})
+    with pytest.raises(BadInputError, match=told):
+        compress(changed)
+    assert not list((tmp_path / "run").glob("stages/*"))
 
 
 @pytest.mark.parametrize(
@@ -831,19 +845,6 @@ def test_budgets_are_tried_as_real_files_and_judged_at_the_end(
     assert "measured" in gates["latency"].message and result.plan.allocation == "knapsack"
     assert "size at most" in (result.directory / "report.md").read_text()
     assert redone(compress(options.model_copy(update=update))) == []
-
-
-def test_a_budget_that_cannot_be_met_stops_the_run_before_anything_is_evaluated(
-    options: CompressOptions, tmp_path: Path
-) -> None:
-    update = {
-        "out": tmp_path / "run",
-        "target": "raspberry-pi-4",
-        "budgets": Budgets.model_validate({"latency": "1%"}),
-    }
-    with pytest.raises(BadInputError, match=r"latency of .* cannot be reached: .* is the least"):
-        compress(options.model_copy(update=update))
-    assert not list((tmp_path / "run").glob("stages/*"))
 
 
 @pytest.mark.slow

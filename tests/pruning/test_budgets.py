@@ -13,7 +13,7 @@ from fsrp_edge.pipeline.budgeting import Workplace, costing, named_graph, plan_w
 from fsrp_edge.pruning.allocation import Levels, allocate
 from fsrp_edge.pruning.budgets import Budgets, parse_limit
 from fsrp_edge.pruning.options import PlanOptions
-from fsrp_edge.pruning.planning import check_budgets, least_network, make_plan, planning_of, tilted
+from fsrp_edge.pruning.planning import least_network, make_plan, planning_of, require_feasible, tilted
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.load import load_target
@@ -136,7 +136,7 @@ def test_a_ratio_of_macs_can_be_allocated_too(resnet):
 def test_what_cannot_be_reached_is_told_with_the_least_before_anything_is_scored(resnet, costs):
     options = PlanOptions(budgets=Budgets.model_validate({"latency": "5%"}), channel_multiple=8)
     with pytest.raises(BadInputError, match=r"cannot be reached: .* ms of .* ms is the least .*litert"):
-        check_budgets(resnet, options, costs)
+        require_feasible(resnet, options, costs)
 
 
 def test_budgets_that_the_dense_network_meets_are_told(resnet, costs):
