@@ -91,7 +91,8 @@ def sweep(
         _print(found, folder)
     missed = [point.name for point in found.points if point.gates_passed is False or point.problem]
     if missed:
-        raise GateFailedError(f"{len(missed)} of {len(variants)} runs missed a budget or a gate: {', '.join(missed)}")
+        names = ", ".join(missed)
+        raise GateFailedError(f"{len(missed)} of {len(variants)} runs failed or missed a budget or a gate: {names}")
 
 
 def _print(found: "Sweep", folder: Path) -> None:
@@ -108,7 +109,7 @@ def _print(found: "Sweep", folder: Path) -> None:
         marks = [
             "knee" if point.name == found.knee else "pareto" if point.pareto else "",
             "missed" if point.gates_passed is False else "",
-            "cannot be met" if point.problem else "",
+            "failed" if point.problem else "",
             "dense is within" if point.within else "",
         ]
         rows.append((

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsrp_edge import plots, progress
-from fsrp_edge.errors import BadInputError, GateFailedError, WithinBudgetsError
+from fsrp_edge.errors import FsrpEdgeError, WithinBudgetsError
 from fsrp_edge.files import write_text
 from fsrp_edge.pipeline.compress import compress
 from fsrp_edge.pipeline.options import CompressOptions
@@ -42,7 +42,7 @@ class Variant:
 
 
 def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
-    """Run all variants; one that cannot be met, or that the dense network meets, is noted, and the others go on.
+    """Run all variants; one that fails, or that the dense network meets, is noted, and the others go on.
 
     Args:
         variants: at least one, of one checkpoint and one target.
@@ -50,7 +50,7 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         out: folder with a run directory for each, sweep.json, sweep.png and sweep.html.
 
     Raises:
-        BadInputError, GateFailedError: not one of them ended with files; the class is that of the first one's error.
+        FsrpEdgeError: not one of them ended with files; the class is that of the first one's error.
         BadInputError: another process is working in one of the folders.
     """
     with RunDirectory(out).locked():
@@ -64,7 +64,7 @@ def _sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
     reports: dict[str, RunReport] = {}
     finished: list[Path] = []
     accuracy = "clean"
-    first_error: BadInputError | GateFailedError | None = None
+    first_error: FsrpEdgeError | None = None
     for variant in progress.track(variants, f"sweep over {over}", len(variants)):
         directory = out / variant.name.replace("%", "pct").replace("=", "-")
         run = RunDirectory(directory)
@@ -74,7 +74,7 @@ def _sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         progress.log(f"sweep: {variant.name} in {directory}")
         try:
             report = compress(variant.options.model_copy(update={"out": directory})).report
-        except (BadInputError, GateFailedError) as error:
+        except FsrpEdgeError as error:
             progress.log(f"sweep: {variant.name}: {error}")
             why = "within" if isinstance(error, WithinBudgetsError) else "problem"
             points.append(Point.model_validate({"name": variant.name, "directory": None, why: str(error)}))
