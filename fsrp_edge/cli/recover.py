@@ -63,8 +63,9 @@ def recover(
                     "these images have no labels to learn: name the dense network with --teacher, or labelled "
                     "images with --data"
                 )
-            weight = (chosen.distillation or 1.0) if dense else 0.0
-            chosen = fit_recipe(chosen.distilling(weight), dataset, has_teacher=dense is not None)
+            if dense is not None and "distillation" not in chosen.model_fields_set:
+                chosen = chosen.distilling(1.0)
+            chosen = fit_recipe(chosen, dataset, has_teacher=dense is not None)
         # Where there are no labels, the dense network gives them, whether or not the method takes a teacher.
         labels_only = chosen is not None and not chosen.needs_teacher and dataset.train.label_kind != "ground truth"
         learnt_from = None if labels_only else dense

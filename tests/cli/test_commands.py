@@ -525,6 +525,8 @@ def place(tmp_path: Path, chain: Path, trained_checkpoint: Path, digits_npz: Pat
     (tmp_path / "text.pt").write_text("this is no checkpoint")
     (tmp_path / "empty").mkdir()
     (tmp_path / "fraction.yaml").write_text("recover-epochs: 0.9\n")
+    (tmp_path / "soft.yaml").write_text("distillation: 0.5\n")
+    (tmp_path / "hard.yaml").write_text("distillation: 0\n")
     (tmp_path / "switch.yaml").write_text("quick-bench: 1\n")
     (tmp_path / "model-fp32.onnx").write_text("another file of that name")
     (tmp_path / "one.py").write_text(
@@ -613,6 +615,10 @@ WRONG = {
     "prune {net} --plan {here}/two.json --out {out}": "(2 channels)",
     "prune {net} --plan {here}/output.json --out {out}": "output",
     "recover {chain}/pruned.safetensors --data photographs --out {out}": "name the dense network with --teacher",
+    "recover {chain}/pruned.safetensors --data {data} --recipe {here}/soft.yaml --recover-epochs 1 --out {out}":
+        "distillation 0.5 needs a teacher network; give one (`recover --teacher`)",
+    "recover {chain}/pruned.safetensors --data {data} --recipe {here}/hard.yaml --teacher {net} --out {out}":
+        "a teacher was given, but the recipe's distillation is 0",
     "recover {chain}/pruned.safetensors --eps 0 --out {out}": "method 'n-fgsm' with eps 0",
     "export {chain}/recovered.safetensors --target jetson-nano --format onnx --precision int8": "no int8 and onnx file",
     "bench {here}/text.pt": "unknown suffix '.pt'; allowed: .onnx, .tflite",
