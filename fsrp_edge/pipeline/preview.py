@@ -27,7 +27,7 @@ from fsrp_edge.pruning.planning import make_plan, require_feasible
 from fsrp_edge.pruning.refinement import most_trials, probe_images
 from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.report.gates import parse_gate
-from fsrp_edge.scoring.rivals import Rival
+from fsrp_edge.scoring.rivals import LOOKS_AT_IMAGES, Rival
 from fsrp_edge.scoring.score import score
 from fsrp_edge.targets.work import BYTES
 
@@ -93,7 +93,9 @@ class Preview:
 
 
 def preview(options: CompressOptions) -> Preview:
-    """Read everything, prune a copy by weight norms, and time a few batches; takes seconds, writes nothing.
+    """Read everything, prune a copy, and time a few batches; takes seconds, writes nothing.
+
+    The copy is pruned by the criterion where that looks at no images, else by weight norms.
 
     Raises:
         BadInputError: whatever `compress` would refuse before its long work.
@@ -101,8 +103,10 @@ def preview(options: CompressOptions) -> Preview:
     inputs = prepare(options)
     asked, costs = inputs.plan_options(), inputs.costing()
     wanted = _foreseeable(inputs.dense, asked, costs)
-    norms = score(inputs.dense, inputs.dataset.train, Rival(name="l1"), seed=options.seed)
-    plan = make_plan(inputs.dense, norms, wanted, costs)
+    free = isinstance(options.criterion, Rival) and options.criterion.name not in LOOKS_AT_IMAGES
+    criterion = options.criterion if free else Rival(name="l1")
+    scores = score(inputs.dense, inputs.dataset.train, criterion, seed=options.seed)
+    plan = make_plan(inputs.dense, scores, wanted, costs)
     pruned = apply_plan(inputs.dense, plan)
     before, after = measure_size(inputs.dense), measure_size(pruned)
     files = tuple(
@@ -111,14 +115,14 @@ def preview(options: CompressOptions) -> Preview:
     )
     references = before.parameters * BYTES["fp32"] * len({request.format for request in inputs.requests})
     training = 0 if options.recovery is None else 16 * after.parameters  # weights, momentum, best and average
-    directory, proportional = inputs.out, _only_proportions(asked, costs)
+    directory, allocation, proportional = inputs.out, asked.chosen_allocation, _only_proportions(asked, costs)
     return Preview(
         directory=directory,
         resumes=tuple(sorted(path.stem for path in (directory / "stages").glob("*.json"))),
         steps=tuple(_steps(inputs, plan, pruned)),
         parameters=(before.parameters, after.parameters),
         macs=(before.macs, after.macs),
-        exact=asked.chosen_allocation == "uniform" and asked.ratio_of == "channels" and wanted == asked,
+        exact=not asked.budgets.asked and (allocation == "uniform" or (allocation == "global" and free)),
         files=files,
         disk_bytes=references + sum(size for _, size in files) + 8 * after.parameters + training,
         free_bytes=shutil.disk_usage(_existing(directory)).free,

@@ -154,20 +154,30 @@ def test_a_dry_run_tells_and_leaves_nothing(
     assert "out of reach with these options: size<=1kB" in capfd.readouterr().err
 
 
-def test_the_counts_of_a_dry_run_are_those_of_the_run(trained_checkpoint: Path, digits_npz: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "criterion"), [({}, "random"), ({"allocation": "global", "criterion": {"name": "lamp"}}, "lamp")]
+)
+def test_the_counts_of_a_dry_run_are_those_of_the_run(
+    trained_checkpoint: Path, digits_npz: Path, asked: dict[str, Any], criterion: Any
+) -> None:
     from fsrp_edge.pipeline.inputs import prepare
     from fsrp_edge.pipeline.options import CompressOptions
     from fsrp_edge.pipeline.preview import preview
     from fsrp_edge.pruning.planning import make_plan
     from fsrp_edge.pruning.surgery import apply_plan
+    from fsrp_edge.scoring.fsrp import FSRP
     from fsrp_edge.scoring.rivals import Rival
     from fsrp_edge.scoring.score import score
 
-    options = CompressOptions(checkpoint=trained_checkpoint, data=str(digits_npz), target="generic-x86")
+    options = CompressOptions.model_validate(
+        {"checkpoint": trained_checkpoint, "data": str(digits_npz), "target": "generic-x86", **asked}
+    )
     inputs = prepare(options)
-    other = score(inputs.dense, inputs.dataset.train, Rival(name="random"), seed=0)
+    other = score(inputs.dense, inputs.dataset.train, Rival(name=criterion), seed=0)
     pruned = apply_plan(inputs.dense, make_plan(inputs.dense, other, inputs.plan_options()))
-    assert preview(options).parameters[1] == sum(parameter.numel() for parameter in pruned.network.parameters())
+    found = preview(options)
+    assert found.parameters[1] == sum(parameter.numel() for parameter in pruned.network.parameters())
+    assert found.exact and not preview(options.model_copy(update={"allocation": "global", "criterion": FSRP()})).exact
 
 
 @pytest.mark.parametrize(
