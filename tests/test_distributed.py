@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsrp_edge import distributed
+from fsrp_edge.cli import cli
+from fsrp_edge.cli.errors import run as run_command
 from fsrp_edge.evaluation.results import EvaluationFile
 from fsrp_edge.models.saved import save_classifier
 from tests.nets import built
@@ -55,6 +57,14 @@ def run(launcher: list[str], folder: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("command", ["compress net.pt --target generic-x86", "sweep net.pt", "export net.pt"])
+def test_a_command_that_each_process_would_do_in_full_is_refused(command, monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command(cli, command.split()) == 2
+    told = f"error: {command.split()[0]} does not run under torchrun, where each process would do all of it; train, "
+    assert capfd.readouterr().err.startswith(told)
 
 
 @pytest.fixture(scope="module")

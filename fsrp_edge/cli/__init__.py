@@ -25,6 +25,10 @@ from fsrp_edge.cli.sweep import sweep
 from fsrp_edge.cli.targets import targets
 from fsrp_edge.cli.train import train
 from fsrp_edge.cli.verify import verify
+from fsrp_edge.errors import BadInputError
+
+SHARED = ("train", "score", "recover", "evaluate")
+"""Commands whose work the processes of `torchrun` share."""
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
@@ -38,7 +42,8 @@ class _InOrder(click.Group):
 
 @click.group(cls=_InOrder, context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="fsrp-edge")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Turn a trained image classifier into small, fast, attack-resistant models for edge devices.
 
     \b
@@ -46,6 +51,11 @@ def cli() -> None:
     fsrp-edge inspect resnet18.pt --target raspberry-pi-4
     fsrp-edge targets list
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand not in SHARED:
+        raise BadInputError(
+            f"{context.invoked_subcommand} does not run under torchrun, where each process would do all of it; "
+            f"{', '.join(SHARED[:-1])} and {SHARED[-1]} share their work there"
+        )
 
 
 for _command in (
