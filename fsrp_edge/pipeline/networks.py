@@ -145,11 +145,11 @@ def make_pruning_plan(
     def work() -> PruningPlan:
         unfinished = run.unfinished("plan", inputs, ".json")
         make = _planner(run, scores, wanted, unfinished)
-        best = costs and plan_with_trials(run.place, costs, run.dense, wanted, make)
+        plan = make(wanted, costs and plan_with_trials(run.place, costs, run.dense, wanted, make))
         if run.options.round_epochs and recipe is not None:
-            plan = _prune_in_rounds(run, make(wanted, best or None), inputs, recipe)
+            plan = _prune_in_rounds(run, plan, inputs, recipe)
         else:
-            plan = plan_by_strategy(run.dense, make(wanted, best or None), wanted, partial(_score, run))
+            plan = plan_by_strategy(run.dense, plan, wanted, partial(_score, run))
         plan.save(run.path(PLAN))
         return plan
 
