@@ -89,8 +89,9 @@ def settle_budgets(run: Run) -> tuple[PlanOptions, Costing | None]:
 def _require_the_rest_feasible(run: Run, wanted: PlanOptions, costs: Costing, tried: Sequence[BudgetKind]) -> None:
     """Refuse before files are tried what these will not change."""
     rest = Budgets.model_validate({kind: each for kind, each in wanted.budgets.asked.items() if kind not in tried})
+    without = {"budgets": rest, "ratio_of": "channels", "allocation": "global"}  # of each group, as much as can be
     with suppress(WithinBudgetsError):  # what is tried may still ask for something to be removed
-        require_feasible(run.dense, wanted.model_copy(update={"budgets": rest, "allocation": "global"}), costs)
+        require_feasible(run.dense, wanted.model_copy(update=without), costs)
 
 
 def _tried(run: Run) -> list[str]:

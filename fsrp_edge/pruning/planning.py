@@ -169,10 +169,10 @@ def require_feasible(classifier: Classifier, options: PlanOptions, costing: Cost
         BadInputError: as `make_plan`, or the dense network meets all budgets.
     """
     planning = planning_of(classifier, None, options, costing)
-    if options.chosen_allocation == "uniform":
-        planning.require_removal(allocated(planning, "uniform"))
-    else:
-        planning.require_removal([each.least for each in planning.candidates])
+    counts = allocated(planning, "uniform")  # what can't be removed at one ratio, can't be at several
+    if options.chosen_allocation != "uniform":
+        counts = [each.least for each in planning.candidates]
+    planning.require_removal(counts)
 
 
 def least_network(classifier: Classifier, options: PlanOptions) -> Classifier:

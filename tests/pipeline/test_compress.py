@@ -671,6 +671,7 @@ def test_labels_that_do_not_fit_stop_the_run_at_the_baseline(
         ({"keep": ("*",), "allocation": "global"}, "nothing can be removed with .*lift what keeps layers"),
         ({"keep": ("layer9",)}, "no layer is called 'layer9'"),
         ({"ratio": 0.999, "ratio_of": "parameters"}, "of the parameters cannot be removed"),
+        ({"ratio": 0.999, "ratio_of": "macs", "allocation": "global"}, "of the macs cannot be removed"),
         (
             {"budgets": {"latency": "1%"}, "target": "raspberry-pi-4"},
             "latency of .* cannot be reached: .* is the least",
