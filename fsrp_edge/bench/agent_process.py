@@ -141,12 +141,13 @@ def _events(agent: subprocess.Popen[str], work: str, stop: threading.Event) -> I
 
 
 def _event(line: str) -> dict[str, Any] | None:
-    """The event that a line tells; None for any other, valid JSON such as a number among them."""
+    """The event that a line tells, behind what a login script left without an end; None for any other."""
+    _, opening, rest = line.partition('{"')
     try:
-        said = json.loads(line)
+        said = json.loads(opening + rest)
     except ValueError:
         return None
-    return said if isinstance(said, dict) and isinstance(said.get("event"), str) else None
+    return said if isinstance(said.get("event"), str) else None
 
 
 def _no_event(work: str, line: str) -> str:

@@ -262,10 +262,10 @@ def _scratch(
 
     threading.Thread(target=give_up, daemon=True).start()
     try:
-        for line in holder.stdout:  # a login script may talk before
-            text = line.decode(errors="replace").strip()
-            if text.startswith(_MARK):
-                return text.removeprefix(_MARK)
+        for line in holder.stdout:  # a login script may talk before, in the same line if it ends none
+            _, told, scratch = line.decode(errors="replace").strip().partition(_MARK)
+            if told:
+                return scratch
     finally:
         answered.set()
     holder.wait()

@@ -514,6 +514,20 @@ def test_a_command_that_is_terminated_leaves_nothing_here_and_on_the_device(onnx
         assert {path.name for path in left} <= {".ses"}  # onnxruntime's own, whatever ends it
 
 
+def test_a_login_script_that_ends_no_line(onnx_file, tmp_path, monkeypatch):
+    adb, temporary = tmp_path / "adb", tmp_path / "data"
+    temporary.mkdir()
+    adb.write_text(
+        f"#!{sys.executable}\nimport os, sys\nprint('Welcome! $ ', end='', flush=True)\n"
+        f"os.execvp('sh', ['sh', '-c', 'exec ' + sys.argv[-1].replace('/data/local/tmp', {str(temporary)!r})])\n"
+    )
+    adb.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(remote_shell, "CONNECT_SECONDS", 5)
+    assert measure(onnx_file, device=f"adb:?python={sys.executable}", method=SHORT).agreement.passed
+    assert list(temporary.iterdir()) == []
+
+
 def test_connecting_ends_when_it_is_told_to_stop(onnx_file):
     stop = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as pool:
