@@ -1,7 +1,9 @@
 """Addresses of devices: `local`, `ssh://pi@pi4:22`, `adb:serial`."""
 
 import re
+import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,6 +60,10 @@ class Address:
         """What a measurement depends on: the name, and the interpreter where another one than the usual was named."""
         usual = sys.executable if self.kind == "local" else "python3"
         return self.name if self.python == usual else f"{self.name}?python={self.python}"
+
+    def install(self, packages: Iterable[str]) -> str:
+        """The command that installs Python packages, to paste on the device."""
+        return shlex.join([self.python, "-m", "pip", "install", *packages])
 
 
 def parse_address(text: str) -> Address:

@@ -187,7 +187,7 @@ def _lines(child: subprocess.Popen[str], work: str, stop: threading.Event, silen
 def _failure(transport: Transport, events: Events, work: str) -> str:
     fault = read(Fault, events, "error", work)
     if fault.install:
-        return f"{fault.message}; install it there with: {transport.address.python} -m pip install {fault.install}"
+        return f"{fault.message}; install it there with: {transport.address.install([fault.install])}"
     if "hello" in events:  # the version is the first thing to look at where a runtime refuses a file
         hello = read(Hello, events, "hello", work)
         return f"{hello.runtime} {hello.runtime_version}: {fault.message}"

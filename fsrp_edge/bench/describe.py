@@ -70,6 +70,5 @@ def require_ready(address: Address, runtimes: Iterable[str]) -> None:
     missing = there.missing(["numpy", *sorted(wanted - {"tensorrt"})])
     if missing:
         raise ToolFailedError(
-            f"{address.name} lacks {', '.join(missing)}; install there with: "
-            f"{address.python} -m pip install {' '.join(missing)}"
+            f"{address.name} lacks {', '.join(missing)}; install there with: {address.install(missing)}"
         )

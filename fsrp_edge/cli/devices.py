@@ -1,5 +1,6 @@
 """`fsrp-edge devices`: what is on a device, before something is measured there."""
 
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -34,13 +35,16 @@ def check(address: str) -> None:
     where = parse_address(address)
     with show_progress():
         device = describe(where)
-    missing = device.missing()
-    advice = f"To measure every format there: {where.python} -m pip install {' '.join(missing)}"
+    advice = []
+    if missing := device.missing(device.packages):
+        advice.append(f"To measure every format there: {where.install(missing)}")
+    if not device.missing():
+        advice.append(f"Ready: {shlex.join(['fsrp-edge', 'bench', 'MODEL', '--device', address])}")
     show_result(
         device,
         (where.name, ""),
         [(name, "not told" if value is None else value) for name, value in _rows(device)],
-        footer=advice if missing else f"Ready: fsrp-edge bench MODEL --device '{address}'",
+        footer="\n".join(advice),
     )
 
 

@@ -152,6 +152,19 @@ def test_sustained_refuses_programs_that_tell_means(tflite_file, capfd):
     assert "--sustained shows latency over time, of which benchmark_model tells nothing" in capfd.readouterr().err
 
 
+def test_devices_check_tells_what_every_format_needs_in_words_to_paste(onnx_file, tflite_file, tmp_path, capfd):
+    python = tmp_path / "my venv" / "python"
+    python.parent.mkdir()
+    (tmp_path / "ncnn.py").write_text("raise ImportError('not installed')")
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    address = f"local?python={python}"
+    assert run(cli, ["devices", "check", address]) == 0
+    install, ready = capfd.readouterr().out.splitlines()[-2:]
+    assert install == f"To measure every format there: '{python}' -m pip install ncnn"
+    assert ready == f"Ready: fsrp-edge bench MODEL --device '{address}'"
+
+
 def test_picture_holds_medians_and_heat():
     from fsrp_edge import plots
 
