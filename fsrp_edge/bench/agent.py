@@ -9,7 +9,7 @@ to a device and run there by hand:
     python3 agent.py --model m.param --weights m.bin --runtime ncnn --input-shape 3,224,224
     python3 agent.py --describe        (what is there; works without numpy and runtimes)
 
-Events, one JSON object a line, in this order: `hello` (versions, machine), `progress` (at most two a second),
+Events, one JSON object a line, in this order: `hello` (runtime, machine), `progress` (at most two a second),
 and `result` (every raw time, the state before, during and after) or `error` (exit code 3); or only `device`.
 """
 # ruff: noqa: UP006, UP007, UP035, UP045 (Python 3.6 knows neither list[int] nor int | None)
@@ -49,11 +49,10 @@ now_ns = getattr(time, "perf_counter_ns", lambda: int(time.perf_counter() * 1e9)
 
 
 class AgentError(Exception):
-    """What the user can act on; `kind` is for programs, `install` names the package that is missing."""
+    """What the user can act on; `install` names the package that is missing."""
 
-    def __init__(self, kind: str, message: str, install: Optional[str] = None) -> None:
+    def __init__(self, message: str, install: Optional[str] = None) -> None:
         super().__init__(message)
-        self.kind = kind
         self.install = install
 
 
@@ -68,7 +67,7 @@ def import_first(names: Sequence[str], package: str) -> Any:
             return importlib.import_module(name)
         except ImportError as error:
             reasons.append(str(error))
-    raise AgentError("missing-runtime", f"cannot import {' or '.join(names)}: {reasons[0]}", package)
+    raise AgentError(f"cannot import {' or '.join(names)}: {reasons[0]}", package)
 
 
 def import_numpy() -> Any:
@@ -99,8 +98,7 @@ class Runtime:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.module = import_first(self.modules, self.package)
-        self.module_name = self.module.__name__
-        self.version = version_of(self.module_name)
+        self.version = version_of(self.module.__name__)
 
     def load(self, tick: Tick) -> List[Specification]:
         """Make it ready to run, telling if that takes long; return (name, shape, type) of every input."""
@@ -220,13 +218,13 @@ class Ncnn(Runtime):
 
     def load(self, tick: Tick) -> List[Specification]:
         if not (self.options.weights and self.options.input_shape):
-            raise AgentError("usage", "ncnn needs --weights and --input-shape: its files name no shape")
+            raise AgentError("ncnn needs --weights and --input-shape: its files name no shape")
         self.net = self.module.Net()
         self.net.opt.num_threads = self.options.threads
         model, weights = self.options.model, self.options.weights
         for load, path in ((self.net.load_param, model), (self.net.load_model, weights)):
             if load(path) != 0:
-                raise AgentError("runtime-failed", "ncnn cannot read " + Path(path).name)
+                raise AgentError("ncnn cannot read " + Path(path).name)
         shape = [1] + [int(size) for size in self.options.input_shape.split(",")]
         return [(name, shape, "float32") for name in self.net.input_names()]
 
@@ -246,7 +244,7 @@ class Ncnn(Runtime):
         made = [extractor.extract(name) for name in self.net.output_names()]
         codes += [code for code, _ in made]
         if any(codes):  # there are no values then, and reading them would end this process
-            raise AgentError("runtime-failed", "ncnn cannot run it on images " + self.options.input_shape)
+            raise AgentError("ncnn cannot run it on images " + self.options.input_shape)
         return [mat for _, mat in made]
 
 
@@ -264,7 +262,6 @@ class TensorRT(Runtime):
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.module_name = "trtexec"
         self.program = self.find()
         said = self.call(["--help"])
         self.flags = [flag for flag in self.FLAGS if flag in said]
@@ -276,7 +273,7 @@ class TensorRT(Runtime):
         """Path of trtexec."""
         found = [path for path in map(shutil.which, cls.PLACES) if path]
         if not found:
-            raise AgentError("missing-runtime", "there is no trtexec; it comes with TensorRT, part of JetPack")
+            raise AgentError("there is no trtexec; it comes with TensorRT, part of JetPack")
         return found[0]
 
     @staticmethod
@@ -296,7 +293,7 @@ class TensorRT(Runtime):
         said = self.call([*build, *once, *self.flags], lambda seconds: tick("load", 0, seconds))
         found = re.search(r"[Ii]nput binding for (\S+) with dimensions (\S+)", said)
         if found is None:
-            raise AgentError("runtime-failed", "trtexec does not tell the input's shape")
+            raise AgentError("trtexec does not tell the input's shape")
         self.name = found.group(1)
         return [(self.name, [int(size) for size in found.group(2).split("x")], "float32")]
 
@@ -355,7 +352,7 @@ class TensorRT(Runtime):
         if child.returncode:
             lines = text.splitlines()
             errors = [line for line in lines if "[E]" in line] or lines[-1:] or ["no word"]
-            raise AgentError("runtime-failed", "trtexec: " + errors[0].strip())
+            raise AgentError("trtexec: " + errors[0].strip())
         return text
 
     def close(self) -> None:
@@ -383,16 +380,16 @@ def make_inputs(specifications: List[Specification]) -> Dict[str, Any]:
         # An open batch dimension is 1; any other open dimension is a question only the user can answer.
         fixed = [1 if axis == 0 and not known(size) else size for axis, size in enumerate(shape)]
         if not all(known(size) for size in fixed):
-            raise AgentError("open-shape", f"input {name!r} has the open shape {shape}; fix it at export")
+            raise AgentError(f"input {name!r} has the open shape {shape}; fix it at export")
         if len(fixed) == 4 and fixed[0] > 1:
-            raise AgentError("batch", f"input {name!r} takes {fixed[0]} images at a time; export it for one")
+            raise AgentError(f"input {name!r} takes {fixed[0]} images at a time; export it for one")
         if kind in ("uint8", "int8"):
             limits = numpy.iinfo(kind)
             inputs[name] = random.randint(limits.min, limits.max + 1, fixed).astype(kind)
         elif kind in ("float32", "float16"):
             inputs[name] = random.random_sample(fixed).astype(kind)
         else:
-            raise AgentError("input-type", f"input {name!r} has the type {kind}; known: floats and 8 bits")
+            raise AgentError(f"input {name!r} has the type {kind}; known: floats and 8 bits")
     return inputs
 
 
@@ -697,12 +694,12 @@ def core_numbers(text: str) -> List[int]:
 def stay_on(text: str) -> None:
     """Keep this process, and what it starts, on some cores."""
     if not hasattr(os, "sched_setaffinity"):
-        raise AgentError("affinity", "this system cannot keep a process on some cores")
+        raise AgentError("this system cannot keep a process on some cores")
     try:
         os.sched_setaffinity(0, core_numbers(text))
     except (OSError, ValueError):
         count = os.cpu_count() or 1
-        raise AgentError("affinity", f"no cores {text}; this machine has 0 to {count - 1}") from None
+        raise AgentError(f"no cores {text}; this machine has 0 to {count - 1}") from None
 
 
 def peak_memory_mb() -> float:
@@ -745,26 +742,16 @@ def foreign_cores(
 def measure(options: argparse.Namespace, emit: Emit) -> Dict[str, Any]:
     """Say who is there, then load, warm up, time; return the result event's content."""
     if not Path(options.model).is_file():
-        raise AgentError("missing-model", f"no such file: {options.model}")
+        raise AgentError(f"no such file: {options.model}")
     if options.runtime not in RUNTIMES:
         allowed = ", ".join(sorted(RUNTIMES))
-        raise AgentError("unknown-runtime", f"unknown runtime {options.runtime!r}; allowed: {allowed}")
+        raise AgentError(f"unknown runtime {options.runtime!r}; allowed: {allowed}")
     count = cores()  # of the machine, not those that it is kept on
     if options.affinity is not None:
         stay_on(options.affinity)
-    numpy, machine = import_numpy(), Machine()
-    model = RUNTIMES[options.runtime](options)
-    emit(
-        "hello",
-        python=platform.python_version(),
-        numpy=numpy.__version__,
-        runtime=options.runtime,
-        runtime_module=model.module_name,
-        runtime_version=model.version,
-        cpu=machine.cpu_name(),
-        cores=count,
-        system=platform.platform(),
-    )
+    import_numpy()  # first, as a runtime that lacks it would be told to be missing
+    machine, model = Machine(), RUNTIMES[options.runtime](options)
+    emit("hello", runtime=options.runtime, runtime_version=model.version, cpu=machine.cpu_name(), cores=count)
     try:
         return timed_runs(model, machine, options, emit)
     finally:
@@ -864,13 +851,13 @@ def main(arguments: Optional[List[str]] = None) -> int:
         else:
             emit("result", **measure(options, emit))
     except AgentError as error:
-        emit("error", kind=error.kind, message=str(error), install=error.install)
+        emit("error", message=str(error), install=error.install)
         return 3
     except BrokenPipeError:  # whoever asked is gone
         os._exit(3)
     except Exception as error:  # the runtimes raise errors of many types of their own
         lines = str(error).strip().splitlines() or [""]
-        emit("error", kind="runtime-failed", message=f"{type(error).__name__}: {lines[0]}")
+        emit("error", message=f"{type(error).__name__}: {lines[0]}")
         return 3
     return 0
 
