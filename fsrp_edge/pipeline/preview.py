@@ -11,12 +11,14 @@ import torch
 
 from fsrp_edge import compute, wording
 from fsrp_edge.attacks import attackable, input_gradient
+from fsrp_edge.bench.setup import Method
 from fsrp_edge.data.images import Dataset
 from fsrp_edge.errors import BadInputError, WithinBudgetsError
 from fsrp_edge.evaluation.evaluate import pgd_of
+from fsrp_edge.evaluation.files import QUERIES
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pipeline.budgeting import PROPORTIONS
+from fsrp_edge.pipeline.budgeting import PROPORTIONS, TRIAL_METHOD, TRIALS
 from fsrp_edge.pipeline.inputs import Inputs, prepare
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pruning.budgets import Budgeted, Budgets, show
@@ -193,7 +195,13 @@ def _steps(inputs: Inputs, plan: PruningPlan, pruned: Classifier) -> Iterator[St
         # Scored again, the network is on its way from the dense to the pruned one.
         scored * passes * (dense.gradient + again * (dense.gradient + small.gradient) / 2),
     )
-    if inputs.plan_options().chosen_allocation == "knapsack":
+    place, wanted = inputs.place, inputs.plan_options()
+    if tried := place.tried(wanted.budgets):
+        # The dense network, the least that a plan may leave, then plans.
+        timed = len(place.runtimes) * _measuring(TRIAL_METHOD) if "latency" in tried else 0
+        seconds = (2 + TRIALS) * (len(inputs.requests) * SECONDS_TO_EXPORT + timed)
+        yield Step("try files", f"of {2 + TRIALS} networks at most, against budgets of {' and '.join(tried)}", seconds)
+    if wanted.chosen_allocation == "knapsack":
         trials, images = most_trials(len(plan.groups)), probe_images(inputs.dense.spec)
         seconds = trials * images * FORWARDS_A_TRIAL * small.forward
         yield Step("weigh plans", f"{trials} trials at most, {images} images", seconds)
@@ -214,13 +222,19 @@ def _steps(inputs: Inputs, plan: PruningPlan, pruned: Classifier) -> Iterator[St
     formats = len({request.format for request in inputs.requests})
     count = formats + len(inputs.requests)
     yield Step("export and verify", f"{count} files, {formats} of them to compare with", count * SECONDS_TO_EXPORT)
+    tested = min(options.file_images, evaluation) if options.eps else 0
     yield Step(
         "evaluate files",
-        f"{count} files, {evaluation} images",
-        evaluation * (formats * dense.forward + len(inputs.requests) * small.forward),
+        f"{count} files, {evaluation} images; {len(inputs.requests)} of them on {tested} images under attack",
+        evaluation * (formats * dense.forward + len(inputs.requests) * small.forward)
+        + tested * QUERIES * len(inputs.requests) * small.forward,
     )
-    per_file = options.method.seconds + options.method.rounds * (options.method.warmup_seconds + 2)
-    yield Step("measure latency", f"{count} files on {options.bench_on}", count * per_file)
+    yield Step("measure latency", f"{count} files on {options.bench_on}", count * _measuring(options.method))
+
+
+def _measuring(method: Method) -> float:
+    """Seconds that measuring a file takes."""
+    return method.seconds + method.rounds * (method.warmup_seconds + 2)
 
 
 def _attack_steps(name: str) -> int:

@@ -146,9 +146,15 @@ def test_a_dry_run_tells_and_leaves_nothing(
     assert found["seconds"] == pytest.approx(sum(step["seconds"] for step in found["steps"])) and found["exact"]
     assert found["macs"][1] < found["macs"][0]
 
+    assert "2 of them on 32 images under attack" in next(
+        step["detail"] for step in found["steps"] if step["name"] == "evaluate files"
+    )
+
     assert run(cli, [*arguments, "--params", "0.5"]) == 0
     out = capfd.readouterr().out
-    assert "asked, " in out and "weigh plans" in out
+    assert "asked, " in out and "weigh plans" in out and "try files" not in out
+    assert run(cli, [*arguments, "--size", "0.5"]) == 0
+    assert "of 6 networks at most, against budgets of size" in capfd.readouterr().out
 
     assert run(cli, [*arguments, "--require", "size<=1kB"]) == 1
     assert "out of reach with these options: size<=1kB" in capfd.readouterr().err
