@@ -12,8 +12,9 @@ from fsrp_edge.cli import options
 @options.target_option
 @click.option("--runtime", metavar="NAME", help="One of the target's.  [default: the first with published figures]")
 @click.option("--threads", type=options.COUNT, help="[default: the target's]")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32",
-              help="Arithmetic of the device; a file with quantized operators counts as int8.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]),
+              help="Arithmetic of the device; a file with quantized operators counts as int8.  "
+                   "[default: fp16 for a file in it where the device gains from that, else fp32]")  # fmt: skip
 @click.option("--top", type=options.COUNT, default=12, help="Operators to list.")
 @options.output_options
 def estimate(
@@ -21,7 +22,7 @@ def estimate(
     target: str,
     runtime: str | None,
     threads: int | None,
-    precision: str,
+    precision: str | None,
     top: int,
 ) -> None:
     """Estimate latency and memory of an ONNX file on a device. Operator by operator; nothing is measured.
@@ -39,7 +40,9 @@ def estimate(
     from fsrp_edge.targets.load import load_target
 
     profile, graph = load_target(target), read_graph(model)
-    found = estimate_latency(graph, profile, runtime=runtime, threads=threads, precision=cast(Precision, precision))
+    found = estimate_latency(
+        graph, profile, runtime=runtime, threads=threads, precision=cast(Precision | None, precision)
+    )
     ranked = sorted(found.operators, key=lambda each: -each.milliseconds)[:top]
     low, high = found.interval
     prunable = sum(each.prunable for each in found.operators)

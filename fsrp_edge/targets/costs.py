@@ -257,5 +257,5 @@ def _peak_gops(target: Target, runtime: str, threads: int, precision: Precision)
             return peak * min(threads, cores) / cores
     raise BadInputError(
         f"{target.name}: nothing was published for {runtime}, {threads} threads, {precision}, and the profile "
-        "names no peak to estimate from; measure it with `fsrp-edge bench` and calibrate"
+        "names no peak to estimate from; measure it with `fsrp-edge bench` and calibrate, or estimate another precision"
     )

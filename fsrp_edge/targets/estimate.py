@@ -65,7 +65,7 @@ def estimate(
     graph: GraphCost,
     target: Target,
     *,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     runtime: str | None = None,
     threads: int | None = None,
 ) -> Estimate:
@@ -74,7 +74,8 @@ def estimate(
     Args:
         graph: of `graph_cost.read_graph`.
         target: a device profile.
-        precision: the arithmetic; a quantized graph is int8 whatever it says.
+        precision: the arithmetic; a quantized graph is int8 whatever it says. By default fp16 where the file's weights
+            are and the device gains from it, else fp32.
         runtime: one of the profile's; by default the first with published measurements in this precision.
         threads: at least 1 and at most the cores; by default the profile's.
 
@@ -82,7 +83,8 @@ def estimate(
         BadInputError: the runtime is not the target's, it has fewer cores than that, or nothing at all is known to
             estimate with.
     """
-    precision = "int8" if graph.quantized else precision
+    usual: Precision = "fp16" if graph.half and target.precisions.fp16.useful else "fp32"
+    precision = "int8" if graph.quantized else precision or usual
     device = device_costs(target, precision, runtime=runtime, threads=threads)
     times = device.by_cost(Work.of(graph.operators))
     total = float(times.sum())

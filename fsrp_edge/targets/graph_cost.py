@@ -100,6 +100,7 @@ class GraphCost:
         links: one an operator.
         buffers: all activations.
         batch: images that the file takes at once, which all of this is for.
+        half: whether its weights are in half precision.
     """
 
     operators: tuple[Operator, ...]
@@ -109,6 +110,7 @@ class GraphCost:
     links: tuple[Link, ...] = ()
     buffers: tuple[Buffer, ...] = ()
     batch: int = 1
+    half: bool = False
 
     @property
     def macs(self) -> int:
@@ -161,7 +163,8 @@ def _walked(model: Any, transposes: Mapping[str, str]) -> GraphCost:
     walk = _Walk(_shapes(graph), _constants(graph), transposes)
     for node in graph.node:
         walk.visit(node)
-    return replace(walk.finish({value.name for value in graph.output}), batch=_batch(graph))
+    half = any(tensor.data_type == require("onnx").TensorProto.FLOAT16 for tensor in graph.initializer)
+    return replace(walk.finish({value.name for value in graph.output}), batch=_batch(graph), half=half)
 
 
 def _batch(graph: Any) -> int:

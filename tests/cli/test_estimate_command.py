@@ -7,6 +7,8 @@ from click.testing import CliRunner
 from torch import nn
 
 from fsrp_edge.cli import cli
+from fsrp_edge.exporting.onnx import convert_to_fp16
+from fsrp_edge.targets.work import BYTES
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,15 @@ def test_a_file_of_a_fixed_batch_is_said_to_be_one(tmp_path: Path) -> None:
     torch.onnx.export(nn.Conv2d(3, 8, 3).eval(), (torch.rand(4, 3, 32, 32),), path, dynamo=False)
     result = CliRunner().invoke(cli, ["estimate", str(path), "--target", "raspberry-pi-4"])
     assert "all 4 images that the file takes at once" in " ".join(result.output.split())
+
+
+def test_a_file_in_half_precision_is_estimated_so_where_the_device_gains_from_it(model: Path, tmp_path: Path) -> None:
+    convert_to_fp16(model, tmp_path / "half.onnx")
+    for target, precision in (("raspberry-pi-5", "fp16"), ("raspberry-pi-4", "fp32")):  # which computes in fp32
+        arguments = ["estimate", str(tmp_path / "half.onnx"), "--target", target, "--json"]
+        found = json.loads(CliRunner().invoke(cli, arguments).stdout)
+        parameters = 3 * 9 * 8 + 8 + 8 * 4 + 4
+        assert (found["precision"], found["weight_bytes"]) == (precision, parameters * BYTES[found["precision"]])
 
 
 def test_json_adds_up(model: Path) -> None:
