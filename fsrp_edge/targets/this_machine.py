@@ -128,7 +128,8 @@ SOURCES = {
 
 HEADER = """\
 # Written by `fsrp-edge targets new`. Everything else is inherited from the profile under `extends`: see
-# `fsrp-edge targets show NAME`. Add what you know (memory bandwidth, accelerators …), each with its source.
+# `fsrp-edge targets show NAME`. Add what you know, each with its source: of a core's `operations_per_cycle` latency is
+# estimated where nothing was measured.
 """
 
 
