@@ -16,7 +16,7 @@ OperatorClass = Literal[
 """Kinds of work that devices do at different rates.
 
 `winograd` is a 3×3 convolution of stride 1, which runtimes can compute with fewer multiplications; `grouped` is one
-of several groups, though not one a channel; `attention` is a matrix product over more than one row.
+of several groups, though not one a channel; `attention` is a matrix product over more than one row an image.
 """
 
 WINOGRAD_CHANNELS = 8
@@ -160,11 +160,12 @@ def graph_cost(model: Any) -> GraphCost:
 
 def _walked(model: Any, transposes: Mapping[str, str]) -> GraphCost:
     graph = require("onnx").shape_inference.infer_shapes(model, data_prop=True).graph
-    walk = _Walk(_shapes(graph), _constants(graph), transposes)
+    batch = _batch(graph)
+    walk = _Walk(_shapes(graph), _constants(graph), transposes, batch)
     for node in graph.node:
         walk.visit(node)
     half = any(tensor.data_type == require("onnx").TensorProto.FLOAT16 for tensor in graph.initializer)
-    return replace(walk.finish({value.name for value in graph.output}), batch=_batch(graph), half=half)
+    return replace(walk.finish({value.name for value in graph.output}), batch=batch, half=half)
 
 
 def _batch(graph: Any) -> int:
@@ -239,10 +240,12 @@ class _Walk:
         shapes: Mapping[str, tuple[int, ...]],
         constants: Mapping[str, tuple[int, ...]],
         transposes: Mapping[str, str],
+        batch: int,
     ) -> None:
         self.shapes = shapes
         self.constants = constants
         self.transposes = transposes
+        self.batch = batch
         self.operators: list[dict[str, Any]] = []
         self.links: list[Link] = []
         self.buffer: dict[str, str] = {}  # tensor -> the tensor that names its buffer
@@ -353,7 +356,7 @@ class _Walk:
         if node.op_type in ("Gemm", "MatMul"):
             features = self._features(node, attributes, data)
             rows = outputs // features[1]
-            kind: OperatorClass = "dense" if rows == 1 else "attention"
+            kind: OperatorClass = "dense" if rows == self.batch else "attention"
             return {"kind": kind, "macs": outputs * features[0], "channels": features}
         if node.op_type in _POOLING:
             window = attributes.get("kernel_shape", ())

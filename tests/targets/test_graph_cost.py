@@ -121,6 +121,7 @@ def test_an_open_batch_dimension_counts_as_one(tmp_path: Path, graph: GraphCost)
 def test_a_fixed_batch_is_told(tmp_path: Path, graph: GraphCost) -> None:
     four = export(Block(), tmp_path / "four.onnx", batch=4)
     assert four.batch == 4 and four.macs == 4 * graph.macs
+    assert [each.kind for each in four.operators] == [each.kind for each in graph.operators]
 
 
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path) -> None:
