@@ -363,7 +363,7 @@ def verdict(
     else:
         graph = named_graph(network)
         value = float((graph.parameters + graph.peak_elements) * BYTES[place.precision])
-        basis = "weights and activations, reckoned"
+        basis = f"weights and activations, reckoned in {place.precision}"
     passed = value <= budget.limit * (1 + 1e-6)
     shown, limit = show_apart(kind, value, budget.limit)
     return schema.GateResult(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fsrp_edge import wording
 from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.files import sha256_json
 from fsrp_edge.models.channel_graph import ChannelGroup
@@ -86,6 +87,8 @@ class PlanCosts:
         """How a figure was found, in a few words."""
         if self._costing is None or kind in ("macs", "parameters"):
             return "counted"
-        device = self._costing.device
-        usual = f"estimated for {device.runtime}, {device.threads} threads, {self._costing.precision}"
-        return self._costing.basis.get(kind, f"{usual}: {device.basis}" if kind == "latency" else "reckoned")
+        device, precision = self._costing.device, self._costing.precision
+        usual = f"reckoned in {precision}"
+        if kind == "latency":
+            usual = f"estimated for {device.runtime}, {wording.threads(device.threads)}, {precision}: {device.basis}"
+        return self._costing.basis.get(kind, usual)

@@ -95,6 +95,9 @@ def test_budgets_hold_together_on_the_network_that_the_plan_gives(resnet, costs,
     found = plan(resnet, costs, allocation, latency="75%", parameters="0.5", memory="900KB")
     pruned = apply_plan(resnet, found)
     limits = {each.kind: each.limit for each in found.budgets}
+    bases = {each.kind: each.basis for each in found.budgets}
+    assert (bases["parameters"], bases["memory"]) == ("counted", "reckoned in fp32")
+    assert bases["latency"].startswith("estimated for litert, 4 threads, fp32: 35 published measurements")
     after = estimate(named_graph(pruned), PI)
     assert after.milliseconds <= limits["latency"]
     assert measure_size(pruned).parameters <= limits["parameters"]
