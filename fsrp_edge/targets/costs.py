@@ -8,7 +8,7 @@ import numpy as np
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.targets.coefficients import FEWEST, Group, Pool, calibrated_groups, load_coefficients
-from fsrp_edge.targets.load import load_target
+from fsrp_edge.targets.load import load_target, own_target_names, target_names
 from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.work import COSTS, CPU, TILE, Unit, Work, quantities
 
@@ -122,6 +122,8 @@ def _candidates(
         if group.target.partition("@")[0] == base and group.unit == unit.kind
         for same in [group.runtime == runtime and group.precision in _arithmetic(runtime, precision)]
         if same or (unit.kind == "cpu" and group.precision == precision)
+        # Between power modes figures are scaled by the speeds that profiles tell, and not every device has one.
+        if group.target == target.name or group.speed or base in (*target_names(), *own_target_names())
     ]
     for group, same in fitting:
         most = max(each.measurements for each, _ in fitting if each.runtime == group.runtime)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -98,6 +99,18 @@ def test_a_power_mode_is_scaled_from_the_clocks_that_were_measured() -> None:
 def test_a_fit_of_one_network_or_two_is_not_called_calibrated(name: str, precision: Precision, basis: str) -> None:
     found = estimate(graph(), load_target(name), precision=precision, runtime="tensorrt")
     assert not found.calibrated and basis in found.basis
+
+
+def test_a_power_mode_of_a_profile_elsewhere_is_not_scaled_from_a_published_device_of_its_name(tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    cpu = "[{name: Cortex-A55, cores: {value: 4, source: s}, clock_ghz: {value: %s, source: s}}]"
+    own.write_text(
+        "name: radxa-zero-3w\ndescription: mine\nextends: generic-arm64\nsources: {s: sheet}\n"
+        f"cpu: {cpu % 1.6}\nvariants: {{slow: {{cpu: {cpu % 0.8}}}}}\n"
+    )
+    assert estimate(graph(), load_target(str(own)), runtime="ncnn").milliseconds > 0
+    with pytest.raises(BadInputError, match="radxa-zero-3w@slow: nothing was published"):
+        estimate(graph(), load_target(f"{own}@slow"), runtime="ncnn")
 
 
 def test_threads_between_those_that_were_measured_lie_between_them() -> None:
