@@ -31,7 +31,7 @@ from fsrp_edge.records import Record
 from fsrp_edge.report import schema
 from fsrp_edge.report.gates import doubt
 from fsrp_edge.scoring.scores import FilterScores
-from fsrp_edge.targets.costs import DeviceCosts, device_costs, pool_costs
+from fsrp_edge.targets.costs import DeviceCosts, device_costs, pool_costs, unit_of
 from fsrp_edge.targets.graph_cost import GraphCost, Link, graph_cost
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Target
@@ -210,8 +210,9 @@ def costing(
         if absolute:
             raise
         runtime = runtimes[0] if runtimes else target.runtimes[0].name
-        costs = pool_costs(runtime, precision)
-        device = DeviceCosts(costs, precision, 1.0, False, PROPORTIONS, runtime, target.threads)
+        unit = unit_of(target, runtime)
+        costs = pool_costs(runtime, precision, unit)
+        device = DeviceCosts(costs, precision, 1.0, False, PROPORTIONS, runtime, target.threads, unit)
         return Costing(graph, device, precision)
 
 

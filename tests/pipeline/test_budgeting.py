@@ -13,11 +13,12 @@ from fsrp_edge.exporting.export import ArtifactRequest
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import export_verified
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.pipeline.budgeting import Workplace, named_graph, verdict
+from fsrp_edge.pipeline.budgeting import PROPORTIONS, Workplace, costing, named_graph, verdict
 from fsrp_edge.pipeline.files import estimates
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind
 from fsrp_edge.report.schema import EstimatedLatency, GateResult, LedgerRow, RunReport
 from fsrp_edge.targets.load import load_target
+from fsrp_edge.targets.profile import Runtime
 from tests.nets import as_classifier, built
 from tests.targets.nets import ChannelsLast, UnevenPooling
 
@@ -47,6 +48,13 @@ def test_matrices_that_exporters_get_for_uneven_pooling_are_no_layers() -> None:
     assert {link.weight for link in graph.links if link.weight} == {"maps.0", "maps.2", "hidden", "head"}
     matrices = sum(each.weights for each in graph.operators if each.kind == "attention")
     assert graph.parameters == measure_size(network).parameters + matrices + NORMALIZATION
+
+
+def test_proportions_on_a_gpu_nothing_is_known_of_are_those_of_gpus() -> None:
+    target, gpu = load_target("generic-x86"), Runtime(name="tensorrt", runs_on="gpu")
+    graph = named_graph(as_classifier(UnevenPooling()))
+    found = costing(graph, target.model_copy(update={"runtimes": (gpu,)}), "fp16", ["tensorrt"], absolute=False)
+    assert (found.device.basis, found.device.unit.kind) == (PROPORTIONS, "gpu")
 
 
 def test_trial_files_are_as_large_as_those_that_are_shipped(tmp_path: Path) -> None:
