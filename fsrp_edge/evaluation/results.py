@@ -52,6 +52,13 @@ class Accuracy(Record):
     """With predicted labels the number is agreement with the dense network, not accuracy."""
     warnings: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _lies_in_its_interval(self) -> Self:
+        low, high = self.interval
+        if not low <= self.accuracy <= high:
+            raise ValueError(f"accuracy {self.accuracy:g} is outside of its interval, {low:g} to {high:g}")
+        return self
+
 
 class ReportedAccuracy(Accuracy):
     """An accuracy as a run's report holds it, to be compared with other networks' on the same images."""

@@ -94,6 +94,13 @@ def test_a_report_keeps_the_verdict_on_every_image(marks) -> None:
         ReportedAccuracy.model_validate(kept.model_dump() | {"images": len(marks) + 8})
 
 
+def test_an_accuracy_changed_by_hand_is_told_by_its_interval() -> None:
+    """Pictures draw the distances to both ends."""
+    fields = {"attack": "clean", "images": 10, "correct": 9, "data": "digits", "label_kind": "ground truth"}
+    with pytest.raises(ValidationError, match=r"accuracy 0\.9 is outside of its interval, 0\.2 to 0\.8"):
+        Accuracy.model_validate({**fields, "accuracy": 0.9, "interval": (0.2, 0.8)})
+
+
 def test_other_files_are_refused(tmp_path) -> None:
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(BadInputError, match="not a result of `fsrp-edge evaluate --out`"):
