@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsrp_edge.attacks import Norm, gradient_in, l2_norms, project
+from fsrp_edge.evaluation.accuracy import predicted_classes
 
 Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -146,7 +147,8 @@ def _step(
     first: bool,
 ) -> Tensor:
     """A projected step, then momentum along the last move, projected again (equations 1 and 2)."""
-    direction = gradient.sign() if norm == "Linf" else gradient / l2_norms(gradient)
+    # An image stays where its gradient is NaN, whose sign is 0: as NaN itself it would fall, whatever the network.
+    direction = gradient.sign() if norm == "Linf" else (gradient / l2_norms(gradient)).nan_to_num_(0)
     reached = project(adversarial + step * direction, pixels, eps, norm)
     share = 1.0 if first else MOMENTUM
     moved = adversarial + share * (reached - adversarial) + (1 - share) * (adversarial - previous)
@@ -162,4 +164,4 @@ def _gradient(
         logits = model(adversarial)
         value = loss(logits, labels, targets)
         gradient = gradient_in(adversarial, value.sum())
-    return gradient, value.detach(), logits.argmax(1) != labels
+    return gradient, value.detach(), predicted_classes(logits) != labels

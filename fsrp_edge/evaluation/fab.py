@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fsrp_edge.attacks import Norm, gradient_in
+from fsrp_edge.evaluation.accuracy import predicted_classes
 from fsrp_edge.evaluation.apgd import STEPS, Judge, Model
 
 ALPHA_MAX, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
@@ -34,7 +35,7 @@ def fab_targeted(
             break
         difference, gradient = _boundary(model, current, labels, targets)
         current = _step(pixels, current, difference, gradient, norm)
-        wrong = (model(current).argmax(1) != labels).nonzero().squeeze(1)
+        wrong = (predicted_classes(model(current)) != labels).nonzero().squeeze(1)
         if not len(wrong):
             continue
         shift = (current[wrong] - pixels[wrong]).flatten(1)

@@ -33,9 +33,9 @@ def suspicions(classifier: Classifier, images: ImageSet, norm: Norm, *, seed: in
         found.append("the network answers at random: these attacks don't average over its draws")
     if _are_probabilities(logits):
         found.append("the network returns probabilities: attacks need logits, leave the softmax out")
-    if vanished := int((gradient.flatten(1).abs().amax(1) == 0).sum()):
+    if vanished := int((~(gradient.flatten(1).abs().amax(1) > 0)).sum()):
         found.append(
-            f"the gradient of the cross-entropy is zero on {vanished} of {len(probes)} images: gradient attacks "
+            f"the gradient of the cross-entropy is zero or NaN on {vanished} of {len(probes)} images: gradient attacks "
             "cannot start there; believe cw and autoattack rather"
         )
     # Half the range of pixels turns any image into any other's gray: what stands there was not really attacked.

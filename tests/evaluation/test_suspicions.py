@@ -33,6 +33,13 @@ class Rounding(Wrapped):
         return self.network((pixels * 8).round() / 8)
 
 
+class Rooted(Wrapped):
+    """The root of 0 has a gradient of infinity, and 0 times that is NaN."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network(pixels) + (0 * pixels).sqrt().sum((1, 2, 3))[:, None]
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_honest_networks_raise_no_suspicion(trained, norm: str) -> None:
     assert suspicions(trained.natural, trained.images, norm, seed=0) == ()
@@ -44,7 +51,8 @@ def test_honest_networks_raise_no_suspicion(trained, norm: str) -> None:
     [
         (Noisy, "answers at random"),
         (Probabilities, "returns probabilities"),
-        (Rounding, r"zero on 64 of 64 images"),
+        (Rounding, r"zero or NaN on 64 of 64 images"),
+        (Rooted, r"zero or NaN on 64 of 64 images"),
         (Rounding, r"stand at eps 0.5.*masked"),
     ],
 )
