@@ -86,8 +86,12 @@ def random_start(pixels: Tensor, eps: float, generator: torch.Generator) -> Tens
 
 def l2_norms(tensor: Tensor) -> Tensor:
     """(N, 1, 1, 1) lengths of the images of a batch (N, C, H, W), never zero so that one can divide by them."""
-    lengths: Tensor = tensor.flatten(1).norm(dim=1)
-    return lengths.clamp_(min=1e-12).view(-1, 1, 1, 1)
+    flat, least = tensor.flatten(1), torch.finfo(tensor.dtype).tiny
+    lengths: Tensor = flat.norm(dim=1)
+    # Where a network is sure, gradients are small numbers, but their squares are zeros.
+    largest = flat.abs().amax(1).clamp_(min=least)
+    lengths = torch.where(lengths < 1e-12, largest * (flat / largest[:, None]).norm(dim=1), lengths)
+    return lengths.clamp_(min=least).view(-1, 1, 1, 1)
 
 
 def project(adversarial: Tensor, pixels: Tensor, eps: float, norm: Norm) -> Tensor:

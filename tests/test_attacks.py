@@ -137,3 +137,17 @@ def test_a_network_without_gradients_is_told(context) -> None:
         input_gradient(stopped, pixels, labels)
     with attackable(model), pytest.raises(BadInputError, match="lets no gradient through"):
         apgd(stopped, stopped, pixels, labels, loss=cross_entropy, targets=labels, norm="Linf", eps=0.1)
+
+
+def test_in_l2_too_an_attack_climbs_where_the_network_is_sure() -> None:
+    """Gradients of 1e-24 are no zeros, but their squares are."""
+
+    class Sure(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            right = 100 * (pixels.mean((1, 2, 3)) - 0.2)
+            return torch.stack([right, -right], dim=1)
+
+    pixels, labels = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64)
+    adversarial = pgd(Sure(), pixels, labels, PGD(eps=0.8, steps=20, norm="L2"), generator(0))
+    assert (Sure()(adversarial).argmax(1) == 1).all()
+    assert (adversarial - pixels).flatten(1).norm(dim=1).max() <= 0.8 + 1e-6
