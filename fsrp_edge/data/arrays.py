@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsrp_edge.data.check import without_leaks
-from fsrp_edge.data.images import ArraySource, Dataset, ImageSet, ImageSource, class_sizes, place_in_class
+from fsrp_edge.data.images import ArraySource, Dataset, ImageSet, ImageSource, place_in_class, ranks_and_sizes
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import ModelSpec
 
@@ -120,7 +120,7 @@ def open_npz(path: Path, spec: ModelSpec) -> Dataset:
 
 def hold_out(whole: ImageSet) -> tuple[ImageSet, ImageSet, str]:
     """What is trained on, what is evaluated on, and how that was chosen, for a description."""
-    singles = int((class_sizes(whole.labels.numpy()) == 1).sum())
+    singles = int((ranks_and_sizes(whole.labels.numpy())[1] == 1).sum())
     note = f" (but of {singles} with a single image, which are only trained on)" if singles else ""
     return *whole.hold_out(HELD_OUT, SPLIT_SEED), f"{HELD_OUT:.0%} of each class{note} held out for evaluation"
 

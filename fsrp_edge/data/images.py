@@ -67,24 +67,19 @@ class ArraySource:
         return parts.hexdigest()
 
 
-def rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """(N,) how many images of its own class stand before each."""
-    rank = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        mine = labels == label
-        rank[mine] = np.arange(mine.sum())
-    return rank
-
-
-def class_sizes(labels: np.ndarray) -> np.ndarray:
-    """(N,) how many images the class of each has."""
+def ranks_and_sizes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) how many images of its own class stand before each, and (N,) how many images that class has."""
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    return sizes[classes]
+    ranks = np.empty(len(labels), dtype=np.int64)
+    ranks[np.argsort(classes, kind="stable")] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return ranks, sizes[classes]
 
 
 def place_in_class(labels: np.ndarray) -> np.ndarray:
     """(N,) how far into its own class each stands, in (0, 1): the lowest of them have the classes' shares of all."""
-    return (rank_in_class(labels) + 0.5) / class_sizes(labels)
+    ranks, sizes = ranks_and_sizes(labels)
+    places: np.ndarray = (ranks + 0.5) / sizes
+    return places
 
 
 @dataclass(frozen=True)
@@ -191,15 +186,16 @@ class ImageSet:
             return self, self.subset(np.arange(0))
         shuffled = np.random.default_rng(seed).permutation(len(self))
         labels = self.labels.numpy()[shuffled]
-        place, rank, sizes = place_in_class(labels), rank_in_class(labels), class_sizes(labels)
-        firsts, lasts = ((rank == end) & (sizes > 1) for end in (0, sizes - 1))
+        ranks, sizes = ranks_and_sizes(labels)
+        place = (ranks + 0.5) / sizes
+        firsts, lasts = ((ranks == end) & (sizes > 1) for end in (0, sizes - 1))
         if firsts.sum() <= count:
             place[firsts] = 0
         if lasts.sum() <= len(self) - count:
             place[lasts] = 1
-        drawn = shuffled[np.argsort(place, kind="stable")[:count]]
-        rest = np.setdiff1d(np.arange(len(self)), drawn)
-        return self.subset(np.sort(drawn)), self.subset(rest)
+        drawn = np.zeros(len(self), dtype=bool)
+        drawn[shuffled[np.argsort(place, kind="stable")[:count]]] = True
+        return self.subset(np.flatnonzero(drawn)), self.subset(np.flatnonzero(~drawn))
 
     def hold_out(self, fraction: float, seed: int) -> tuple["ImageSet", "ImageSet"]:
         """What stays, and what is held out: about `fraction` of every class, both in the order of this set.

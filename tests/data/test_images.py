@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsrp_edge.data.images import EVERY_CLASS, UNLABELLED, ArraySource, ImageSet, rank_in_class
+from fsrp_edge.data.images import EVERY_CLASS, UNLABELLED, ArraySource, ImageSet, ranks_and_sizes
 
 
 def numbered(labels: list[int]) -> ImageSet:
@@ -66,7 +66,7 @@ def test_every_class_has_its_share_of_what_is_drawn(count):
 def test_of_classes_of_one_size_those_with_the_fewest_drawn_come_next(classes, each, count, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), each))
     order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(rank_in_class(labels[order]), kind="stable")]
+    order = order[np.argsort(ranks_and_sizes(labels[order])[0], kind="stable")]
     images = numbered(labels.tolist())
     assert images.sample(count, seed).indices.tolist() == sorted(order[:count])
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from fsrp_edge import compute
 from fsrp_edge.data.embedded import photographs
-from fsrp_edge.data.images import ArraySource, ImageSet, rank_in_class
+from fsrp_edge.data.images import ArraySource, ImageSet, ranks_and_sizes
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation import corruptions
 from fsrp_edge.evaluation.accuracy import clean_accuracy
@@ -80,7 +80,7 @@ def test_accuracy_under_each_family(trained) -> None:
 
 def test_every_class_meets_every_severity(trained, monkeypatch) -> None:
     """Also where images come with their classes in turn, as of folders."""
-    turns = trained.images.subset(np.argsort(rank_in_class(trained.images.labels.numpy()), kind="stable"))
+    turns = trained.images.subset(np.argsort(ranks_and_sizes(trained.images.labels.numpy())[0], kind="stable"))
     met = set()
 
     def note(pixels, family, severity, seed):
