@@ -93,10 +93,7 @@ def explain(classifier: Classifier, images: ImageSet, options: FSRP, *, seed: in
         raise BadInputError(
             f"{len(images)} images can't be split into {PARTS} parts; give --score-images {PARTS} or more"
         )
-    parts = [
-        score_fsrp(classifier, images.subset(np.arange(part, len(images), PARTS)), options, seed=seed + part)
-        for part in range(PARTS)
-    ]
+    parts = [score_fsrp(classifier, part, options, seed=seed + number) for number, part in enumerate(parts_of(images))]
     values = {
         name: np.stack([part.layers[name].scores for part in parts])
         for name, layer in parts[0].layers.items()
@@ -123,6 +120,12 @@ def explain(classifier: Classifier, images: ImageSet, options: FSRP, *, seed: in
         for count in range(1, PARTS // 2 + 1)
     )
     return _joined(parts, images, seed), Explanation(layers=layers, by_images=by_images)
+
+
+def parts_of(images: ImageSet) -> list[ImageSet]:
+    """PARTS disjoint parts of about the same size with about the same classes, in whatever order these come."""
+    by_class = np.argsort(images.labels.numpy(), kind="stable")
+    return [images.subset(np.sort(by_class[part::PARTS])) for part in range(PARTS)]
 
 
 def mean_spectra(

@@ -8,7 +8,7 @@ from torch import nn
 from fsrp_edge.attacks import PGD
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.scoring.explain import PARTS, explain, mean_spectra, rank_correlation, same_lower_half
+from fsrp_edge.scoring.explain import PARTS, explain, mean_spectra, parts_of, rank_correlation, same_lower_half
 from fsrp_edge.scoring.fourier import band_energies
 from fsrp_edge.scoring.fsrp import FSRP, score_fsrp
 from fsrp_edge.scoring.pictures import explain_into
@@ -81,6 +81,14 @@ def test_the_mean_over_parts_is_the_score_of_all_images(subject):
     assert scores.images == len(images)
     assert [row.images for row in explanation.by_images] == [4, 8, 12, 16]
     assert all(-1 <= row.rank_correlation <= 1 for row in explanation.layers)
+
+
+def test_parts_have_the_same_classes_also_where_classes_take_turns(subject):
+    _, images = subject
+    turns = images.relabelled(torch.arange(4 * PARTS) % 4, "ground truth")  # as the images of folders do
+    parts = parts_of(turns)
+    assert [part.labels.bincount().tolist() for part in parts] == [[1, 1, 1, 1]] * PARTS
+    assert sorted(np.concatenate([part.indices for part in parts])) == sorted(images.indices)
 
 
 def test_spectra_hold_the_energy_that_was_scored(subject):
