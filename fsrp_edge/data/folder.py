@@ -27,6 +27,8 @@ CACHE_BYTES = 1 << 30
 
 # What torchvision's ImageFolder takes for images; other files are ignored, as it does.
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""What may be in such a file, whatever it is called: for PostScript, Pillow would run another program."""
 _TRAIN_FOLDERS = ("train", "training")
 _EVALUATION_FOLDERS = ("val", "valid", "validation", "test")
 _MODES = {1: "L", 3: "RGB"}
@@ -99,7 +101,7 @@ def decode_image(path: Path, spec: ModelSpec) -> np.ndarray:
         BadInputError: the file cannot be decoded.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
             _require_known_range(file)
             ImageOps.exif_transpose(file, in_place=True)
             return _resize_and_crop(_to_mode(file, _MODES[spec.input_shape[0]]), spec)
@@ -242,7 +244,7 @@ def _image_set(
 def _check_header(path: Path) -> None:
     """Find files that are no images before the long work starts; damage further in shows later."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
             _require_known_range(file)
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise BadInputError(f"{_printable(path)} is not an image that can be read ({error}); remove it") from None

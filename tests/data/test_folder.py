@@ -397,6 +397,22 @@ def test_a_picture_that_resizing_would_blow_up_is_refused(tmp_path, spec):
         decode_image(tmp_path / "long.png", spec((3, 224, 224)))
 
 
+def test_postscript_that_is_called_a_picture_is_not_run(tmp_path, spec):
+    for seed, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / name, 2, seed)
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat/run.jpg", format="EPS")
+    with pytest.raises(BadInputError, match=r"run\.jpg is not an image that can be read"):
+        open_dataset(tmp_path, spec((3, 8, 8), classes=2), seed=0)
+    with pytest.raises(BadInputError, match="cannot identify image"):
+        decode_image(tmp_path / "cat/run.jpg", spec((3, 8, 8)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "MPO"])
+def test_pictures_of_another_kind_than_they_are_called_are_read(tmp_path, spec, kind):
+    Image.fromarray(noise(1)).save(tmp_path / "a.jpg", format=kind)
+    assert decode_image(tmp_path / "a.jpg", spec((3, 8, 8))).shape == (3, 8, 8)
+
+
 def test_hidden_folders_inside_a_class_are_left_out(tmp_path, spec):
     for seed, name in enumerate(("cat", "dog")):
         write_images(tmp_path / name, 5, seed)
