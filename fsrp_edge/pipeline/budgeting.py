@@ -276,7 +276,7 @@ def plan_with_trials(
         The costing whose plan came closest.
     """
     kinds = place.tried(wanted.budgets)
-    best: tuple[float, Costing] | None = None
+    best: tuple[tuple[bool, float], Costing] | None = None
     for number in range(TRIALS if kinds else 0):
         plan = make(wanted, costs)
         planned = {each.kind: each for each in plan.budgets}
@@ -287,12 +287,11 @@ def plan_with_trials(
             for kind, figure in trial.found.items()
         )
         progress.log(f"budgets: trial {number + 1}: {told}")
-        # Above a limit is worse than any distance below it.
-        score = max(value if value <= 1 else 1 + 10 * (value - 1) for value in used.values())
-        distance = abs(1 - score)
+        most = max(used.values())
+        distance = most > 1, abs(1 - most)  # above a limit is worse than any distance below it
         if best is None or distance < best[0]:
             best = distance, costs
-        if CLOSE <= max(used.values()) <= 1:
+        if CLOSE <= most <= 1:
             break
         costs = _with_trial(place, costs, trial)
     return costs if best is None else best[1]

@@ -209,3 +209,18 @@ def test_trials_find_a_plan_close_to_a_budget_on_a_device_that_is_not_as_reckone
     limit = float(share.removesuffix("%")) / 100 * measured(None, resnet, ())["latency"]
     assert found.budgets[0].limit == pytest.approx(limit)
     assert 0.9 * limit <= measured(None, apply_plan(resnet, found), ())["latency"] <= limit
+
+
+def test_a_trial_far_below_its_limit_is_better_than_one_just_above(resnet, monkeypatch):
+    place = Workplace(load_target("generic-x86"), (ArtifactRequest("onnx", "fp32"),), parse_address("local"), 1, None)
+    wanted = PlanOptions(channel_multiple=8, budgets=Budgets.model_validate({"size": "500KB"}))
+    found = iter([1.1e6, 2e4, 300e3, 510e3, 510e3, 510e3])  # of the dense network, the least one, then of plans
+    monkeypatch.setattr(Workplace, "try_files", lambda *_: {"size": next(found)})
+    costs = place.costing(resnet, absolute=False)
+    ends = (place.try_network(each, costs, ("size",)) for each in (resnet, least_network(resnet, wanted)))
+    costs, _ = settle(place, costs, *ends, wanted.budgets)
+
+    def make(options, reckoned):
+        return make_plan(resnet, random_scores(resnet), options, reckoned)
+
+    assert plan_with_trials(place, costs, resnet, wanted, make) is costs
