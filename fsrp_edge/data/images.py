@@ -188,11 +188,8 @@ class ImageSet:
         labels = self.labels.numpy()[shuffled]
         ranks, sizes = ranks_and_sizes(labels)
         place = (ranks + 0.5) / sizes
-        firsts, lasts = ((ranks == end) & (sizes > 1) for end in (0, sizes - 1))
-        if firsts.sum() <= count:
-            place[firsts] = 0
-        if lasts.sum() <= len(self) - count:
-            place[lasts] = 1
+        place[(ranks == 0) & (sizes > 1)] = 0  # not by size: a draw of fewer images than classes takes any of these
+        place[(ranks == sizes - 1) & (sizes > 1)] = 1
         drawn = np.zeros(len(self), dtype=bool)
         drawn[shuffled[np.argsort(place, kind="stable")[:count]]] = True
         return self.subset(np.flatnonzero(drawn)), self.subset(np.flatnonzero(~drawn))

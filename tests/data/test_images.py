@@ -61,6 +61,13 @@ def test_every_class_has_its_share_of_what_is_drawn(count):
         assert found.min() >= 1
 
 
+def test_a_draw_of_fewer_images_than_classes_favours_none():
+    images = numbered([*range(40)] * 5 + [0])  # sizes of 6 and 5
+    drawn = [images.sample(10, seed).labels.tolist() for seed in range(200)]
+    assert all(len(set(each)) == 10 for each in drawn)
+    assert 25 <= sum(0 in each for each in drawn) <= 80, "a quarter of them"
+
+
 @given(classes=st.integers(1, 6), each=st.integers(1, 12), count=st.integers(1, 71), seed=st.integers(0, 9))
 @settings(deadline=None)
 def test_of_classes_of_one_size_those_with_the_fewest_drawn_come_next(classes, each, count, seed):
