@@ -151,6 +151,18 @@ def test_an_export_removes_what_killed_ones_left_but_not_what_others_are_writing
     assert (at_work / "model-fp32.onnx").exists()
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_layers_of_an_int8_file_that_is_good_enough_are_looked_at_only_where_asked(
+    classifier: Classifier, images: ImageSet, tmp_path: Path, asked: bool
+) -> None:
+    exported = export_verified(
+        classifier, [ArtifactRequest("onnx", "int8")], tmp_path, target=load_target("generic-x86"), calibration=images,
+        images=images, options=ExportOptions(int8_max_drop=50), list_errors=asked,
+    )  # fmt: skip
+    assert exported.artifacts[0].kept_in_float == ()
+    assert [len(found) for found in exported.layer_errors.values()] == ([4] if asked else [])
+
+
 def test_int8_is_refused_at_an_opset_that_cannot_hold_it() -> None:
     """A profile that offers it so is refused when it is read; a caller may ask for what a profile refuses."""
     target = load_target("generic-x86")
