@@ -77,6 +77,12 @@ def _warnings(
             f"the recovered network is right on {recovered.accuracy:.1%} of the images, no better than guessing: "
             "remove less (--ratio), or recover longer (--recover-epochs) or at another --recover-learning-rate"
         )
+    if recovery is not None and recovery.best_epoch == 0:
+        yield (
+            "no epoch of the recovery was as good on held-out images as the pruned network, which is what was "
+            "exported: recover with more images (--data), longer (--recover-epochs) or at another "
+            "--recover-learning-rate"
+        )
     asked = run.options.recovery
     if recovery is not None and asked is not None and recovery.recipe["method"] != asked.method:
         yield (

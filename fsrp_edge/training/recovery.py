@@ -4,7 +4,7 @@ import copy
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fsrp_edge import progress
@@ -102,8 +102,9 @@ def recover(
             `int8_checkpoint`). Both stay, for the caller to remove once the network is saved.
 
     Returns:
-        The recovered network with the history of its epochs (empty without fine-tuning, best epoch 0), those for int8
-        after the others. Batch norm is recalibrated once more after fine-tuning where that is better on the held-out
+        The recovered network with the history of its epochs (empty without fine-tuning), those for int8 after the
+        others. Where none of them is as good on the held-out images as the network was, the best epoch is 0, and it is
+        left as it was. Batch norm is recalibrated once more after fine-tuning where that is better on the held-out
         images.
 
     Raises:
@@ -119,23 +120,26 @@ def recover(
     result = TrainingResult(pruned, 0, ())
     origin = weights_sha256(pruned)
     if recipe.epochs:
-        recalibrate_batch_norm(pruned, learnt, seed=seed)
-        result = train(
-            pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint, origin=origin
-        )
+        with _kept_where_better(pruned, held_out, recipe, seed, or_equal=True) as training:
+            recalibrate_batch_norm(pruned, learnt, seed=seed)
+            result = train(
+                pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint, origin=origin
+            )
+        if not training.kept:
+            result = replace(result, best_epoch=0)
     _recalibrate_where_better(pruned, learnt, held_out, recipe, seed)
     if not recipe.int8_epochs:
         return result
     unfinished = int8_checkpoint(checkpoint) if checkpoint else None
     gentle = recipe.for_int8()
     trained = sha256_json([origin, recipe.model_dump(mode="json")])  # `gentle` does not say how it was before
-    with rounded_to_int8(pruned), _kept_where_better(pruned, held_out, gentle, seed) as before:
+    with rounded_to_int8(pruned), _kept_where_better(pruned, held_out, gentle, seed) as tuning:
         tuned = train(
             pruned, learnt, held_out, gentle, seed=seed, teacher=teacher, checkpoint=unfinished, origin=trained
         )
     done = len(result.history)
     history = (record.model_copy(update={"epoch": done + record.epoch}) for record in tuned.history)
-    best = done + tuned.best_epoch if before.improved else result.best_epoch
+    best = done + tuned.best_epoch if tuning.kept else result.best_epoch
     return TrainingResult(pruned, best, (*result.history, *history))
 
 
@@ -154,7 +158,7 @@ def int8_checkpoint(checkpoint: Path) -> Path:
 
 @dataclass
 class _Change:
-    improved: bool = False
+    kept: bool = False
 
 
 @contextmanager
@@ -167,6 +171,6 @@ def _kept_where_better(
     change = _Change()
     yield change
     after = held_out_merit(network, held_out, recipe, seed)
-    change.improved = after > merit
-    if after < merit or (after == merit and not or_equal):
+    change.kept = after > merit or (after == merit and or_equal)
+    if not change.kept:
         network.load_state_dict(before)

@@ -511,6 +511,14 @@ def test_what_another_recovery_left_unfinished_does_not_stand_in_the_way(again: 
     assert not any(path.exists() for path in stale) and of_the_user.exists()
 
 
+def test_a_recovery_that_makes_the_network_worse_is_told_and_not_shipped(again: Any) -> None:
+    wild = Recipe(method="natural", epochs=1, batch_size=32, learning_rate=20.0, schedule="cosine")
+    report = again(recovery=wild, precisions=("fp32",), attacks=(), file_images=0).report
+    assert report.recovery is not None and report.recovery.best_epoch == 0
+    assert report.ledger[2].accuracies[0].accuracy >= report.ledger[1].accuracies[0].accuracy - 0.1
+    assert any("no epoch of the recovery was as good" in warning for warning in report.warnings)
+
+
 def test_a_recovery_whose_record_could_not_be_written_is_not_trained_again(
     again: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

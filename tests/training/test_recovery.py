@@ -11,6 +11,7 @@ from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import ModelSpec
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training import checkpoint as checkpoints
+from fsrp_edge.training import loop
 from fsrp_edge.training.dense import train_dense
 from fsrp_edge.training.recipe import Recipe
 from fsrp_edge.training.recovery import fit_recipe, recover, require_same_task, split_held_out, without_held_out
@@ -91,6 +92,15 @@ def test_recovery_repeats_to_the_bit_and_learns(digit_sets, small_cnn) -> None:
     assert first.history[-1].clean > 0.3 and first.history[0].held_out == 60
 
 
+def test_a_training_that_makes_a_network_worse_is_undone(digit_sets, small_cnn) -> None:
+    good = recover(small_cnn(), digit_sets[0], Recipe(method="natural", epochs=3, batch_size=50), seed=1).classifier
+    before = good.network[0].weight.detach().clone()
+    wild = Recipe(method="natural", epochs=1, batch_size=50, learning_rate=20.0, schedule="cosine")
+    result = recover(good, digit_sets[0], wild, seed=1)
+    assert result.best_epoch == 0 and len(result.history) == 1
+    assert torch.equal(result.classifier.network[0].weight, before)
+
+
 def test_a_teacher_alone_can_teach(digit_sets, small_cnn) -> None:
     teacher = recover(
         small_cnn(),
@@ -99,8 +109,9 @@ def test_a_teacher_alone_can_teach(digit_sets, small_cnn) -> None:
         seed=1,
     ).classifier
     recipe = Recipe(method="natural", epochs=3, batch_size=50, learning_rate=0.05, distillation=1.0)
-    unknown = digit_sets[0].relabelled(torch.zeros(600), "predictions of the dense network")
-    taught = recover(small_cnn(), unknown, recipe, seed=1, teacher=teacher).classifier
+    learnt, held_out = split_held_out(digit_sets[0], 1)
+    unknown = learnt.relabelled(torch.zeros(len(learnt)), "predictions of the dense network")
+    taught = loop.train(small_cnn(), unknown, held_out, recipe, seed=1, teacher=teacher).classifier
     pixels, labels = next(digit_sets[1].batches(100))
     with torch.no_grad():
         assert (taught(pixels).argmax(1) == labels).float().mean() > 0.4  # though every label it saw was 0
