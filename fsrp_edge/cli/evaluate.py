@@ -71,9 +71,9 @@ def evaluate(
 
     \b
     fsrp-edge evaluate recovered.safetensors --data cifar-10-batches-bin --attack pgd-20 --attack autoattack
-    fsrp-edge evaluate recovered.safetensors --data cifar-10-batches-bin --images 200 --file model-int8.tflite
-    fsrp-edge evaluate recovered.safetensors --attack autoattack --norm L2 --eps 0.5 --out pruned.json
-    torchrun --nproc-per-node 4 -m fsrp_edge evaluate recovered.safetensors --attack autoattack
+    fsrp-edge evaluate recovered.safetensors --data cifar-10-batches-bin --images 200 --file artifacts/model-int8.tflite
+    fsrp-edge evaluate recovered.safetensors --data cifar-10-batches-bin --attack autoattack --norm L2 --eps 0.5
+    torchrun --nproc-per-node 4 -m fsrp_edge evaluate recovered.safetensors --data cifar-10-batches-bin --attack pgd-50
     """
     from fsrp_edge import wording
     from fsrp_edge.attacks import DEFAULT_EPS
@@ -149,8 +149,8 @@ def compare(first: Path, second: Path) -> None:
     test.
 
     \b
-    fsrp-edge evaluate dense.safetensors --attack autoattack --out dense.json
-    fsrp-edge evaluate pruned.safetensors --attack autoattack --out pruned.json
+    fsrp-edge evaluate resnet20.th --data cifar-10-batches-bin --attack autoattack --out dense.json
+    fsrp-edge evaluate recovered.safetensors --data cifar-10-batches-bin --attack autoattack --out pruned.json
     fsrp-edge compare dense.json pruned.json
     """
     from fsrp_edge import wording

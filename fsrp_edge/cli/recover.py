@@ -33,9 +33,10 @@ def recover(
 
     \b
     fsrp-edge recover pruned.safetensors --data cifar-10-batches-bin --recover-epochs 10
-    fsrp-edge recover pruned.safetensors --teacher resnet18.pt
-    fsrp-edge recover pruned.safetensors --teacher resnet18.pt --data cifar-10-batches-bin --recover-method rslad
-    fsrp-edge recover recovered.safetensors --recover-epochs 0 --int8-epochs 2 --out for-int8.safetensors
+    fsrp-edge recover pruned.safetensors --teacher resnet20.th
+    fsrp-edge recover pruned.safetensors --teacher resnet20.th --data cifar-10-batches-bin --recover-method rslad
+    fsrp-edge recover recovered.safetensors --data cifar-10-batches-bin --recover-epochs 0 --int8-epochs 2 \\
+      --out for-int8.safetensors
     """
     from fsrp_edge.cli.console import next_step, read_saved, show_computing, show_result
     from fsrp_edge.errors import BadInputError
