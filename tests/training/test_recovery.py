@@ -71,17 +71,22 @@ def test_statistics_that_fit_already_are_not_replaced_by_worse_ones(
     assert (weights_sha256(recover(network, train, None, seed=0).classifier) == before) == kept
 
 
-@pytest.mark.parametrize("recipe", [None, Recipe(method="natural", epochs=1)])
-def test_without_batch_norm_nothing_is_judged_but_epochs(
-    digit_sets, small_cnn, monkeypatch: pytest.MonkeyPatch, recipe: Recipe | None
+@pytest.mark.parametrize(("recipe", "times"), [(None, 0), (Recipe(method="natural", epochs=1), 2)])
+def test_without_batch_norm_only_the_training_is_judged(
+    digit_sets, small_cnn, monkeypatch: pytest.MonkeyPatch, recipe: Recipe | None, times: int
 ) -> None:
     network, judged = small_cnn(), list[object]()
     for place, layer in enumerate(network.network):
         if isinstance(layer, torch.nn.BatchNorm2d):
             network.network[place] = torch.nn.GroupNorm(1, layer.num_features)
-    monkeypatch.setattr("fsrp_edge.training.recovery.held_out_merit", lambda *given: judged.append(given))
+
+    def merit(*given: object) -> tuple[float, float]:
+        judged.append(given)
+        return 0.5, 0.5
+
+    monkeypatch.setattr("fsrp_edge.training.recovery.held_out_merit", merit)
     recover(network, digit_sets[0].first(40), recipe, seed=0)
-    assert not judged
+    assert len(judged) == times
 
 
 def test_recovery_repeats_to_the_bit_and_learns(digit_sets, small_cnn) -> None:
