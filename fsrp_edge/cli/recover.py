@@ -43,7 +43,7 @@ def recover(
     from fsrp_edge.models.saved import save_classifier
     from fsrp_edge.pipeline.inputs import load, load_data
     from fsrp_edge.pipeline.options import CheckpointOptions
-    from fsrp_edge.training.recovery import fit_recipe, int8_checkpoint, require_same_task
+    from fsrp_edge.training.recovery import UNDONE, fit_recipe, int8_checkpoint, require_same_task
     from fsrp_edge.training.recovery import recover as run
 
     chosen = options.recipe_from(given, options.read_recipe(given.pop("recipe")))
@@ -87,6 +87,7 @@ def recover(
             )
             for record in result.history
         ],
-        footer=f"{out}\n"
+        footer=(f"{UNDONE}\n" if result.history and not result.best_epoch else "")
+        + f"{out}\n"
         + next_step("fsrp-edge", "export", out, *read_saved(given["architecture"], data), "--target", "NAME"),
     )

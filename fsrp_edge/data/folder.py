@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,10 @@ CACHE_BYTES = 1 << 30
 
 # What torchvision's ImageFolder takes for images; other files are ignored, as it does.
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+_FORMATS = (
+    *("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000"),
+    *(["AVIF"] if find_spec("PIL.AvifImagePlugin") else []),  # Pillow knows it from 11.3 on
+)
 """What may be in such a file, whatever it is called: for PostScript, Pillow would run another program."""
 _TRAIN_FOLDERS = ("train", "training")
 _EVALUATION_FOLDERS = ("val", "valid", "validation", "test")

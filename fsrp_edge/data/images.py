@@ -170,8 +170,10 @@ class ImageSet:
         labels = self.labels.numpy()
         if len(np.unique(labels)) <= EVERY_CLASS:
             return self
-        drawn = np.random.default_rng(0).permutation(len(self))
-        return self.subset(np.lexsort((drawn, place_in_class(labels))))
+        ranks, sizes = ranks_and_sizes(labels)
+        # Anywhere within their turn: in its middle, classes of about one size would come by size, the largest first.
+        within = np.random.default_rng(0).random(len(self))
+        return self.subset(np.argsort((ranks + within) / sizes, kind="stable"))
 
     def sample(self, count: int, seed: int) -> "ImageSet":
         """`count` images drawn without replacement, every class with its share; see `split`."""

@@ -16,6 +16,7 @@ from fsrp_edge.report.gates import judge, judge_regressions
 from fsrp_edge.report.provenance import provenance
 from fsrp_edge.report.shipped import manifest_of_run, write_manifest
 from fsrp_edge.report.store import REPORT_JSON, load_report, write_report
+from fsrp_edge.training.recovery import UNDONE
 
 
 def write_records(
@@ -79,9 +80,8 @@ def _warnings(
         )
     if recovery is not None and recovery.best_epoch == 0:
         yield (
-            "no epoch of the recovery was as good on held-out images as the pruned network, which is what was "
-            "exported: recover with more images (--data), longer (--recover-epochs) or at another "
-            "--recover-learning-rate"
+            f"recovery: {UNDONE} (its batch norm recalibrated where that helped): recover with more images (--data), "
+            "longer (--recover-epochs) or at another --recover-learning-rate"
         )
     asked = run.options.recovery
     if recovery is not None and asked is not None and recovery.recipe["method"] != asked.method:

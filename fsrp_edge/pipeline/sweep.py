@@ -47,7 +47,7 @@ def sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
     Args:
         variants: at least one, of one checkpoint and one target.
         over: the option that they vary.
-        out: folder with a run directory for each, sweep.json, sweep.png and sweep.html.
+        out: folder with a run directory for each, sweep.json, sweep.html and, where something was measured, sweep.png.
 
     Raises:
         FsrpEdgeError: not one of them ended with files; the class is that of the first one's error.
@@ -91,6 +91,7 @@ def _sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
     checkpoint = variants[0].options.checkpoint.name
     result = Sweep.of(accuracy, (dense, *points), checkpoint=checkpoint, target=target, over=over)
     result.save(out / SWEEP_JSON)
+    (out / SWEEP_PICTURE).unlink(missing_ok=True)
     if result.measured:
         plots.save_png(draw_front(result), out / SWEEP_PICTURE)
     title = f"{checkpoint} → {target}: sweep over {over}"

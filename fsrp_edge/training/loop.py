@@ -376,20 +376,27 @@ def _merit(recipe: Recipe, clean: float, robust: float) -> tuple[float, float]:
 
 
 def _held_out_accuracy(model: nn.Module, images: ImageSet, recipe: Recipe, seed: int) -> tuple[float, float]:
-    """Clean and PGD accuracy; the same images and random starts in every epoch, so that epochs compare."""
+    """Clean and PGD accuracy; the same images and random starts in every epoch, so that epochs compare.
+
+    A network with one answer to all images cannot be attacked, and is worth nothing: its PGD accuracy is 0.
+    """
     device = compute.device_of(model)
     attack = PGD(eps=recipe.eps, steps=HELD_OUT_STEPS)
     generator = compute.generator(seed)
-    counts = torch.zeros(2, dtype=torch.int64)
+    counts, answered = torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     with attackable(model), torch.no_grad(), compute.full_float32():
         for pixels, labels in images.tracked(recipe.batch_size, "held-out accuracy"):
             here, truth = pixels.to(device, memory_format=torch.channels_last), labels.to(device)
-            right = model(here).argmax(1) == truth
+            logits = model(here)
+            answers = logits.argmax(1)
+            right = answers == truth
             stands = model(pgd(model, here, truth, attack, generator)).argmax(1) == truth
             counts += torch.stack((right.sum(), (right & stands).sum())).cpu()
+            answered = answered + answers.bincount(minlength=logits.shape[1]).cpu()
     # On a GPU the processes' counts may differ by an image, and with them when each would stop.
     clean, robust = (distributed.sum_over_processes(counts) / (len(images) * distributed.processes()[1])).tolist()
-    return clean, robust
+    constant = (distributed.sum_over_processes(answered) > 0).sum() < 2
+    return clean, 0.0 if constant else robust
 
 
 def _line(record: EpochRecord, recipe: Recipe) -> str:

@@ -1,8 +1,9 @@
 """Recovery: what a pruned network gets back by batch-norm recalibration and (adversarial) fine-tuning."""
 
 import copy
+import operator
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,11 @@ HELD_OUT_SHARE = 0.1
 MOST_HELD_OUT = 1000
 UNTRAINED = Recipe(method="natural")
 """Says what networks that are not trained are judged by: clean accuracy before robust."""
+
+UNDONE = "no epoch was as good on held-out images as the network before it, which is kept"
+
+Better = Callable[[tuple[float, float], tuple[float, float]], bool]
+"""Whether the first merit is taken before the second; see `held_out_merit`."""
 
 
 def split_held_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -103,9 +109,9 @@ def recover(
 
     Returns:
         The recovered network with the history of its epochs (empty without fine-tuning), those for int8 after the
-        others. Where none of them is as good on the held-out images as the network was, the best epoch is 0, and it is
-        left as it was. Batch norm is recalibrated once more after fine-tuning where that is better on the held-out
-        images.
+        others. Where the best of them is worse on the held-out images than the network was, the best epoch is 0, and
+        it is left as it was. Batch norm is recalibrated once more after fine-tuning where that is better on the
+        held-out images.
 
     Raises:
         BadInputError, ToolFailedError: as `train` does; teacher and recipe that disagree are told before anything is
@@ -115,25 +121,26 @@ def recover(
         recipe.check_teacher(given=teacher is not None)
     learnt, held_out = split_held_out(images, seed)
     if recipe is None:
-        _recalibrate_where_better(pruned, learnt, held_out, UNTRAINED, seed, or_equal=True)
+        _recalibrate_where(operator.ge, pruned, learnt, held_out, UNTRAINED, seed)
         return TrainingResult(pruned, 0, ())
     result = TrainingResult(pruned, 0, ())
     origin = weights_sha256(pruned)
     if recipe.epochs:
-        with _kept_where_better(pruned, held_out, recipe, seed, or_equal=True) as training:
+        with _kept_where(_is_no_ruin(recipe), pruned, held_out, recipe, seed) as training:
             recalibrate_batch_norm(pruned, learnt, seed=seed)
             result = train(
                 pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint, origin=origin
             )
         if not training.kept:
+            progress.log(f"recovery: {UNDONE}")
             result = replace(result, best_epoch=0)
-    _recalibrate_where_better(pruned, learnt, held_out, recipe, seed)
+    _recalibrate_where(operator.gt, pruned, learnt, held_out, recipe, seed)
     if not recipe.int8_epochs:
         return result
     unfinished = int8_checkpoint(checkpoint) if checkpoint else None
     gentle = recipe.for_int8()
     trained = sha256_json([origin, recipe.model_dump(mode="json")])  # `gentle` does not say how it was before
-    with rounded_to_int8(pruned), _kept_where_better(pruned, held_out, gentle, seed) as tuning:
+    with rounded_to_int8(pruned), _kept_where(operator.gt, pruned, held_out, gentle, seed) as tuning:
         tuned = train(
             pruned, learnt, held_out, gentle, seed=seed, teacher=teacher, checkpoint=unfinished, origin=trained
         )
@@ -143,11 +150,11 @@ def recover(
     return TrainingResult(pruned, best, (*result.history, *history))
 
 
-def _recalibrate_where_better(
-    network: Classifier, learnt: ImageSet, held_out: ImageSet, recipe: Recipe, seed: int, *, or_equal: bool = False
+def _recalibrate_where(
+    better: Better, network: Classifier, learnt: ImageSet, held_out: ImageSet, recipe: Recipe, seed: int
 ) -> None:
     if has_batch_norm(network):  # else nothing would change, and judging it takes an attack
-        with _kept_where_better(network, held_out, recipe, seed, or_equal=or_equal):
+        with _kept_where(better, network, held_out, recipe, seed):
             recalibrate_batch_norm(network, learnt, seed=seed)
 
 
@@ -161,16 +168,21 @@ class _Change:
     kept: bool = False
 
 
+def _is_no_ruin(recipe: Recipe) -> Better:
+    """Clean accuracy counts as well: one held-out image less under attack is no reason to undo a training."""
+    clean = 0 if recipe.method == "natural" else 1
+    return lambda after, before: after >= before or after[clean] > before[clean]
+
+
 @contextmanager
-def _kept_where_better(
-    network: Classifier, held_out: ImageSet, recipe: Recipe, seed: int, *, or_equal: bool = False
+def _kept_where(
+    better: Better, network: Classifier, held_out: ImageSet, recipe: Recipe, seed: int
 ) -> Iterator[_Change]:
-    """Undo what the block does to the network's values unless it is better (or no worse) on held-out images then."""
+    """Undo what the block does to the network's values unless its merit on held-out images is better then."""
     before = copy.deepcopy(network.state_dict())
     merit = held_out_merit(network, held_out, recipe, seed)
     change = _Change()
     yield change
-    after = held_out_merit(network, held_out, recipe, seed)
-    change.kept = after > merit or (after == merit and or_equal)
+    change.kept = better(held_out_merit(network, held_out, recipe, seed), merit)
     if not change.kept:
         network.load_state_dict(before)

@@ -516,7 +516,7 @@ def test_a_recovery_that_makes_the_network_worse_is_told_and_not_shipped(again: 
     report = again(recovery=wild, precisions=("fp32",), attacks=(), file_images=0).report
     assert report.recovery is not None and report.recovery.best_epoch == 0
     assert report.ledger[2].accuracies[0].accuracy >= report.ledger[1].accuracies[0].accuracy - 0.1
-    assert any("no epoch of the recovery was as good" in warning for warning in report.warnings)
+    assert any("recovery: no epoch was as good" in warning for warning in report.warnings)
 
 
 def test_a_recovery_whose_record_could_not_be_written_is_not_trained_again(

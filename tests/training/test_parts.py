@@ -179,6 +179,16 @@ def test_final_recalibration_stays_only_where_it_is_better(digit_sets, small_cnn
     assert held_out_merit(network, judges, recipe, 0) <= reached
 
 
+def test_one_answer_to_all_images_is_worth_nothing_under_attack(digit_sets, small_cnn) -> None:
+    network = small_cnn()
+    (*_, head) = (layer for layer in network.network.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.eye(len(head.bias))[3])
+    robust, clean = held_out_merit(network, digit_sets[0], Recipe(method="n-fgsm", eps=0.1), 0)
+    assert robust == 0 < clean < 0.2
+
+
 def test_recalibration_repeats_where_networks_draw_at_random(digit_sets, small_cnn) -> None:
     class Noise(nn.Module):
         def forward(self, maps: Tensor) -> Tensor:

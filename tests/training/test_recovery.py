@@ -14,7 +14,14 @@ from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training import loop
 from fsrp_edge.training.dense import train_dense
 from fsrp_edge.training.recipe import Recipe
-from fsrp_edge.training.recovery import fit_recipe, recover, require_same_task, split_held_out, without_held_out
+from fsrp_edge.training.recovery import (
+    _is_no_ruin,
+    fit_recipe,
+    recover,
+    require_same_task,
+    split_held_out,
+    without_held_out,
+)
 
 
 def test_a_tenth_is_held_out_and_never_learnt(digit_sets) -> None:
@@ -104,6 +111,12 @@ def test_a_training_that_makes_a_network_worse_is_undone(digit_sets, small_cnn) 
     result = recover(good, digit_sets[0], wild, seed=1)
     assert result.best_epoch == 0 and len(result.history) == 1
     assert torch.equal(result.classifier.network[0].weight, before)
+
+
+def test_an_image_less_under_attack_undoes_no_training_that_gained_clean_accuracy() -> None:
+    robust, natural = (_is_no_ruin(Recipe(method=method)) for method in ("n-fgsm", "natural"))
+    assert robust((0.398, 0.75), (0.4, 0.6)) and not robust((0.398, 0.6), (0.4, 0.6))
+    assert natural((0.6, 0.1), (0.6, 0.1)) and not natural((0.59, 0.5), (0.6, 0.1))
 
 
 def test_a_teacher_alone_can_teach(digit_sets, small_cnn) -> None:
