@@ -107,13 +107,6 @@ class Probe(Record):
         reference = np.array(self.logits, np.float32)
         return compare(reference, logits, artifact, runtime or RUNTIMES[artifact.path.suffix][0], "random")
 
-    def check(self, path: Path, artifact: Artifact) -> tuple[Parity, ...]:
-        """Compare a file with the network that was asked, in every installed runtime."""
-        return tuple(
-            self.judge(open_session(path, runtime=runtime).run(self.pixels()), artifact, runtime)
-            for runtime in installed_runtimes(path)
-        )
-
 
 @dataclass(frozen=True)
 class Reference:

@@ -20,6 +20,7 @@ from fsrp_edge.exporting.parity import (
 )
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier
+from fsrp_edge.runtimes import open_session
 
 
 class Permuted(nn.Module):
@@ -156,11 +157,11 @@ def test_probe_differs_along_every_axis_and_keeps_the_range() -> None:
 def test_a_probe_stands_for_the_network(classifier: Classifier, tmp_path: Path) -> None:
     artifact = export_onnx(classifier, tmp_path / "m.onnx", opset=13, ir_version=7)
     probe = Probe.model_validate_json(Probe.of(classifier).model_dump_json())
-    (parity,) = probe.check(tmp_path / "m.onnx", artifact)
+    parity = probe.judge(open_session(tmp_path / "m.onnx").run(probe.pixels()), artifact)
     assert parity.passed and parity.images == 8
     mirrored = Classifier(Permuted(classifier.network, "mirrored"), classifier.spec).eval()
     export_onnx(mirrored, tmp_path / "m.onnx", opset=13, ir_version=7)
-    assert not any(parity.passed for parity in probe.check(tmp_path / "m.onnx", artifact))
+    assert not probe.judge(open_session(tmp_path / "m.onnx").run(probe.pixels()), artifact).passed
 
 
 def test_a_file_of_another_network_is_refused(classifier: Classifier, tmp_path: Path) -> None:

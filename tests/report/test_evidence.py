@@ -107,7 +107,7 @@ def test_a_changed_byte_is_found_and_a_lost_file_too(copied: Path) -> None:
     assert failed >= {
         ("model-fp32.ncnn/model.bin", "digest"),
         ("model-fp32.tflite", "digest"),
-        ("model-fp32.tflite", "parity"),
+        ("model-fp32.tflite", "parity in litert"),
     }
     assert not any(path.endswith(".onnx") for path, _ in failed)
 
@@ -127,8 +127,36 @@ def test_a_file_of_another_network_is_found(copied: Path, classifier: Classifier
     other = as_classifier(body, shape=classifier.spec.input_shape, classes=4)
     export_onnx(other, copied / "model-fp32.onnx", opset=17, ir_version=8)
     digest, parity = [finding for finding in verify(copied) if not finding.passed]
-    assert (digest.check, parity.check) == ("digest", "parity")
+    assert (digest.check, parity.check) == ("digest", "parity in onnxruntime")
     assert "puts out 8x4 numbers for 8 images, the network 8x10" in parity.detail
+
+
+def test_another_runtime_checks_a_file_whose_first_one_is_missing(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.delitem(sys.modules, "ai_edge_litert.interpreter", raising=False)
+    findings = verify(exported)
+    assert all(finding.passed for finding in findings), [f for f in findings if not f.passed]
+    checks = [finding.check for finding in findings if finding.path == "model-fp32.tflite"]
+    assert checks == ["digest", "parity in tensorflow"]
+
+
+def test_a_runtime_that_can_t_be_imported_does_not_hide_what_another_one_found(
+    copied: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "broken" / "tensorflow").mkdir(parents=True)
+    (tmp_path / "broken" / "tensorflow" / "__init__.py").write_text("raise ImportError('no libcudart.so.12')\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "broken"))
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    assert all(finding.passed for finding in verify(copied))
+
+    manifest = read_json(copied / "manifest.json")
+    probe = manifest["origins"]["."]["probe"]
+    probe["logits"] = [[-logit for logit in logits] for logits in probe["logits"]]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    failed = [finding.check for finding in verify(copied) if finding.path == "model-fp32.tflite" and not finding.passed]
+    assert failed == ["parity in litert"]
 
 
 def test_a_manifest_that_does_not_say_what_a_file_was_made_from_is_refused(copied: Path) -> None:
