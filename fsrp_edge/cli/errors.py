@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +21,8 @@ BROKEN_PIPE = 141
 """128 + SIGPIPE, as a shell reports it: 1 would read as a failed gate."""
 TERMINATED = 143
 """128 + SIGTERM."""
+SAME_SIGNAL = 1.0
+"""Seconds within which a second SIGTERM counts as the first."""
 
 _TRACEBACK = "FSRP_EDGE_TRACEBACK"
 _RESUMABLE = "fsrp_edge.resumable"
@@ -45,18 +48,22 @@ class Terminated(BaseException):
 
 
 def unwind_when_terminated() -> None:
-    """From now on SIGTERM raises Terminated, once: `timeout` sends two, and the second would end the cleaning up.
+    """From now on SIGTERM raises Terminated, once a second: the other that `timeout` sends would end the cleaning up.
+
+    Later ones raise again: where Python swallows what a destructor raises, the first one is lost.
 
     Forked children end at once, and so do processes of torchrun, which would wait for those that wait for one another.
     """
-    own = os.getpid()
+    own, deaf_until = os.getpid(), 0.0
 
     def end(number: int, _frame: object) -> None:
         if os.getpid() != own:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        signal.signal(number, lambda *_: None)
-        raise Terminated
+        nonlocal deaf_until
+        if (now := time.monotonic()) >= deaf_until:
+            deaf_until = now + SAME_SIGNAL
+            raise Terminated
 
     if os.environ.get("WORLD_SIZE", "1") == "1":
         signal.signal(signal.SIGTERM, end)

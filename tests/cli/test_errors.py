@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def go(kind, count):
         with tempfile.TemporaryDirectory():
             print("ready", flush=True)
             time.sleep(60)
+    if kind == "deaf":
+        class Deaf:
+            def __del__(self):
+                print("ready", flush=True)
+                time.sleep(60)
+        Deaf()
+        print("went on", flush=True)
+        time.sleep(60)
     if kind == "child":
         reading, writing = os.pipe()
         if not (child := os.fork()):
@@ -141,6 +150,22 @@ def test_signals_clean_up_and_say_how_to_go_on_where_that_is_possible(
     assert process.returncode == code
     assert stderr == f"\n{word}{how}\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sigterm_that_python_swallowed_is_not_the_last_one_heard() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "go", "deaf"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in ("ready\n", "went on\n"):
+            assert process.stdout.readline() == line
+            process.terminate()
+            time.sleep(1.1)  # two within a second are taken for one
+        try:
+            _, stderr = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert process.returncode == 143 and stderr.endswith("\nterminated\n")
 
 
 def test_a_child_process_ends_by_sigterm_as_ever() -> None:
