@@ -38,6 +38,10 @@ class NotInstalledError(ToolFailedError):
     """A package of an extra can't be imported here."""
 
 
+class Terminated(BaseException):
+    """SIGTERM, as `kill` and `timeout` send it: the blocks that it leaves clean up."""
+
+
 def first_line(error: BaseException) -> str:
     """Of what an error says; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

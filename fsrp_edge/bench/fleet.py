@@ -13,17 +13,22 @@ from fsrp_edge.bench.measure import try_on
 from fsrp_edge.bench.recognition import require_taken
 from fsrp_edge.bench.results import BenchResults, Failure, Measurement
 from fsrp_edge.bench.setup import DEFAULT, Method, Setup
-from fsrp_edge.errors import FsrpEdgeError, ToolFailedError, first_line
+from fsrp_edge.errors import FsrpEdgeError, Terminated, ToolFailedError, first_line
 
 _logger = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interrupt in the middle of `measure_fleet`, with what was finished by then."""
+    """An interrupt in the middle of `measure_fleet`, with what was finished by then.
 
-    def __init__(self, results: BenchResults) -> None:
+    Args:
+        results: of the devices that were done.
+        why: Ctrl-C or SIGTERM.
+    """
+
+    def __init__(self, results: BenchResults, why: BaseException) -> None:
         super().__init__()
-        self.results = results
+        self.results, self.why = results, why
 
 
 def measure_fleet(
@@ -35,7 +40,7 @@ def measure_fleet(
 
     Raises:
         BadInputError: no such file, images that a file does not take, or a setting that makes no sense.
-        Interrupted: by the user.
+        Interrupted: by Ctrl-C or SIGTERM.
     """
     for path in files:
         setup.runtime_of(path)
@@ -64,8 +69,8 @@ def measure_fleet(
                 wait(futures)
             finally:
                 stop.set()  # after an interrupt, the threads give up and clean up before the pool is left
-    except KeyboardInterrupt:
-        raise Interrupted(_results(futures)) from None
+    except (KeyboardInterrupt, Terminated) as why:
+        raise Interrupted(_results(futures), why) from None
     return _results(futures)
 
 

@@ -165,7 +165,7 @@ def measure(
     except Interrupted as interrupted:
         if interrupted.results.measurements:
             hand_over(interrupted.results)
-        raise
+        raise interrupted.why from None
     hand_over(results)
     _fail(results, require_valid)
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import click
 
-from fsrp_edge.errors import FsrpEdgeError
+from fsrp_edge.errors import FsrpEdgeError, Terminated
 from fsrp_edge.wording import printable
 
 UNEXPECTED = 3
@@ -41,10 +41,6 @@ traceback_option = click.option(
     callback=_ask_for_traceback,
     help=f"Show the traceback of an error, as {_TRACEBACK}=1 does.",
 )
-
-
-class Terminated(BaseException):
-    """SIGTERM, as `kill` and `timeout` send it: the blocks that it leaves clean up."""
 
 
 def unwind_when_terminated() -> None:

@@ -71,7 +71,10 @@ def test_what_was_measured_is_written_where_nobody_reads_the_table(onnx_file, tm
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
 
 
-def test_ctrl_c_keeps_what_was_finished(onnx_file, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_ctrl_c_and_sigterm_keep_what_was_finished(onnx_file, tmp_path, number, code, word):
     """A device with both files, and the first file of one that hangs with the second."""
     hanging, begun = tmp_path / "python", tmp_path / "begun"
     hanging.write_text(
@@ -87,9 +90,9 @@ def test_ctrl_c_keeps_what_was_finished(onnx_file, tmp_path):
         while not begun.exists():
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         shown, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and said.endswith("interrupted\n"), said
+    assert process.returncode == code and said.endswith(f"{word}\n"), said
     assert "slow.onnx" in shown
     results = BenchResults.load(tmp_path / "out.json")
     assert [one.latency.model for one in results.measurements] == ["tiny.onnx", "slow.onnx", "tiny.onnx"]
