@@ -14,8 +14,14 @@ shift 2
 # A shell looks at signals only between commands, but for `wait`. In a process group of its own the command gets each of
 # them once, from here, whether a terminal sent it or a CI system that knows nothing but this script.
 set -m
-run() { "$@" & child=$!; wait "$child"; }
-end() { kill -"$1" -- "-$child"; wait "$child"; exit $((128 + $(kill -l "$1"))); } 2>/dev/null
+run() { "$@" & child=$!; finish; }
+# `wait` also returns where the command was stopped for a while, which is not its end.
+finish() {
+  local code
+  while wait "$child"; code=$?; [ "$code" -gt 128 ] && kill -0 "$child" 2>/dev/null; do sleep 1 & wait "$!"; done
+  return "$code"
+}
+end() { kill -"$1" -- "-$child"; kill -CONT -- "-$child"; finish; exit $((128 + $(kill -l "$1"))); } 2>/dev/null
 for signal in HUP INT TERM; do trap "end $signal" "$signal"; done
 
 for target in "$@"; do

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,33 @@ def test_an_earlier_run_is_not_shipped_after_one_that_ended_before_its_report(
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("stopped", [False, True])
 def test_an_interrupt_ends_the_script_with_the_command_that_it_runs(
-    tmp_path: Path, sent: signal.Signals, code: int
+    tmp_path: Path, sent: signal.Signals, code: int, stopped: bool
 ) -> None:
     ends = f"trap 'echo ended; kill $! 2>/dev/null; exit {code}' {sent.name.removeprefix('SIG')}"
-    running = start(tmp_path, {}, "one", "two", program=f"{ends}; sleep 60 & echo running; wait")
-    assert running.stdout is not None
-    assert [running.stdout.readline() for _ in range(2)] == ["== one\n", "running\n"]
+    running = start(tmp_path, {}, "one", "two", program=f"{ends}; sleep 60 & echo $$; wait")
+    assert running.stdout is not None and running.stdout.readline() == "== one\n"
+    command = int(running.stdout.readline())
+    if stopped:
+        os.kill(command, signal.SIGSTOP)
+        time.sleep(0.5)
     running.send_signal(sent)
     out, err = running.communicate(timeout=30)  # which ends when nobody writes to the pipes any more
     assert (running.returncode, out, err) == (code, "ended\n", "")
+
+
+@pytest.mark.parametrize("code", [0, 2, 143])
+def test_the_script_waits_for_a_command_that_was_stopped_for_a_while(tmp_path: Path, code: int) -> None:
+    running = start(tmp_path, {}, "one", "two", program=f"echo $$; sleep 1; echo ended; exit {code}")
+    assert running.stdout is not None and running.stdout.readline() == "== one\n"
+    stopped = int(running.stdout.readline())
+    os.kill(stopped, signal.SIGSTOP)
+    time.sleep(2)
+    os.kill(stopped, signal.SIGCONT)
+    out, err = running.communicate(timeout=30)
+    assert [line for line in out.splitlines() if not line.isdigit()] == ["ended", "== two", "ended"]
+    assert (running.returncode, err) == (code, "")
 
 
 @pytest.mark.parametrize("code", [0, 2])
