@@ -91,7 +91,7 @@ def test_an_earlier_run_is_not_shipped_after_one_that_ended_before_its_report(
 def test_an_interrupt_ends_the_script_with_the_command_that_it_runs(
     tmp_path: Path, sent: signal.Signals, code: int, stopped: bool
 ) -> None:
-    ends = f"trap 'echo ended; kill $! 2>/dev/null; exit {code}' {sent.name.removeprefix('SIG')}"
+    ends = f"trap 'echo ended; kill -9 $! 2>/dev/null; exit {code}' {sent.name.removeprefix('SIG')}"
     running = start(tmp_path, {}, "one", "two", program=f"{ends}; sleep 60 & echo $$; wait")
     assert running.stdout is not None and running.stdout.readline() == "== one\n"
     command = int(running.stdout.readline())
