@@ -84,8 +84,9 @@ def with_earlier_export(manifest: Manifest, directory: Path) -> Manifest:
         directory: may hold the manifest of an earlier export. Files that are no longer as that one has them are left.
 
     Returns:
-        The manifest with the earlier files of the same network and target. One of other weights, for another device, or
-        an int8 file that was calibrated otherwise or might lose more is removed.
+        The manifest with the earlier files of the same network and target, and the int8 options of such a file where
+        none was made now. One of other weights or for another device is removed, and so is an int8 file that was
+        calibrated on other images, or beside a new one otherwise or allowed to lose another share.
     """
     try:
         earlier = load_manifest(directory)
@@ -105,7 +106,20 @@ def with_earlier_export(manifest: Manifest, directory: Path) -> Manifest:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             log(f"{path}: removed, an earlier export of another network or target, or with other int8 options")
     parity = {path: earlier.parity.get(path, ()) for path in (artifact.path.as_posix() for artifact in kept)}
-    return manifest.model_copy(update={"artifacts": (*kept, *manifest.artifacts), "parity": parity | manifest.parity})
+    options = manifest.options
+    if _has_int8(kept) and not _has_int8(manifest.artifacts):
+        options = options | {name: earlier.options.get(name) for name in OF_INT8}
+    return manifest.model_copy(
+        update={
+            "artifacts": (*kept, *manifest.artifacts),
+            "options": options,
+            "parity": parity | manifest.parity,
+        }
+    )
+
+
+def _has_int8(artifacts: Sequence[Artifact]) -> bool:
+    return any(artifact.precision == "int8" for artifact in artifacts)
 
 
 def _speaks_for(manifest: Manifest, artifact: Artifact, earlier: Manifest) -> bool:
@@ -115,10 +129,9 @@ def _speaks_for(manifest: Manifest, artifact: Artifact, earlier: Manifest) -> bo
     same = before.weights_sha256 == origin.weights_sha256 and earlier.target == manifest.target
     if artifact.precision != "int8":
         return same
+    alike = all(earlier.options.get(name) == manifest.options.get(name) for name in OF_INT8)
     return (
-        same
-        and before.calibration_sha256 == origin.calibration_sha256
-        and all(earlier.options.get(name) == manifest.options.get(name) for name in OF_INT8)
+        same and before.calibration_sha256 == origin.calibration_sha256 and (alike or not _has_int8(manifest.artifacts))
     )
 
 

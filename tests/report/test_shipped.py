@@ -23,11 +23,12 @@ def export(
     weights: str = "a",
     calibration: str = "b",
     target: TargetReference = TARGET,
+    suffix: str = "onnx",
     **options: Any,
 ) -> Manifest:
     """What `fsrp-edge export` does after its files were verified."""
     folder.mkdir(exist_ok=True)
-    path = folder / f"model-{precision}.onnx"
+    path = folder / f"model-{precision}.{suffix}"
     path.write_text(f"{precision} {weights} {calibration}")
     exported = Exported(
         artifacts=(Artifact.at(path, precision),),
@@ -67,8 +68,20 @@ def test_files_that_the_new_manifest_cannot_speak_for_are_removed(
     run_report: RunReport, tmp_path: Path, other: dict[str, Any]
 ) -> None:
     export(tmp_path, run_report, "int8")
-    export(tmp_path, run_report, "fp32", **other)
-    assert listed(tmp_path) == ["model-fp32.onnx"] == [path.name for path in tmp_path.glob("*.onnx")]
+    export(tmp_path, run_report, "int8", suffix="tflite", **other)
+    assert listed(tmp_path) == ["model-int8.tflite"] == [path.name for path in tmp_path.glob("model-*")]
+
+
+def test_an_export_without_int8_leaves_the_int8_file_and_how_it_was_calibrated(
+    run_report: RunReport, tmp_path: Path
+) -> None:
+    export(tmp_path, run_report, "int8", calibration_method="percentile", int8_max_drop=1.0)
+    manifest = export(tmp_path, run_report, "fp16", calibration_method="minmax", int8_max_drop=None, batch=2)
+    assert listed(tmp_path) == ["model-fp16.onnx", "model-int8.onnx"]
+    assert manifest.options == {"calibration_method": "percentile", "int8_max_drop": 1.0, "batch": 2}
+    # Of these the next int8 file has to be, too.
+    export(tmp_path, run_report, "int8", suffix="tflite", calibration_method="minmax", int8_max_drop=None, batch=2)
+    assert listed(tmp_path) == ["model-fp16.onnx", "model-int8.tflite"]
 
 
 def test_how_int8_is_calibrated_says_nothing_of_other_files(run_report: RunReport, tmp_path: Path) -> None:
