@@ -14,7 +14,8 @@ from fsrp_edge.cli import options
 @click.option("--threads", type=options.COUNT, help="[default: the target's]")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]),
               help="Arithmetic of the device; a file with quantized operators counts as int8.  "
-                   "[default: fp16 for a file in it where the device gains from that, else fp32]")  # fmt: skip
+                   "[default: fp16 for a file in it where the device gains from that and "
+                   "figures are known, else fp32]")  # fmt: skip
 @click.option("--top", type=options.COUNT, default=12, help="Operators to list.")
 @options.output_options
 def estimate(

@@ -5,8 +5,10 @@ activations and of weights, and a fixed cost an operator. So a network is a row 
 device is a column of costs (`costs`), and the estimate is their product.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Precision
 from fsrp_edge.targets.costs import device_costs
 from fsrp_edge.targets.graph_cost import GraphCost, Operator
@@ -75,7 +77,7 @@ def estimate(
         graph: of `graph_cost.read_graph`.
         target: a device profile.
         precision: the arithmetic; a quantized graph is int8 whatever it says. By default fp16 where the file's weights
-            are and the device gains from it, else fp32.
+            are, the device gains from it and something is known of it, else fp32.
         runtime: one of the profile's; by default the first with published measurements in this precision.
         threads: at least 1 and at most the cores; by default the profile's.
 
@@ -83,8 +85,7 @@ def estimate(
         BadInputError: the runtime is not the target's, it has fewer cores than that, or nothing at all is known to
             estimate with.
     """
-    usual: Precision = "fp16" if graph.half and target.precisions.fp16.useful else "fp32"
-    precision = "int8" if graph.quantized else precision or usual
+    precision = "int8" if graph.quantized else precision or _usual_precision(graph, target, runtime, threads)
     device = device_costs(target, precision, runtime=runtime, threads=threads)
     times = device.by_cost(Work.of(graph.operators))
     total = float(times.sum())
@@ -112,3 +113,11 @@ def estimate(
         weight_bytes=weights,
         fits=None if memory is None else weights + arena <= memory.value * 2**30,
     )
+
+
+def _usual_precision(graph: GraphCost, target: Target, runtime: str | None, threads: int | None) -> Precision:
+    if graph.half and target.precisions.fp16.useful:
+        with suppress(BadInputError):  # nothing is known to estimate fp16 with
+            device_costs(target, "fp16", runtime=runtime, threads=threads)
+            return "fp16"
+    return "fp32"

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from fsrp_edge.cli import cli
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.onnx import convert_to_fp16
 from fsrp_edge.targets.work import BYTES
 
@@ -42,6 +43,15 @@ def test_a_file_in_half_precision_is_estimated_so_where_the_device_gains_from_it
         found = json.loads(CliRunner().invoke(cli, arguments).stdout)
         parameters = 3 * 9 * 8 + 8 + 8 * 4 + 4
         assert (found["precision"], found["weight_bytes"]) == (precision, parameters * BYTES[found["precision"]])
+
+
+def test_a_file_in_half_precision_is_estimated_in_fp32_where_only_that_is_known(model: Path, tmp_path: Path) -> None:
+    convert_to_fp16(model, tmp_path / "half.onnx")
+    arguments = ["estimate", str(tmp_path / "half.onnx"), "--target", "pixel-3", "--json"]
+    found = json.loads(CliRunner().invoke(cli, arguments).stdout)
+    assert (found["precision"], found["calibrated"]) == ("fp32", True)
+    asked = CliRunner().invoke(cli, [*arguments, "--precision", "fp16"])
+    assert isinstance(asked.exception, BadInputError) and "nothing was published for litert" in str(asked.exception)
 
 
 def test_json_adds_up(model: Path) -> None:
