@@ -65,16 +65,20 @@ def compare_results(before: BenchResults, after: BenchResults, *, seed: int = 0)
     return [_compare(first, second, seed) for first, second in pairs]
 
 
-def not_compared(before: BenchResults, after: BenchResults) -> list[str]:
-    """What two runs of `bench` do not have in common, and what failed in either, a line each."""
-    alone = [
-        f"{_name(each)} was measured only {when}"
-        for row in _rows(before, after)
-        for when, each, other in zip(("before", "after"), row, reversed(row), strict=True)
-        if each and not other
+def lost(before: BenchResults, after: BenchResults) -> list[str]:
+    """What only the first of two runs of `bench` measured, and what failed in the second, a line each."""
+    alone = [first for first, second in _rows(before, after) if first and not second]
+    return [f"{_name(each)} was measured only before" for each in alone] + [
+        f"failed after: {each.message}" for each in after.failures
     ]
-    failures = [("before", each) for each in before.failures] + [("after", each) for each in after.failures]
-    return [*alone, *(f"failed {when}: {each.message}" for when, each in failures)]
+
+
+def added(before: BenchResults, after: BenchResults) -> list[str]:
+    """What only the second of two runs of `bench` measured, and what failed in the first, a line each."""
+    alone = [second for first, second in _rows(before, after) if second and not first]
+    return [f"{_name(each)} was measured only after" for each in alone] + [
+        f"failed before: {each.message}" for each in before.failures
+    ]
 
 
 def _rows(before: BenchResults, after: BenchResults) -> list[tuple[Measurement | None, Measurement | None]]:

@@ -261,7 +261,7 @@ def _require_valid(latencies: Sequence["Latency"]) -> None:
     type=_share,
     metavar="PERCENT",
     help="Exit with 1 where a median is slower by more than this, such as 5%, and the difference is significant, and "
-    "where a file could not be compared.",
+    "where the second file lacks what the first has, or tells of a failure.",
 )
 @click.option("--require-valid", is_flag=True, help="Exit with 1 where anything disturbed a measurement.")
 @options.output_options
@@ -271,13 +271,13 @@ def compare(before: Path, after: Path, fail_slower: float | None, require_valid:
     \b
     fsrp-edge bench compare before.json after.json --fail-slower 5%
     """
-    from fsrp_edge.bench.compare import compare_results, not_compared
+    from fsrp_edge.bench.compare import added, compare_results, lost
     from fsrp_edge.bench.results import BenchResults
     from fsrp_edge.cli.bench_table import show_comparisons
 
     results = [BenchResults.load(path) for path in (before, after)]
-    comparisons, missing = compare_results(*results), not_compared(*results)
-    show_comparisons(comparisons, missing)
+    comparisons, missing = compare_results(*results), lost(*results)
+    show_comparisons(comparisons, [*missing, *added(*results)])
     if require_valid:
         _require_valid([latency for one in comparisons for latency in (one.before, one.after)])
     if fail_slower is not None and (wrong := [*_slower(comparisons, fail_slower), *missing]):

@@ -111,7 +111,7 @@ def test_compare_is_a_gate(measured, capfd):
     assert (record["change"], record["significant"]) == (pytest.approx(1.0), True)
 
 
-def test_what_could_not_be_compared_fails_the_gate(measured, capfd):
+def test_what_was_lost_fails_the_gate_and_what_was_added_does_not(measured, capfd):
     content = json.loads(measured.read_text())
     (measurement,) = content["measurements"]
     gone = {**measurement, "latency": {**measurement["latency"], "model": "gone.onnx"}}
@@ -125,6 +125,10 @@ def test_what_could_not_be_compared_fails_the_gate(measured, capfd):
     said = capfd.readouterr().err
     assert "gone.onnx on local (onnxruntime, 1 thread) was measured only before" in said
     assert "failed after: gone.onnx: killed" in said
+    assert run(cli, ["bench", "compare", str(failed), str(two), "--fail-slower", "5%"]) == 0
+    told = capfd.readouterr().out
+    assert "not compared: gone.onnx on local (onnxruntime, 1 thread) was measured only after" in told
+    assert "not compared: failed before: gone.onnx: killed" in told
 
 
 def test_a_comparison_tells_that_a_measurement_is_not_valid(measured, capfd):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fsrp_edge.bench.compare import compare_results, not_compared
+from fsrp_edge.bench.compare import added, compare_results, lost
 from fsrp_edge.bench.measure import _names
 from fsrp_edge.bench.results import BenchResults, Failure, Latency, Measurement, Round, State
 from fsrp_edge.bench.statistics import summarize
@@ -70,27 +70,30 @@ def test_pairs_by_file_and_device():
     pairs = [(one.before.p50_ms, one.after.device) for one in compare_results(before, after)]
     assert [device for _, device in pairs] == ["local", "ssh://pi4"]
     assert [round(median) for median, _ in pairs] == [1, 2]
-    assert not_compared(before, after) == [
-        "gone.onnx on local (onnxruntime, 1 thread) was measured only before",
-        "new on local (onnxruntime, 1 thread) was measured only after",
-    ]
+    assert lost(before, after) == ["gone.onnx on local (onnxruntime, 1 thread) was measured only before"]
+    assert added(before, after) == ["new on local (onnxruntime, 1 thread) was measured only after"]
 
 
 def test_what_failed_is_not_compared():
     failed = Failure(address="ssh://pi4", message="net.onnx on ssh://pi4: killed")
     before, after = results(measurement(1.0)), BenchResults(fsrp_edge="0", measurements=(), failures=(failed,))
     assert compare_results(before, after) == []
-    assert not_compared(before, after) == [
+    assert lost(before, after) == [
         "net.onnx on local (onnxruntime, 1 thread) was measured only before",
         "failed after: net.onnx on ssh://pi4: killed",
+    ]
+    assert added(before, after) == lost(after, before) == []
+    assert added(after, before) == [
+        "net.onnx on local (onnxruntime, 1 thread) was measured only after",
+        "failed before: net.onnx on ssh://pi4: killed",
     ]
 
 
 def test_what_was_measured_twice_in_a_run_is_paired_in_order():
     twice = results(measurement(10.0), measurement(20.0, seed=1))
     assert [one.change for one in compare_results(twice, twice)] == [0, 0]
-    assert not_compared(twice, twice) == []
-    assert not_compared(twice, results(measurement(10.0)))[0].endswith("was measured only before")
+    assert lost(twice, twice) == added(twice, twice) == []
+    assert lost(twice, results(measurement(10.0)))[0].endswith("was measured only before")
 
 
 def test_single_files_are_paired_whatever_their_names():
