@@ -53,11 +53,11 @@ def compare_results(before: BenchResults, after: BenchResults, *, seed: int = 0)
     measured twice in a run, as on one device with two interpreters, is paired in the order of both.
 
     Raises:
-        BadInputError: they have nothing in common, and no file failed that could have been; or raw times are missing.
+        BadInputError: they have nothing in common, or raw times are missing.
     """
     pairs = [(first, second) for first, second in _rows(before, after) if first and second]
-    if not pairs and not before.failures and not after.failures:
-        seen = " and ".join(", ".join(map(_name, results.measurements)) or "nothing" for results in (before, after))
+    if not pairs:
+        seen = " and ".join(map(_seen, (before, after)))
         raise BadInputError(f"the two have no file, device, runtime and threads in common: {seen}")
     for when, each in (side for pair in pairs for side in zip(("before", "after"), pair, strict=True)):
         if not each.times_ms:
@@ -101,6 +101,11 @@ def _rows(before: BenchResults, after: BenchResults) -> list[tuple[Measurement |
 def _name(measurement: Measurement) -> str:
     latency = measurement.latency
     return f"{latency.model} on {measurement.address} ({latency.runtime}, {wording.threads(latency.threads)})"
+
+
+def _seen(results: BenchResults) -> str:
+    failures = (f"a failure ({each.message})" for each in results.failures)
+    return ", ".join([*map(_name, results.measurements), *failures]) or "nothing"
 
 
 def _compare(first: Measurement, second: Measurement, seed: int) -> Comparison:

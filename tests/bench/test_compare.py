@@ -77,7 +77,9 @@ def test_pairs_by_file_and_device():
 def test_what_failed_is_not_compared():
     failed = Failure(address="ssh://pi4", message="net.onnx on ssh://pi4: killed")
     before, after = results(measurement(1.0)), BenchResults(fsrp_edge="0", measurements=(), failures=(failed,))
-    assert compare_results(before, after) == []
+    for pair in ((before, after), (after, before), (after, after)):
+        with pytest.raises(BadInputError, match=r"in common: .*a failure \(net\.onnx on ssh://pi4: killed\)"):
+            compare_results(*pair)
     assert lost(before, after) == [
         "net.onnx on local (onnxruntime, 1 thread) was measured only before",
         "failed after: net.onnx on ssh://pi4: killed",
