@@ -116,6 +116,7 @@ def _candidates(
     """
     base, unit = target.name.partition("@")[0], unit_of(target, runtime)
     listed = {each.name for each in target.runtimes}
+    by_name = base in {*target_names(), *own_target_names()}
     fitting = [
         (group, same)
         for group in (*calibrated_groups(base), *load_coefficients().groups)
@@ -123,7 +124,7 @@ def _candidates(
         for same in [group.runtime == runtime and group.precision in _arithmetic(runtime, precision)]
         if same or (unit.kind == "cpu" and group.precision == precision)
         # Between power modes figures are scaled by the speeds that profiles tell, and not every device has one.
-        if group.target == target.name or group.speed or base in (*target_names(), *own_target_names())
+        if group.target == target.name or group.speed or by_name
     ]
     for group, same in fitting:
         most = max(each.measurements for each, _ in fitting if each.runtime == group.runtime)
