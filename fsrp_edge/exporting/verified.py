@@ -131,9 +131,10 @@ def _staging(directory: Path) -> Iterator[Path]:
             shutil.rmtree(mark.parent)
     staging = Path(tempfile.mkdtemp(prefix=UNVERIFIED, dir=directory))
     try:
-        with (staging / MARK).open("w") as lock:
+        with (staging / f"{MARK}.new").open("w") as lock:
             with suppress(OSError):  # some file systems have no locks; nothing is removed there
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            Path(lock.name).rename(staging / MARK)  # seen by others only when locked
             yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
