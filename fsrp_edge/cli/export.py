@@ -40,7 +40,8 @@ def export(
 
     Without --format and --precision the profile's defaults are made. A file that does not compute what the network
     computes is not written, and the exit code is 1. What an earlier export left in the folder stays where it is of the
-    same network, target and (int8) calibration and allowed drop, and is removed otherwise.
+    same network and target, and is removed otherwise; int8 files also have to be of the same data and, if int8 files
+    are made again, of their calibration and allowed drop.
 
     \b
     fsrp-edge export recovered.safetensors --target raspberry-pi-4 --data cifar-10-batches-bin

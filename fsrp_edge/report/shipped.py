@@ -84,9 +84,9 @@ def with_earlier_export(manifest: Manifest, directory: Path) -> Manifest:
         directory: may hold the manifest of an earlier export. Files that are no longer as that one has them are left.
 
     Returns:
-        The manifest with the earlier files of the same network and target, and the int8 options of such a file where
-        none was made now. One of other weights or for another device is removed, and so is an int8 file that was
-        calibrated on other images, or beside a new one otherwise or allowed to lose another share.
+        The manifest with the earlier files of the same network and target, and how those in int8 were calibrated where
+        none was made now. One of other weights or for another device is removed, and so is an int8 file whose images
+        are of other data, or that was calibrated otherwise or may lose another share than a new one.
     """
     try:
         earlier = load_manifest(directory)
@@ -104,18 +104,13 @@ def with_earlier_export(manifest: Manifest, directory: Path) -> Manifest:
             kept.append(artifact)
         else:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-            log(f"{path}: removed, an earlier export of another network or target, or with other int8 options")
+            log(f"{path}: removed, an earlier export of another network or target, or int8 of other images or options")
     parity = {path: earlier.parity.get(path, ()) for path in (artifact.path.as_posix() for artifact in kept)}
-    options = manifest.options
     if _has_int8(kept) and not _has_int8(manifest.artifacts):
-        options = options | {name: earlier.options.get(name) for name in OF_INT8}
-    return manifest.model_copy(
-        update={
-            "artifacts": (*kept, *manifest.artifacts),
-            "options": options,
-            "parity": parity | manifest.parity,
-        }
-    )
+        told = {name: earlier.options.get(name) for name in ("calibration_images", *OF_INT8)}
+        of_int8 = {"options": manifest.options | told, "origins": {".": earlier.origins["."]}}
+        manifest = manifest.model_copy(update=of_int8)
+    return manifest.model_copy(update={"artifacts": (*kept, *manifest.artifacts), "parity": parity | manifest.parity})
 
 
 def _has_int8(artifacts: Sequence[Artifact]) -> bool:
@@ -129,9 +124,12 @@ def _speaks_for(manifest: Manifest, artifact: Artifact, earlier: Manifest) -> bo
     same = before.weights_sha256 == origin.weights_sha256 and earlier.target == manifest.target
     if artifact.precision != "int8":
         return same
-    alike = all(earlier.options.get(name) == manifest.options.get(name) for name in OF_INT8)
+    if not _has_int8(manifest.artifacts):
+        return same and (earlier.data, earlier.seed) == (manifest.data, manifest.seed)
     return (
-        same and before.calibration_sha256 == origin.calibration_sha256 and (alike or not _has_int8(manifest.artifacts))
+        same
+        and before.calibration_sha256 == origin.calibration_sha256
+        and all(earlier.options.get(name) == manifest.options.get(name) for name in OF_INT8)
     )
 
 

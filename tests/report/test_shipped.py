@@ -75,13 +75,22 @@ def test_files_that_the_new_manifest_cannot_speak_for_are_removed(
 def test_an_export_without_int8_leaves_the_int8_file_and_how_it_was_calibrated(
     run_report: RunReport, tmp_path: Path
 ) -> None:
-    export(tmp_path, run_report, "int8", calibration_method="percentile", int8_max_drop=1.0)
-    manifest = export(tmp_path, run_report, "fp16", calibration_method="minmax", int8_max_drop=None, batch=2)
+    calibrated = {"calibration_images": 512, "calibration_method": "percentile", "int8_max_drop": 1.0}
+    usual = {"calibration_images": 256, "calibration_method": "min-max", "int8_max_drop": None, "uint8_input": True}
+    export(tmp_path, run_report, "int8", calibration="c", **calibrated)
+    manifest = export(tmp_path, run_report, "fp16", **usual)
     assert listed(tmp_path) == ["model-fp16.onnx", "model-int8.onnx"]
-    assert manifest.options == {"calibration_method": "percentile", "int8_max_drop": 1.0, "batch": 2}
+    assert manifest.options == usual | calibrated and manifest.origins["."].calibration_sha256 == "c"
     # Of these the next int8 file has to be, too.
-    export(tmp_path, run_report, "int8", suffix="tflite", calibration_method="minmax", int8_max_drop=None, batch=2)
+    export(tmp_path, run_report, "int8", suffix="tflite", **usual)
     assert listed(tmp_path) == ["model-fp16.onnx", "model-int8.tflite"]
+
+
+def test_an_export_on_other_data_cannot_speak_for_an_int8_file(run_report: RunReport, tmp_path: Path) -> None:
+    export(tmp_path, run_report, "int8")
+    other = run_report.data.model_copy(update={"description": "other images"})
+    export(tmp_path, run_report.model_copy(update={"data": other}), "fp16")
+    assert listed(tmp_path) == ["model-fp16.onnx"]
 
 
 def test_how_int8_is_calibrated_says_nothing_of_other_files(run_report: RunReport, tmp_path: Path) -> None:
