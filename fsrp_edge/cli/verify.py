@@ -17,7 +17,7 @@ def verify(directory: Path) -> None:
 
     Digests are those of manifest.json. Each file is loaded into every runtime that is installed and compared with what
     the float network answered; neither the network nor data are needed. The exit code is 1 where a check fails, and 3
-    where a file's runtime is missing, so that it could not be checked.
+    where no runtime for a file is installed, so that it could not be checked.
 
     \b
     fsrp-edge verify resnet18-jetson-nano
