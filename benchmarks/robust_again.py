@@ -2,7 +2,8 @@
 
 Other machines add up in another order, so that the same seed trains another network. Cells of
 `benchmarks.robust_pruning` that were made twice tell what such a draw is worth: less than that no two criteria can be
-told apart by one run each. Those made twice on one kind of machine are listed and not counted: they come out the same. The first argument is the folder of the cells as they were before.
+told apart by one run each. Those made twice on one kind of machine are listed and not counted: they come out the same.
+The first argument is the folder of the cells as they were before.
 
 git worktree add ../before b12cd46
 python -m benchmarks.robust_again ../before/benchmarks/results/robust_pruning_cells
@@ -64,7 +65,11 @@ def main() -> None:
         for network, found in differences.items()
     }
     rows += [
-        [f"**{network}**, one draw on another machine, standard deviation", "", "", *(f"{each:.1f}" for each in of.values())]
+        [
+            f"**{network}**, a draw on another machine, standard deviation",
+            *("", ""),
+            *(f"{each:.1f}" for each in of.values()),
+        ]
         for network, of in deviations.items()
     ]
     results = {"cells": {cell.name: {"first": first, "again": again} for cell, (first, again) in both.items()}}
