@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsrp_edge.data.check import without_leaks
-from fsrp_edge.data.images import ArraySource, Dataset, ImageSet, ImageSource, place_in_class, ranks_and_sizes
+from fsrp_edge.data.images import ArraySource, Dataset, ImageSet, ImageSource, classes_in_turn, ranks_and_sizes
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.models.classifier import ModelSpec
 
@@ -143,7 +143,7 @@ def _image_set(path: Path, split: str, x: np.ndarray, y: np.ndarray, spec: Model
     images = ImageSet.of(f"{path.stem}/{split}", source, _labels(y, len(pixels), where), spec.class_names)
     if _is_stored_by_class(images):
         # The first n images, which attacks are given, would be of one class: classes in turn instead.
-        images = images.subset(np.argsort(place_in_class(images.labels.numpy()), kind="stable"))
+        images = images.subset(classes_in_turn(images.labels.numpy()))
     return images, note + quantized
 
 

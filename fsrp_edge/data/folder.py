@@ -18,7 +18,7 @@ from fsrp_edge import progress
 from fsrp_edge.data.arrays import hold_out
 from fsrp_edge.data.check import without_leaks
 from fsrp_edge.data.classes import ClassMatch, match_classes
-from fsrp_edge.data.images import Dataset, ImageSet, place_in_class
+from fsrp_edge.data.images import Dataset, ImageSet, classes_in_turn
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import ModelSpec
@@ -238,7 +238,7 @@ def _image_set(
 ) -> ImageSet:
     """Every image of the class folders, the classes in turn, so that the first n images have the whole's shares."""
     listed = [(position, file) for position, label in enumerate(names) for file in classes.get(label, [])]
-    turns = np.argsort(place_in_class(np.array([position for position, _ in listed])), kind="stable")
+    turns = classes_in_turn(np.array([position for position, _ in listed]))
     files = [listed[turn][1] for turn in turns]
     _in_threads(_check_header, files, f"checking the images of {root.name}")
     labels = torch.tensor([match.indices[listed[turn][0]] for turn in turns])

@@ -75,11 +75,11 @@ def ranks_and_sizes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ranks, sizes[classes]
 
 
-def place_in_class(labels: np.ndarray) -> np.ndarray:
-    """(N,) how far into its own class each stands, in (0, 1): the lowest of them have the classes' shares of all."""
+def classes_in_turn(labels: np.ndarray) -> np.ndarray:
+    """(N,) positions, by how far each is into its own class: the first of them have the shares of all classes."""
     ranks, sizes = ranks_and_sizes(labels)
-    places: np.ndarray = (ranks + 0.5) / sizes
-    return places
+    order: np.ndarray = np.argsort((ranks + 0.5) / sizes, kind="stable")
+    return order
 
 
 @dataclass(frozen=True)

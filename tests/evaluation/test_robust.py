@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,38 +66,25 @@ def test_the_result_does_not_depend_on_the_batch_size(trained, restarts: int) ->
     assert (large.standing != small.standing).sum() <= 1
 
 
-class Recording(nn.Module):
-    """Passes pixels on and keeps them; its look at them cannot be traced, so that it is searched as it is."""
+class Watched(nn.Module):
+    """Passes pixels on and tells `look` of them; its own look cannot be traced, so that it is searched as it is."""
 
-    def __init__(self, inner: nn.Module, seen: list[Tensor]) -> None:
+    def __init__(self, inner: nn.Module, look: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self.inner, self.seen = inner, seen
+        self.inner, self.look = inner, look
 
     def forward(self, pixels: Tensor) -> Tensor:
         assert pixels.isfinite().all()
-        self.seen.append(pixels.detach().clone())
+        self.look(pixels)
         return self.inner(pixels)
 
 
 def recorded(classifier: Classifier, seen: list[Tensor]) -> Classifier:
     """One that keeps what it is attacked with, not what its layout was tried with."""
-    network = around(Recording(classifier, seen), classifier)
+    network = around(Watched(classifier, lambda pixels: seen.append(pixels.detach().clone())), classifier)
     network.to_fast_layout(torch.device("cpu"))
     seen.clear()
     return network
-
-
-class NotingPrecision(nn.Module):
-    """Notes whether CUDA might round what convolutions read; its look at pixels cannot be traced."""
-
-    def __init__(self, inner: nn.Module, rounded: list[bool]) -> None:
-        super().__init__()
-        self.inner, self.rounded = inner, rounded
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        assert pixels.isfinite().all()
-        self.rounded.append(torch.backends.cudnn.allow_tf32)
-        return self.inner(pixels)
 
 
 class Sharpened(nn.Module):
@@ -183,7 +172,8 @@ def test_the_network_is_left_as_it_was(trained) -> None:
 @pytest.mark.parametrize("suite", ["pgd", "autoattack"])
 def test_attacks_search_in_all_of_float32_on_cuda_too(trained, suite: str) -> None:
     rounded: list[bool] = []
-    network = around(NotingPrecision(trained.natural, rounded), trained.natural)
+    watched = Watched(trained.natural, lambda _: rounded.append(torch.backends.cudnn.allow_tf32))
+    network = around(watched, trained.natural)
     network.to_fast_layout(torch.device("cpu"))
     before = torch.backends.cudnn.allow_tf32
     rounded.clear()
