@@ -32,6 +32,9 @@ SAVE_SECONDS = 60.0
 LOOK_STEPS = 20
 """Between two looks at whether the loss is finite."""
 
+Merit = tuple[float, float]
+"""What the best epoch is chosen by: (robust, clean) accuracy, the other way round for natural training."""
+
 
 class EpochRecord(Record):
     """What one epoch did.
@@ -59,13 +62,18 @@ class TrainingResult:
 
     Args:
         classifier: the network that was given to `train`, with the weights of the best epoch.
-        best_epoch: that epoch, from 1.
+        best_epoch: that epoch, from 1; 0 where none is.
         history: one record an epoch, those of an interrupted run included.
     """
 
     classifier: Classifier
     best_epoch: int
     history: tuple[EpochRecord, ...]
+
+    @property
+    def best(self) -> EpochRecord:
+        """The best epoch's record."""
+        return self.history[self.best_epoch - 1]
 
 
 def train(
@@ -227,9 +235,7 @@ class _Run:
         self._loss.zero_()
         best = self.history[self.best_epoch - 1] if self.best_epoch else None
         # A tie goes to the later epoch, which had the lower learning rate.
-        if best is None or _merit(self.recipe, record.clean, record.robust) >= _merit(
-            self.recipe, best.clean, best.robust
-        ):
+        if best is None or merit_of(record, self.recipe) >= merit_of(best, self.recipe):
             self.best_epoch = record.epoch
             self.best_weights = copy.deepcopy(self.judged.state_dict())
 
@@ -365,13 +371,18 @@ def _diverged(recipe: Recipe, epoch: int, what: str) -> ToolFailedError:
     )
 
 
-def held_out_merit(classifier: Classifier, held_out: ImageSet, recipe: Recipe, seed: int) -> tuple[float, float]:
-    """What the best epoch is chosen by: (robust, clean) accuracy, the other way round for natural training."""
+def held_out_merit(classifier: Classifier, held_out: ImageSet, recipe: Recipe, seed: int) -> Merit:
+    """Of a network as it is, on the images that judge epochs."""
     judges = held_out.sample(HELD_OUT_IMAGES, seed)
     return _merit(recipe, *_held_out_accuracy(classifier, judges, recipe, seed))
 
 
-def _merit(recipe: Recipe, clean: float, robust: float) -> tuple[float, float]:
+def merit_of(record: EpochRecord, recipe: Recipe) -> Merit:
+    """Of an epoch: that of the network with its weights."""
+    return _merit(recipe, record.clean, record.robust)
+
+
+def _merit(recipe: Recipe, clean: float, robust: float) -> Merit:
     return (clean, robust) if recipe.method == "natural" else (robust, clean)
 
 

@@ -16,7 +16,7 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training.batchnorm import has_batch_norm, recalibrate_batch_norm
 from fsrp_edge.training.int8 import rounded_to_int8
-from fsrp_edge.training.loop import TrainingResult, held_out_merit, train
+from fsrp_edge.training.loop import Merit, TrainingResult, held_out_merit, merit_of, train
 from fsrp_edge.training.recipe import Recipe
 
 HELD_OUT_SHARE = 0.1
@@ -26,8 +26,8 @@ UNTRAINED = Recipe(method="natural")
 
 UNDONE = "no epoch was as good on held-out images as the network before it, which is kept"
 
-Better = Callable[[tuple[float, float], tuple[float, float]], bool]
-"""Whether the first merit is taken before the second; see `held_out_merit`."""
+Better = Callable[[Merit, Merit], bool]
+"""Whether what has the first merit is taken before what has the second."""
 
 
 def split_held_out(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -120,52 +120,48 @@ def recover(
     if recipe is not None:
         recipe.check_teacher(given=teacher is not None)
     learnt, held_out = split_held_out(images, seed)
-    if recipe is None:
-        _recalibrate_where(operator.ge, pruned, learnt, held_out, UNTRAINED, seed)
-        return TrainingResult(pruned, 0, ())
+    trial = _Trial(pruned, held_out, recipe or UNTRAINED, seed)
     result = TrainingResult(pruned, 0, ())
+    if recipe is None:
+        _recalibrate_where(operator.ge, trial, learnt)
+        return result
     origin = weights_sha256(pruned)
     if recipe.epochs:
-        with _kept_where(_is_no_ruin(recipe), pruned, held_out, recipe, seed) as training:
+        with trial.step(_is_no_ruin(recipe)) as training:
             recalibrate_batch_norm(pruned, learnt, seed=seed)
             result = train(
                 pruned, learnt, held_out, recipe, seed=seed, teacher=teacher, checkpoint=checkpoint, origin=origin
             )
+            training.merit = merit_of(result.best, recipe)
         if not training.kept:
             progress.log(f"recovery: {UNDONE}")
             result = replace(result, best_epoch=0)
-    _recalibrate_where(operator.gt, pruned, learnt, held_out, recipe, seed)
+    _recalibrate_where(operator.gt, trial, learnt)
     if not recipe.int8_epochs:
         return result
     unfinished = int8_checkpoint(checkpoint) if checkpoint else None
     gentle = recipe.for_int8()
     trained = sha256_json([origin, recipe.model_dump(mode="json")])  # `gentle` does not say how it was before
-    with rounded_to_int8(pruned), _kept_where(operator.gt, pruned, held_out, gentle, seed) as tuning:
+    with rounded_to_int8(pruned), _Trial(pruned, held_out, gentle, seed).step(operator.gt) as tuning:
         tuned = train(
             pruned, learnt, held_out, gentle, seed=seed, teacher=teacher, checkpoint=unfinished, origin=trained
         )
+        tuning.merit = merit_of(tuned.best, gentle)
     done = len(result.history)
     history = (record.model_copy(update={"epoch": done + record.epoch}) for record in tuned.history)
     best = done + tuned.best_epoch if tuning.kept else result.best_epoch
     return TrainingResult(pruned, best, (*result.history, *history))
 
 
-def _recalibrate_where(
-    better: Better, network: Classifier, learnt: ImageSet, held_out: ImageSet, recipe: Recipe, seed: int
-) -> None:
-    if has_batch_norm(network):  # else nothing would change, and judging it takes an attack
-        with _kept_where(better, network, held_out, recipe, seed):
-            recalibrate_batch_norm(network, learnt, seed=seed)
+def _recalibrate_where(better: Better, trial: "_Trial", learnt: ImageSet) -> None:
+    if has_batch_norm(trial.network):  # else nothing would change, and judging it takes an attack
+        with trial.step(better):
+            recalibrate_batch_norm(trial.network, learnt, seed=trial.seed)
 
 
 def int8_checkpoint(checkpoint: Path) -> Path:
     """Of the fine-tuning for int8, beside that of the fine-tuning before it."""
     return checkpoint.with_suffix(".int8.pt")
-
-
-@dataclass
-class _Change:
-    kept: bool = False
 
 
 def _is_no_ruin(recipe: Recipe) -> Better:
@@ -174,15 +170,34 @@ def _is_no_ruin(recipe: Recipe) -> Better:
     return lambda after, before: after >= before or after[clean] > before[clean]
 
 
-@contextmanager
-def _kept_where(
-    better: Better, network: Classifier, held_out: ImageSet, recipe: Recipe, seed: int
-) -> Iterator[_Change]:
-    """Undo what the block does to the network's values unless its merit on held-out images is better then."""
-    before = copy.deepcopy(network.state_dict())
-    merit = held_out_merit(network, held_out, recipe, seed)
-    change = _Change()
-    yield change
-    change.kept = better(held_out_merit(network, held_out, recipe, seed), merit)
-    if not change.kept:
-        network.load_state_dict(before)
+@dataclass
+class _Step:
+    kept: bool = False
+    merit: Merit | None = None
+    """Of the network after it, where the step found it out itself."""
+
+
+@dataclass
+class _Trial:
+    """A network whose values change only as held-out images allow. Its merit takes an attack, so it is kept."""
+
+    network: Classifier
+    held_out: ImageSet
+    recipe: Recipe
+    seed: int
+    merit: Merit | None = None
+
+    @contextmanager
+    def step(self, better: Better) -> Iterator[_Step]:
+        """Undo what the block does to the network's values unless its merit is better then."""
+        before, merit = copy.deepcopy(self.network.state_dict()), self.merit or self._measured()
+        step = _Step()
+        yield step
+        reached = step.merit or self._measured()
+        step.kept = better(reached, merit)
+        self.merit = reached if step.kept else merit
+        if not step.kept:
+            self.network.load_state_dict(before)
+
+    def _measured(self) -> Merit:
+        return held_out_merit(self.network, self.held_out, self.recipe, self.seed)

@@ -78,13 +78,15 @@ def test_statistics_that_fit_already_are_not_replaced_by_worse_ones(
     assert (weights_sha256(recover(network, train, None, seed=0).classifier) == before) == kept
 
 
-@pytest.mark.parametrize(("recipe", "times"), [(None, 0), (Recipe(method="natural", epochs=1), 2)])
-def test_without_batch_norm_only_the_training_is_judged(
-    digit_sets, small_cnn, monkeypatch: pytest.MonkeyPatch, recipe: Recipe | None, times: int
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("recipe", [None, Recipe(method="natural", epochs=1)])
+def test_a_network_is_judged_once_as_it_is(
+    digit_sets, small_cnn, monkeypatch: pytest.MonkeyPatch, recipe: Recipe | None, normalized: bool
 ) -> None:
+    """Before anything, after the last recalibration; the epoch tells its own merit. Nothing moves a group norm."""
     network, judged = small_cnn(), list[object]()
     for place, layer in enumerate(network.network):
-        if isinstance(layer, torch.nn.BatchNorm2d):
+        if isinstance(layer, torch.nn.BatchNorm2d) and not normalized:
             network.network[place] = torch.nn.GroupNorm(1, layer.num_features)
 
     def merit(*given: object) -> tuple[float, float]:
@@ -93,7 +95,16 @@ def test_without_batch_norm_only_the_training_is_judged(
 
     monkeypatch.setattr("fsrp_edge.training.recovery.held_out_merit", merit)
     recover(network, digit_sets[0].first(40), recipe, seed=0)
-    assert len(judged) == times
+    assert len(judged) == (recipe is not None or normalized) + normalized
+
+
+@pytest.mark.parametrize("method", ["natural", "n-fgsm"])
+def test_an_epoch_knows_the_merit_of_the_network_that_it_leaves(digit_sets, small_cnn, method: str) -> None:
+    learnt, held_out = split_held_out(digit_sets[0], 1)
+    recipe = Recipe(method=method, eps=0.1, epochs=3, batch_size=50, learning_rate=0.05)
+    result = loop.train(small_cnn(), learnt, held_out, recipe, seed=1)
+    reached = loop.merit_of(result.best, recipe)
+    assert reached == loop.held_out_merit(result.classifier, held_out, recipe, 1) and max(reached) > 0.2
 
 
 def test_recovery_repeats_to_the_bit_and_learns(digit_sets, small_cnn) -> None:
