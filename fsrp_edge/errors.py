@@ -39,7 +39,15 @@ class NotInstalledError(ToolFailedError):
 
 
 class Terminated(BaseException):
-    """SIGTERM, as `kill` and `timeout` send it: the blocks that it leaves clean up."""
+    """A signal that ends the program: the blocks that it leaves clean up.
+
+    Args:
+        number: SIGTERM, as `kill` and `timeout` send it, or SIGHUP, as a terminal or a session does that goes away.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def first_line(error: BaseException) -> str:

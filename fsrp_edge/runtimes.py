@@ -61,7 +61,7 @@ def require(module: str) -> ModuleType:
 def _interrupted_afterwards() -> Iterator[None]:
     """Signals wait for the block to end: inside TensorFlow's import Ctrl-C gets lost, or ends the process."""
     hears = threading.current_thread() is threading.main_thread()
-    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM) if hears else ()
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if hears else ()
     before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     waiting: list[int] = []
     for number in before:

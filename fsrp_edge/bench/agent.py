@@ -41,8 +41,9 @@ Specification = Tuple[str, Sequence[Any], str]
 Arrays = Dict[str, Any]
 
 PROGRESS_SECONDS = 0.5
-ENDS = (signal.SIGINT, signal.SIGTERM)
-"""How a user at the terminal and the program that started this one ask for the end; both may do so at once."""
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""How a user at the terminal, the program that started this one and a terminal that goes away ask for the end; several
+may do so at once."""
 
 # Python 3.6 has no perf_counter_ns; its float seconds still resolve well below a microsecond.
 now_ns = getattr(time, "perf_counter_ns", lambda: int(time.perf_counter() * 1e9))
@@ -833,7 +834,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     """Run; return the exit code."""
     options = parse(arguments)
     for each in ENDS:
-        signal.signal(each, end_by_signal)
+        if signal.getsignal(each) != signal.SIG_IGN:  # as under nohup
+            signal.signal(each, end_by_signal)
     # Neighbours of this file must not shadow the standard library's modules for the runtimes.
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]

@@ -23,7 +23,7 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         results: of the devices that were done.
-        why: Ctrl-C or SIGTERM.
+        why: Ctrl-C, SIGTERM or SIGHUP.
     """
 
     def __init__(self, results: BenchResults, why: BaseException) -> None:
@@ -40,7 +40,7 @@ def measure_fleet(
 
     Raises:
         BadInputError: no such file, images that a file does not take, or a setting that makes no sense.
-        Interrupted: by Ctrl-C or SIGTERM.
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP.
     """
     for path in files:
         setup.runtime_of(path)

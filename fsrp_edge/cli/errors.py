@@ -16,13 +16,12 @@ from fsrp_edge.errors import FsrpEdgeError, Terminated
 from fsrp_edge.wording import printable
 
 UNEXPECTED = 3
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 """128 + SIGPIPE, as a shell reports it: 1 would read as a failed gate."""
-TERMINATED = 143
-"""128 + SIGTERM."""
+SIGNALLED = 128
+"""Plus the signal's number: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM."""
 SAME_SIGNAL = 1.0
-"""Seconds within which a second SIGTERM counts as the first."""
+"""Seconds within which a second signal counts as the first."""
 
 _TRACEBACK = "FSRP_EDGE_TRACEBACK"
 _RESUMABLE = "fsrp_edge.resumable"
@@ -44,9 +43,12 @@ traceback_option = click.option(
 
 
 def unwind_when_terminated() -> None:
-    """From now on SIGTERM raises Terminated, once a second: the other that `timeout` sends would end the cleaning up.
+    """From now on SIGTERM and SIGHUP raise Terminated.
 
-    Later ones raise again: where Python swallows what a destructor raises, the first one is lost.
+    Once a second: `timeout` sends two, of which the other would end the cleaning up.
+
+    Later ones raise again: where Python swallows what a destructor raises, the first one is lost. A SIGHUP that is
+    ignored, as under `nohup`, stays so.
 
     Forked children end at once, and so do processes of torchrun, which would wait for those that wait for one another.
     """
@@ -59,10 +61,13 @@ def unwind_when_terminated() -> None:
         nonlocal deaf_until
         if (now := time.monotonic()) >= deaf_until:
             deaf_until = now + SAME_SIGNAL
-            raise Terminated
+            raise Terminated(number)
 
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        signal.signal(signal.SIGTERM, end)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, end)
 
 
 def resumable() -> None:
@@ -109,10 +114,10 @@ def _report(error: BaseException, *, can_resume: bool) -> int:
             error.show()
         return error.exit_code
     if isinstance(error, KeyboardInterrupt | Terminated | click.Abort):
-        word, code = ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
+        word, number = ("terminated", error.number) if isinstance(error, Terminated) else ("interrupted", signal.SIGINT)
         how = "; run the same command again to resume" if can_resume else ""
         _tell(f"\n{word}{how}")
-        return code
+        return SIGNALLED + number
     if _disk_is_full(error):
         _tell("error: the disk is full; free some space and run the same command again")
         return UNEXPECTED

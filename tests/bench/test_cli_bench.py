@@ -72,9 +72,10 @@ def test_what_was_measured_is_written_where_nobody_reads_the_table(onnx_file, tm
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "word"),
+    [(signal.SIGHUP, 129, "terminated"), (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
-def test_ctrl_c_and_sigterm_keep_what_was_finished(onnx_file, tmp_path, number, code, word):
+def test_signals_keep_what_was_finished(onnx_file, tmp_path, number, code, word):
     """A device with both files, and the first file of one that hangs with the second."""
     hanging, begun = tmp_path / "python", tmp_path / "begun"
     hanging.write_text(

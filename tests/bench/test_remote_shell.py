@@ -345,7 +345,8 @@ class TestInTheMiddle:
             device.put(onnx_file)
 
     @pytest.mark.parametrize(
-        ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+        ("sent", "code"),
+        [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
     )
     def test_interrupted(self, server, onnx_file, sent, code):
         """Even killed outright, this side leaves nothing on the device: the far end notices."""

@@ -127,7 +127,8 @@ def test_a_traceback_comes_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "word"),
+    [(signal.SIGHUP, 129, "terminated"), (signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
 @pytest.mark.parametrize(("kind", "how"), [("resumable", "; run the same command again to resume"), ("sleep", "")])
 def test_signals_clean_up_and_say_how_to_go_on_where_that_is_possible(
@@ -144,7 +145,7 @@ def test_signals_clean_up_and_say_how_to_go_on_where_that_is_possible(
         assert process.stdout.readline() == "ready\n"
         assert list(tmp_path.iterdir())
         process.send_signal(number)
-        if number == signal.SIGTERM:
+        if word == "terminated":
             process.send_signal(number)  # as `timeout` does
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == code
@@ -166,6 +167,16 @@ def test_a_sigterm_that_python_swallowed_is_not_the_last_one_heard() -> None:
         finally:
             process.kill()
     assert process.returncode == 143 and stderr.endswith("\nterminated\n")
+
+
+def test_under_nohup_a_terminal_may_go_away() -> None:
+    with subprocess.Popen(
+        ["nohup", sys.executable, "-c", PROGRAM, "go", "sleep"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
 
 
 def test_a_child_process_ends_by_sigterm_as_ever() -> None:
