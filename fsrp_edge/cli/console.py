@@ -13,6 +13,7 @@ from typing import Any, TextIO, TypeVar
 import click
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -252,6 +253,8 @@ def print_rows(header: Sequence[str], rows: Iterable[Sequence[object]], *, foote
     for row in cells:
         table.add_row(*map(Text, row))
     console = Screen(file=sys.stdout)
+    if Measurement.get(console, console.options.update(max_width=sys.maxsize), table).maximum > console.width:
+        table.padding = (0, 0)  # before a word is broken
     console.print(table)
     for line in footer.splitlines():
         console.print(Text(wording.printable(line)), soft_wrap=True)

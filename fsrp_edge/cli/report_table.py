@@ -58,7 +58,7 @@ def _table(report: RunReport, *, wide: bool) -> Table:
     table.add_column("status", justify="center")
     table.add_column("size", justify="right")
     for column in columns:
-        words = (*column.attack.split(" ", 1), f"{column.measure.split()[0]} %")
+        words = (*column.attack.replace("+", "+\n").split(" ", 1), f"{column.measure.split()[0]} %")
         table.add_column(Text("\n".join(words)), justify="right")
     table.add_column("latency\np50 (ms)", justify="right")
     table.add_column("speed-up", justify="right")
@@ -120,5 +120,9 @@ def _legend(report: RunReport, *, wide: bool) -> Iterator[str]:
     how = dict.fromkeys(f"{found.runtime}, {wording.threads(found.threads)}" for found in measured)
     for device in dict.fromkeys(found.device for found in measured):
         yield f"latency: measured at batch 1 on {device}; {'; '.join(how)}"
-    for basis in dict.fromkeys(row.estimate.basis for row in report.ledger if row.estimate):
-        yield f"estimates, with what nine of ten measurements are expected within: {basis}"
+    estimated = [(row.estimate.basis, row.name) for row in report.ledger if row.estimate and not row.is_dense]
+    if estimated:
+        yield "estimates: nine of ten measurements are expected within the brackets"
+    for basis in dict.fromkeys(basis for basis, _ in estimated):
+        files = ", ".join(name for its, name in estimated if its == basis)
+        yield f"basis of the estimate of {files}: {basis}"

@@ -153,6 +153,16 @@ def test_names_stay_in_one_piece(capsys: pytest.CaptureFixture[str], monkeypatch
     assert name in out and max(map(len, out.splitlines())) <= 80
 
 
+def test_columns_move_together_before_a_word_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = [letter * 11 for letter in "abcdef"]  # 80 columns with their rules and edges, 92 as wide as usual
+    print_rows(("name", *"bcdef"), [words])
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "aaa" in line)
+    assert row.split() == words
+
+
 def test_progress_does_not_wait_for_torch() -> None:
     code = "import sys, fsrp_edge.cli.console; print({'torch', 'pydantic', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

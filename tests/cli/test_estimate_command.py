@@ -9,6 +9,7 @@ from torch import nn
 from fsrp_edge.cli import cli
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.onnx import convert_to_fp16
+from fsrp_edge.models.registry import build
 from fsrp_edge.targets.work import BYTES
 
 
@@ -24,9 +25,23 @@ def test_the_table_says_estimated_with_an_interval_and_what_it_rests_on(model: P
     result = CliRunner().invoke(cli, ["estimate", str(model), "--target", "raspberry-pi-4"])
     assert result.exit_code == 0, result.output
     assert "estimated " in result.output
-    assert " 0/Conv " in result.output  # by the layer's name, short enough for a column
+    assert "\n 0 " in result.output  # by the layer's name
     assert "published measurements" in result.output
     assert "fits" in result.output
+
+
+def test_operators_of_one_name_in_several_blocks_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = build("resnet18", classes=10).eval()
+    torch.onnx.export(network, (torch.rand(1, 3, 32, 32),), tmp_path / "net.onnx", dynamo=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["estimate", str(tmp_path / "net.onnx"), "--target", "raspberry-pi-4", "--top", "20"]
+    rows = [line.split() for line in CliRunner().invoke(cli, arguments).output.splitlines() if "% " in line]
+    kinds = {row[0]: row[1] for row in rows if len(row) == 7}
+    layers = {name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)}
+    assert len(kinds) == 20 and len(layers & kinds.keys()) >= 18
+    assert set(kinds.values()) <= {"winograd", "convolution", "pointwise", "pooling", "elementwise"}  # unbroken
 
 
 def test_a_file_of_a_fixed_batch_is_said_to_be_one(tmp_path: Path) -> None:

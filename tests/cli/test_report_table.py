@@ -74,6 +74,9 @@ def test_what_is_estimated_says_so(estimated_report: RunReport) -> None:
     assert (
         "estimated, not measured: onnx fp32 (onnxruntime, 4 threads on raspberry-pi-4): 8.35 → 5.98 ms (2.99 to 12.0)"
     ) in text
+    (row,) = (row for row in estimated_report.ledger if row.name == "onnx fp32")
+    assert row.estimate is not None and f"basis of the estimate of onnx fp32: {row.estimate.basis}" in text
+    assert text.count("nine of ten measurements are expected within the brackets") == 1
 
 
 def test_names_are_neither_markup_nor_escape_sequences(run_report: RunReport) -> None:
