@@ -152,7 +152,11 @@ def open_folder(root: Path, spec: ModelSpec) -> Dataset | None:
     if not subfolders:
         return None
     _check_preprocessing(spec)
-    named = {folder.name.lower(): folder for folder in subfolders}
+    named: dict[str, Path] = {}
+    for folder in subfolders:
+        other = named.setdefault(folder.name.lower(), folder)
+        if other != folder and other.name.lower() in (*_TRAIN_FOLDERS, *_EVALUATION_FOLDERS):
+            raise BadInputError(f"{root} has both {other.name} and {folder.name}; keep the one that is meant")
     # A class may be called "train": only a folder of folders is a split.
     splits = {
         name: folder

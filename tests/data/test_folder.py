@@ -149,6 +149,13 @@ def test_flat_evaluation_folder_is_refused(tmp_path, spec):
         open_dataset(tmp_path, spec(classes=2), seed=0)
 
 
+def test_folders_of_which_nobody_knows_which_is_meant_are_refused(tmp_path, spec):
+    for index, name in enumerate(("train/a", "train/b", "Train/a", "Train/b", "val/a", "val/b")):
+        write_images(tmp_path / name, 2, seed=index)
+    with pytest.raises(BadInputError, match="has both Train and train; keep the one that is meant"):
+        open_dataset(tmp_path, spec(classes=2), seed=0)
+
+
 def test_evaluation_images_that_were_trained_on_are_left_out(tmp_path, spec):
     write_images(tmp_path / "train/a", 4, seed=1)
     write_images(tmp_path / "train/b", 4, seed=2)
