@@ -70,8 +70,8 @@ def _table(report: RunReport, *, wide: bool) -> Table:
             _status(row),
             wording.size(row.bytes),
             *(_share(row, column, wide=wide) for column in columns),
-            wording.digits(first.p50_ms) if first else wording.NONE,
-            wording.ratio(speed_up.latency_ratio) if speed_up else wording.NONE,
+            f"{wording.digits(first.p50_ms)}{_doubt(valid=first.valid)}" if first else wording.NONE,
+            f"{wording.ratio(speed_up.latency_ratio)}{_doubt(valid=speed_up.valid)}" if speed_up else wording.NONE,
         )
     return table
 
@@ -80,6 +80,10 @@ def _status(row: LedgerRow) -> Text:
     if row.parity_passed is None:
         return Text(wording.NONE)
     return Text("✓", style="green") if row.parity_passed else Text("✗", style="bold red")
+
+
+def _doubt(*, valid: bool) -> str:
+    return "" if valid else " ✗"
 
 
 def _share(row: LedgerRow, column: summary.Column, *, wide: bool) -> str:
@@ -120,6 +124,8 @@ def _legend(report: RunReport, *, wide: bool) -> Iterator[str]:
     how = dict.fromkeys(f"{found.runtime}, {wording.threads(found.threads)}" for found in measured)
     for device in dict.fromkeys(found.device for found in measured):
         yield f"latency: measured at batch 1 on {device}; {'; '.join(how)}"
+    if not all(found.valid for found in measured):
+        yield "✗ behind a latency or a speed-up: something disturbed the measurement, see the notes"
     estimated = [(row.estimate.basis, row.name) for row in report.ledger if row.estimate and not row.is_dense]
     if estimated:
         yield "estimates: nine of ten measurements are expected within the brackets"

@@ -204,6 +204,8 @@ class SpeedUp(Record):
     """Dense by pruned: above 1 is faster."""
     macs_ratio: float | None
     """Dense by pruned MACs: what the latency ratio would be if only arithmetic took time."""
+    valid: bool = True
+    """Whether nothing disturbed either measurement."""
 
 
 class GateResult(Record):
@@ -269,6 +271,7 @@ def _speed_ups(fields: dict[str, Any]) -> tuple[SpeedUp, ...]:
         found.append(SpeedUp(
             name=row.name, against=against, runtime=latency.runtime, threads=latency.threads, dense_p50_ms=before,
             p50_ms=latency.p50_ms, latency_ratio=before / latency.p50_ms, macs_ratio=macs_ratio,
+            valid=beside.valid and latency.valid,
         ))  # fmt: skip
     return tuple(found)
 

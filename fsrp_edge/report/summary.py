@@ -128,7 +128,7 @@ def speed_verdict(speed_up: SpeedUp) -> str:
         f"{speed_up.name} ({speed_up.runtime}, {wording.threads(speed_up.threads)}): "
         f"{wording.digits(speed_up.dense_p50_ms)} → {wording.digits(speed_up.p50_ms)} ms, "
         f"{wording.ratio(speed_up.latency_ratio)} {'faster' if speed_up.latency_ratio >= 1 else '(slower)'}; "
-        f"MACs {wording.ratio(speed_up.macs_ratio)} fewer"
+        f"MACs {wording.ratio(speed_up.macs_ratio)} fewer{'' if speed_up.valid else '; ✗ not valid, see below'}"
     )
 
 

@@ -69,6 +69,26 @@ def test_a_file_that_became_slower_is_said_to_be_slower(run_report: RunReport) -
     assert "onnx fp32 (onnxruntime, 1 thread): 0.206 → 0.412 ms, 0.500× (slower); MACs 3.91× fewer" in text
 
 
+def test_what_was_disturbed_is_marked_where_it_stands(run_report: RunReport) -> None:
+    fields = dict(run_report)
+    del fields["speed_ups"]
+    disturbed = {"valid": False, "invalid_because": ("the CPU was throttled",)}
+    fields["ledger"] = tuple(
+        row.model_copy(update={"latency": tuple(each.model_copy(update=disturbed) for each in row.latency)})
+        if row.name == "dense onnx fp32"
+        else row
+        for row in run_report.ledger
+    )
+    report = RunReport(**fields)
+    (onnx,) = (line.split() for line in rendered(report, 80).splitlines() if line.strip().startswith("onnx fp32 "))
+    assert onnx[-3:] == ["0.412", "3.00×", "✗"]
+    text = " ".join(rendered(report, 120).split())
+    assert " 1.23 ✗ " in text and "MACs 3.91× fewer; ✗ not valid, see below" in text
+    assert "something disturbed the measurement, see the notes" in text
+    assert "note: dense onnx fp32, latency (onnxruntime, 1 thread) is not valid: the CPU was throttled" in text
+    assert "✗" not in rendered(run_report, 80)
+
+
 def test_what_is_estimated_says_so(estimated_report: RunReport) -> None:
     text = " ".join(rendered(estimated_report, 80).split())
     assert (
