@@ -114,12 +114,15 @@ def _print(found: "Sweep", folder: Path) -> None:
         ]
         rows.append((
             point.name, percent(point.clean_accuracy), percent(point.robust_accuracy), point.file or wording.NONE,
-            wording.digits(point.latency_ms), *([wording.digits(point.estimated_ms)] if estimated else []),
+            wording.digits(point.latency_ms) + ("" if point.valid else " ✗"),
+            *([wording.digits(point.estimated_ms)] if estimated else []),
             wording.size(point.bytes), wording.count(point.macs), ", ".join(filter(None, marks)),
         ))  # fmt: skip
     footer = [f"pareto: no other run is better in accuracy ({found.accuracy}), latency and size at once"]
     if estimated:
         footer.append(f"est. ms: estimated for the same file on {found.target}, where nothing was measured")
+    if not all(point.valid for point in found.points):
+        footer.append("✗ behind a p50: something disturbed the measurement; the run's report says what")
     footer += [f"{point.name}: {why}" for point in found.points if (why := point.problem or point.within)]
     footer += [str(folder / SWEEP_JSON), next_step("xdg-open", folder / SWEEP_PAGE)]
     print_rows(

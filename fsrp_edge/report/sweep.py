@@ -31,6 +31,8 @@ class Point(Record):
     """Ledger row of the fastest file, whose figures the next three are."""
     latency_ms: float | None = None
     """Measured median."""
+    valid: bool = True
+    """Whether nothing disturbed that measurement; the run's report says what did."""
     estimated_ms: float | None = None
     """Estimated latency on the target; None where it was measured there, or where too little is known."""
     bytes: int | None = None
@@ -126,6 +128,7 @@ def _point(name: str, directory: str | None, network: LedgerRow, files: Sequence
         robust_accuracy=robust,
         file=fastest and fastest.name,
         latency_ms=fastest and fastest.latency[0].p50_ms,
+        valid=fastest is None or fastest.latency[0].valid,
         estimated_ms=fastest and fastest.estimate and fastest.estimate.milliseconds,
         bytes=fastest and fastest.bytes,
         parameters=network.parameters,

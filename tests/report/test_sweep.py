@@ -112,6 +112,23 @@ def test_estimates_stand_beside_what_was_measured_elsewhere(estimated_report, ru
     assert "stimated" not in render_runs("net", SideBySide.of("pgd-20", POINTS), {"a": run_report}, [])
 
 
+def test_a_disturbed_latency_is_marked_on_the_page_and_the_console(run_report, tmp_path, capsys):
+    from fsrp_edge.cli.sweep import _print
+
+    disturbed = {"valid": False, "invalid_because": ("the CPU was throttled",)}
+    ledger = tuple(
+        row.model_copy(update={"latency": tuple(each.model_copy(update=disturbed) for each in row.latency)})
+        for row in run_report.ledger
+    )
+    point = point_of("half", "half", run_report.model_copy(update={"ledger": ledger}))
+    for points, marked in (((DENSE, point), True), ((DENSE, point_of("half", "half", run_report)), False)):
+        page = render_runs("net", SideBySide.of("pgd-20", points), {"half": run_report}, [])
+        assert ("✗ behind a p50" in page) == ("0.395 ✗</td>" in page) == marked
+        _print(Sweep.of("pgd-20", points, checkpoint="net.pt", target="t", over="ratio"), tmp_path)
+        shown = capsys.readouterr().out
+        assert ("✗ behind a p50" in shown) == ("0.395 ✗" in shown) == marked
+
+
 def test_runs_under_other_attacks_are_not_ranked(run_report, tmp_path, capsys):
     from fsrp_edge.cli import cli
     from fsrp_edge.cli.errors import run as call
