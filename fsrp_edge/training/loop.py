@@ -72,8 +72,8 @@ class TrainingResult:
 
     @property
     def best(self) -> EpochRecord:
-        """The best epoch's record."""
-        return self.history[self.best_epoch - 1]
+        """The best epoch's record; a KeyError where none is best."""
+        return {record.epoch: record for record in self.history}[self.best_epoch]
 
 
 def train(
