@@ -1,6 +1,5 @@
 """`fsrp-edge estimate`: how long a file should take on a device nobody has plugged in."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -54,7 +53,7 @@ def estimate(
         {"estimated": True, "target": profile.name, "batch": graph.batch, "macs": graph.macs} | vars(found),
         ("operator", "class", "M MACs", "estimated\nms", "share", "mostly", "prunable\nms"),
         [
-            (_short(each.operator.name), each.operator.kind,
+            (each.operator.layer, each.operator.kind,
              f"{each.operator.macs / 1e6:.1f}", f"{each.milliseconds:.3f}",
              f"{each.share:.1%}", each.mostly, f"{each.prunable:.3f}")
             for each in ranked
@@ -70,12 +69,3 @@ def estimate(
             f"activations {found.arena_bytes / 2**20:.1f} MiB at peak: {fits}"
         ),
     )  # fmt: skip
-
-
-def _short(name: str) -> str:
-    """`layer1.0.conv1`, as the network calls it, of torch's `/network/layer1/layer1.0/conv1/Conv`; others stay."""
-    if not name.startswith("/"):
-        return name
-    parts = name[1:].removesuffix("/Conv").removesuffix("/Gemm").split("/")
-    named = [part for part, inner in pairwise([*parts, ""]) if not inner.startswith(f"{part}.")]
-    return ".".join(named).removeprefix("network.")

@@ -109,7 +109,7 @@ def break_down(file: Path, target: Target) -> Breakdown | None:
         runtime=found.runtime,
         milliseconds=found.milliseconds,
         operators=tuple(
-            OperatorShare(name=each.operator.name, kind=each.operator.kind, milliseconds=each.milliseconds)
+            OperatorShare(name=each.operator.layer, kind=each.operator.kind, milliseconds=each.milliseconds)
             for each in slowest
         ),
     )

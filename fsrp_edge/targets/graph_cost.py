@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +60,15 @@ class Operator:
     groups: int = 1
     kernel: int = 1
     channels: tuple[int, int] = (1, 1)
+
+    @property
+    def layer(self) -> str:
+        """`layer1.0.conv1`, as the network calls it, of torch's `/network/layer1/layer1.0/conv1/Conv`; others stay."""
+        if not self.name.startswith("/"):
+            return self.name
+        parts = self.name[1:].removesuffix("/Conv").removesuffix("/Gemm").split("/")
+        named = [part for part, inner in pairwise([*parts, ""]) if not inner.startswith(f"{part}.")]
+        return ".".join(named).removeprefix("network.")
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ def test_the_evidence_agrees_with_the_ledger(finished: CompressResult) -> None:
     breakdown = break_down(file, load_target("raspberry-pi-4"))
     assert breakdown is not None and breakdown.file == file.name
     times = [each.milliseconds for each in breakdown.operators]
+    assert not any("/" in each.name for each in breakdown.operators)  # layers, by the network's names for them
     assert times == sorted(times, reverse=True) and 0 < sum(times) <= breakdown.milliseconds
     clean, adversarial = (pictured.arrays[f"examples/{name}"] for name in ("clean", "adversarial"))
     assert clean.shape == adversarial.shape == (len(evidence.examples), 3, *clean.shape[2:])
