@@ -1,6 +1,5 @@
 """The short tables of docs/robustness.md, from the cells of `benchmarks.robust_pruning` that are on disk."""
 
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
@@ -16,9 +15,11 @@ from benchmarks.robust_tables import (
     Groups,
     Judged,
     Setting,
+    accuracies,
     lead_of,
     leads_by_seed,
     mean_accuracy,
+    mean_and_deviation,
     seeds_of_both,
 )
 from fsrp_edge.files import write_text
@@ -130,16 +131,15 @@ def _margin_and_autoattack(found: Groups) -> list[str]:
     """By how many points AutoAttack leaves less than the margin attack, by clean accuracy, on the same images."""
     images = AUTOATTACK[1]
     seen = [
-        [100 * standing[attack][:images].count("1") / images for attack in (CLEAN[0], MARGIN[0], AUTOATTACK[0])]
+        [share for attack, _ in (CLEAN, MARGIN, AUTOATTACK) for share in accuracies({seed: result}, (attack, images))]
         for by_seed in found.values()
-        for standing in (result["standing"] for result in by_seed.values())
-        if len(standing.get(AUTOATTACK[0], "")) >= images <= len(standing.get(MARGIN[0], ""))
+        for seed, result in by_seed.items()
     ]
+    of_all = [shares for shares in seen if len(shares) == 3]  # the others did not meet all three
     rows = []
     for low, high in pairwise(CLEAN_BINS):
-        further = [margin - autoattack for clean, margin, autoattack in seen if low <= clean < high]
-        spread = f"{statistics.mean(further):.1f} ± {statistics.stdev(further):.1f}"
-        rows.append([f"{low} to {high}", str(len(further)), spread])
+        further = [margin - autoattack for clean, margin, autoattack in of_all if low <= clean < high]
+        rows.append([f"{low} to {high}", str(len(further)), mean_and_deviation(further)])
     return markdown_table(("clean %", "networks", "margin less AutoAttack, points"), rows)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,11 @@ def _estimated(network: str, ratio: float, ratio_of: str) -> tuple[int, float]:
 
 def mean_accuracy(by_seed: Group, judged: Judged) -> str:
     """Percent, over the seeds that were judged on so many images."""
-    values = accuracies(by_seed, judged)
+    return mean_and_deviation(accuracies(by_seed, judged))
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """`28.8 ± 0.6`; of one value alone it is the value, of none a dash."""
     if not values:
         return "–"
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""

@@ -96,6 +96,11 @@ def digits(value: float | None, more: int = 0) -> str:
     return f"{value:.{decimals + more}f}"
 
 
+def marked(figure: str, *, valid: bool) -> str:
+    """`0.412 ✗` where something disturbed the measurement that a figure comes from."""
+    return figure if valid else f"{figure} ✗"
+
+
 def ratio(value: float | None, more: int = 0) -> str:
     """`3.80×`; with `more` digits, `3.800×`."""
     return NONE if value is None else f"{digits(value, more)}×"

@@ -70,8 +70,8 @@ def _table(report: RunReport, *, wide: bool) -> Table:
             _status(row),
             wording.size(row.bytes),
             *(_share(row, column, wide=wide) for column in columns),
-            f"{wording.digits(first.p50_ms)}{_doubt(valid=first.valid)}" if first else wording.NONE,
-            f"{wording.ratio(speed_up.latency_ratio)}{_doubt(valid=speed_up.valid)}" if speed_up else wording.NONE,
+            wording.marked(wording.digits(first.p50_ms), valid=first.valid) if first else wording.NONE,
+            wording.marked(wording.ratio(speed_up.latency_ratio), valid=speed_up.valid) if speed_up else wording.NONE,
         )
     return table
 
@@ -80,10 +80,6 @@ def _status(row: LedgerRow) -> Text:
     if row.parity_passed is None:
         return Text(wording.NONE)
     return Text("✓", style="green") if row.parity_passed else Text("✗", style="bold red")
-
-
-def _doubt(*, valid: bool) -> str:
-    return "" if valid else " ✗"
 
 
 def _share(row: LedgerRow, column: summary.Column, *, wide: bool) -> str:

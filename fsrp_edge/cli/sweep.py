@@ -114,7 +114,7 @@ def _print(found: "Sweep", folder: Path) -> None:
         ]
         rows.append((
             point.name, percent(point.clean_accuracy), percent(point.robust_accuracy), point.file or wording.NONE,
-            wording.digits(point.latency_ms) + ("" if point.valid else " ✗"),
+            wording.marked(wording.digits(point.latency_ms), valid=point.valid),
             *([wording.digits(point.estimated_ms)] if estimated else []),
             wording.size(point.bytes), wording.count(point.macs), ", ".join(filter(None, marks)),
         ))  # fmt: skip

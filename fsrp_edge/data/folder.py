@@ -35,6 +35,7 @@ _FORMATS = (
 """What may be in such a file, whatever it is called: for PostScript, Pillow would run another program."""
 _TRAIN_FOLDERS = ("train", "training")
 _EVALUATION_FOLDERS = ("val", "valid", "validation", "test")
+_SPLIT_FOLDERS = {*_TRAIN_FOLDERS, *_EVALUATION_FOLDERS}
 _MODES = {1: "L", 3: "RGB"}
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _THREADS = min(os.cpu_count() or 1, 16)
@@ -155,14 +156,10 @@ def open_folder(root: Path, spec: ModelSpec) -> Dataset | None:
     named: dict[str, Path] = {}
     for folder in subfolders:
         other = named.setdefault(folder.name.lower(), folder)
-        if other != folder and other.name.lower() in (*_TRAIN_FOLDERS, *_EVALUATION_FOLDERS):
+        if other != folder and other.name.lower() in _SPLIT_FOLDERS:
             raise BadInputError(f"{root} has both {other.name} and {folder.name}; keep the one that is meant")
     # A class may be called "train": only a folder of folders is a split.
-    splits = {
-        name: folder
-        for name, folder in named.items()
-        if name in (*_TRAIN_FOLDERS, *_EVALUATION_FOLDERS) and _subfolders(folder)
-    }
+    splits = {name: folder for name, folder in named.items() if name in _SPLIT_FOLDERS and _subfolders(folder)}
     for names in (_TRAIN_FOLDERS, _EVALUATION_FOLDERS) if splits else ():
         name = next((name for name in names if name in named), None)  # what stands behind it is not used
         if name is not None and name not in splits:
