@@ -153,6 +153,16 @@ def open_folder(root: Path, spec: ModelSpec) -> Dataset | None:
     if not subfolders:
         return None
     _check_preprocessing(spec)
+    splits = _splits(root, subfolders)
+    train = next((splits[name] for name in _TRAIN_FOLDERS if name in splits), None)
+    evaluation = next((splits[name] for name in _EVALUATION_FOLDERS if name in splits), None)
+    if train and evaluation:
+        return _open_split(root, train, evaluation, spec)
+    return _open_whole(train or evaluation or root, spec)
+
+
+def _splits(root: Path, subfolders: Sequence[Path]) -> dict[str, Path]:
+    """The subfolders that are splits, by their names in lower case; none where all are classes."""
     named: dict[str, Path] = {}
     for folder in subfolders:
         other = named.setdefault(folder.name.lower(), folder)
@@ -164,11 +174,7 @@ def open_folder(root: Path, spec: ModelSpec) -> Dataset | None:
         name = next((name for name in names if name in named), None)  # what stands behind it is not used
         if name is not None and name not in splits:
             raise BadInputError(f"{named[name]} has no class folders; sort its images into one folder a class")
-    train = next((splits[name] for name in _TRAIN_FOLDERS if name in splits), None)
-    evaluation = next((splits[name] for name in _EVALUATION_FOLDERS if name in splits), None)
-    if train and evaluation:
-        return _open_split(root, train, evaluation, spec)
-    return _open_whole(train or evaluation or root, spec)
+    return splits
 
 
 def _open_split(root: Path, train: Path, evaluation: Path, spec: ModelSpec) -> Dataset:
