@@ -21,7 +21,8 @@ from fsrp_edge.models.layer_shapes import apply_layer_shapes
 from fsrp_edge.models.reading import NORMALIZATIONS, STD_BESIDE, Contents, read_weights
 
 _WRAPPERS = (
-    *("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "classifier_model.", "ema_model."),
+    "ema_model.",  # before the weights that it averages, which lie beside it
+    *("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "classifier_model."),
     "1.",  # nn.Sequential(normalization, network)
     "attacker.",  # MadryLab's robustness, which saves every tensor twice
 )
@@ -223,7 +224,7 @@ def _count_logits(network: nn.Module, architecture: str, shape: tuple[int, int, 
         seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise BadInputError(
             f"{architecture} returns {seen} for a batch of one image; a classifier returns logits (N, classes), "
-            "classes > 1"
+            "classes > 1. Name a factory that wraps it, and save that wrapper's own state_dict()"
         )
     return logits.shape[1]
 
@@ -279,10 +280,21 @@ def _identify(contents: Contents, names: Sequence[str] | None) -> _Found | None:
     for view, beside in _views(contents):
         match = infer_architecture(view) if names is None else _nearest(names, view)
         if match is not None and match.exact:
+            _require_last(match, beside)
             unused = registry.left_out(match.architecture)
             own = {name: tensor for name, tensor in view.items() if not name.startswith(unused)}
             return _Found(own, match, beside)
     return None
+
+
+def _require_last(match: Match, beside: Mapping[str, Tensor]) -> None:
+    """Refuse a known network whose logits another layer of the same file reads."""
+    for name, tensor in beside.items():
+        if tensor.ndim == 2 and tensor.shape[1] == match.classes and not _is_stranger(name):
+            raise BadInputError(
+                f"{name} seems to read the {match.classes} outputs of {match.architecture}: the network is more than "
+                "that; name a factory that builds all of it with --arch FILE.py:FACTORY"
+            )
 
 
 def _unidentified(contents: Contents, names: Sequence[str] | None) -> BadInputError:
@@ -328,7 +340,8 @@ def _unwrapped(
             if not others:
                 return
         if others:
-            progress.log(f"{len(others)} tensors such as {next(iter(others))} are not the network's: left out")
+            taken = f"; {prefix}* is taken" if prefix else ""
+            progress.log(f"{len(others)} tensors such as {next(iter(others))} are left out{taken}")
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name not in others}
         beside = beside | others
 

@@ -115,6 +115,8 @@ def _read_safetensors(path: Path) -> Contents:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # safetensors' save_model keeps tied weights once, and notes under which name.
+            tensors |= {name: tensors[kept] for name, kept in metadata.items() if kept in tensors}
     except (safetensors.SafetensorError, OSError) as error:
         raise BadInputError(f"{path} is a truncated or damaged safetensors file ({error})") from None
     spec = _parse_spec(path, metadata[METADATA_KEY], "spec") if METADATA_KEY in metadata else None

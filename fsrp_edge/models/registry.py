@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from fsrp_edge import torchvision_compat  # noqa: F401 (applies the cure before torchvision is imported)
+from fsrp_edge import progress, torchvision_compat  # noqa: F401 (applies the cure before torchvision is imported)
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models import cifar
@@ -186,6 +186,11 @@ def chosen_input(
     if is_user_code(architecture) and size and mean and std:
         return (input_channels, size, size), mean, std, Preprocessing(resize=size)
     (_, usual, _), published_mean, published_std, preprocessing = published_input(architecture, input_channels)
+    if (mean or std) and architecture in _AUXILIARY_HEADS:
+        progress.log(
+            f"{architecture}: --mean and --std are those that the network itself reads; torchvision's own weights need "
+            "neither: images normalized as ImageNet's are normalized anew inside (transform_input)"
+        )
     size = size or usual
     fitted = rescaled(preprocessing, usual, size)
     return (input_channels, size, size), mean or published_mean, std or published_std, fitted

@@ -28,8 +28,10 @@ def macs_by_layer(classifier: Classifier) -> dict[str, int]:
     with torch.no_grad(), attackable(classifier), compute.attention_step_by_step(), counter:
         classifier(classifier.example_pixels())
     prefix = f"{type(classifier).__name__}.network"
+    # The counter has the last of a module's names where it has several, everything else the first.
+    names = {module: name for name, module in classifier.network.named_modules()}
     return {
-        name.removeprefix(prefix).removeprefix("."): sum(counts.values()) // 2
+        names[classifier.network.get_submodule(name.removeprefix(prefix).removeprefix("."))]: sum(counts.values()) // 2
         for name, counts in counter.get_flop_counts().items()
         if name.startswith(prefix)
     }

@@ -1,11 +1,11 @@
 """The forward and backward passes of a training step."""
 
+import copy
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from fsrp_edge import compute, progress
 from fsrp_edge.errors import BadInputError, first_line
@@ -15,6 +15,8 @@ from fsrp_edge.training.augmentation import augment, cutmix
 from fsrp_edge.training.losses import training_loss
 from fsrp_edge.training.recipe import Recipe
 
+MOSTLY = 0.5
+"""With a larger share of frozen parameters than this, a recovery is not what its user is likely to expect."""
 WARM_UP = 3
 """Steps before a step is recorded, in which libraries choose their algorithms and take their memory."""
 
@@ -32,16 +34,18 @@ def require_trainable(classifier: Classifier) -> None:
             f"all parameters of {classifier.spec.architecture} are frozen: it would learn nothing; name a factory that "
             "leaves requires_grad on, or do without recovery"
         )
-    buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
-    was_training = classifier.training
-    classifier.train()
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in classifier.parameters()]
+    frozen = sum(size for size, learns in sizes if not learns) / sum(size for size, _ in sizes)
+    if frozen > MOSTLY:
+        progress.log(
+            f"{frozen:.0%} of the parameters of {classifier.spec.architecture} are frozen and will not be trained; a "
+            "factory that leaves requires_grad on has all of them trained"
+        )
     try:
         with torch.no_grad(), compute.own_draws():
-            logits = functional_call(classifier, buffers, (classifier.example_pixels(2),))
+            logits = copy.deepcopy(classifier).train()(classifier.example_pixels(2))
     except Exception as error:  # whatever a user's network raises
         raise BadInputError(f"{classifier.spec.architecture} fails in training mode: {first_line(error)}") from None
-    finally:
-        classifier.train(was_training)
     if not isinstance(logits, Tensor):
         raise BadInputError(
             f"{classifier.spec.architecture} returns {type(logits).__name__} in training mode; to be trained it has to "

@@ -230,6 +230,41 @@ def test_averaged_weights_are_preferred_and_said(tmp_path, state, network):
     assert any("'ema' is taken" in line for line in listener.lines)
 
 
+def test_averaged_weights_beside_the_others_are_preferred_and_said(tmp_path, state, network):
+    both = {f"model.{name}": tensor * 2 for name, tensor in state.items()}
+    both |= {f"ema_model.{name}": tensor for name, tensor in state.items()}
+    listener = Listener()
+    with progress.listen(listener):
+        classifier = load_classifier(saved(tmp_path, {"state_dict": both}))
+    assert_same_network(classifier, network)
+    assert any("are left out; ema_model.* is taken" in line for line in listener.lines)
+
+
+def test_a_head_that_reads_a_known_network_is_not_dropped(tmp_path, state):
+    more = {f"backbone.{name}": tensor for name, tensor in state.items()} | {"fc.weight": torch.ones(7, 4)}
+    with pytest.raises(BadInputError, match=r"fc\.weight seems to read the 4 outputs of cifar:resnet20-a: .*--arch"):
+        load_classifier(saved(tmp_path, more))
+
+
+def test_tied_weights_that_safetensors_keeps_once(tmp_path):
+    file = tmp_path / "nets.py"
+    file.write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.stem = nn.Conv2d(3, 4, 3)\n"
+        "        self.features = nn.Sequential(self.stem, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        "        self.head = nn.Linear(4, 6)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.features(x))\n"
+    )
+    network = registry.build(f"{file}:Net", classes=6).eval()
+    safetensors.torch.save_model(network, tmp_path / "net.safetensors")
+    flags = {"input_size": 20, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    assert_same_network(load_classifier(tmp_path / "net.safetensors", architecture=f"{file}:Net", **flags), network)
+
+
 @pytest.mark.parametrize("nest", [lambda average: average, lambda average: {"decay": 0.999, "shadow": average}])
 def test_averages_without_the_statistics_of_batch_norms_are_not_preferred(tmp_path, state, network, nest):
     average = {name: tensor for name, tensor in state.items() if "running" not in name and "num_batches" not in name}

@@ -63,3 +63,17 @@ def test_published_figures_are_met() -> None:
     with torch.random.fork_rng():
         size = measure_size(classifier(build("torchvision:resnet18", classes=1000), (3, 224, 224), 1000))
     assert round(size.macs / 1e9, 3) == 1.814 and size.parameters == 11_689_512
+
+
+def test_a_layer_with_two_names_is_counted_under_the_first() -> None:
+    class NamedTwice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+            self.features = nn.Sequential(self.convolution, nn.Flatten(), nn.Linear(8 * 24, 5))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.features(images)
+
+    by_layer = macs_by_layer(classifier(NamedTwice(), (3, 6, 4), 5))
+    assert by_layer["convolution"] == 8 * 3 * 9 * 24 and "features.0" not in by_layer

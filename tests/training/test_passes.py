@@ -142,3 +142,33 @@ def test_a_network_that_cannot_be_recorded_is_trained_step_by_step():
             fresh.loss(*batch(), seed=seed)
     assert len(listener.lines) == 1 and "without CUDA graphs" in listener.lines[0]
     assert fresh._recording is not None
+
+
+class NamedTwice(nn.Module):
+    """As transfer learning registers layers: under the names of the network they are from, and in a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.features = nn.Sequential(self.convolution, self.norm, nn.Flatten())
+        self.head = nn.Linear(144, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+def test_looking_at_layers_with_two_names_changes_nothing_either() -> None:
+    classifier = as_classifier(NamedTwice(), shape=(3, 8, 8))
+    before = copy.deepcopy(classifier.state_dict())
+    require_trainable(classifier)
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+
+
+def test_a_network_that_is_mostly_frozen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(progress, "log", told.append)
+    classifier = as_classifier(NamedTwice(), shape=(3, 8, 8))
+    require_trainable(classifier)
+    classifier.network.head.requires_grad_(False)
+    require_trainable(classifier)
+    assert len(told) == 1 and "92% of the parameters of" in told[0]
