@@ -38,8 +38,8 @@ def open_dataset(source: str | Path | None, spec: ModelSpec, *, seed: int) -> Da
 
     Returns:
         Training and evaluation images; labels of `photographs` are UNLABELLED. Evaluation images of folders, and of
-        arrays sorted by class, are ordered by `ImageSet.taking_turns`, so that the first n speak of the whole set;
-        others keep the order they are stored in.
+        arrays stored class by class, are ordered by `ImageSet.taking_turns`, so that the first n speak of the whole
+        set; others keep the order they are stored in.
 
     Raises:
         BadInputError: the source is none of these, is damaged or empty, or does not fit the network.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fsrp_edge import compute
 from fsrp_edge.attacks import attackable
-from fsrp_edge.data.images import ImageSet, ranks_and_sizes
+from fsrp_edge.data.images import ImageSet
 from fsrp_edge.evaluation.accuracy import default_batch_size, evaluation_of, is_wrong
 from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
@@ -226,7 +226,10 @@ def corruption_accuracies(
     """
     batch_size = batch_size or default_batch_size(images)
     device = compute.device_of(classifier)
-    severities = torch.from_numpy(1 + ranks_and_sizes(images.labels.numpy())[0] % 5)
+    # One after the other through the classes: each severity has a fifth of every class and, of many small ones, of all.
+    by_class = torch.argsort(images.labels, stable=True)
+    severities = torch.empty_like(by_class)
+    severities[by_class] = 1 + torch.arange(len(images)) % 5
 
     def family_accuracy(number: int, family: str) -> Evaluation:
         def withstands(pixels: Tensor, labels: Tensor, positions: Tensor) -> Tensor:

@@ -144,7 +144,10 @@ def train(
                 break
             try:
                 _train_epoch(run, train, epoch, seed, save)
-            except ToolFailedError:
+            except ToolFailedError as error:
+                if run.best_epoch and distributed.processes()[1] == 1:  # others would go on without this one
+                    progress.log(f"{error}; epoch {run.best_epoch}, the best before, is kept")
+                    break
                 if checkpoint:
                     checkpoint.unlink(missing_ok=True)  # where it leads is known now
                 raise
@@ -406,7 +409,7 @@ def _held_out_accuracy(model: nn.Module, images: ImageSet, recipe: Recipe, seed:
             answered = answered + answers.bincount(minlength=logits.shape[1]).cpu()
     # On a GPU the processes' counts may differ by an image, and with them when each would stop.
     clean, robust = (distributed.sum_over_processes(counts) / (len(images) * distributed.processes()[1])).tolist()
-    constant = (distributed.sum_over_processes(answered) > 0).sum() < 2
+    constant = len(images) > 1 and (distributed.sum_over_processes(answered) > 0).sum() < 2
     return clean, 0.0 if constant else robust
 
 

@@ -195,6 +195,15 @@ def test_the_first_images_of_sorted_arrays_are_not_of_the_first_classes(tmp_path
     assert data.train.first(60).labels.tolist() != data.evaluation.first(60).labels.tolist()
 
 
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 0, 2)])
+def test_arrays_stored_class_by_class_in_any_order_are_taken_in_turn(tmp_path, spec, order):
+    labels = np.repeat(order, 40)
+    images = RANDOM.integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x_train=255 - images, y_train=labels, x_test=images, y_test=labels)
+    data = open_dataset(tmp_path / "d.npz", spec((1, 8, 8), classes=3), seed=0)
+    assert torch.bincount(data.evaluation.first(30).labels).tolist() == [10, 10, 10]
+
+
 def test_arrays_in_any_other_order_keep_it(tmp_path, spec):
     labels = RANDOM.permutation(np.repeat(np.arange(60), 2))
     images = RANDOM.integers(0, 256, (120, 1, 8, 8), dtype=np.uint8)

@@ -97,6 +97,22 @@ def test_every_class_meets_every_severity(trained, monkeypatch) -> None:
     assert met == {(label, severity) for label in range(10) for severity in range(1, 6)}
 
 
+def test_a_few_images_of_many_classes_meet_every_severity_too(monkeypatch) -> None:
+    """As the first thousand of ImageNet, one of a class."""
+    classifier = as_classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 50)), shape=(3, 8, 8), classes=50)
+    images = ImageSet.of("50", ArraySource(np.zeros((50, 3, 8, 8), np.uint8)), torch.randperm(50))
+    met: dict[int, int] = {}
+
+    def note(pixels, family, severity, seed):
+        met[severity] = met.get(severity, 0) + len(pixels)
+        return pixels
+
+    monkeypatch.setattr(corruptions, "corrupt", note)
+    monkeypatch.setattr(corruptions, "FAMILIES", ("brightness",))
+    corruption_accuracies(classifier, images, seed=0, batch_size=64)
+    assert met == dict.fromkeys(range(1, 6), 10)
+
+
 def test_brightness_raises_the_value_of_black_too() -> None:
     for severity, shift in enumerate((0.05, 0.1, 0.15, 0.2, 0.3), start=1):
         black = corrupt(torch.zeros(1, 3, 32, 32), "brightness", severity, seed=0)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,12 +14,13 @@ from torch import nn
 from fsrp_edge import distributed, progress
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.compute import generator
+from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.training import checkpoint as checkpoints
 from fsrp_edge.training import loop
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
-from fsrp_edge.training.loop import HELD_OUT_STEPS, train
+from fsrp_edge.training.loop import HELD_OUT_STEPS, held_out_merit, train
 from fsrp_edge.training.recipe import Recipe
 
 SHORT = Recipe(method="natural", eps=0.1, epochs=2, batch_size=64, learning_rate=0.05)
@@ -191,6 +193,34 @@ def test_divergence_says_when_and_what_to_change(
         train(small_cnn(), *digit_sets, diverging, seed=0, checkpoint=path)
     assert str(error.value).endswith(f"the learning rate (it was {learning_rate:g})")
     assert not path.exists()  # it would stand in the way of a run with another learning rate
+
+
+def test_a_run_that_diverges_late_keeps_its_best_epoch(tmp_path: Path, digit_sets, small_cnn) -> None:
+    classifier, steps = small_cnn(), 0
+    recipe = SHORT.model_copy(update={"method": "natural"})
+
+    def spoil(module: nn.Module, _: object, logits: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += module.training
+        return (
+            logits * float("nan") if module.training and steps > 2 + len(digit_sets[0]) // recipe.batch_size else logits
+        )
+
+    classifier.network.register_forward_hook(spoil)
+    result = train(classifier, *digit_sets, recipe, seed=0, checkpoint=tmp_path / "training.pt")
+    assert len(result.history) == result.best_epoch == 1
+    assert all(value.isfinite().all() for value in classifier.state_dict().values())
+
+
+def test_a_single_held_out_image_can_withstand(small_cnn) -> None:
+    classifier = small_cnn()
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.zero_()
+        next(module for module in classifier.modules() if isinstance(module, nn.Linear)).bias[3] = 5.0
+    shape = classifier.spec.input_shape
+    one = ImageSet.of("one", ArraySource(np.zeros((1, *shape), np.uint8)), torch.tensor([3]))
+    assert held_out_merit(classifier, one, SHORT, 0)[0] == 1.0
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path, digit_sets, small_cnn) -> None:
