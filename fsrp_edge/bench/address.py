@@ -18,7 +18,7 @@ FORMS = (
 # No name may begin with a hyphen, which a client would read as an option.
 _SSH = re.compile(
     r"ssh://(?:(?P<user>[A-Za-z0-9_][\w.@+-]*)@)?"
-    r"(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>\d{1,5}))?/?",
+    r"(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\])(?::(?P<port>\d{1,5}))?/?",
     re.ASCII,
 )
 _SETTINGS = ("python", "cache", "tool")
@@ -107,6 +107,8 @@ def _far_path(address: str, name: str, value: str | None) -> str | None:
     if value is None:
         return None
     path = value.removeprefix("~/")  # every command there starts in the home folder
+    if path and path != value and "/" not in path:
+        path = f"./{path}"  # a bare name would be looked for among the programs of the system
     if not path or path.startswith(("-", "~")) or not path.isprintable():
         raise BadInputError(f"device {address!r}: {name} {value!r} is not a path on the device")
     return path

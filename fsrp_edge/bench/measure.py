@@ -238,7 +238,7 @@ def _join(address: Address, job: _Job, setup: Setup, said: Sequence[_Said], imag
 
 def _latency(address: Address, job: _Job, setup: Setup, hello: Hello, rounds: Sequence[Result]) -> Latency:
     """Of all rounds; loading and the first inference are those of the first."""
-    reasons = dict.fromkeys(reason for part in rounds for reason in disturbances(part, hello.cores))
+    reasons = dict.fromkeys(disturbances(rounds, hello.cores))
     summary = summarize([time for part in rounds for time in part.times_ms])
     powers = [part.power_w for part in rounds if part.power_w is not None]
     power = sum(powers) / len(powers) if powers else None

@@ -36,18 +36,21 @@ CLIENT_FAILED = 255
 NOT_FOUND = 127
 
 _MARK = "fsrp-edge-scratch:"
-_HOLD = f"""umask 077
-folder=$(mktemp -d "${{1:-${{TMPDIR:-/tmp}}}}/fsrp-edge.XXXXXXXX") || exit 1
+_HOLD = f"""parent=${{1:-${{TMPDIR:-/tmp}}}}
+mkdir -p "$parent" && parent=$(cd "$parent" && pwd) || exit 1
+umask 077
+folder=$(mktemp -d "$parent/fsrp-edge.XXXXXXXX") || exit 1
 trap '
-kill -9 $(grep -lsF "TMPDIR=$folder" /proc/[0-9]*/environ | cut -d/ -f3) 2>/dev/null
+kill -9 $(grep -ls "TMPDIR=$folder" /proc/[0-9]*/environ | cut -d/ -f3) 2>/dev/null
 rm -rf "$folder"
 ' EXIT
 trap 'exit 1' HUP INT TERM PIPE
 echo "{_MARK}$folder"
 cat >/dev/null"""
 """What still runs is found by the folder that it was given for temporary files: a benchmark program that says nothing
-until its end does not notice that nobody listens any more."""
-_END = "kill -9 $(grep -lsF {mark} /proc/[0-9]*/environ | cut -d/ -f3) 2>/dev/null; true"
+until its end does not notice that nobody listens any more. Without -F, with which grep of older Androids stops at
+the first NUL. In the cache folder, where one is named: the folder for temporary files may be small."""
+_END = "kill -9 $(grep -ls {mark} /proc/[0-9]*/environ | cut -d/ -f3) 2>/dev/null; true"
 _SSH_OPTIONS = (
     "BatchMode=yes",  # nobody is there to answer a question
     "ConnectTimeout=15",
@@ -120,10 +123,8 @@ class RemoteShell:
 
     def _copy(self, path: Path, digest: str, there: str) -> None:
         part = f"{self.scratch}/part"
-        # Never the scratch folder: it went with a lost connection, and who makes it again has nobody to remove it.
-        cache = f"mkdir -p {_quote(self.address.cache)} && " if self.address.cache else ""
         with path.open("rb") as stream:
-            write = f"{cache}cat > {_quote(part)} && sha256sum < {_quote(part)}"
+            write = f"cat > {_quote(part)} && sha256sum < {_quote(part)}"
             # How long that takes tells nothing.
             arrived = self._shell(write, f"copying {path.name}", math.inf, stream)
         if digest not in arrived:
@@ -133,6 +134,8 @@ class RemoteShell:
     def start(self, command: Sequence[str], environment: Mapping[str, str], errors: IO[bytes]) -> subprocess.Popen[str]:
         """Start a command there; its output is the child's, `errors` takes what it says beside that."""
         self._end_left()
+        if self._holder.poll() is not None:  # the client would log in anew, and nobody there would end what it starts
+            raise ToolFailedError(f"{self.address.name}: the connection was lost")
         return subprocess.Popen(
             self._command(command, environment),
             stdin=subprocess.DEVNULL,
@@ -300,7 +303,7 @@ def _ssh(address: Address, control: str) -> Client:
     return Client(
         first=("ssh", *shared, "-o", "ControlMaster=yes", *where),
         further=("ssh", *shared, "-o", "ControlMaster=no", *where),
-        scratch="",
+        scratch=address.cache or "",
         by_hand=shlex.join(["ssh", *where, "true"]),
     )
 
@@ -315,7 +318,7 @@ def _ssh_knows(options: Sequence[str]) -> bool:
 def _adb(address: Address) -> Client:
     serial = ("-s", address.host) if address.host else ()
     shell = ("adb", *serial, "shell", "-T")
-    return Client(shell, shell, scratch="/data/local/tmp", by_hand=shlex.join([*shell, "true"]))
+    return Client(shell, shell, scratch=address.cache or "/data/local/tmp", by_hand=shlex.join([*shell, "true"]))
 
 
 _quote = shlex.quote

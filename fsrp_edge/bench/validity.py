@@ -1,6 +1,6 @@
 """Reasons to distrust a measurement, from the state around it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fsrp_edge.bench.results import Round
 
@@ -10,13 +10,26 @@ CLOCK_CHANGE = 0.1
 """Clocks that move by more than this share while measuring make it invalid."""
 
 
-def disturbances(part: Round, cores: int) -> Iterator[str]:
-    """Why a round cannot be trusted; nothing where nothing is known against it.
+def disturbances(parts: Sequence[Round], cores: int) -> Iterator[str]:
+    """Why a measurement cannot be trusted; nothing where nothing is known against it.
 
     Args:
-        part: the round.
+        parts: its rounds.
         cores: of the device.
     """
+    for part in parts:
+        yield from _within(part, cores)
+    governors = [state.governor for part in parts for state in (part.before, part.after)]
+    other = next((governor for governor in governors if governor != governors[0]), None)
+    if other is not None:
+        yield f"the clock governor changed from {governors[0]} to {other}"
+    # Heat takes a device down step by step: between two rounds as well as within one.
+    clocks = [sample.clock_mhz for part in parts for sample in part.during if sample.clock_mhz]
+    if clocks and max(clocks) > (1 + CLOCK_CHANGE) * min(clocks):
+        yield f"the clock moved between {min(clocks):.0f} and {max(clocks):.0f} MHz"
+
+
+def _within(part: Round, cores: int) -> Iterator[str]:
     before, after = part.before, part.after
     if part.foreign_cores is not None and part.foreign_cores > FOREIGN_CORES:
         yield f"other processes kept {part.foreign_cores:.1f} of {cores} cores busy"
@@ -24,13 +37,8 @@ def disturbances(part: Round, cores: int) -> Iterator[str]:
     since = ((after.throttled or 0) & ~(before.throttled or 0)) >> 16 & 0xF
     if now | since:
         yield f"the device was {_throttling(now | since)}"
-    if before.governor != after.governor:
-        yield f"the clock governor changed from {before.governor} to {after.governor}"
     if before.clocks_held != after.clocks_held:
         yield f"jetson_clocks was switched {'on' if after.clocks_held else 'off'}"
-    clocks = [sample.clock_mhz for sample in part.during if sample.clock_mhz]
-    if clocks and max(clocks) > (1 + CLOCK_CHANGE) * min(clocks):
-        yield f"the clock moved between {min(clocks):.0f} and {max(clocks):.0f} MHz"
 
 
 def _throttling(bits: int) -> str:

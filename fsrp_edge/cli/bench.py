@@ -287,6 +287,11 @@ def compare(before: Path, after: Path, fail_slower: float | None, require_valid:
 def _slower(comparisons: "Sequence[Comparison]", allowed: float) -> list[str]:
     return [
         f"{comparison.after.model} is {comparison.change:.1%} slower, allowed: {allowed:.1%}"
+        + (
+            f"; {before} became {after}"
+            if (before := comparison.before.device) != (after := comparison.after.device)
+            else ""
+        )
         + (f"; not valid: {'; '.join(comparison.invalid_because)}" if comparison.invalid_because else "")
         for comparison in comparisons
         if comparison.fails(allowed)

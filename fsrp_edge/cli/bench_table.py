@@ -68,7 +68,7 @@ def show_comparisons(comparisons: Sequence[Comparison], missing: Sequence[str]) 
         [
             (
                 " → ".join(dict.fromkeys((one.before.model, one.after.model))),
-                one.after.device,
+                " → ".join(dict.fromkeys((one.before.device, one.after.device))),
                 f"{one.before.p50_ms:.3f}",
                 f"{one.after.p50_ms:.3f}",
                 f"{one.change:+.1%}",

@@ -29,6 +29,13 @@ _GATES = {"Sigmoid", "HardSigmoid"}
 _FREE = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast"}
 """Runtimes do these by renaming a buffer."""
 _QUANTIZERS = {"QuantizeLinear", "DequantizeLinear"}
+_STANDARD = {"", "ai.onnx"}
+"""Domains whose operators are known."""
+_UNCOUNTED = {
+    *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DeformConv", "Einsum", "LSTM", "GRU", "RNN"),
+    *("If", "Loop", "Scan"),
+}
+"""Standard operators whose multiply-accumulates are not counted here."""
 _HIDDEN = {"Shape", "Constant", "ConstantOfShape", "Range"}
 """Work on shapes, not on images."""
 _POOLING = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "LpPool"}
@@ -269,13 +276,18 @@ class _Walk:
 
     def visit(self, node: Any) -> None:
         kind = node.op_type
+        if kind in _UNCOUNTED or (node.domain not in _STANDARD and kind not in _QUANTIZERS):
+            raise BadInputError(
+                f"{kind} is not estimated; export the network with standard operators, int8 with QuantizeLinear and "
+                "DequantizeLinear"
+            )
         if kind in _HIDDEN or (node.input and all(name in self.constants for name in node.input if name)):
             return
         data = [self._root(name) for name in node.input if name and name not in self.constants]
         data = [name for name in data if name in self.shapes]
         self.quantized |= kind in _QUANTIZERS
         if not data or not self._size(node.output[0]):
-            if data and kind in ("Conv", "Gemm", "MatMul"):
+            if kind in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
                 raise _UnknownShape(
                     f"the shape of {node.output[0]!r} ({kind}) cannot be told; export the file with fixed input sizes"
                 )

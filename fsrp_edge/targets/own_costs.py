@@ -76,6 +76,7 @@ def calibrate(
     measurements = [each for path in results for each in BenchResults.load(path).measurements]
     _require_one_device(measurements)
     latencies = [_as_profiled(target, each.latency) for each in measurements]
+    _require_runtimes_of(target, latencies)
     rows = list(_rows(latencies, [*folders, *(path.parent for path in results)], statistic))
     grouped: dict[tuple[str, int, Precision], list[_Row]] = defaultdict(list)
     for row in rows:
@@ -100,17 +101,29 @@ def calibrate(
 
 def _require_one_device(measurements: Iterable[Measurement]) -> None:
     """One fit of a slow device and a fast one is the estimate of neither."""
-    addresses = list(dict.fromkeys(each.address for each in measurements))
-    if len(addresses) > 1:
+    # By what they are, too: two boards that each measured themselves are both "local".
+    devices = list(dict.fromkeys(each.latency.device for each in measurements))
+    if len(devices) > 1:
         raise BadInputError(
-            f"the results hold measurements of {len(addresses)} devices ({', '.join(addresses)}); a target is fitted "
-            f"to one: measure each into a file of its own: fsrp-edge bench … --device {addresses[0]} --out bench.json"
+            f"the results hold measurements of {len(devices)} devices ({'; '.join(devices)}); a target is fitted "
+            "to one: measure each into a file of its own: fsrp-edge bench … --device ADDRESS --out bench.json"
         )
     cores = list(dict.fromkeys(each.latency.affinity or "any" for each in measurements))
     if len(cores) > 1:
         raise BadInputError(
             f"the results were measured on several sets of cores ({', '.join(cores)}); a target is fitted to one: "
             "give those of one --affinity"
+        )
+
+
+def _require_runtimes_of(target: Target, latencies: Iterable[Latency]) -> None:
+    """An estimate only takes runtimes of the profile: others would be fitted for nothing."""
+    known = [each.name for each in target.runtimes]
+    strange = sorted({each.runtime for each in latencies} - {*known})
+    if strange:
+        raise BadInputError(
+            f"{target.name} has no runtime {', '.join(strange)}; allowed: {', '.join(known)}: measure with "
+            "`bench --runtime`, or add it in a profile of your own"
         )
 
 
@@ -142,7 +155,8 @@ def _rows(latencies: Iterable[Latency], folders: Sequence[Path], statistic: Stat
             log(f"left out: {latency.model}: nothing is estimated for int8-dynamic")
             continue
         graph = read_graph(_graph_file(path))
-        precision: Precision = "int8" if graph.quantized else _precision_of(path)
+        half = graph.half and path.suffix == ".onnx"  # of any other file the graph is its fp32 twin's
+        precision: Precision = "int8" if graph.quantized else "fp16" if half else _precision_of(path)
         yield _Row(latency, precision, Work.of(graph.operators))
 
 

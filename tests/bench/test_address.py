@@ -20,6 +20,8 @@ from fsrp_edge.errors import BadInputError
             Address("ssh", "pi4", python="venv/bin/python", cache=".cache/fsrp-edge"),
             "ssh://pi4",
         ),
+        ("ssh://pi4?tool=~/benchmark_model", Address("ssh", "pi4", tool="./benchmark_model"), "ssh://pi4"),
+        ("ssh://pi@[fe80::1%br-lan.7]", Address("ssh", "fe80::1%br-lan.7", "pi"), "ssh://[fe80::1%br-lan.7]"),
         ("local?python=~/venv/bin/python", Address("local", python=f"{Path.home()}/venv/bin/python"), "local"),
         ("ssh://pi4?python=/opt/c++/a%20b", Address("ssh", "pi4", python="/opt/c++/a b"), "ssh://pi4"),
         ("adb:", Address("adb"), "adb:"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +111,12 @@ def test_compare_is_a_gate(measured, capfd):
     assert run(cli, [*compare, slower(measured, 2.0), "--json"]) == 0
     (record,) = json.loads(capfd.readouterr().out)
     assert (record["change"], record["significant"]) == (pytest.approx(1.0), True)
+    other = Path(slower(measured, 2.0))
+    here = BenchResults.load(other).measurements[0].latency.device
+    other.write_text(other.read_text().replace(json.dumps(here), '"local: another CPU, 4 cores"'))
+    assert run(cli, [*compare, str(other), "--fail-slower", "5%"]) == 1
+    shown = capfd.readouterr()
+    assert "→" in shown.out and "allowed: 5.0%" in shown.err and "became local: another CPU, 4 cores" in shown.err
 
 
 def test_what_was_lost_fails_the_gate_and_what_was_added_does_not(measured, capfd):

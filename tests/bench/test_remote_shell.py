@@ -104,6 +104,7 @@ def test_a_file_goes_only_where_its_bytes_are_not(server, tmp_path):
     path.write_bytes(b"one")
     address = parse_address(server.address(cache=str(cache)))
     with connect(address, NEVER) as device:
+        assert Path(device.scratch).parent == cache  # the usual place may be too small for what the cache is to hold
         there = Path(device.put(path))
         assert (there.parent, there.read_bytes()) == (cache, b"one")
         first = there.stat()
@@ -135,6 +136,8 @@ def test_nothing_is_left_on_a_device_after_the_connection_was_lost(server, onnx_
         server.wait_for(lambda: not server.scratch_folders())
         with pytest.raises(ToolFailedError, match=r"copying tiny\.tflite failed: the connection was lost"):
             device.put(tflite_file)  # over a new connection, which the client makes by itself
+        with pytest.raises(ToolFailedError, match="the connection was lost"), tempfile.TemporaryFile() as errors:
+            device.start(["true"], {}, errors)
     assert server.scratch_folders() == set()
 
 

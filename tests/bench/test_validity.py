@@ -46,4 +46,12 @@ def round_with(*, before=None, after=None, clocks=(), foreign_cores: float | Non
     ],
 )
 def test_disturbances(changes, reason):
-    assert list(disturbances(round_with(**changes), cores=4)) == ([reason] if reason else [])
+    assert list(disturbances([round_with(**changes)], cores=4)) == ([reason] if reason else [])
+
+
+def test_what_changes_between_rounds_is_seen():
+    rounds = [round_with(clocks=(mhz, mhz)) for mhz in (2400.0, 1608.0, 1200.0)]
+    assert list(disturbances(rounds, cores=4)) == ["the clock moved between 1200 and 2400 MHz"]
+    slower = {"governor": "powersave"}
+    rounds = [round_with(), round_with(before=slower, after=slower)]
+    assert list(disturbances(rounds, cores=4)) == ["the clock governor changed from performance to powersave"]

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -147,3 +148,15 @@ class NonLocal(nn.Module):
 def test_a_product_of_flattened_maps_has_their_flattened_shape(tmp_path: Path) -> None:
     (product,) = (each for each in export(NonLocal(), tmp_path / "net.onnx", 8).operators if each.kind == "attention")
     assert (product.macs, product.channels) == (64 * 64 * 64, (64, 64))
+
+
+@pytest.mark.parametrize(("kind", "domain"), [("ConvInteger", ""), ("FusedConv", "com.microsoft"), ("Mine", "own")])
+def test_what_is_not_counted_is_refused_not_left_out(tmp_path: Path, kind: str, domain: str) -> None:
+    export(Block(), tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    first = model.graph.node[0]
+    first.op_type, first.domain = kind, domain
+    model.opset_import.append(onnx.helper.make_opsetid(domain or "own", 1))
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(BadInputError, match=f"{kind} is not estimated; export the network with standard operators"):
+        read_graph(tmp_path / "other.onnx")

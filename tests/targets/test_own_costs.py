@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from onnxconverter_common.float16 import convert_float_to_float16
 from torch import nn
 
 from fsrp_edge.bench.results import BenchResults, Latency, Measurement
@@ -153,10 +155,10 @@ def test_several_devices_are_not_fitted_as_one(
     models: list[Path], truth: dict[Path, float], tmp_path: Path, files: int
 ) -> None:
     here = [measurement(path, truth[path]) for path in models]
-    there = [measurement(path, 10 * truth[path]).model_copy(update={"address": "ssh://pi"}) for path in models]
+    there = [measurement(path, 10 * truth[path], device="local: a Raspberry Pi, 4 cores") for path in models]
     parts = [here + there] if files == 1 else [here, there]
     written = [write(tmp_path / f"{index}.json", part) for index, part in enumerate(parts)]
-    with pytest.raises(BadInputError, match=r"2 devices \(local, ssh://pi\); .* file of its own"):
+    with pytest.raises(BadInputError, match=r"2 devices \(here; local: a Raspberry Pi, 4 cores\); .* file of its own"):
         calibrate(X86, written, [models[0].parent])
 
 
@@ -231,3 +233,23 @@ def test_folders_of_ncnn_are_found(models: list[Path], truth: dict[Path, float],
         taken.append(measurement(folder, truth[path], runtime="benchncnn"))
     (fit,) = calibrate(X86, [write(tmp_path / "bench.json", taken)], [models[0].parent])
     assert fit.group.runtime == "ncnn"
+
+
+def test_a_runtime_that_the_profile_lacks_is_not_fitted(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path
+) -> None:
+    bench = write(tmp_path / "bench.json", [measurement(path, truth[path]) for path in models])
+    with pytest.raises(BadInputError, match=r"jetson-nano has no runtime onnxruntime; allowed: tensorrt, litert, ncnn"):
+        calibrate(load_target("jetson-nano"), [bench], [models[0].parent])
+
+
+def test_half_precision_is_known_by_the_file_and_not_by_its_name(
+    models: list[Path], truth: dict[Path, float], tmp_path: Path
+) -> None:
+    for path in models:
+        half = convert_float_to_float16(onnx.load(path), keep_io_types=True)
+        onnx.save(half, tmp_path / path.name.replace("-fp32", "_half"))
+    halves = sorted(tmp_path.glob("*_half.onnx"))
+    bench = write(tmp_path / "bench.json", [measurement(path, 1.0) for path in halves])
+    (fitted,) = calibrate(X86, [bench], [tmp_path])
+    assert fitted.group.precision == "fp16"
