@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -42,8 +42,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:  # as the user's umask has it: some writers make files that only their owner can read
-            temporary.chmod(usual.stat().st_mode)
+            allow(temporary, usual.stat().st_mode)
         temporary.replace(path)
+
+
+def allow(path: Path, mode: int) -> None:
+    """Set a file's mode where it has another: on many network shares nobody may, and all files have one mode."""
+    if path.stat().st_mode != mode:
+        with suppress(PermissionError):
+            path.chmod(mode)
 
 
 def remove_leftovers(folder: Path) -> None:

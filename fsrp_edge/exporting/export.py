@@ -1,7 +1,8 @@
 """All files that a run asks for, each precision derived from one fp32 conversion a format."""
 
+import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from fsrp_edge.progress import track
 from fsrp_edge.runtimes import open_session
 from fsrp_edge.targets.profile import IMPLIED, Target
 
+UINT8_SINCE = (8, 5)
+"""The first TensorRT that takes uint8 inputs (github.com/NVIDIA/TensorRT/issues/1503)."""
 JUDGED_IMAGES = 1000
 """Images that the accuracy of int8 files is held to `int8_max_drop` on."""
 
@@ -134,6 +137,23 @@ def require_possible(requests: Sequence[ArtifactRequest], target: Target, option
             raise BadInputError(
                 f"{', '.join(lacking)} has no {option.replace('_', ' ')} here; allowed with: "
                 f"{', '.join(sorted(having))}. Name the formats with --format"
+            )
+    if options.uint8_input:
+        _require_uint8_input(target, {request.format for request in requests})
+
+
+def _require_uint8_input(target: Target, formats: Set[Format]) -> None:
+    """Raise BadInputError where a runtime of the target cannot take bytes."""
+    for runtime in target.runtimes:
+        found = re.match(r"(\d+)\.(\d+)", runtime.version.value) if runtime.version else None
+        if runtime.name == "tensorrt" and "onnx" in formats and found and (int(found[1]), int(found[2])) < UINT8_SINCE:
+            raise BadInputError(
+                f"TensorRT {found[0]} of {target.name} takes no uint8 input, 8.5 and newer do; leave --uint8-input out"
+            )
+        if runtime.operators and "tflite" in formats and "CAST" not in runtime.operators.value:
+            raise BadInputError(
+                f"{target.name} has no CAST, with which a uint8 input begins: all behind it would run on the CPU; "
+                "leave --uint8-input out"
             )
 
 

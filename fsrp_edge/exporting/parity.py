@@ -20,8 +20,8 @@ from fsrp_edge.records import Record
 from fsrp_edge.runtimes import ALL_CORES, RUNTIMES, Runtime, open_session
 
 Inputs = Literal["random", "real"]
-RANDOM_IMAGES, PROBE_IMAGES = 8, 8
-"""That a file is compared on when it is made, and that go with it to check it again."""
+PROBE_IMAGES, PROBE_SEED = 8, 1
+"""Of the random images that a file is compared on when it is made, and again whenever it is checked."""
 PROBE_FALL, PROBE_CONTRAST = 1.5, 0.25
 """Of random images: the power of the frequency that amplitudes fall with, and a channel's standard deviation."""
 
@@ -94,7 +94,7 @@ class Probe(Record):
     @classmethod
     def of(cls, classifier: Classifier) -> "Probe":
         """Ask the float32 network."""
-        shape, seed = classifier.spec.input_shape, 1
+        shape, seed = classifier.spec.input_shape, PROBE_SEED
         logits = _reference(classifier, [probe_pixels(shape, PROBE_IMAGES, seed)])
         return cls(shape=shape, seed=seed, logits=tuple(tuple(map(float, row)) for row in logits))
 
@@ -129,7 +129,7 @@ class Reference:
             images: real images, of which all are used; without them only random ones are, see `probe_pixels`.
         """
         batches: dict[Inputs, list[torch.Tensor]] = {
-            "random": [probe_pixels(classifier.spec.input_shape, RANDOM_IMAGES, seed=0)]
+            "random": [probe_pixels(classifier.spec.input_shape, PROBE_IMAGES, PROBE_SEED)]
         }
         if images is not None and len(images):
             batches["real"] = [pixels for pixels, _ in images.batches(32)]
@@ -207,7 +207,9 @@ def require_parity(parities: Sequence[Parity]) -> None:
 def installed_runtimes(path: Path) -> tuple[Runtime, ...]:
     """Runtimes for this file: the format's own in any case, the others where they are installed."""
     first, *others = RUNTIMES[path.suffix]
-    return (first, *(other for other in others if importlib.util.find_spec(other)))
+    found = ((other, importlib.util.find_spec(other)) for other in others)
+    # Without an origin it is a folder that an uninstalled package left behind.
+    return (first, *(other for other, spec in found if spec is not None and spec.origin is not None))
 
 
 def probe_pixels(shape: tuple[int, int, int], count: int, seed: int) -> torch.Tensor:

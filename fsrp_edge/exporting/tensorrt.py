@@ -1,11 +1,12 @@
 """TensorRT builds its engines on the device: what we ship is the ONNX file and the commands."""
 
 import shlex
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from fsrp_edge.exporting.artifact import Artifact
-from fsrp_edge.files import write_text
+from fsrp_edge.files import allow, write_text
 from fsrp_edge.targets.profile import Target
 
 SCRIPT = "build_engines.sh"
@@ -52,7 +53,7 @@ def write_engine_script(
         ),
     ]
     write_text(directory / SCRIPT, "\n".join(lines) + "\n")
-    (directory / SCRIPT).chmod(0o755)
+    allow(directory / SCRIPT, stat.S_IFREG | 0o755)
     return directory / SCRIPT
 
 

@@ -63,7 +63,10 @@ class Manifest(Document):
 
     @model_validator(mode="after")
     def _stays_in_its_folder(self) -> Self:
-        for path in (*map(PurePosixPath, self.files), *(artifact.path for artifact in self.artifacts)):
+        for path in (
+            *map(PurePosixPath, (*self.files, *self.origins)),
+            *(artifact.path for artifact in self.artifacts),
+        ):
             if path.is_absolute() or ".." in path.parts:
                 raise ValueError(f"{path} leads out of the folder")
         return self

@@ -121,7 +121,8 @@ def _speaks_for(manifest: Manifest, artifact: Artifact, earlier: Manifest) -> bo
     """Whether what a manifest tells of its folder holds for a file of an earlier one, too."""
     (origin,) = manifest.origins.values()
     before = earlier.origin(artifact)
-    same = before.weights_sha256 == origin.weights_sha256 and earlier.target == manifest.target
+    told = [(each.source.model, each.target) for each in (earlier, manifest)]  # with normalization and input size
+    same = before.weights_sha256 == origin.weights_sha256 and told[0] == told[1]
     if artifact.precision != "int8":
         return same
     if not _has_int8(manifest.artifacts):

@@ -1,6 +1,7 @@
 import fcntl
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,18 @@ def test_impossible_wishes_are_refused_before_the_work(classifier: Classifier, t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("target", "format_", "reason"),
+    [("jetson-nano", "onnx", "TensorRT 8.2 of jetson-nano takes no uint8 input"), ("coral-usb", "tflite", "no CAST")],
+)
+def test_bytes_are_not_given_to_what_cannot_take_them(target: str, format_: Any, reason: str) -> None:
+    bytes_in = ExportOptions(uint8_input=True)
+    with pytest.raises(BadInputError, match=reason):
+        require_possible([ArtifactRequest(format_, "int8")], load_target(target), bytes_in)
+    require_possible([ArtifactRequest("tflite", "int8")], load_target("jetson-nano"), bytes_in)
+    require_possible([ArtifactRequest("onnx", "fp32")], load_target("jetson-xavier-nx"), bytes_in)
+
+
 def test_smoke_test_passes_a_good_network_and_stops_one_that_cannot_be_exported(
     classifier: Classifier,
 ) -> None:
@@ -77,7 +90,7 @@ def test_smoke_test_exports_what_the_files_shall_take() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.mean((2, 3)) * (-1 if len(images) == 2 else 1)
 
-    branches, target = as_classifier(Branches(), shape=(3, 8, 8), classes=3), load_target("jetson-nano")
+    branches, target = as_classifier(Branches(), shape=(3, 8, 8), classes=3), load_target("jetson-orin-nano")
     smoke_test(branches, target, options=ExportOptions(uint8_input=True))
     with pytest.raises(GateFailedError, match="onnx fp32"):
         smoke_test(branches, target, options=ExportOptions(dynamic_batch=True))

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +174,19 @@ def test_a_file_of_another_network_is_refused(classifier: Classifier, tmp_path: 
     export_onnx(other, tmp_path / "other.onnx", opset=17, ir_version=8)
     with pytest.raises(BadInputError, match=r"other\.onnx is not a file of this network: on 8 random images, cosine"):
         require_file_of(classifier, tmp_path / "other.onnx")
+
+
+def test_what_is_published_passed_on_the_images_that_check_it_later(classifier: Classifier) -> None:
+    (published,), later = Reference.of(classifier).batches["random"], Probe.of(classifier).pixels()
+    assert np.array_equal(published.numpy(), later)
+
+
+def test_what_an_uninstalled_package_left_is_no_runtime(tmp_path: Path) -> None:
+    (tmp_path / "tensorflow").mkdir()
+    program = "from pathlib import Path; from fsrp_edge.exporting.parity import installed_runtimes\n"
+    program += "import sys; sys.path = [sys.argv[1], *(each for each in sys.path if 'site-packages' not in each)]\n"
+    program += "print(installed_runtimes(Path('net.tflite')))"
+    shown = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert shown.stdout.strip() == "('litert',)"

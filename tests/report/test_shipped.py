@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.exporting.parity import Probe
 from fsrp_edge.exporting.verified import Exported
+from fsrp_edge.files import read_json, write_json
 from fsrp_edge.report.manifest import Manifest, load_manifest
 from fsrp_edge.report.schema import RunReport, TargetReference
 from fsrp_edge.report.shipped import manifest_of_export, with_earlier_export, write_manifest
@@ -24,6 +26,7 @@ def export(
     calibration: str = "b",
     target: TargetReference = TARGET,
     suffix: str = "onnx",
+    std: tuple[float, ...] | None = None,
     **options: Any,
 ) -> Manifest:
     """What `fsrp-edge export` does after its files were verified."""
@@ -37,7 +40,9 @@ def export(
         calibration_sha256=calibration,
         probe=Probe(shape=(1, 2, 2), seed=1, logits=((0.0, 1.0),)),
     )
-    made = manifest_of_export(exported, source=report.source, target=target, options=options, seed=0, data=report.data)
+    model = report.source.model.model_copy(update={"std": std} if std else {})
+    source = report.source.model_copy(update={"model": model})
+    made = manifest_of_export(exported, source=source, target=target, options=options, seed=0, data=report.data)
     return write_manifest(with_earlier_export(made, folder), folder)
 
 
@@ -57,6 +62,7 @@ def test_files_of_the_same_network_are_all_listed(run_report: RunReport, tmp_pat
     "other",
     [
         {"weights": "c"},
+        {"std": (0.5, 0.5, 0.5)},
         {"calibration": "c"},
         {"calibration_method": "mse"},
         {"int8_max_drop": 1.0},
@@ -106,3 +112,13 @@ def test_files_that_no_export_left_stay_and_verify_names_them(run_report: RunRep
     assert listed(tmp_path) == ["model-fp32.onnx"]
     (unknown,) = [finding for finding in verify(tmp_path) if finding.check == "manifest"]
     assert unknown.path == "model-int8.onnx" and not unknown.passed
+
+
+@pytest.mark.parametrize("folder", ["..", "/etc"])
+def test_a_manifest_does_not_lead_out_of_its_folder(run_report: RunReport, tmp_path: Path, folder: str) -> None:
+    export(tmp_path, run_report, "fp32")
+    content = read_json(tmp_path / "manifest.json")
+    content["origins"][folder] = content["origins"]["."]
+    write_json(tmp_path / "manifest.json", content)
+    with pytest.raises(BadInputError, match="leads out of the folder"):
+        verify(tmp_path)
