@@ -124,11 +124,15 @@ def test_the_action_tells_its_next_step_how_the_run_ended(tmp_path: Path, code: 
     (tmp_path / "fsrp-edge").chmod(0o755)
     (tmp_path / "run.zip").touch()
     environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "OUT": "run/"}
-    environment |= {"GITHUB_OUTPUT": str(tmp_path / "output"), "CONFIG": "", "TARGET": "boards/my board@5W.yaml"}
+    environment |= {
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+        "CONFIG": "of/run.yaml",
+        "TARGET": "boards/my board@5W.yaml",
+    }
     ended = subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, env=environment, check=False)
     assert ended.returncode == code and (tmp_path / "output").read_text().splitlines() == [
         "out=run",  # the bundle lies beside the run as run.zip, and not in it as .zip
-        "artifact=fsrp-edge-boards-my-board@5W.yaml",  # no character that an artifact's name may not have
+        "artifact=fsrp-edge-run-boards-my-board@5W.yaml",  # no character that an artifact's name may not have
         f"code={code}",
     ]
     assert not (tmp_path / "run.zip").exists()

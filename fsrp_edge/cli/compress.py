@@ -107,6 +107,9 @@ def _next_commands(result: "CompressResult", wanted: "CompressOptions") -> list[
     if result.report.data.label_kind == "ground truth":
         # Of the command line, as the report keeps no folders.
         chosen = read_saved(wanted.architecture, wanted.data)
+        # As much as the run attacked: on all images, AutoAttack may take days.
+        for attacked in [each for row in result.report.ledger for each in row.accuracies if each.eps][:1]:
+            chosen += ["--eps", f"{attacked.eps:.6g}", "--images", str(attacked.images)]
         commands.append(shlex.join(["fsrp-edge", "evaluate", str(result.model), *chosen, "--attack", "autoattack"]))
     if any(not latency.valid for row in result.report.ledger for latency in row.latency):
         measured = shlex.quote(str(result.directory / "stages" / "bench.json"))

@@ -32,8 +32,12 @@ def _tell_github(report: "RunReport", gates: Sequence["GateResult"]) -> None:
     if summary:
         from fsrp_edge.report.markdown import render_markdown
 
-        with Path(summary).open("a", encoding="utf-8") as stream:
-            stream.write(render_markdown(report.model_copy(update={"gates": tuple(gates)})) + "\n")
+        text = render_markdown(report.model_copy(update={"gates": tuple(gates)}))
+        try:
+            with Path(summary).open("a", encoding="utf-8") as stream:
+                stream.write(text + "\n")
+        except OSError as error:  # as in a container, which has the variable and not the file
+            click.echo(f"warning: no summary of the job in {summary}: {error.strerror}", err=True)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for gate in gates:
             if not gate.passed:

@@ -25,7 +25,7 @@ from fsrp_edge.progress import log
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
 from fsrp_edge.report.gates import parse_gate, require_same_images
-from fsrp_edge.report.schema import Source
+from fsrp_edge.report.schema import RunReport, Source
 from fsrp_edge.report.store import REPORT_JSON, load_report
 from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.profile import Offer, Target
@@ -65,6 +65,8 @@ def load_data(classifier: Classifier, data: str | None, seed: int) -> Dataset:
     dataset = open_dataset(data or None, classifier.spec, seed=seed)
     if dataset.whole:  # what is shipped says how the images were fed that the files were judged on
         classifier.spec = classifier.spec.fed_whole()
+    if classifier.spec.class_names is None:  # what is shipped calls the classes as the images do that judged it
+        classifier.spec = classifier.spec.model_copy(update={"class_names": dataset.train.class_names})
     if dataset.train.is_labelled:
         return dataset
     return pseudo_labelled(dataset, *(predictions(classifier, each) for each in (dataset.train, dataset.evaluation)))
@@ -93,11 +95,12 @@ def prepare(options: CompressOptions) -> "Inputs":
     if options.recovery is not None:
         require_trainable(classifier)
     dataset = load_data(classifier, options.data, options.seed)
-    if options.baseline is not None:
-        require_same_images(load_report(options.baseline), dataset.evaluation.digest)
-    # The file's digest now: it may be another file when the run ends.
+    # The baseline and the file's digest now: they may be others when the run ends.
+    baseline = None if options.baseline is None else load_report(options.baseline)
+    if baseline is not None:
+        require_same_images(baseline, dataset.evaluation.digest)
     source = Source.of(options.checkpoint, classifier.spec)
-    return Inputs(options, target, requests, classifier, dataset, source)
+    return Inputs(options, target, requests, classifier, dataset, source, baseline)
 
 
 def run_directory(options: CompressOptions, target: Target) -> Path:
@@ -174,6 +177,7 @@ class Inputs:
     dense: Classifier
     dataset: Dataset
     source: Source
+    baseline: RunReport | None
 
     @property
     def out(self) -> Path:

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from fsrp_edge.attacks import DEFAULT_EPS
+from fsrp_edge.attacks import DEFAULT_EPS, PGD
 from fsrp_edge.bench.setup import Method
 from fsrp_edge.evaluation.evaluate import AttackName
 from fsrp_edge.exporting.artifact import Format, Precision
@@ -38,7 +38,11 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
     """Name of a packaged profile, or path of a YAML file."""
     round_epochs: int = Field(0, ge=0)
     """Epochs of recovery after each round of the gradual strategy but the last, which the recovery proper follows."""
-    criterion: Criterion = FSRP()
+    eps: float = Field(DEFAULT_EPS, ge=0, le=1)
+    """Radius of the attacks, L∞, in units of pixels in [0, 1]; a criterion or recovery that is given has its own."""
+    criterion: Criterion = Field(
+        default_factory=lambda given: FSRP(attack=PGD(eps=given.get("eps", DEFAULT_EPS), steps=10))
+    )
     score_images: int | None = Field(None, ge=1)
     """Training images to score on; None: 512, or 128 for inputs with a side above 64 pixels."""
     compensate: bool = True
@@ -47,13 +51,16 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
     rounds."""
     formats: tuple[Format, ...] | None = None
     precisions: tuple[Precision, ...] | None = None
-    recovery: Recipe | None = Recipe(epochs=5, learning_rate=0.05, flip=True, crop_padding=4)
+    recovery: Recipe | None = Field(
+        default_factory=lambda given: Recipe(
+            epochs=5, learning_rate=0.05, flip=True, crop_padding=4, eps=given.get("eps", DEFAULT_EPS)
+        )
+    )
     """None recalibrates batch norm only."""
     natural_if_undefended: bool = True
     """Recover on clean images where the dense network withstands an attack less often than guessing would: there is
     no robustness to keep, and adversarial recovery would spend clean accuracy on making some."""
     attacks: tuple[AttackName, ...] = ("pgd-20",)
-    eps: float = Field(DEFAULT_EPS, ge=0, le=1)
     robust_images: int | None = Field(None, ge=1)
     """Evaluation images to attack, the first ones; None: 1,000, or 128 for inputs with a side above 64 pixels."""
     file_images: int = Field(32, ge=0)

@@ -12,10 +12,10 @@ from fsrp_edge.pipeline.budgeting import verdict
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.report import schema
-from fsrp_edge.report.gates import judge, judge_regressions
+from fsrp_edge.report.gates import judge, judge_regressions, parse_gate
 from fsrp_edge.report.provenance import provenance
 from fsrp_edge.report.shipped import manifest_of_run, write_manifest
-from fsrp_edge.report.store import REPORT_JSON, load_report, write_report
+from fsrp_edge.report.store import REPORT_JSON, write_report
 from fsrp_edge.training.recovery import UNDONE
 
 
@@ -63,10 +63,9 @@ def _judged(
     gates = judge(report, run.options.gates)
     budgets = [verdict(run.place, recovered, each, report.ledger) for each in plan.budgets]
     gates = (*budgets, *gates)
-    if run.options.baseline is None:
+    if run.baseline is None:
         return gates
-    baseline = load_report(run.options.baseline)
-    return gates + judge_regressions(report, baseline, run.options.max_regression)
+    return gates + judge_regressions(report, run.baseline, run.options.max_regression)
 
 
 def _warnings(
@@ -91,6 +90,12 @@ def _warnings(
         )
     if run.dataset.evaluation.label_kind != "ground truth":
         yield "accuracy was not measured, as there were no labelled images: agreement with the dense network was"
+    timed = [gate for gate in run.options.gates if parse_gate(gate).metric.startswith(("latency_", "speed_up"))]
+    if timed and not run.place.on_target:
+        yield (
+            f"{' and '.join(timed)}: judged by the time on this machine, not on {run.target.name}; for the time there "
+            "give --bench-on, or the budget --latency, which is judged by the estimate"
+        )
     untouched = [group for group in plan.groups if len(group.kept) == group.channels and group.note]
     if len(untouched) > 1:
         yield f"{len(untouched)} of {len(plan.groups)} channel groups were not pruned; plan.json says why"

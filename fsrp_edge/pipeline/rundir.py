@@ -4,7 +4,7 @@ import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,7 +68,10 @@ class RunDirectory:
                 raise BadInputError(
                     f"another run is working in {self.path}; wait for it or choose another --out"
                 ) from None
-            remove_leftovers(self.path)
+            except OSError as error:  # some file systems have no locks; nothing is removed there
+                log(f"{self.path} cannot be locked ({error.strerror}): see to it that no second run works in it")
+            else:
+                remove_leftovers(self.path)
             yield
 
     def stage(
@@ -116,9 +119,9 @@ class RunDirectory:
         return result
 
     def adopt(self, other: Path, names: Sequence[str]) -> None:
-        """Take over finished stages of another run of the same network, where this one has none of that name.
+        """Take over finished stages of another run of the same network in place of what this one has from other inputs.
 
-        What was made from other inputs does no harm: `stage` recognizes it and makes it anew.
+        What the other has from other inputs does no harm: `stage` recognizes it and makes it anew.
 
         Args:
             other: the other run's directory.
@@ -126,15 +129,24 @@ class RunDirectory:
         """
         for name in names:
             for path in sorted((other / STAGES).glob(f"{name}.json")):
-                if (own := self._record_path(path.stem)).exists():
-                    continue
                 record = StageRecord.load(path)
-                if not all((other / file).is_file() for file in record.files):
+                if self._key(path.stem) == record.key or not all((other / file).is_file() for file in record.files):
                     continue
+                self._discard(path.stem)
                 for file in record.files:
                     with atomic_path(self.path / file) as temporary:
                         shutil.copyfile(other / file, temporary)
-                record.save(own)
+                record.save(self._record_path(path.stem))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a record of a stage, from whatever inputs."""
+        return self._key(name) is not None
+
+    def _key(self, name: str) -> str | None:
+        try:
+            return StageRecord.load(self._record_path(name)).key
+        except BadInputError:
+            return None
 
     def _discard(self, name: str) -> None:
         try:
@@ -144,6 +156,9 @@ class RunDirectory:
         for file in record.files:
             if (self.path / file).resolve().is_relative_to(self.path.resolve()):
                 (self.path / file).unlink(missing_ok=True)
+                with suppress(OSError):  # the first that holds something else
+                    for folder in (self.path / file).parents:
+                        folder.rmdir()
         self._record_path(name).unlink()
 
     def _record_path(self, name: str) -> Path:

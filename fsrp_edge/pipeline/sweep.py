@@ -24,8 +24,10 @@ from fsrp_edge.report.sweep import (
     point_of,
 )
 
-SHARED = ("baseline", "score", "budgets", "evaluate-dense*", "export-dense")
+SHARED = ("baseline", "score", "evaluate-dense*", "export-dense")
 """Stages that say nothing of the ratio or the budget; a record is used only where its inputs are the same."""
+TRIALS = "budgets"
+"""Of the dense network's files: they differ between kinds of budgets, so that a run keeps its own."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def _sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         run = RunDirectory(directory)
         with run.locked():  # here, as another run's lock ends the sweep: it says nothing of what was asked for
             for other in finished:
-                run.adopt(other, SHARED)
+                run.adopt(other, SHARED if run.has(TRIALS) else (*SHARED, TRIALS))
         progress.log(f"sweep: {variant.name} in {directory}")
         try:
             report = compress(variant.options.model_copy(update={"out": directory})).report

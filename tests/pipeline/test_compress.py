@@ -173,6 +173,7 @@ def test_gates_are_judged_without_running_anything_again(again: Any, finished: C
     assert redone(result) == []
     assert [gate.passed for gate in result.report.gates] == [True, False, True]
     assert load_report(again.directory).gates == result.report.gates
+    assert not any("judged by the time" in warning for warning in result.report.warnings)
     assert (again.directory / "junit.xml").is_file()
 
 
@@ -615,6 +616,11 @@ def test_a_sweep_of_files_that_all_compute_something_else_is_a_failed_gate(
     variants = [Variant("ratio=0.5", options.model_copy(update={"precisions": ("fp32",)}))]
     with pytest.raises(GateFailedError, match=r"nothing of the sweep can be run: .* parity checks failed"):
         sweep(variants, "ratio", tmp_path / "sweep")
+
+
+def test_another_runtime_measures_anew(again: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fsrp_edge.pipeline.files.installed_version", lambda _: "0.1")
+    assert redone(again()) == ["bench"]
 
 
 def test_another_interpreter_measures_anew(again: Any, tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pydantic import ValidationError
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import predictions
 from fsrp_edge.models.classifier import Classifier, Preprocessing
 from fsrp_edge.pipeline.inputs import load_data, prepare
 from fsrp_edge.pipeline.options import CompressOptions
+from fsrp_edge.scoring.fsrp import FSRP
+from fsrp_edge.training.recipe import Recipe
 from tests.nets import built
 
 
@@ -68,3 +72,24 @@ def test_files_that_cannot_be_made_are_refused_before_the_checkpoint_is_read(
     Path("mine.yaml").write_text(OLD_RUNTIME)
     with pytest.raises(BadInputError, match=reason):
         prepare(CompressOptions(checkpoint=Path("no-network.pt"), **asked))
+
+
+def test_a_radius_holds_for_examples_and_recovery_unless_they_have_their_own() -> None:
+    asked = CompressOptions(checkpoint=Path("net.pt"), target="generic-x86", eps=2 / 255)
+    assert isinstance(asked.criterion, FSRP) and asked.recovery is not None
+    assert asked.criterion.attack.eps == asked.recovery.eps == asked.eps == 2 / 255
+    own = CompressOptions(checkpoint=Path("net.pt"), target="generic-x86", eps=2 / 255, recovery=Recipe(eps=0.1))
+    assert own.recovery is not None and own.recovery.eps == 0.1
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        CompressOptions(checkpoint=Path("net.pt"), target="generic-x86", eps=7)
+
+
+def test_classes_are_called_as_the_images_call_them(tmp_path) -> None:
+    for name in ("cat", "dog"):
+        for index in range(8):
+            (tmp_path / name).mkdir(exist_ok=True)
+            pixels = np.random.default_rng(index + len(name)).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{name[0]}{index}.png")
+    network = built("cifar:vgg16_bn-w0.125", std=0.5, classes=2)
+    load_data(network, str(tmp_path), 0)
+    assert network.spec.class_names == ("cat", "dog")

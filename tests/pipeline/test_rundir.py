@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.files import atomic_path
+from fsrp_edge.pipeline import rundir
 from fsrp_edge.pipeline.rundir import RunDirectory
 
 
@@ -154,6 +155,34 @@ def test_a_stage_is_taken_over_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     assert {path.name for path in stage.run.path.rglob("*")} == {".lock"}
     stage.run.adopt(tmp_path / "other", ["answer"])
     assert stage(7).value == 7 and stage.done == 0
+
+
+def test_a_stage_with_other_inputs_is_taken_over_in_place_of_an_old_one(tmp_path: Path) -> None:
+    Stage(tmp_path / "other")(7)
+    stage = Stage(tmp_path / "run")
+    stage(6, file="six.txt")
+    stage.run.adopt(tmp_path / "other", ["answer"])
+    assert stage(7).value == 7 and stage.done == 1 and not (tmp_path / "run" / "six.txt").exists()
+
+
+def test_folders_of_files_that_are_made_no_more_go_with_them(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "run")
+    (tmp_path / "run" / "artifacts" / "net.ncnn").mkdir(parents=True)
+    (tmp_path / "run" / "artifacts" / "other.txt").touch()
+    stage(1, file="artifacts/net.ncnn/weights")
+    stage(2)
+    assert [path.name for path in (tmp_path / "run" / "artifacts").iterdir()] == ["other.txt"]
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    told: list[str] = []
+    monkeypatch.setattr(rundir.fcntl, "flock", unknown)
+    monkeypatch.setattr(rundir, "log", told.append)
+    with RunDirectory(tmp_path).locked():
+        assert len(told) == 1 and "cannot be locked (Function not implemented)" in told[0]
 
 
 def test_the_lock_goes_when_the_work_fails(tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def test_junit_has_a_case_for_each_gate(run_report: RunReport) -> None:
     suite = ElementTree.fromstring(render_junit(gates, "a <b>"))[0]
     assert (suite.get("name"), suite.get("tests"), suite.get("failures")) == ("a <b>", "3", "2")
     cases = {case.get("name"): case.find("failure") for case in suite}
-    assert cases["size<=1MB"] is None
+    assert cases["size<=1MB"] is None and {case.get("classname") for case in suite} == {"a <b>"}
     failure = cases["robust_accuracy>=40%"]
     assert failure is not None and "42.1 % (39.1 % to 45.2 %)" in (failure.get("message") or "")
 
@@ -378,6 +378,10 @@ def test_github_gets_a_summary_and_annotations(
     assert json.loads(found.out)["gates"][0]["passed"] is False
     assert "::error title=clean_accuracy>=99%25::tflite int8, clean: 74.1 %25 (71.3 %25" in found.err
     written = summary.read_text()
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "of the host" / "summary.md"))
+    assert run(cli, ["report", str(directory), "--require", "clean_accuracy>=99%"]) == 1
+    found = capsys.readouterr()
+    assert "no summary of the job" in found.err and "1 of 1 gates failed" in found.err and "::error" in found.err
     assert written.startswith("before\n# fsrp-edge: ") and "- ✗ clean\\_accuracy&gt;=99%" in written
 
 
