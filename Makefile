@@ -33,6 +33,7 @@ demo: $(VENV)/demo.stamp ## Train resnet18.pt adversarially on handwritten digit
 	cd demo && ../$(BIN)/fsrp-edge train --arch resnet18 --data digits --input-size 40 --eps 0.1 --epochs 3 \
 	  --batch-size 32 --learning-rate 0.02 --crop-padding 0 --out resnet18.pt
 	cd demo && ../$(BIN)/fsrp-edge compress resnet18.pt --target jetson-nano
+	@echo "These run in demo/, with the environment turned on: cd demo && . ../$(BIN)/activate"
 
 test: $(VENV)/dev.stamp ## Run the tests (under 10 minutes, installation included)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile # two workers, one thread each
