@@ -173,8 +173,15 @@ def test_gates_are_judged_without_running_anything_again(again: Any, finished: C
     assert redone(result) == []
     assert [gate.passed for gate in result.report.gates] == [True, False, True]
     assert load_report(again.directory).gates == result.report.gates
-    assert not any("judged by the time" in warning for warning in result.report.warnings)
     assert (again.directory / "junit.xml").is_file()
+
+
+def test_a_gate_that_says_nothing_of_the_device_is_told(again: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for on_target in (True, False):
+        monkeypatch.setattr("fsrp_edge.pipeline.budgeting.is_this_machine", lambda _, here=on_target: here)
+        warnings = again(gates=("latency_p50<=20s", "size<=1MB")).report.warnings
+        told = [warning for warning in warnings if "judged by the time on this machine" in warning]
+        assert [warning.partition(":")[0] for warning in told] == ([] if on_target else ["latency_p50<=20s"])
 
 
 # -- what a run leaves ----------------------------------------------------------------------------------------------
