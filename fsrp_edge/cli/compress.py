@@ -101,6 +101,7 @@ def compress(dry_run: bool, **given: Any) -> None:
 
 
 def _next_commands(result: "CompressResult", wanted: "CompressOptions") -> list[str]:
+    from fsrp_edge import wording
     from fsrp_edge.cli.console import read_saved
 
     commands = [f"xdg-open {shlex.quote(str(result.directory / 'report.html'))}"]
@@ -109,7 +110,8 @@ def _next_commands(result: "CompressResult", wanted: "CompressOptions") -> list[
         chosen = read_saved(wanted.architecture, wanted.data)
         # As much as the run attacked: on all images, AutoAttack may take days.
         for attacked in [each for row in result.report.ledger for each in row.accuracies if each.eps][:1]:
-            chosen += ["--eps", f"{attacked.eps:.6g}", "--images", str(attacked.images)]
+            radius = wording.radius(attacked.eps)  # rounded where it is no fraction of 255
+            chosen += ["--eps", radius if "/" in radius else str(attacked.eps), "--images", str(attacked.images)]
         commands.append(shlex.join(["fsrp-edge", "evaluate", str(result.model), *chosen, "--attack", "autoattack"]))
     if any(not latency.valid for row in result.report.ledger for latency in row.latency):
         measured = shlex.quote(str(result.directory / "stages" / "bench.json"))

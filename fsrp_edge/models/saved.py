@@ -67,9 +67,11 @@ def weights_sha256(module: nn.Module) -> str:
 def identity_of(classifier: Classifier, weights: str | None = None) -> dict[str, Any]:
     """All that decides what a network computes, as JSON, for interrupted work to know it again.
 
-    Weights (or what stands for them), the spec and, where a file of the user's own builds the network, that file.
+    Weights (or what stands for them), the spec and, where a file of the user's own builds the network, that file. Not
+    what its classes are called, which changes nothing that is computed.
     """
-    found = {"weights": weights or weights_sha256(classifier), "spec": classifier.spec.model_dump(mode="json")}
+    spec = classifier.spec.model_copy(update={"class_names": None}).model_dump(mode="json")
+    found = {"weights": weights or weights_sha256(classifier), "spec": spec}
     code = registry.code_sha256(classifier.spec.architecture)
     return found if code is None else {**found, "code": code}
 

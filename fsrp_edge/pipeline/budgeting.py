@@ -20,6 +20,7 @@ from fsrp_edge.exporting.verified import facts_of
 from fsrp_edge.models.classifier import Classifier, ModelSpec
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
+from fsrp_edge.packages import installed_version
 from fsrp_edge.pruning.budgets import Budgeted, BudgetKind, Budgets, Limit, show, show_apart
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
@@ -30,6 +31,7 @@ from fsrp_edge.pruning.surgery import apply_plan
 from fsrp_edge.records import Record
 from fsrp_edge.report import schema
 from fsrp_edge.report.gates import doubt
+from fsrp_edge.report.provenance import this_machine
 from fsrp_edge.scoring.scores import FilterScores
 from fsrp_edge.targets.costs import DeviceCosts, device_costs, pool_costs, unit_of
 from fsrp_edge.targets.graph_cost import GraphCost, Link, graph_cost
@@ -38,6 +40,8 @@ from fsrp_edge.targets.profile import Target
 from fsrp_edge.targets.this_machine import is_this_machine
 from fsrp_edge.targets.work import BYTES, Work
 
+_TIMERS = ("onnxruntime", "ai-edge-litert", "ncnn")
+"""Packages of the runtimes that time files on this machine."""
 TRIALS = 4
 """Plans that are tried as real files at most."""
 CLOSE = 0.92
@@ -94,6 +98,13 @@ class Workplace:
     def runtimes(self) -> dict[Format, str]:
         """What times the files of each format; not of every format."""
         return timed_by(self.target, self.requests, on_target=self.on_target)
+
+    @property
+    def measured_by(self) -> dict[str, str | None]:
+        """What decides a time on this machine, beside the file: its processor and the versions of the runtimes."""
+        if self.device.kind != "local":
+            return {}
+        return {"cpu": this_machine().cpu} | {name: installed_version(name) for name in _TIMERS}
 
     @property
     def precision(self) -> Precision:

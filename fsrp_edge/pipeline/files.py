@@ -22,10 +22,8 @@ from fsrp_edge.files import files_of, write_text
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.models.size import measure_size
-from fsrp_edge.packages import installed_version
 from fsrp_edge.pipeline.budgeting import Workplace, named_graph, timed_by
 from fsrp_edge.pipeline.run import Run
-from fsrp_edge.report.provenance import this_machine
 from fsrp_edge.report.schema import EstimatedLatency, LedgerRow
 from fsrp_edge.report.store import BENCH_JSON
 from fsrp_edge.runtimes import ALL_CORES, open_session
@@ -69,6 +67,8 @@ def export(run: Run, folder: str, classifier: Classifier, requests: Sequence[Art
         "calibration": calibration.digest,
         "options": options,
     }
+    if classifier.spec.class_names is not None:  # which are written into the files
+        inputs["labels"] = classifier.spec.class_names
     return run.stage(f"export-{folder}", Exported, inputs, work, written)
 
 
@@ -101,17 +101,9 @@ def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
         "runtimes": sorted(runtimes.values()),
         "threads": place.threads,
         "method": run.options.method,
-        "measured_by": _measured_by() if place.device.kind == "local" else None,
-    }
+    } | place.measured_by
     latencies = run.stage("bench", list[Latency], inputs, work, [BENCH_JSON])
     return {artifact.path: latency for artifact, latency in zip(timed, latencies, strict=True)}
-
-
-def _measured_by() -> dict[str, str | None]:
-    """What decides a time on this machine, beside the file."""
-    return {"cpu": this_machine().cpu} | {
-        name: installed_version(name) for name in ("onnxruntime", "ai-edge-litert", "ncnn")
-    }
 
 
 def estimates(

@@ -99,9 +99,9 @@ def _tried(run: Run) -> list[str]:
     place = run.place
     files = [f"{request.format} {request.precision}" for request in run.requests]
     made_with = place.options.model_dump_json()
-    return [
-        *files, made_with, place.target.digest, place.device.place, str(place.threads), *run.options.budgets.asked
-    ]  # fmt: skip
+    asked = run.options.budgets.asked
+    timers = [f"{name} {which}" for name, which in place.measured_by.items()] if "latency" in asked else []
+    return [*files, made_with, place.target.digest, place.device.place, str(place.threads), *asked, *timers]
 
 
 def _dense_outputs(run: Run) -> DenseOutputs | None:

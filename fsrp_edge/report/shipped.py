@@ -85,7 +85,7 @@ def with_earlier_export(manifest: Manifest, directory: Path) -> Manifest:
 
     Returns:
         The manifest with the earlier files of the same network and target, and how those in int8 were calibrated where
-        none was made now. One of other weights or for another device is removed, and so is an int8 file whose images
+        none was made now. One of other weights, normalization or input size, or for another device, is removed, and so is an int8 file whose images
         are of other data, or that was calibrated otherwise or may lose another share than a new one.
     """
     try:
@@ -121,8 +121,8 @@ def _speaks_for(manifest: Manifest, artifact: Artifact, earlier: Manifest) -> bo
     """Whether what a manifest tells of its folder holds for a file of an earlier one, too."""
     (origin,) = manifest.origins.values()
     before = earlier.origin(artifact)
-    told = [(each.source.model, each.target) for each in (earlier, manifest)]  # with normalization and input size
-    same = before.weights_sha256 == origin.weights_sha256 and told[0] == told[1]
+    one, other = ((model.mean, model.std, model.input_shape) for model in (earlier.source.model, manifest.source.model))
+    same = before.weights_sha256 == origin.weights_sha256 and earlier.target == manifest.target and one == other
     if artifact.precision != "int8":
         return same
     if not _has_int8(manifest.artifacts):

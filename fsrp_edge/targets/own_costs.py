@@ -75,8 +75,7 @@ def calibrate(
     """
     measurements = [each for path in results for each in BenchResults.load(path).measurements]
     _require_one_device(measurements)
-    latencies = [_as_profiled(target, each.latency) for each in measurements]
-    _require_runtimes_of(target, latencies)
+    latencies = _of_its_runtimes(target, [_as_profiled(target, each.latency) for each in measurements])
     rows = list(_rows(latencies, [*folders, *(path.parent for path in results)], statistic))
     grouped: dict[tuple[str, int, Precision], list[_Row]] = defaultdict(list)
     for row in rows:
@@ -116,15 +115,16 @@ def _require_one_device(measurements: Iterable[Measurement]) -> None:
         )
 
 
-def _require_runtimes_of(target: Target, latencies: Iterable[Latency]) -> None:
-    """An estimate only takes runtimes of the profile: others would be fitted for nothing."""
+def _of_its_runtimes(target: Target, latencies: Sequence[Latency]) -> list[Latency]:
+    """Without those of runtimes that the profile lacks, which no estimate takes."""
     known = [each.name for each in target.runtimes]
     strange = sorted({each.runtime for each in latencies} - {*known})
+    told = f"{target.name} has no runtime {', '.join(strange)}; it has {', '.join(known)}"
+    if strange and all(each.runtime in strange for each in latencies):
+        raise BadInputError(f"{told}: measure with `bench --runtime`, or add it in a profile of your own")
     if strange:
-        raise BadInputError(
-            f"{target.name} has no runtime {', '.join(strange)}; allowed: {', '.join(known)}: measure with "
-            "`bench --runtime`, or add it in a profile of your own"
-        )
+        log(f"left out: {told}")
+    return [each for each in latencies if each.runtime in known]
 
 
 def _as_profiled(target: Target, latency: Latency) -> Latency:

@@ -111,7 +111,8 @@ def train(
     Raises:
         BadInputError: too few images, teacher and recipe that disagree, a network without logits in training mode, a
             checkpoint of another run, or one that not every machine sees.
-        ToolFailedError: the loss, or a value of the network, became infinite or NaN.
+        ToolFailedError: the loss, or a value of the network, became infinite or NaN, and no epoch was finished before
+            (or processes share the work); else the best of these is returned.
     """
     _check(classifier, train, held_out, recipe, teacher)
     # The identity is that of the initial weights, so it is taken before anything is trained.

@@ -290,7 +290,7 @@ def test_the_whole_way_by_one_command(
     assert "vgg-generic-x86/artifacts/model-fp32.onnx" in done.out and "recovered" in done.out
     following = [line.strip() for line in done.out.splitlines() if line.startswith("  fsrp-edge evaluate ")]
     assert following == [
-        f"fsrp-edge evaluate vgg-generic-x86/recovered.safetensors --data {digits_npz} --eps 0.0313725 --images 8 "
+        f"fsrp-edge evaluate vgg-generic-x86/recovered.safetensors --data {digits_npz} --eps 8/255 --images 8 "
         "--attack autoattack"
     ]
     manifest = (tmp_path / "vgg-generic-x86" / "manifest.json").read_bytes()

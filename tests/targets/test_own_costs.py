@@ -239,8 +239,12 @@ def test_a_runtime_that_the_profile_lacks_is_not_fitted(
     models: list[Path], truth: dict[Path, float], tmp_path: Path
 ) -> None:
     bench = write(tmp_path / "bench.json", [measurement(path, truth[path]) for path in models])
-    with pytest.raises(BadInputError, match=r"jetson-nano has no runtime onnxruntime; allowed: tensorrt, litert, ncnn"):
+    with pytest.raises(BadInputError, match=r"jetson-nano has no runtime onnxruntime; it has tensorrt, litert, ncnn"):
         calibrate(load_target("jetson-nano"), [bench], [models[0].parent])
+    both = [measurement(path, truth[path]) for path in models[:3]]
+    both += [measurement(path, truth[path], runtime="litert") for path in models]
+    fitted = calibrate(load_target("jetson-nano"), [write(tmp_path / "both.json", both)], [models[0].parent])
+    assert [each.group.runtime for each in fitted] == ["litert"]
 
 
 def test_half_precision_is_known_by_the_file_and_not_by_its_name(

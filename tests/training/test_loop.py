@@ -195,20 +195,22 @@ def test_divergence_says_when_and_what_to_change(
     assert not path.exists()  # it would stand in the way of a run with another learning rate
 
 
-def test_a_run_that_diverges_late_keeps_its_best_epoch(tmp_path: Path, digit_sets, small_cnn) -> None:
+def test_a_run_that_diverges_late_keeps_its_best_epoch(tmp_path: Path, digit_sets, small_cnn, monkeypatch) -> None:
     classifier, steps = small_cnn(), 0
-    recipe = SHORT.model_copy(update={"method": "natural"})
+    told: list[str] = []
+    monkeypatch.setattr(progress, "log", told.append)
 
     def spoil(module: nn.Module, _: object, logits: torch.Tensor) -> torch.Tensor:
         nonlocal steps
         steps += module.training
         return (
-            logits * float("nan") if module.training and steps > 2 + len(digit_sets[0]) // recipe.batch_size else logits
+            logits * float("nan") if module.training and steps > 2 + len(digit_sets[0]) // SHORT.batch_size else logits
         )
 
     classifier.network.register_forward_hook(spoil)
-    result = train(classifier, *digit_sets, recipe, seed=0, checkpoint=tmp_path / "training.pt")
+    result = train(classifier, *digit_sets, SHORT, seed=0, checkpoint=tmp_path / "training.pt")
     assert len(result.history) == result.best_epoch == 1
+    assert any("diverged in epoch 2 of 2" in line and "epoch 1, the best before, is kept" in line for line in told)
     assert all(value.isfinite().all() for value in classifier.state_dict().values())
 
 
