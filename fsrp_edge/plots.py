@@ -11,8 +11,8 @@ from markupsafe import escape
 
 from fsrp_edge.files import atomic_path
 
-INK, MUTED, GRID, FIRST, SECOND = "#010101", "#010102", "#010103", "#010104", "#010105"
-"""Stand for CSS variables in an SVG, so that one rendering serves a light and a dark page; black in a PNG."""
+INK, MUTED, GRID, FIRST, SECOND = "#1f2328", "#59636e", "#d1d9e0", "#818b98", "#0969da"
+"""Of the light page; in an SVG they stand for CSS variables, so that one rendering serves a dark page, too."""
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second"}
 WIDTH = 4.6
 """Inches, at 72 points: what fits a phone without being scaled down much."""

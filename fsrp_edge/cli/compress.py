@@ -109,9 +109,9 @@ def _next_commands(result: "CompressResult", wanted: "CompressOptions") -> list[
         # Of the command line, as the report keeps no folders.
         chosen = read_saved(wanted.architecture, wanted.data)
         # As much as the run attacked: on all images, AutoAttack may take days.
-        for attacked in [each for row in result.report.ledger for each in row.accuracies if each.eps][:1]:
-            radius = wording.radius(attacked.eps)  # rounded where it is no fraction of 255
-            chosen += ["--eps", radius if "/" in radius else str(attacked.eps), "--images", str(attacked.images)]
+        for eps, images in [(each.eps, each.images) for each in result.report.ledger[0].accuracies if each.eps][:1]:
+            radius = wording.radius(eps)  # rounded where it is no fraction of 255
+            chosen += ["--eps", radius if "/" in radius else str(eps), "--images", str(images)]
         commands.append(shlex.join(["fsrp-edge", "evaluate", str(result.model), *chosen, "--attack", "autoattack"]))
     if any(not latency.valid for row in result.report.ledger for latency in row.latency):
         measured = shlex.quote(str(result.directory / "stages" / "bench.json"))

@@ -112,7 +112,7 @@ def _write_page(page: Path, folders: list[Path], reports: list["RunReport"]) -> 
     from fsrp_edge.report.html import render_runs
     from fsrp_edge.report.schema import DENSE
     from fsrp_edge.report.store import REPORT_HTML
-    from fsrp_edge.report.sweep import SideBySide, attack_of, basis_of, dense_point, point_of
+    from fsrp_edge.report.sweep import SideBySide, attack_of, basis_of, dense_point, measure_of, point_of
 
     first, *others = map(basis_of, reports)
     if differ := [what for what, value in first.items() if any(other[what] != value for other in others)]:
@@ -128,7 +128,7 @@ def _write_page(page: Path, folders: list[Path], reports: list["RunReport"]) -> 
     ]
     if len({report.source.sha256 for report in reports}) == 1:
         points.insert(0, dense_point(reports[0]))
-    judged = SideBySide.of(attack_of(reports[0]), points)
+    judged = SideBySide.of(attack_of(reports[0]), points, measure=measure_of(reports[0]))
     by_name = dict(zip(names, reports, strict=True))
     pages = [name for name, folder in zip(names, folders, strict=True) if (folder / REPORT_HTML).is_file()]
     write_text(page, render_runs(f"{len(reports)} runs side by side", judged, by_name, pages))

@@ -118,7 +118,7 @@ def _print(found: "Sweep", folder: Path) -> None:
             *([wording.digits(point.estimated_ms)] if estimated else []),
             wording.size(point.bytes), wording.count(point.macs), ", ".join(filter(None, marks)),
         ))  # fmt: skip
-    footer = [f"pareto: no other run is better in accuracy ({found.accuracy}), latency and size at once"]
+    footer = [f"pareto: no other run is better in {found.measure} ({found.accuracy}), latency and size at once"]
     if estimated:
         footer.append(f"est. ms: estimated for the same file on {found.target}, where nothing was measured")
     if not all(point.valid for point in found.points):

@@ -122,8 +122,9 @@ class Workplace:
         Raises:
             BadInputError: nothing is known to estimate absolute times with.
         """
-        graph, runtimes = named_graph(classifier), list(self.runtimes.values())
-        return costing(graph, self.target, self.precision, runtimes, absolute=absolute)
+        runtimes = timed_by(self.target, self.requests, on_target=True).values()  # wherever files are timed
+        graph = named_graph(classifier)
+        return costing(graph, self.target, self.precision, list(dict.fromkeys(runtimes)), absolute=absolute)
 
     def setup(self, spec: ModelSpec, origins: Mapping[str, Origin] | None = None) -> Setup:
         """How files of a network are timed."""
@@ -200,7 +201,7 @@ def costing(
     *,
     absolute: bool = True,
 ) -> Costing:
-    """Costs of the slowest runtime that has measurements, or else the target's default.
+    """Costs of the slowest of the runtimes, or else of the target's default.
 
     Args:
         graph: of `named_graph`.
@@ -212,7 +213,7 @@ def costing(
     Raises:
         BadInputError: nothing is known to estimate with.
     """
-    known = [found for name in runtimes if (found := _calibrated(target, precision, name))]
+    known = [found for name in runtimes if (found := _known(target, precision, name))]
     if known:
         return Costing(graph, max(known, key=lambda each: estimate_of(graph, each)), precision)
     try:
@@ -227,13 +228,12 @@ def costing(
         return Costing(graph, device, precision)
 
 
-def _calibrated(target: Target, precision: Precision, runtime: str) -> DeviceCosts | None:
-    """Costs of a runtime that has measurements; None for another, or where the target has no such runtime."""
+def _known(target: Target, precision: Precision, runtime: str) -> DeviceCosts | None:
+    """Costs of a runtime; None where the target has no such runtime, or nothing is known of it."""
     try:
-        found = device_costs(target, precision, runtime=runtime)
+        return device_costs(target, precision, runtime=runtime)
     except BadInputError:
         return None
-    return found if found.calibrated else None
 
 
 def estimate_of(graph: GraphCost, device: DeviceCosts) -> float:
@@ -333,7 +333,9 @@ def plan_outside_of_runs(
     multiple = profile.channel_multiple if profile else 1
     costs = None
     if profile is not None and wanted.budgets.asked.keys() - {"macs", "parameters"}:
-        runtimes, absolute = [each.name for each in profile.runtimes], wanted.budgets.latency is not None
+        # Which files are made is not known here: those of runtimes that were measured, if there are any.
+        names, absolute = [each.name for each in profile.runtimes], wanted.budgets.latency is not None
+        runtimes = [name for name in names if (found := _known(profile, "fp32", name)) and found.calibrated]
         costs = costing(named_graph(dense), profile, "fp32", runtimes, absolute=absolute)
     asked = PlanOptions(**dict(wanted), channel_multiple=multiple)
     if wanted.chosen_allocation == "knapsack":

@@ -15,9 +15,10 @@ from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.files import transfer_examples
 from fsrp_edge.evaluation.results import Judged
 from fsrp_edge.evaluation.robust import pgd_accuracy
-from fsrp_edge.exporting.artifact import Artifact
+from fsrp_edge.exporting.artifact import Artifact, Precision
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.pipeline.budgeting import timed_by
 from fsrp_edge.pipeline.inputs import by_input_size
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.report.evidence import (
@@ -65,6 +66,8 @@ def picture(
     dense, seed, criterion = run.dense, run.options.seed, run.options.criterion
     eps = run.options.eps if run.options.attacks else 0.0
     onnx = next((artifact for artifact in artifacts if artifact.format == "onnx"), None)
+    runtime = timed_by(run.target, run.requests, on_target=True).get("onnx")
+    breakdown = break_down(run.path(onnx.path), run.target, onnx.precision, runtime) if onnx else None
 
     def work() -> None:
         progress.log("gathering what the report shows")
@@ -76,7 +79,7 @@ def picture(
             curve=tuple(_curve({"dense": dense, "recovered": recovered}, images, eps, seed)) if eps else (),
             classes=_classes(run.dataset.evaluation.labels, dense.spec.classes, clean),
             spectra=spectra,
-            breakdown=break_down(run.path(onnx.path), run.target) if onnx else None,
+            breakdown=breakdown,
             examples=_examples(recovered, images, eps, seed, arrays) if eps else (),
             example_eps=eps,
         )
@@ -85,21 +88,20 @@ def picture(
     inputs = {
         "recovered": weights_sha256(recovered),
         "scores": scores,
-        "file": onnx and onnx.sha256,
-        "target": run.target.digest,
+        "breakdown": breakdown,
         "images": len(images),
         "eps": eps,
     }
     run.stage("evidence", type(None), inputs, work, [EVIDENCE_JSON, EVIDENCE_ARRAYS])
 
 
-def break_down(file: Path, target: Target) -> Breakdown | None:
+def break_down(file: Path, target: Target, precision: Precision, runtime: str | None) -> Breakdown | None:
     """Where an ONNX file's time is estimated to go on a target; None where nothing is known to estimate with."""
     from fsrp_edge.targets.estimate import estimate
     from fsrp_edge.targets.graph_cost import read_graph
 
     try:
-        found = estimate(read_graph(file), target)
+        found = estimate(read_graph(file), target, precision=precision, runtime=runtime)
     except BadInputError:
         return None
     slowest = sorted(found.operators, key=lambda each: -each.milliseconds)[:OPERATORS]

@@ -12,7 +12,7 @@ from fsrp_edge.pipeline.budgeting import verdict
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pruning.plan import PruningPlan
 from fsrp_edge.report import schema
-from fsrp_edge.report.gates import judge, judge_regressions, parse_gate
+from fsrp_edge.report.gates import judge, judge_regressions
 from fsrp_edge.report.provenance import provenance
 from fsrp_edge.report.shipped import manifest_of_run, write_manifest
 from fsrp_edge.report.store import REPORT_JSON, write_report
@@ -72,9 +72,11 @@ def _warnings(
     run: Run, plan: PruningPlan, recovery: schema.Recovery | None, rows: Sequence[schema.LedgerRow]
 ) -> Iterator[str]:
     recovered = next(row.accuracies[0] for row in rows if row.name == "recovered")
+    known = run.dataset.evaluation.label_kind == "ground truth"
     if recovered.accuracy <= chance_threshold(run.dense.spec.classes):
         yield (
-            f"the recovered network is right on {recovered.accuracy:.1%} of the images, no better than guessing: "
+            f"the recovered network {'is right on' if known else 'agrees with the dense one on'} "
+            f"{recovered.accuracy:.1%} of the images, no better than guessing: "
             "remove less (--ratio), or recover longer (--recover-epochs) or at another --recover-learning-rate"
         )
     if recovery is not None and recovery.best_epoch == 0:
@@ -94,14 +96,8 @@ def _warnings(
             "the dense network was not trained against attacks, so recovery used clean images; "
             f"--recover-method {asked.method} buys robust accuracy with clean accuracy"
         )
-    if run.dataset.evaluation.label_kind != "ground truth":
+    if not known:
         yield "accuracy was not measured, as there were no labelled images: agreement with the dense network was"
-    timed = [gate for gate in run.options.gates if parse_gate(gate).metric.startswith(("latency_", "speed_up"))]
-    if timed and not run.place.on_target:
-        yield (
-            f"{' and '.join(timed)}: judged by the time on this machine, not on {run.target.name}; for the time there "
-            "give --bench-on, or the budget --latency, which is judged by the estimate"
-        )
     untouched = [group for group in plan.groups if len(group.kept) == group.channels and group.note]
     if len(untouched) > 1:
         yield f"{len(untouched)} of {len(plan.groups)} channel groups were not pruned; plan.json says why"

@@ -21,6 +21,7 @@ from fsrp_edge.report.sweep import (
     attack_of,
     dense_point,
     draw_front,
+    measure_of,
     point_of,
 )
 
@@ -65,7 +66,7 @@ def _sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
     target = ""
     reports: dict[str, RunReport] = {}
     finished: list[Path] = []
-    accuracy = "clean"
+    accuracy, measure = "clean", "accuracy"
     first_error: FsrpEdgeError | None = None
     for variant in progress.track(variants, f"sweep over {over}", len(variants)):
         directory = out / variant.name.replace("%", "pct").replace("=", "-")
@@ -85,13 +86,13 @@ def _sweep(variants: Sequence[Variant], over: str, out: Path) -> Sweep:
         finished = [directory]
         reports[variant.name] = report
         dense = dense or dense_point(report)
-        accuracy, target = attack_of(report), report.request.target.name
+        accuracy, measure, target = attack_of(report), measure_of(report), report.request.target.name
         points.append(point_of(variant.name, directory.name, report))
     if dense is None:
         assert first_error is not None, "a sweep has variants"
         raise type(first_error)(f"nothing of the sweep can be run: {first_error}")
     checkpoint = variants[0].options.checkpoint.name
-    result = Sweep.of(accuracy, (dense, *points), checkpoint=checkpoint, target=target, over=over)
+    result = Sweep.of(accuracy, (dense, *points), measure=measure, checkpoint=checkpoint, target=target, over=over)
     result.save(out / SWEEP_JSON)
     (out / SWEEP_PICTURE).unlink(missing_ok=True)
     if result.measured:

@@ -218,10 +218,10 @@ def front_figure(runs: SideBySide) -> Figure:
     )
     marked = f", {runs.knee} (circled) is the knee" if runs.knee else ""
     text = (
-        f"Accuracy ({runs.accuracy}) against the median latency of the fastest file; areas are sizes, the line is the "
-        f"front of the runs worth having{marked}. {seen}."
+        f"{runs.measure.capitalize()} ({runs.accuracy}) against the median latency of the fastest file; areas are "
+        f"sizes, the line is the front of the runs worth having{marked}. {seen}."
     )
-    return _figure("Accuracy against latency", text, draw_front(runs))
+    return _figure(f"{runs.measure.split()[0].capitalize()} against latency", text, draw_front(runs))
 
 
 def score_distribution(scores: FilterScores) -> Figure:

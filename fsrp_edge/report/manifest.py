@@ -53,6 +53,8 @@ class Manifest(Document):
     options: dict[str, JsonValue]
     seed: int
     data: DataUsed
+    trained: bool = False
+    """Whether weights were fine-tuned here, and what came of it was kept."""
     plan_sha256: str | None = None
     """Of the pruning plan; None where nothing was pruned here."""
     parity: dict[str, tuple[Parity, ...]]

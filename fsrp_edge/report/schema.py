@@ -279,7 +279,7 @@ def _speed_ups(fields: dict[str, Any]) -> tuple[SpeedUp, ...]:
 class RunReport(Document):
     """Everything that is known of one run of `compress`.
 
-    `speed_ups` follow from the ledger; leave them out when making a report.
+    `speed_ups` follow from the ledger, also of a report that is read; leave them out when making one.
     """
 
     called = "a valid report"
@@ -293,7 +293,9 @@ class RunReport(Document):
     """None where no epoch of recovery was asked for."""
     ledger: tuple[LedgerRow, ...]
     artifacts: tuple[Artifact, ...]
-    speed_ups: tuple[SpeedUp, ...] = Field(default_factory=_speed_ups)
+    speed_ups: Annotated[tuple[SpeedUp, ...], BeforeValidator(lambda _, info: _speed_ups(info.data))] = Field(
+        default_factory=_speed_ups
+    )
     gates: tuple[GateResult, ...] = ()
     stages: tuple[StageTime, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -45,6 +45,7 @@ def manifest_of_run(report: RunReport, exports: Mapping[str, Exported]) -> Manif
         options=report.model_dump(mode="json")["request"]["options"],
         seed=report.request.seed,
         data=report.data,
+        trained=report.recovery is not None and report.recovery.best_epoch != 0,
         plan_sha256=report.pruning.plan_sha256,
         parity={name: row.parity for name, row in rows.items() if row.parity},
         accuracies={name: row.accuracies for name, row in rows.items() if row.accuracies},
@@ -85,8 +86,9 @@ def with_earlier_export(manifest: Manifest, directory: Path) -> Manifest:
 
     Returns:
         The manifest with the earlier files of the same network and target, and how those in int8 were calibrated where
-        none was made now. One of other weights, normalization or input size, or for another device, is removed, and so is an int8 file whose images
-        are of other data, or that was calibrated otherwise or may lose another share than a new one.
+        none was made now. One of other weights, normalization or input size, or for another device, is removed, and so
+        is an int8 file whose images are of other data, or that was calibrated otherwise or may lose another share than
+        a new one.
     """
     try:
         earlier = load_manifest(directory)

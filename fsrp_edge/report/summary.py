@@ -155,6 +155,12 @@ def estimated(latency: EstimatedLatency) -> str:
 def notes(report: RunReport) -> list[str]:
     """The report's warnings and those of its figures, each once and said of its row."""
     found = list(report.warnings)
+    timed = [gate.gate for gate in report.gates if gate.gate.startswith(("latency_", "speed_up"))]
+    if timed and any(row.estimate for row in report.ledger):  # there only where the target was not timed
+        found.append(
+            f"{' and '.join(timed)}: judged by the device that was timed, not by {report.request.target.name}; for the "
+            "time there give --bench-on, or the budget --latency, which is judged by the estimate"
+        )
     for row in report.ledger:
         for accuracy in row.accuracies:
             found += [f"{row.name}, {column_of(accuracy).title}: {text}" for text in accuracy.warnings]

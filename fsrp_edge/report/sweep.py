@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from fsrp_edge import plots
+from fsrp_edge import plots, wording
 from fsrp_edge.records import Document, Record
 from fsrp_edge.report.schema import LedgerRow, RunReport
 
@@ -49,10 +49,12 @@ class SideBySide(Record):
 
     accuracy: Annotated[str, Field(min_length=1)]
     """What points are judged by: the attack, or `clean`."""
+    measure: str = "accuracy"
+    """What the figures are: accuracy, or without true labels agreement with the dense network."""
     points: tuple[Point, ...]
     """The dense network first, where all of them started from one."""
     knee: str | None
-    """Name of the suggested point; None where fewer than two runs came out."""
+    """Name of the suggested point; None where no run lies above the line from the fastest to the most accurate."""
 
     @classmethod
     def of(cls, accuracy: str, points: Sequence[Point], **more: Any) -> Self:
@@ -70,7 +72,9 @@ class SideBySide(Record):
             return cls(accuracy=accuracy, points=marked, knee=None, **more)
         times = np.log([point.latency_ms or 1 for point in front])
         above = _scaled(np.array([judged_by(point) for point in front])) - _scaled(times)
-        return cls(accuracy=accuracy, points=marked, knee=front[int(above.argmax())].name, **more)
+        best = int(above.argmax())
+        knee = front[best].name if above[best] > 0 else None  # the ends of the front lie on the line
+        return cls(accuracy=accuracy, points=marked, knee=knee, **more)
 
     @property
     def measured(self) -> list[Point]:
@@ -108,6 +112,11 @@ def dense_point(report: RunReport) -> Point:
 def attack_of(report: RunReport) -> str:
     """What runs are judged by: the first attack, or `clean` without one."""
     return next((each.attack for each in report.ledger[0].accuracies if each.eps is not None), "clean")
+
+
+def measure_of(report: RunReport) -> str:
+    """Accuracy, or without true labels agreement with the dense network."""
+    return wording.measure(report.ledger[0].accuracies[0])
 
 
 def basis_of(report: RunReport) -> dict[str, object]:
@@ -175,11 +184,15 @@ def draw_front(runs: SideBySide) -> Any:
             plots.shortened(point.name), place, xytext=(-9, 6) if left else (9, -11), textcoords="offset points",
             ha="right" if left else "left", fontsize=8,
         )  # fmt: skip
-    axes.set(xlabel="latency of the fastest file, ms", ylabel=f"{runs.accuracy} accuracy, %", xscale="log")
+    axes.set(
+        xlabel="latency of the fastest file, ms", ylabel=f"{runs.accuracy} {runs.measure.split()[0]}, %", xscale="log"
+    )
     axes.margins(0.12, 0.18)
     axes.xaxis.set_major_formatter(lambda value, _place: f"{value:g}")
     axes.set_ylim(max(axes.get_ylim()[0], -4), min(axes.get_ylim()[1], 104))
-    roomy = "23457"  # first digits whose labels do not touch each other on a logarithmic axis
+    low, high = axes.get_xlim()
+    # First digits whose labels do not touch each other on a logarithmic axis.
+    roomy = "23457" if high > 2 * low else "123456789"
     axes.xaxis.set_minor_formatter(lambda value, _place: f"{value:g}" if f"{value:e}"[0] in roomy else "")
     axes.tick_params(axis="x", which="minor", labelsize=7)
     return figure

@@ -23,9 +23,10 @@ from fsrp_edge.report.gates import (
     parse_regression,
 )
 from fsrp_edge.report.junit import render_junit
-from fsrp_edge.report.schema import RunReport
+from fsrp_edge.report.markdown import render_markdown
+from fsrp_edge.report.schema import EstimatedLatency, RunReport
 from fsrp_edge.report.store import write_report
-from fsrp_edge.report.summary import side_by_side
+from fsrp_edge.report.summary import notes, side_by_side
 
 
 def changed(report: RunReport, row: str, **update: Any) -> RunReport:
@@ -304,6 +305,29 @@ def test_junit_has_a_case_for_each_gate(run_report: RunReport) -> None:
     assert cases["size<=1MB"] is None and {case.get("classname") for case in suite} == {"a <b>"}
     failure = cases["robust_accuracy>=40%"]
     assert failure is not None and "42.1 % (39.1 % to 45.2 %)" in (failure.get("message") or "")
+
+
+def test_a_gate_that_says_nothing_of_the_device_is_told(run_report: RunReport) -> None:
+    estimate = EstimatedLatency(runtime="litert", threads=1, milliseconds=9.0, interval=(5.0, 20.0), basis="a fit")
+    for gates, told in ((["latency_p50<=20s", "size<=1GB"], True), (["size<=1GB"], False)):
+        ledger = tuple(row.model_copy(update={"estimate": estimate}) for row in run_report.ledger)
+        report = run_report.model_copy(update={"gates": judge(run_report, gates), "ledger": ledger})
+        found = [note for note in notes(report) if "judged by the device that was timed" in note]
+        assert [note.partition(":")[0] for note in found] == (gates[:1] if told else [])
+    assert not any("judged by the device" in note for note in notes(run_report))
+
+
+def test_speed_ups_of_a_report_from_before_they_told_what_was_disturbed(run_report: RunReport) -> None:
+    rows = [
+        row.model_copy(update={"latency": tuple(each.model_copy(update={"valid": False}) for each in row.latency)})
+        for row in run_report.ledger
+    ]
+    content = run_report.model_copy(update={"ledger": tuple(rows)}).model_dump(mode="json")
+    for each in content["speed_ups"]:
+        del each["valid"]
+    read = RunReport.model_validate(content)
+    assert read.speed_ups and not any(each.valid for each in read.speed_ups)
+    assert "× ✗" in render_markdown(read)
 
 
 # -- the command ----------------------------------------------------------------------------------------------------

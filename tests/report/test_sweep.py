@@ -26,6 +26,22 @@ def test_what_another_run_beats_in_everything_is_not_worth_having_and_the_knee_i
     assert runs.knee == "b"
 
 
+@pytest.mark.parametrize("middle", [(), (run("middle", 0.45, 12.0, 400),)])
+def test_a_front_that_no_run_lies_above_has_no_knee(middle):
+    assert SideBySide.of("pgd-20", (run("slow", 0.7, 14.0, 500), *middle, run("fast", 0.4, 11.0, 300))).knee is None
+
+
+@pytest.mark.parametrize("times", [(60, 68), (150, 190), (0.61, 0.68), (8.1, 9.6), (11, 12, 14, 18.4), (2, 60)])
+def test_the_latency_axis_has_numbers(times):
+    points = [run(str(time), 0.4 + time / 1e3, float(time), 100) for time in times]
+    figure = draw_front(SideBySide.of("pgd-20", points))
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_xlim()
+    axis = figure.axes[0].xaxis
+    labels = [*axis.get_majorticklabels(), *axis.get_minorticklabels()]
+    assert sum(bool(each.get_text()) and low <= each.get_position()[0] <= high for each in labels) >= 2
+
+
 def test_a_smaller_file_is_worth_having_though_it_is_slower():
     runs = SideBySide.of("pgd-20", (*POINTS, run("small", 0.3, 9.0, 100)))
     assert runs.points[-1].pareto
