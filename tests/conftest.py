@@ -30,14 +30,20 @@ HOSTILE = ("<script>alert(1)</script>|x|", "`a`\n# b", "[link](http://x)", "\x1b
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What programs leave that tests kill goes with the session; in a short path, as sockets of ssh are there too."""
+def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever runs the tests keeps their own profiles and their job's summary to themselves.
+
+    What programs leave that tests kill goes with the session; in a short path, as sockets of ssh are there too.
+    """
     tmp_path_factory.getbasetemp()  # chosen before, or the files of failed tests would go as well
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("TMPDIR", folder)
+        patch.setenv("FSRP_EDGE_PROFILES", f"{folder}/profiles")
+        for name in ("GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
+            patch.delenv(name, raising=False)
         patch.setattr(tempfile, "tempdir", folder)
         yield
 

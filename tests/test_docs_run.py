@@ -63,7 +63,7 @@ def run(command: str, folder: Path) -> None:
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         ["bash", "-euc", command], cwd=folder,
-        env={**os.environ, "PATH": search, "PYTHONPATH": paths, "XDG_CONFIG_HOME": str(folder / "config")},
+        env={**os.environ, "PATH": search, "PYTHONPATH": paths, "FSRP_EDGE_PROFILES": str(folder / "own")},
         capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

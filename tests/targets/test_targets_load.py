@@ -15,11 +15,6 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "profiles" / "jetson-nano.yaml").read_text(encoding="utf-8")
 
 
-@pytest.fixture(autouse=True)
-def no_own_profiles(tmp_path, monkeypatch):
-    monkeypatch.setenv("FSRP_EDGE_PROFILES", str(tmp_path / "none"))
-
-
 def line_of(text: str, part: str) -> int:
     return text[: text.index(part)].count("\n") + 1
 
@@ -306,8 +301,7 @@ def test_an_own_profile_has_its_file_name_and_no_packaged_one(own_folder):
         load_target("jetson-nano")
 
 
-def test_no_own_folder_is_no_own_profile(monkeypatch, tmp_path):
-    monkeypatch.setenv("FSRP_EDGE_PROFILES", str(tmp_path / "none"))
+def test_no_own_folder_is_no_own_profile():
     assert own_target_names() == ()
 
 
