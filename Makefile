@@ -61,7 +61,7 @@ reproduce: $(VENV)/dev.stamp ## Rerun what is missing of the robust pruning tabl
 	$(BIN)/python -m benchmarks.robust_pruning --data $(DATA)
 
 docs: $(VENV)/dev.stamp ## Build the documentation into build/docs, with its links checked
-	NO_MKDOCS_2_WARNING=1 PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m mkdocs build --strict
 
 wheel: $(VENV)/dev.stamp ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

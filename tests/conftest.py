@@ -81,6 +81,16 @@ def digits_npz(trained_checkpoint: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _hang_ups() -> None:
+    """Under nohup what tests start heeds SIGHUP as at a terminal, and the tests themselves go on.
+
+    Not where this file is read: pytest-xdist's workers would inherit it, and end when the terminal goes away.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+
+
 @pytest.fixture
 def run_report() -> "RunReport":
     """A report with figures of the size that a CIFAR-10 ResNet-20 gives, and hostile class names."""

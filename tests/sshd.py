@@ -137,18 +137,18 @@ def sshd(tmp_path_factory) -> Iterator[Server]:
     (folder / "authorized_keys").write_text(make_key(folder / "user_key"))
     (folder / "known_hosts").write_text("".join(f"[127.0.0.1]:{one} {host_key}" for one in (port, arm_port)))
     (folder / "sshd_config").write_text(
-        f"ListenAddress 127.0.0.1\nPort {port}\nPort {arm_port}\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
-        f"AuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nPasswordAuthentication no\n"
-        f"PermitRootLogin yes\nKbdInteractiveAuthentication no\nSetEnv TMPDIR={folder}/temporary\n"
+        f'ListenAddress 127.0.0.1\nPort {port}\nPort {arm_port}\nHostKey "{folder}/host_key"\nPidFile none\nUsePAM no\n'
+        f'AuthorizedKeysFile "{folder}/authorized_keys"\nStrictModes no\nPasswordAuthentication no\n'
+        f'PermitRootLogin yes\nKbdInteractiveAuthentication no\nSetEnv "TMPDIR={folder}/temporary"\n'
         f"Match LocalPort {arm_port}\nForceCommand {ARM}/shell\n"
     )
     (folder / "ssh_config").write_text(
-        f"IdentityFile {folder}/user_key\nIdentitiesOnly yes\nUserKnownHostsFile {folder}/known_hosts\n"
+        f'IdentityFile "{folder}/user_key"\nIdentitiesOnly yes\nUserKnownHostsFile "{folder}/known_hosts"\n'
         "GlobalKnownHostsFile none\n"
     )
     client = folder / "bin" / "ssh"  # the client reads ~/.ssh/config of the password file, whatever HOME says
     client.parent.mkdir()
-    client.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')
+    client.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F "{folder}/ssh_config" "$@"\n')
     client.chmod(0o755)
     assert SSHD is not None
     process = subprocess.Popen(

@@ -172,7 +172,7 @@ def write_sets(folder: Path) -> None:
 
 SSH = """#!/bin/sh
 for word; do shift; [ "$word" = pi ] && word=$(id -un); set -- "$@" "$word"; done
-exec {client} -o HostName=127.0.0.1 -o Port={port} "$@"
+exec "{client}" -o HostName=127.0.0.1 -o Port={port} "$@"
 """
 """Every host is the tests' sshd, and `pi` whoever runs the tests."""
 
