@@ -14,6 +14,8 @@ from fsrp_edge.cli import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+NOTES = [ROOT / "ARCHITECTURE.md", ROOT / "benchmarks" / "README.md"]
+"""Pages whose code blocks nobody is told to run."""
 BLOCK = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)
 
 
@@ -23,24 +25,36 @@ def blocks(page: Path) -> list[tuple[str, str, str]]:
 
 
 def commands(page: Path) -> list[str]:
+    """Those of its code blocks, and those that stand in its text and tables."""
     lines = (line for _, _, text in blocks(page) for line in text.splitlines())
-    return [line for line in lines if line.startswith("fsrp-edge ")]
+    inline = re.findall(r"`(fsrp-edge [^`]+)`", page.read_text(encoding="utf-8"))
+    return [*(line for line in lines if line.startswith("fsrp-edge ")), *(" ".join(each.split()) for each in inline)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def parse(line: str) -> None:
+    """Raises what click says of a command with options that there are not."""
+    command: click.Command = cli
+    words = shlex.split(line, comments=True)[1:]
+    context = click.Context(command, info_name="fsrp-edge")
+    while isinstance(command, click.Group):
+        name, found, words = command.resolve_command(context, words)
+        assert found is not None and name is not None, line
+        command, context = found, click.Context(found, parent=context, info_name=name)
+        if isinstance(command, click.Group) and name == "bench" and words[0] not in command.commands:
+            words = ["measure", *words]  # its default
+    command.make_parser(context).parse_args(list(words))
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_shown_has_these_options(page: Path) -> None:
     for line in commands(page):
-        command: click.Command = cli
-        words = shlex.split(line, comments=True)[1:]
-        context = click.Context(command, info_name="fsrp-edge")
-        while isinstance(command, click.Group):
-            name, found, words = command.resolve_command(context, words)
-            assert found is not None and name is not None, line
-            command, context = found, click.Context(found, parent=context, info_name=name)
-            if isinstance(command, click.Group) and words and words[0] not in command.commands:
-                words = command.parse_args(context, words)  # a group with a default command
-                break
-        command.make_parser(context).parse_args(list(words))
+        parse(line)
+
+
+@pytest.mark.parametrize("line", ["bench m.onnx --devise pi", "bench compare a --out b", "report run --jsn"])
+def test_a_mistyped_option_is_seen(line: str) -> None:
+    with pytest.raises(click.NoSuchOption):
+        parse(f"fsrp-edge {line}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
