@@ -127,6 +127,7 @@ def main() -> None:
     dense, dataset = load_both(arguments)
     name = f"{arguments.checkpoint.stem}-{arguments.latency.rstrip('%')}-{arguments.images}x{arguments.epochs}"
     name += "" if arguments.method == "natural" else f"-{arguments.method}"
+    name += f"-attacked{arguments.attacked}" if arguments.attacked else ""
     for seed in arguments.seeds:
         paths = {how: CELLS / f"{name}-{how}-{seed}.json" for how in ALLOCATIONS}
         missing = [how for how, path in paths.items() if not path.exists()]
@@ -160,7 +161,8 @@ def write_table() -> None:
         if "-uniform-" in name and (allocated := cells.get(name.replace("-uniform-", "-knapsack-"))):
             pairs.setdefault(name.partition("-uniform-")[0], []).append((uniform, allocated))
     rows = []
-    for name, found in pairs.items():
+    for run, found in pairs.items():
+        name = run.partition("-attacked")[0]  # how many were attacked decides which runs are alike, no more
         rows += [_row(name, str(uniform["seed"]), [(uniform, allocated)]) for uniform, allocated in found]
         rows.append(_row(name, f"mean of {len(found)}", found))
     header = (

@@ -99,8 +99,8 @@ def main() -> None:
     cells = []
     on_clean = FSRP(read_at="activation", radius=0.25, attack=PGD(eps=0))
     named = forms() | {"fsrp activation r=0.25, clean examples": on_clean}
-    for number, (name, form) in enumerate(named.items()):
-        path = CELLS / f"{arguments.ratio:g}-{number:02d}.json"
+    for name, form in named.items():
+        path = CELLS / f"{arguments.checkpoint.stem}-{arguments.ratio:g}-{name}.json"
         if not path.exists():
             write_json(path, cell(dense, dataset, examples, name, form, arguments.ratio))
             print(path.read_text()[:120], flush=True)
@@ -116,7 +116,13 @@ def main() -> None:
             f"{100 * difference.mean():+.1f} ± {196 * error:.1f}",
         ])  # fmt: skip
     header = ("form", "clean %", f"PGD-{STEPS} %", f"against {cells[0]['name']}, paired, 95 %")
-    save("criterion_ablation", {"cells": cells, "images": JUDGE_IMAGES, "ratio": arguments.ratio}, header, rows)
+    results = {
+        "checkpoint": arguments.checkpoint.stem,
+        "cells": cells,
+        "images": JUDGE_IMAGES,
+        "ratio": arguments.ratio,
+    }
+    save("criterion_ablation", results, header, rows)
 
 
 if __name__ == "__main__":

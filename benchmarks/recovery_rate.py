@@ -49,7 +49,8 @@ def main() -> None:
         outputs = DenseOutputs(dense, dataset.train.sample(most_images(dense.spec), seed))
         for rate in RATES:
             name = f"{arguments.checkpoint.stem}-{arguments.ratio:g}-{arguments.method}"
-            path = CELLS / f"{name}-{arguments.epochs}-{rate:g}-{seed}.json"
+            judged = f"-attacked{arguments.attacked}" if arguments.attacked else ""
+            path = CELLS / f"{name}-{arguments.epochs}-{rate:g}-{seed}{judged}.json"
             if path.exists():
                 continue
             pruned = apply_plan(dense, plan, outputs)
@@ -84,10 +85,13 @@ def write_table() -> None:
     def run(one: dict[str, Any]) -> tuple[Any, ...]:
         return one["network"], one["recipe"]["epochs"], one["seed"]
 
-    cells.sort(key=lambda one: (*run(one), RATES.index(one["recipe"]["learning_rate"])))
+    def alike(one: dict[str, Any]) -> tuple[Any, ...]:
+        return *run(one), len(one["standing"].get("PGD-20", ""))
+
+    cells.sort(key=lambda one: (*alike(one), RATES.index(one["recipe"]["learning_rate"])))
     rows = []
     for one in cells:
-        first = next(other for other in cells if run(other) == run(one))
+        first = next(other for other in cells if alike(other) == alike(one))
         shown: list[str] = []
         for attack in ("clean", "PGD-20"):
             if attack not in one["standing"]:
