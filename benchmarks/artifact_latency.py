@@ -3,8 +3,8 @@
 A cell holds the files of the dense and of the pruned network, and those that a user would make by hand: torch-pruning
 without a channel multiple, `torch.onnx.export`, and int8 as onnxruntime's and TensorFlow's quantizers make it when
 nothing but calibration data is given. All are measured in turns, so that a drifting machine hits them alike; cells that
-are in results/artifact_latency_cells are not measured again. Weights are random and filters chosen by L1: speed does
-not depend on them.
+are in this machine's folder of results/artifact_latency_cells are not measured again. Weights are random and filters
+chosen by L1: speed does not depend on them.
 
 python -m benchmarks.artifact_latency resnet18:0.5 mobilenet_v2:0.5
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch_pruning as tp
 
-from benchmarks.common import RESULTS, parser_of, random_network, save
+from benchmarks.common import RESULTS, machine_here, parser_of, provenance_now, random_network, save
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.setup import Method, Setup
@@ -177,6 +177,7 @@ def measure_cell(record: Path, threads: int) -> dict[str, Any]:
         "p50_ms": {key: latency.p50_ms for key, latency in latencies.items()},
         "interval_ms": {key: latency.p50_interval_ms for key, latency in latencies.items()},
         "invalid": {key: latency.invalid_because for key, latency in latencies.items() if not latency.valid},
+        "provenance": provenance_now(),
     }
 
 
@@ -188,7 +189,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, metavar="FOLDER", help="keep the files there for another call")
     parser.add_argument("--prepare", action="store_true", help="only make the files; that needs no quiet machine")
     given = parser.parse_args()
-    folder = RESULTS / "artifact_latency_cells"
+    folder = RESULTS / "artifact_latency_cells" / machine_here()
     with show_progress(), tempfile.TemporaryDirectory() as temporary:
         scratch = given.files or Path(temporary)
         for wanted in given.cells or every:

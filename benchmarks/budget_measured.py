@@ -1,7 +1,7 @@
 """How close is the measured latency to the budget on the machine that runs this (generic-x86)?
 
 The plan is made as `compress --latency` makes it, with trial files; then the dense file and the pruned one are measured
-anew, in turns. Nothing is trained. Finished cells are kept: run again to resume.
+anew, in turns. Nothing is trained. Finished cells of this machine are kept: run again to resume.
 
 python -m benchmarks.budget_measured --checkpoint resnet20-cifar10.th vgg16-cifar10-nfgsm.safetensors
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, parser_of, save
+from benchmarks.common import RESULTS, machine_here, parser_of, provenance_now, save
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.setup import Method, Setup
@@ -34,7 +34,7 @@ from fsrp_edge.scoring.rivals import Rival
 from fsrp_edge.scoring.score import score
 from fsrp_edge.targets.load import load_target
 
-CELLS = RESULTS / "budget_measured_cells"
+CELLS = RESULTS / "budget_measured_cells" / machine_here()
 SHARES = ("75%", "50%", "25%")
 METHOD = Method(runs=200, seconds=4, rounds=4)
 
@@ -92,7 +92,8 @@ def main() -> None:
         for share in SHARES:
             path = CELLS / f"{checkpoint.stem}-{share.rstrip('%')}.json"
             if not path.exists():
-                write_json(path, {"network": checkpoint.stem} | cell(dense, share))
+                found = cell(dense, share)
+                write_json(path, {"network": checkpoint.stem, **found, "provenance": provenance_now()})
             found = read_json(path)
             cells.append(found)
             if "refused" in found:

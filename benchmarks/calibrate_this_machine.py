@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import fsrp_edge
-from benchmarks.common import RESULTS, parser_of, save
+from benchmarks.common import RESULTS, machine_here, parser_of, save
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.measure import measure_on
 from fsrp_edge.bench.results import BenchResults, Measurement
@@ -36,7 +36,7 @@ from fsrp_edge.targets.load import load_target
 from fsrp_edge.targets.own_costs import Statistic, calibrate
 from fsrp_edge.targets.profile import Target
 
-CELLS = RESULTS / "calibrate_this_machine_cells"
+CELLS = RESULTS / "calibrate_this_machine_cells" / machine_here()
 TARGET = "generic-x86"
 CALIBRATION = (
     ("cifar:resnet32-b", 32), ("cifar:resnet18", 32), ("torchvision:resnet18", 96), ("torchvision:mobilenet_v2", 96),
@@ -83,7 +83,7 @@ def export(folder: Path, architecture: str, size: int, ratio: float = 0.0) -> Pa
 
 
 def measured(run: int, known: list[Path], others: list[Path], threads: int) -> list[Path]:
-    """Raw results of both kinds of files, as `fsrp-edge bench --out` writes them; kept from an earlier call.
+    """Raw results of both kinds of files, as `fsrp-edge bench --out` writes them; kept from an earlier call here.
 
     All take turns, so that a machine that drifts is the same one for what is calibrated on and what is checked.
     """

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from fsrp_edge.files import write_json, write_text
 from fsrp_edge.models import registry
 from fsrp_edge.models.checkpoint import load_classifier
 from fsrp_edge.models.classifier import Classifier, ModelSpec
-from fsrp_edge.report.provenance import provenance
+from fsrp_edge.report.provenance import provenance, this_machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -113,6 +114,12 @@ def provenance_now() -> dict[str, Any]:
     """Versions and machine, for a result that is made now."""
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return provenance(now).model_dump(mode="json")
+
+
+def machine_here() -> str:
+    """Name of the folder of what was timed on this machine; on another one the same is measured anew."""
+    machine = this_machine()
+    return re.sub(r"\W+", "-", f"{machine.cpu} {machine.cores}")
 
 
 def name_here(name: str) -> str:

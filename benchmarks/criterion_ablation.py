@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import RESULTS, checkpoint_parser, load_both, save
+from benchmarks.common import RESULTS, checkpoint_parser, load_both, provenance_now, save
 from fsrp_edge import compute
 from fsrp_edge.attacks import PGD, attackable, pgd
 from fsrp_edge.data.images import ArraySource, Dataset, ImageSet
@@ -85,6 +85,7 @@ def cell(
         "clean": float(right.float().mean()),
         "robust": robust.result.accuracy,
         "standing": "".join("1" if stands else "0" for stands in robust.standing.tolist()),
+        "provenance": provenance_now(),
     }
 
 
