@@ -1,9 +1,10 @@
 """Fit the latency estimate on published measurements, and check it on families of networks left out.
 
-Reads ../shared/latency/published.csv and benchmarks/data/latency_graphs.json; writes the coefficients that the
-package ships, results/latency_estimate.json (every row with its two estimates) and results/latency_estimate.md.
+Reads benchmarks/data/published.csv (figures of others, each with its source) and benchmarks/data/latency_graphs.json;
+writes the coefficients that the package ships, results/latency_estimate.json (every row with its two estimates) and
+results/latency_estimate.md.
 
-    python benchmarks/latency_estimate.py
+python -m benchmarks.latency_estimate
 """
 
 import csv
@@ -16,7 +17,7 @@ from typing import get_args
 
 import numpy as np
 
-from benchmarks.common import parser_of
+from benchmarks.common import parser_of, provenance_now
 from benchmarks.cost_pools import fit_all
 from benchmarks.latency_graphs import load_table
 from fsrp_edge.exporting.artifact import Precision
@@ -29,7 +30,7 @@ from fsrp_edge.targets.profile import Runtime
 from fsrp_edge.targets.work import COSTS, Unit, Work, quantities
 
 HERE = Path(__file__).parent
-PUBLISHED = HERE.parent.parent / "shared" / "latency" / "published.csv"
+PUBLISHED = HERE / "data" / "published.csv"
 PRECISIONS: dict[str, Precision] = {
     "fp32": "fp32",
     "fp16": "fp16",
@@ -354,6 +355,7 @@ def main() -> None:
     ]
     worst = sorted(np.flatnonzero(many & cpu & predictable), key=lambda i: -abs(np.log(held[i] / rows[i].milliseconds)))
     result = {
+        "provenance": provenance_now(),
         "groups": len(models),
         "effective_parameters": effective_parameters(fitted, rows),
         "left": dict(left.most_common()),

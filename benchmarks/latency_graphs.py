@@ -2,8 +2,8 @@
 
 ncnn's own networks are read from its `benchmark/models/*.param` (a checkout of Tencent/ncnn), because they
 differ from torchvision's of the same name (Caffe's GoogLeNet and AlexNet, an early MobileNetV3); the others
-are torchvision's or timm's or are defined here after their papers. Each is exported to ONNX and read by
-`fsrp_edge.targets.graph_cost`, the same way as a user's file.
+are torchvision's or timm's (`pip install timm`) or are defined here after their papers. Each is exported to
+ONNX and read by `fsrp_edge.targets.graph_cost`, the same way as a user's file.
 
     python benchmarks/latency_graphs.py --ncnn path/to/ncnn/benchmark/models
 """
