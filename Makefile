@@ -39,7 +39,7 @@ test: $(VENV)/dev.stamp ## Run the tests (under 10 minutes, installation include
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile # two workers, one thread each
 
 test-slow: $(VENV)/dev.stamp ## Run the tests that take longer
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 test-arm: $(VENV)/dev.stamp ## Measure real files as 64-bit Arm code, emulated, behind ssh (Debian; makes .arm, 650 MB)
 	$(BIN)/python tests/bench/arm_root.py .arm
