@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and digests of them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -26,10 +27,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     It may become a file or a folder. The temporary name keeps the suffix, because exporters look at it.
 
     Raises:
-        BadInputError: a folder was written and a file has its name, or the other way round.
+        BadInputError: nothing may be written there; or a folder was written and a file has its name, or the other way
+            round.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise BadInputError(f"{path} can't be written: {error.strerror}; name another place, as with --out") from None
+    with beside as folder:
         temporary = Path(folder) / path.name
         usual = Path(folder) / MARK
         usual.touch()

@@ -60,6 +60,12 @@ def test_a_folder_does_not_take_the_place_of_a_file_nor_a_file_that_of_a_folder(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_place_where_nobody_may_write_is_bad_input() -> None:
+    for path in (Path("/sys/fsrp-edge.json"), Path("/sys/fsrp-edge/new.json")):
+        with pytest.raises(BadInputError, match=f"^{path} can't be written: .*; name another place, as with --out"):
+            write_text(path, "")
+
+
 def test_what_is_not_json_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("old")
     with pytest.raises(ValueError, match="not JSON compliant"):

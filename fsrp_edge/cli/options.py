@@ -17,13 +17,14 @@ Value = TypeVar("Value")
 
 
 class _New(click.Path):
-    """A path to write to, refused before the work where its folder can't be made or written into."""
+    """A path to write to, refused before the work where its folder, or it as a folder, can't be made or written into."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not os.fspath(value):  # a variable that was not set; as a path it would mean the current folder
             self.fail("it is empty; give a name", param, ctx)
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        folder = next((each for each in path.absolute().parents if each.exists()), path)
+        places = (path.absolute(), *path.absolute().parents)
+        folder = next((each for each in places[self.file_okay :] if each.exists()), path)
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             self.fail(f"{path} can't be written: {folder} is no folder that you may write into", param, ctx)
         return path

@@ -1,6 +1,7 @@
 """`--config`, `--save-config` and `--dry-run` of compress."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,23 @@ def test_the_command_line_wins(net: Path, tmp_path: Path) -> None:
     path = config(tmp_path, checkpoint=str(net), target="jetson-nano", ratio=0.3, attacks=["fgsm"])
     found = parsed("--config", path, "--ratio", 0.7, "--attack", "pgd-3")
     assert (found["ratio"], found["attacks"], found["target"]) == (0.7, ("pgd-3",), "jetson-nano")
+
+
+@pytest.mark.parametrize(("out", "refused"), [("vol", False), (".", False), ("vol/sub", False), ("other", True)])
+def test_a_folder_to_write_into_is_one_that_may_be_written_whatever_is_above_it(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, refused: bool
+) -> None:
+    """As a volume of a container is; access is told here, as root has it everywhere."""
+    volume = tmp_path / "vol"
+    volume.mkdir()
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda place, mode: may(place, mode) and (mode != os.W_OK or place == volume))
+    monkeypatch.chdir(volume if out == "." else tmp_path)
+    if refused:
+        with pytest.raises(click.BadParameter, match="is no folder that you may write into"):
+            parsed(net, "--target", "jetson-nano", "--out", out)
+    else:
+        assert parsed(net, "--target", "jetson-nano", "--out", out)["out"] == Path(out)
 
 
 @pytest.mark.parametrize(
