@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 class _New(click.Path):
-    """A path to write to, refused before the work where its folder, or it as a folder, can't be made or written into."""
+    """A path to write to, refused before the work where it, or the folder it is for, can't be made or written into."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not os.fspath(value):  # a variable that was not set; as a path it would mean the current folder
@@ -496,9 +496,14 @@ def read_yaml(file: Path, example: str) -> dict[Any, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        content, tree = yaml.safe_load(text), yaml.compose(text)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # PyYAML lets them through
         raise BadInputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadInputError(f"{file} holds no keys and values; it should look like `{example}`")
+    for node in (tree, *(value for _, value in tree.value)):  # the parser keeps the last of two
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise BadInputError(f"{file}: {twice[0]!r} stands twice; give it once, with a list where there are several")
     return content

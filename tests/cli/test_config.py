@@ -91,6 +91,8 @@ def test_a_folder_to_write_into_is_one_that_may_be_written_whatever_is_above_it(
         ("ration: 0.3", "unknown key 'ration'; the nearest known one is 'ratio'"),
         ("config: other.yaml", "unknown key 'config'"),
         ("gates: [size<=1MB]\nrequire: [size<=2MB]", "'require' says again what another key says"),
+        ("require: size<=1MB\nrequire: size<=2MB", "'require' stands twice; give it once, with a list where there are"),
+        ("layer-ratio:\n  a: 0.1\n  b: 0.1\n  a: 0.2", "'a' stands twice"),
         ("attack: [[fgsm]]", "attack holds a list inside a list"),
         ("- ratio", "holds no keys and values; it should look like `target: jetson-nano`"),
         ("a: [", "is not YAML"),
