@@ -3,8 +3,9 @@
 import math
 import os
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -205,6 +206,28 @@ ball_eps_option = click.option(
     metavar="RADIUS",
     help="Radius of attacks in the norm; in L2 it has to be given, such as 0.5.  [default: 8/255 in L-infinity]",
 )
+
+
+def _refusing_to_overwrite(command: Command) -> Command:
+    """The command, stopped before its work where a file that it would write is one that it reads."""
+
+    @wraps(command)
+    def apart(**given: Any) -> object:
+        parameters = click.get_current_context().command.params
+        outputs = {str(each.name): each.opts[0] for each in parameters if isinstance(each.type, _New)}
+        values = [value for name, value in given.items() if name not in outputs]
+        texts = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
+        # Path's own would raise where a text is too long for a name.
+        read = [each for each in texts if isinstance(each, str | Path) and os.path.isfile(each)]  # noqa: PTH113
+        for name, option in outputs.items():
+            path = given.get(name) or remembered(name)
+            if path and path.is_file() and any(path.samefile(each) for each in read):
+                raise click.UsageError(f"{option} {path} is what this command reads; name another file")
+        return command(**given)
+
+    return cast(Command, apart)
+
+
 output_options = stack(
     _remembered("--json", is_flag=True, help="Write the result to stdout as JSON instead of a table."),
     _remembered("--quiet", is_flag=True, help="No progress on stderr."),
@@ -215,8 +238,9 @@ output_options = stack(
         help="Every step with its time, and what the libraries print. A run keeps both in its run.log in any case.",
     ),
     traceback_option,
+    _refusing_to_overwrite,
 )
-"""Of every command that works; `console` does what they say."""
+"""Of every command that works; `console` does what they say, and no input is overwritten."""
 criterion_options = stack(
     click.option(
         "--criterion",
@@ -500,7 +524,7 @@ def read_yaml(file: Path, example: str) -> dict[Any, Any]:
         content, tree = yaml.safe_load(text), yaml.compose(text)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # PyYAML lets them through
         raise BadInputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not isinstance(tree, yaml.MappingNode):
         raise BadInputError(f"{file} holds no keys and values; it should look like `{example}`")
     for node in (tree, *(value for _, value in tree.value)):  # the parser keeps the last of two
         keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []

@@ -665,6 +665,34 @@ def test_wrong_use_is_refused_in_a_line_with_exit_code_2(wrong: str, place: dict
     assert not (Path(place["here"]) / "out").is_file()
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("score net.pt --data digits.npz --out net.pt", "--out net.pt"),
+        ("score net.pt --data digits.npz --out digits.npz", "--out digits.npz"),
+        ("prune net.pt --scores scores.json --out linked.pt", "--out linked.pt"),
+        ("recover recovered.safetensors --recover-epochs 0 --int8-epochs 2", "--out recovered.safetensors"),
+        ("recover pruned.pt --teacher net.pt --out net.pt", "--out net.pt"),
+        ("evaluate net.pt --out net.pt", "--out net.pt"),
+        ("evaluate net.pt --file m.onnx --out m.onnx", "--out m.onnx"),
+        ("bench m.onnx --csv m.onnx", "--csv m.onnx"),
+        ("compress net.pt --target generic-x86 --save-config net.pt", "--save-config net.pt"),
+        ("report report.json other.json --page other.json", "--page other.json"),
+    ],
+)
+def test_no_command_writes_over_what_it_reads(
+    command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsrp_edge: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [each for each in command.split() if "." in each]
+    for name in {"net.pt", *names} - {"linked.pt"}:
+        Path(name).write_text("the only one")
+    Path("linked.pt").symlink_to("net.pt")
+    done = fsrp_edge(*command.split())
+    assert done.code == 2 and f"Error: {option} is what this command reads; name another file" in done.err
+    assert all(Path(name).read_text() == "the only one" for name in names)
+
+
 def test_a_wrong_command_through_the_console_script(place: dict[str, str]) -> None:
     done = process("compress", place["net"], "--target", "jetson-nan")
     assert (done.returncode, done.stdout) == (2, "")
