@@ -24,7 +24,7 @@ from fsrp_edge.pipeline.options import CheckpointOptions, CompressOptions
 from fsrp_edge.progress import log
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
-from fsrp_edge.report.gates import parse_gate, require_same_images
+from fsrp_edge.report.gates import parse_gate, parse_regression, require_same_images
 from fsrp_edge.report.schema import RunReport, Source
 from fsrp_edge.report.store import REPORT_JSON, load_report
 from fsrp_edge.targets.load import load_target
@@ -95,6 +95,8 @@ def prepare(options: CompressOptions) -> "Inputs":
     if options.recovery is not None:
         require_trainable(classifier)
     dataset = load_data(classifier, options.data, options.seed)
+    if dataset.evaluation.label_kind != "ground truth":
+        _require_no_accuracy(options)
     # The baseline and the file's digest now: they may be others when the run ends.
     baseline = None if options.baseline is None else load_report(options.baseline)
     if baseline is not None:
@@ -120,6 +122,18 @@ def _require_apart(options: CompressOptions, out: Path) -> None:
         raise BadInputError(
             f"--baseline {options.baseline} is the report of {out}, which this run would replace; choose another --out"
         )
+
+
+def _require_no_accuracy(options: CompressOptions) -> None:
+    """Refuse gates and regressions that only true labels can show to be kept."""
+    asked = {text: parse_gate(text).metric for text in options.gates}
+    asked |= {text: parse_regression(text)[0] for text in options.max_regression}
+    for text, metric in asked.items():
+        if metric.startswith(("clean_", "robust_")):
+            raise BadInputError(
+                f"{text}: accuracy can't be measured on images without true labels; give labelled ones (--data), or "
+                "leave this out"
+            )
 
 
 def choose_artifacts(

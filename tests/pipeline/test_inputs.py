@@ -47,6 +47,23 @@ def test_images_without_labels_get_those_of_the_network() -> None:
         assert images.label_kind == "predictions of the dense network"
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"gates": ("size<=1MB", "robust_accuracy>=40%")},
+        {"gates": (" clean_drop <= 1",)},
+        {"baseline": Path("earlier"), "max_regression": ("robust_accuracy=1",)},
+    ],
+)
+def test_gates_on_accuracy_are_refused_before_the_work_where_nothing_can_measure_it(
+    trained_checkpoint: Path, asked: dict[str, Any]
+) -> None:
+    unlabelled = {"checkpoint": trained_checkpoint, "target": "generic-x86", "data": "photographs"}
+    with pytest.raises(BadInputError, match="accuracy can't be measured on images without true labels"):
+        prepare(CompressOptions.model_validate(unlabelled | asked))
+    prepare(CompressOptions.model_validate(unlabelled | {"gates": ("size<=1MB",)}))
+
+
 OLD_RUNTIME = """
 name: mine
 description: A board whose runtime is old.
