@@ -61,6 +61,8 @@ def _as_typed(value: Any, parameter: click.Parameter, place: str) -> Any:
     repeated = parameter.multiple if isinstance(parameter, click.Option) else False
     if isinstance(value, dict):
         value = [f"{key}={each}" for key, each in value.items()]
+    if isinstance(value, str):
+        value = options.from_home(value)
     if isinstance(value, list):
         if any(isinstance(each, list | dict) for each in value):
             raise BadInputError(f"{place} holds a list inside a list; give a list of plain values")

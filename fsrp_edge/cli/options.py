@@ -17,13 +17,18 @@ Command = TypeVar("Command", bound=Callable[..., object])
 Value = TypeVar("Value")
 
 
+def from_home(text: str) -> str:
+    """`~/net.pt` as a shell would give it, which does so neither in files nor behind an equals sign."""
+    return str(Path(text).expanduser()) if text.startswith("~/") else text
+
+
 class _New(click.Path):
     """A path to write to, refused before the work where it, or the folder it is for, can't be made or written into."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not os.fspath(value):  # a variable that was not set; as a path it would mean the current folder
             self.fail("it is empty; give a name", param, ctx)
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        path = Path(os.fsdecode(super().convert(from_home(os.fsdecode(value)), param, ctx)))
         places = (path.absolute(), *path.absolute().parents)
         folder = next((each for each in places[self.file_okay :] if each.exists()), path)
         if not folder.is_dir() or not os.access(folder, os.W_OK):

@@ -61,6 +61,19 @@ def test_a_key_without_a_value_says_nothing(net: Path, tmp_path: Path) -> None:
     assert parsed(*plain, "--config", path) == parsed(*plain)
 
 
+def test_a_tilde_is_the_home_folder_where_no_shell_says_so(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = {"checkpoint": "~/net.pt", "target": "~/mine.yaml", "data": "~/cifar", "out": "~/run", "arch": "~/a.py:net"}
+    found = parsed("--config", config(tmp_path, **names))
+    assert {name: str(found[name]) for name in ("checkpoint", "target", "data", "out", "architecture")} == {
+        "checkpoint": str(net), "target": f"{tmp_path}/mine.yaml", "data": f"{tmp_path}/cifar",
+        "out": f"{tmp_path}/run", "architecture": f"{tmp_path}/a.py:net",
+    }  # fmt: skip
+    assert parsed(net, "--target", "jetson-nano", "--out=~/run", "--keep=~x")["out"] == tmp_path / "run"
+
+
 def test_the_command_line_wins(net: Path, tmp_path: Path) -> None:
     path = config(tmp_path, checkpoint=str(net), target="jetson-nano", ratio=0.3, attacks=["fgsm"])
     found = parsed("--config", path, "--ratio", 0.7, "--attack", "pgd-3")
