@@ -86,6 +86,7 @@ def bench() -> None:
 @click.option("--input-shape", type=_shape, metavar="C,H,W", help="Of an image, for ncnn.")
 @click.option(
     "--evaluate",
+    type=options.source,
     metavar="SOURCE",
     help="Also recognize the first 1,000 images of a data set there; what --data of other commands takes. Not with "
     "tflite-benchmark and benchncnn.",

@@ -126,6 +126,10 @@ def options_from(given: dict[str, Any]) -> "CompressOptions":
 
     given = dict(given)
     recipe = options.read_recipe(given.pop("recipe"))
+    if given["strategy"] != "gradual":
+        options.refuse_beside(f"--strategy {given['strategy']}", {"rounds"})
+    if given["round_epochs"] and given["compensate"]:
+        options.refuse_beside("--round-epochs", {"compensate"})
     wanted: CompressOptions = options.checked(
         CompressOptions,
         criterion=options.criterion_from(given),

@@ -53,7 +53,7 @@ def export(
     from fsrp_edge.exporting.options import ExportOptions
     from fsrp_edge.exporting.tensorrt import write_engine_script
     from fsrp_edge.exporting.verified import export_verified
-    from fsrp_edge.pipeline.inputs import choose_artifacts, load, load_data
+    from fsrp_edge.pipeline.inputs import choose_artifacts, load, load_data, require_int8
     from fsrp_edge.pipeline.options import CheckpointOptions
     from fsrp_edge.report.schema import DataUsed, Source, TargetReference
     from fsrp_edge.report.shipped import manifest_of_export, with_earlier_export, write_manifest
@@ -63,6 +63,7 @@ def export(
     with show_progress():
         profile = load_target(target)
         requests = choose_artifacts(profile, formats or None, precisions or None)
+        require_int8(requests, {"int8-max-drop": wanted.int8_max_drop is not None, "layer-errors": layer_errors})
         classifier = load(CheckpointOptions(checkpoint=checkpoint, **given)).cpu()
         dataset = load_data(classifier, data, seed)
         exported = export_verified(

@@ -101,6 +101,14 @@ def _floats(text: str) -> tuple[float, ...]:
 
 
 @from_text
+def source(text: str) -> str:
+    """What to call a data set by: not nothing, as of a variable that was not set, since that would mean the default."""
+    if not text.strip():
+        raise ValueError("it is empty; name a data set, or leave it out")
+    return text
+
+
+@from_text
 def _eps(text: str) -> float:
     over, _, under = text.partition("/")
     try:
@@ -149,6 +157,7 @@ checkpoint_options = stack(
 
 data_option = click.option(
     "--data",
+    type=source,
     metavar="SOURCE",
     help="A folder with train/ and val/ or of class folders, a CIFAR-10/100 folder, an .npz file, `digits` or "
     "`photographs`. Default: what the checkpoint names, else photographs, labelled by the network itself.",

@@ -22,6 +22,7 @@ from fsrp_edge.cli import options
 )
 @click.option(
     "--data",
+    type=options.source,
     metavar="SOURCE",
     help="Images for --compensate, and for the knapsack to weigh plans on: as for fsrp-edge score.",
 )

@@ -47,6 +47,8 @@ def score(
         raise click.UsageError(
             f"--explain speaks of fsrp's spectra; it does not go with --criterion {given['criterion']}"
         )
+    if not given["criterion"].startswith("fsrp"):
+        options.refuse_beside(f"--criterion {given['criterion']}", {"eps"})
     from fsrp_edge.cli.console import next_step, print_rows, read_alike, show_computing, shown_as_json
     from fsrp_edge.models.channel_graph import require_convolutions
     from fsrp_edge.pipeline.inputs import default_score_images, load, load_data

@@ -11,7 +11,13 @@ from fsrp_edge.cli.errors import resumable
 
 @click.command()
 @click.option("--arch", "architecture", required=True, metavar="NAME", help="As for compress.")
-@click.option("--data", required=True, metavar="SOURCE", help="As for compress; `digits` needs the extra samples.")
+@click.option(
+    "--data",
+    type=options.source,
+    required=True,
+    metavar="SOURCE",
+    help="As for compress; `digits` needs the extra samples.",
+)
 @click.option(
     "--classes", type=click.IntRange(2), default=10, help="Of the network to be made; as many as the data has."
 )

@@ -1,7 +1,7 @@
 """What a run starts from: read and checked before anything long."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,8 @@ def prepare(options: CompressOptions) -> "Inputs":
     _require_apart(options, run_directory(options, target))
     requests = choose_artifacts(target, options.formats, options.precisions)
     require_possible(requests, target, options)
+    epochs = 0 if options.recovery is None else options.recovery.int8_epochs
+    require_int8(requests, {"int8-max-drop": options.int8_max_drop is not None, "int8-epochs": epochs > 0})
     rows = ("recovered", *(f"{one.format} {one.precision}" for one in requests))
     for text in options.gates:
         if (row := parse_gate(text).row) not in (None, *rows):
@@ -169,6 +171,16 @@ def choose_artifacts(
     if any(offer.precision == "int8" for offer in chosen) and (note := note_on_int8(target)):
         log(note)
     return tuple(ArtifactRequest(format=offer.format, precision=offer.precision) for offer in chosen)
+
+
+def require_int8(requests: Sequence[ArtifactRequest], asked: Mapping[str, bool]) -> None:
+    """Refuse options of int8 files, by whether they are asked for, where no such file is made."""
+    for option in (option for option, wanted in asked.items() if wanted):
+        if not any(request.precision == "int8" for request in requests):
+            files = ", ".join(f"{request.format} {request.precision}" for request in requests)
+            raise BadInputError(
+                f"{option} is for int8 files, and only {files} will be made; leave it out, or ask for precision int8"
+            )
 
 
 def default_score_images(spec: ModelSpec) -> int:

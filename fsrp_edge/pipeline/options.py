@@ -95,9 +95,10 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
 
     @model_validator(mode="after")
     def _rounds_are_recovered_where_there_are_some(self) -> Self:
-        if self.round_epochs and (self.strategy != "gradual" or self.recovery is None):
+        rounds = self.rounds if self.strategy == "gradual" else 1
+        if self.round_epochs and (rounds < 2 or self.recovery is None):
             raise ValueError(
-                f"{self.round_epochs} epochs after each round need the gradual strategy and a recovery of at least one "
-                f"epoch; the strategy is {self.strategy!r}"
+                f"{self.round_epochs} epochs after rounds but the last need the gradual strategy, at least 2 rounds "
+                f"and a recovery of at least one epoch; the strategy is {self.strategy!r}, with {self.rounds} rounds"
             )
         return self

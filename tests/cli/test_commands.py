@@ -642,6 +642,16 @@ WRONG = {
     "compress {net} --target generic-x86 --config {here}/switch.yaml": "quick-bench is 1; give true or false",
     "bench {chain}/artifacts/model-fp32.onnx --picture heat": "give a name that ends in .png",
     "score {net} --out {net}/scores.json": "is no folder that you may write into",
+    "compress {net} --target generic-x86 --rounds 10 --out {out}": "--rounds does not go with --strategy one-shot",
+    "compress {net} --target generic-x86 --strategy gradual --round-epochs 2 --compensate --out {out}":
+        "--compensate does not go with --round-epochs",
+    "compress {net} --target generic-x86 --strategy gradual --rounds 1 --round-epochs 2 --out {out}":
+        "at least 2 rounds",
+    "compress {net} --target generic-x86 --data= --out {out}": "it is empty; name a data set, or leave it out",
+    "prune {net} --scores {chain}/scores.json --compensate --data= --out {out}": "it is empty; name a data set",
+    "score {net} --data {data} --criterion l1 --eps 4/255 --out {out}": "--eps does not go with --criterion l1",
+    "export {net} --target jetson-nano --int8-max-drop 1 --out {out}": "int8-max-drop is for int8 files, and only onnx",
+    "export {net} --target generic-x86 --precision fp32 --layer-errors --out {out}": "layer-errors is for int8 files",
     "evaluate {net} --data {data} --norm L2 --eps inf": "is outside 0 to 1",
     "evaluate {net} --data {data} --norm L2": "give --eps, such as 0.5, which is usual for CIFAR-10",
     "evaluate {net} --data {data} --file {chain}/artifacts/model-fp32.onnx --file {here}/model-fp32.onnx":

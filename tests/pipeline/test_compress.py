@@ -529,7 +529,7 @@ def test_a_recovery_whose_record_could_not_be_written_is_not_trained_again(
         Document.save(record, path)
 
     recipe = Recipe(epochs=1, int8_epochs=1, batch_size=32, learning_rate=0.02, eps=0.05)
-    changed: dict[str, Any] = {"recovery": recipe, "precisions": ("fp32",), "attacks": (), "file_images": 0}
+    changed: dict[str, Any] = {"recovery": recipe, "precisions": ("int8",), "attacks": (), "file_images": 0}
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr(StageRecord, "save", without_space)
         again(**changed)

@@ -78,6 +78,8 @@ choices:
     [
         ({"target": "raspberry-pi-4", "dynamic_batch": True}, "tflite has no dynamic batch here; allowed with: onnx"),
         ({"target": "raspberry-pi-5", "uint8_input": True, "formats": ("ncnn",)}, "ncnn has no uint8 input here"),
+        ({"target": "jetson-nano", "int8_max_drop": 0}, "int8-max-drop is for int8 files, and only onnx fp32"),
+        ({"target": "generic-x86", "precisions": ("fp32",), "recovery": Recipe(int8_epochs=1)}, "int8-epochs is for"),
         ({"target": "mine.yaml"}, "int8 needs onnx_opset 13 or newer, not 11; allowed: refused"),
     ],
 )
