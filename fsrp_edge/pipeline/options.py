@@ -57,9 +57,14 @@ class CompressOptions(CheckpointOptions, ExportOptions, ChannelOptions):
         )
     )
     """None recalibrates batch norm only."""
-    natural_if_undefended: bool = True
+    natural_if_undefended: bool = Field(
+        default_factory=lambda given: (
+            given.get("recovery") is None or "method" not in given["recovery"].model_fields_set
+        )
+    )
     """Recover on clean images where the dense network withstands an attack less often than guessing would: there is
-    no robustness to keep, and adversarial recovery would spend clean accuracy on making some."""
+    no robustness to keep, and adversarial recovery would spend clean accuracy on making some. By default not where
+    `recovery` names a method."""
     attacks: tuple[AttackName, ...] = ("pgd-20",)
     robust_images: int | None = Field(None, ge=1)
     """Evaluation images to attack, the first ones; None: 1,000, or 128 for inputs with a side above 64 pixels."""

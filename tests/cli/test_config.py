@@ -261,23 +261,21 @@ def test_images_are_mirrored_unless_told(
     net: Path, tmp_path: Path, option: tuple[str, ...], in_recipe: str, mirrored: bool
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(in_recipe or "{}")
-    given = parsed(net, "--target", "raspberry-pi-4", *option, "--recipe", tmp_path / "recipe.yaml")
-    found = options_from({name: value for name, value in given.items() if name != "dry_run"})
+    found = options_of(net, "--target", "raspberry-pi-4", *option, "--recipe", tmp_path / "recipe.yaml")
     assert found.recovery is not None and found.recovery.flip == mirrored
 
 
 def test_the_command_line_recovers_as_the_library_does_by_default(net: Path) -> None:
     from fsrp_edge.pipeline.options import CompressOptions
 
-    given = parsed(net, "--target", "raspberry-pi-4")
-    found = options_from({name: value for name, value in given.items() if name != "dry_run"})
+    found = options_of(net, "--target", "raspberry-pi-4")
     assert found.recovery == CompressOptions(checkpoint=net, target="raspberry-pi-4").recovery
 
 
 def test_what_a_recipe_says_is_not_replaced(net: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("method: trades\nepochs: 3\n")
     given = (net, "--target", "raspberry-pi-4", "--recipe", tmp_path / "recipe.yaml", "--recover-epochs", 0)
-    found = options_from({name: value for name, value in parsed(*given).items() if name != "dry_run"})
+    found = options_of(*given)
     assert found.recovery is not None
     assert (found.recovery.method, found.recovery.epochs, found.recovery.flip) == ("trades", 3, True)
     assert not found.natural_if_undefended, "a method that was asked for stays"

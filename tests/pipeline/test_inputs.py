@@ -103,6 +103,15 @@ def test_a_radius_holds_for_examples_and_recovery_unless_they_have_their_own() -
         CompressOptions(checkpoint=Path("net.pt"), target="generic-x86", eps=7)
 
 
+def test_a_method_that_a_recipe_names_stays() -> None:
+    def may_recover_clean(**asked: Any) -> bool:
+        return CompressOptions(checkpoint=Path("net.pt"), target="generic-x86", **asked).natural_if_undefended
+
+    assert may_recover_clean() and may_recover_clean(recovery=Recipe(epochs=3)) and may_recover_clean(recovery=None)
+    assert not may_recover_clean(recovery=Recipe(method="trades"))
+    assert may_recover_clean(recovery=Recipe(method="trades"), natural_if_undefended=True)
+
+
 def test_classes_are_called_as_the_images_call_them(tmp_path) -> None:
     for name in ("cat", "dog"):
         for index in range(8):
