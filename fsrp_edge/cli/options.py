@@ -489,8 +489,8 @@ def criterion_from(given: dict[str, Any]) -> Any:
     if radius is not None:
         common["radius"] = radius
     if name == "fsrp":
-        return FSRP(**fsrp, **common)
-    return Reconstruction(**common) if name == "fsrp-reconstruction" else Rival.model_validate({"name": name})
+        return checked(FSRP, **fsrp, **common)
+    return checked(Reconstruction, **common) if name == "fsrp-reconstruction" else Rival.model_validate({"name": name})
 
 
 def recipe_from(given: dict[str, Any], recipe: dict[str, Any]) -> Any:
@@ -526,6 +526,8 @@ def read_recipe(file: Path | None) -> dict[str, Any]:
     content = read_yaml(file, "ema_decay: 0.999")
     if unknown := [key for key in content if key not in Recipe.model_fields]:
         raise BadInputError(f"{file}: unknown key {unknown[0]!r}; {nearest(str(unknown[0]), Recipe.model_fields)}")
+    if isinstance(content.get("eps"), str):  # 4/255, as the option takes it
+        content["eps"] = _eps(content["eps"])
     return content
 
 

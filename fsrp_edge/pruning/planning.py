@@ -191,7 +191,7 @@ def _budgets(candidates: Sequence[Candidate], costs: PlanCosts, options: PlanOpt
     if options.chosen_allocation == "knapsack" and not limits:
         if options.ratio_of == "channels":
             raise BadInputError(
-                "--allocation knapsack needs something that costs: give --latency, --macs, --parameters, --size or "
+                "--allocation knapsack needs something that costs: give --latency, --macs, --params, --size or "
                 "--memory, or --ratio-of parameters or macs"
             )
         limits = {options.ratio_of: Limit(amount=1 - options.ratio, of_dense=True)}

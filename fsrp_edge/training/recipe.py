@@ -52,7 +52,7 @@ class Recipe(Record):
     epochs: int = Field(10, ge=0)
     int8_epochs: int = Field(0, ge=0)
     batch_size: int = Field(128, ge=2)
-    learning_rate: float = Field(0.1, gt=0)
+    learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False)
     momentum: float = Field(0.9, gt=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"

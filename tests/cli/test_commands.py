@@ -642,6 +642,8 @@ WRONG = {
     "compress {net} --target generic-x86 --config {here}/switch.yaml": "quick-bench is 1; give true or false",
     "bench {chain}/artifacts/model-fp32.onnx --picture heat": "give a name that ends in .png",
     "score {net} --out {net}/scores.json": "is no folder that you may write into",
+    "score {net} --data {data} --radius nan --out {out}": "Invalid value for '--radius': Input should be",
+    "compress {net} --target generic-x86 --recover-learning-rate inf --out {out}": "Input should be a finite number",
     "compress {net} --target generic-x86 --rounds 10 --out {out}": "--rounds does not go with --strategy one-shot",
     "compress {net} --target generic-x86 --strategy gradual --round-epochs 2 --compensate --out {out}":
         "--compensate does not go with --round-epochs",

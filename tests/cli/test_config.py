@@ -272,6 +272,12 @@ def test_the_command_line_recovers_as_the_library_does_by_default(net: Path) -> 
     assert found.recovery == CompressOptions(checkpoint=net, target="raspberry-pi-4").recovery
 
 
+def test_a_radius_of_a_recipe_may_be_a_fraction(net: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("eps: 4/255\n")
+    found = options_of(net, "--target", "raspberry-pi-4", "--recipe", tmp_path / "recipe.yaml")
+    assert found.recovery.eps == 4 / 255 and found.eps == 8 / 255
+
+
 def test_what_a_recipe_says_is_not_replaced(net: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("method: trades\nepochs: 3\n")
     given = (net, "--target", "raspberry-pi-4", "--recipe", tmp_path / "recipe.yaml", "--recover-epochs", 0)
