@@ -8,6 +8,7 @@ from pathlib import Path
 from fsrp_edge import compute
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.describe import require_ready
+from fsrp_edge.bench.setup import DEFAULT_RUNTIMES
 from fsrp_edge.data.check import pseudo_labelled
 from fsrp_edge.data.images import Dataset, ImageSet
 from fsrp_edge.data.open import open_dataset
@@ -85,10 +86,7 @@ def prepare(options: CompressOptions) -> "Inputs":
     require_possible(requests, target, options)
     epochs = 0 if options.recovery is None else options.recovery.int8_epochs
     require_int8(requests, {"int8-max-drop": options.int8_max_drop is not None, "int8-epochs": epochs > 0})
-    rows = ("recovered", *(f"{one.format} {one.precision}" for one in requests))
-    for text in options.gates:
-        if (row := parse_gate(text).row) not in (None, *rows):
-            raise BadInputError(f"{text}: there will be no row {row!r}; there will be {', '.join(map(repr, rows))}")
+    _require_figures(options.gates, requests)
     device = parse_address(options.bench_on)
     if device.kind != "local":
         require_ready(device, timed_by(target, requests, on_target=True).values())
@@ -124,6 +122,21 @@ def _require_apart(options: CompressOptions, out: Path) -> None:
         raise BadInputError(
             f"--baseline {options.baseline} is the report of {out}, which this run would replace; choose another --out"
         )
+
+
+def _require_figures(gates: Sequence[str], requests: Sequence[ArtifactRequest]) -> None:
+    """Refuse gates on rows that will not be, or on a latency that will not be measured."""
+    rows = {"recovered": False}  # and whether its latency is measured
+    rows |= {f"{one.format} {one.precision}": one.format in DEFAULT_RUNTIMES for one in requests}
+    for text in gates:
+        gate = parse_gate(text)
+        if gate.row not in (None, *rows):
+            raise BadInputError(
+                f"{text}: there will be no row {gate.row!r}; there will be {', '.join(map(repr, rows))}"
+            )
+        timed = any(timed for row, timed in rows.items() if gate.row in (None, row))
+        if gate.metric.startswith(("latency_", "speed_up")) and not timed:
+            raise BadInputError(f"{text}: no latency is measured there, only of {', '.join(DEFAULT_RUNTIMES)} files")
 
 
 def _require_no_accuracy(options: CompressOptions) -> None:
