@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.exporting import ncnn, onnx, saved_model, tflite
@@ -48,6 +50,7 @@ class ExportPlan:
         options: calibration, input and batch.
         calibration: images for int8; never those of the evaluation.
         judged: images that int8 files are held to `options.int8_max_drop` on.
+        pixels: batches of images whose activations fp16 ONNX files have to hold, float32 (N, C, H, W) in [0, 1].
         list_errors: tell for int8 files how much each layer's quantization alone does, also where no drop is given.
         metadata: facts written into ONNX and TFLite files.
         close: whether an int8 file's outputs are close enough to the network's, for `options.int8_max_drop`.
@@ -57,6 +60,7 @@ class ExportPlan:
     options: ExportOptions = DEFAULTS
     calibration: ImageSet | None = None
     judged: ImageSet | None = None
+    pixels: Sequence[Tensor] = ()
     list_errors: bool = False
     metadata: Mapping[str, str] | None = None
     close: Callable[[Path, Artifact], bool] = lambda _path, _artifact: True
@@ -84,7 +88,7 @@ def export_artifacts(
 
     Raises:
         BadInputError: int8 without calibration images, or as for `require_possible`.
-        GateFailedError: an int8 file can't keep to `int8_max_drop`.
+        GateFailedError: an int8 file can't keep to `int8_max_drop`, or an fp16 file can't hold its activations.
         ToolFailedError: an exporter is missing or failed.
     """
     require_possible(requests, plan.target, plan.options)
@@ -177,6 +181,7 @@ def _derive(
     """A file of lower precision from the fp32 file of its format, and its layers' errors where they are asked for."""
     if request.precision in ("fp16", "int8-dynamic"):
         if request.format == "onnx":
+            onnx.require_half_range(source, scratch, plan.pixels)
             return onnx.convert_to_fp16(source, path, metadata=plan.metadata), ()
         return tflite.convert_weights(source, path, request.precision, metadata=plan.metadata), ()
     quantizer = _quantizer(request.format, source, scratch, plan)

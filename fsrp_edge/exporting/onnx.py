@@ -8,17 +8,20 @@ with torch to about 1e-6.
 
 import copy
 import io
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from fsrp_edge import compute
 from fsrp_edge.data.images import ImageSet
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, GateFailedError
 from fsrp_edge.exporting.artifact import OLDEST_INT8_OPSET, Artifact, Precision
 from fsrp_edge.exporting.calibration import Histograms, require_images
 from fsrp_edge.exporting.frozen import as_exported
@@ -37,6 +40,7 @@ INPUT, OUTPUT = "pixels", "logits"
 NEWEST_OPSET = 20
 """The last opset the exporter writes; a device that takes more takes it too."""
 TENSORRT = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True}
+LARGEST_HALF = float(np.finfo(np.float16).max)
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
@@ -103,6 +107,36 @@ def convert_to_fp16(source: Path, path: Path, *, metadata: Mapping[str, str] | N
         half = float16.convert_float_to_float16(model, keep_io_types=True)
         _cast_to_half(half)
         return _write(half, path, "fp16", _opset_of(model), metadata)
+
+
+def require_half_range(source: Path, folder: Path, pixels: Iterable[Tensor]) -> None:
+    """Refuse a network whose activations half precision can't hold.
+
+    Parity would not see it: onnxruntime computes fp16 files in float32 on most processors.
+
+    Args:
+        source: a file that `export_onnx` wrote.
+        folder: for a file that is used here only.
+        pixels: batches of images, float32 (N, C, H, W) in [0, 1]; without any nothing is refused.
+
+    Raises:
+        GateFailedError: an activation is too large; the text tells the largest.
+        ToolFailedError: onnxruntime's calibrator is missing or failed.
+    """
+    images = [image for batch in pixels for image in batch.split(1)]
+    if not images:
+        return
+    with captured_output(f"looking whether fp16 holds {source.name}"):
+        ranges = _calibrated(source, folder / "half.onnx", images, "min-max").items()
+        reached = {name: float(np.abs(found.range_value).max()) for name, found in ranges}
+    # What is infinite in float32, as a mask is, may be so in half precision.
+    beyond = {name: most for name, most in reached.items() if LARGEST_HALF < most < math.inf}
+    if beyond:
+        name = max(beyond, key=beyond.__getitem__)
+        raise GateFailedError(
+            f"fp16 holds numbers up to {LARGEST_HALF:.0f}, and {name} reaches {beyond[name]:.3g}; leave fp16 out with "
+            "--precision"
+        )
 
 
 def _cast_to_half(model: Any) -> None:
@@ -177,7 +211,8 @@ class Int8Quantizer:
         self._ranges = folder / f"{source.stem}-ranges.json"
         with captured_output(f"calibrating {source.name}"):
             calibrate = require("onnxruntime.quantization.calibrate")
-            data = _calibrated(source, folder / "augmented.onnx", calibration, method)
+            images = (pixels for pixels, _ in calibration.tracked(1, f"calibrating {source.name}"))
+            data = _calibrated(source, folder / "augmented.onnx", images, method)
             calibrate.save_tensors_data(data, self._ranges)
 
     def quantize(self, path: Path, *, keep: Sequence[str] = (), only: str | None = None) -> Artifact:
@@ -222,8 +257,8 @@ def _depthwise_weights(model: Any) -> list[str]:
     return [name for name, count in groups.items() if count > 1 and shapes[name][1] == 1]
 
 
-def _calibrated(source: Path, augmented: Path, calibration: ImageSet, method: CalibrationMethod) -> Any:
-    """Ranges of all activations, as onnxruntime's quantizer takes them."""
+def _calibrated(source: Path, augmented: Path, images: Iterable[Tensor], method: CalibrationMethod) -> Any:
+    """Ranges of all activations over images, each float32 (1, C, H, W), as onnxruntime's quantizer takes them."""
     calibrate = require("onnxruntime.quantization.calibrate")
     methods = calibrate.CalibrationMethod
     # For the others, whatever is chosen here only puts every activation among the outputs.
@@ -231,8 +266,7 @@ def _calibrated(source: Path, augmented: Path, calibration: ImageSet, method: Ca
     calibrator = calibrate.create_calibrator(source, None, str(augmented), chosen)
     session = calibrator.infer_session
     given = session.get_inputs()[0]
-    batches = calibration.tracked(1, f"calibrating {source.name}")
-    feeds = ({given.name: onnx_port(given).encode(pixels.numpy())} for pixels, _ in batches)
+    feeds = ({given.name: onnx_port(given).encode(image.numpy())} for image in images)
     if method == "min-max":
         calibrator.collect_data(SimpleNamespace(get_next=lambda: next(feeds, None)))
         return calibrator.compute_data()

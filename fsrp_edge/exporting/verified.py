@@ -73,8 +73,8 @@ def export_verified(
         list_errors: tell for int8 files how much each layer's quantization alone does.
 
     Raises:
-        GateFailedError: a file computes something else than the network, or loses more than `options.int8_max_drop`;
-            nothing is published.
+        GateFailedError: a file computes something else than the network, loses more than `options.int8_max_drop`, or
+            is of fp16 and can't hold the activations; nothing is published.
         ToolFailedError: an exporter is missing or failed.
     """
     network = frozen_copy(classifier)
@@ -86,6 +86,7 @@ def export_verified(
         options=options,
         calibration=calibration,
         judged=images,
+        pixels=[first for first, *_ in reference.batches.values()],
         list_errors=list_errors,
         metadata=facts_of(network, digest, calibration, target, options),
         close=lambda path, artifact: all(check.passed for check in reference.check(path, artifact)),

@@ -58,6 +58,20 @@ def test_impossible_wishes_are_refused_before_the_work(classifier: Classifier, t
     assert not list(tmp_path.iterdir())
 
 
+def test_fp16_that_would_overflow_is_refused_though_the_file_agrees_here(images: ImageSet, tmp_path: Path) -> None:
+    first, second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+    second.weight.data *= 1e6
+    head = nn.Linear(4, 5)
+    head.weight.data *= 1e-6
+    large = nn.Sequential(first, nn.ReLU(), second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    network = as_classifier(large, shape=(3, 48, 64), classes=5)
+    given = {"target": load_target("jetson-nano"), "calibration": images, "images": images}
+    with pytest.raises(GateFailedError, match=r"^fp16 holds numbers up to 65504, and \S+ reaches \d.*; leave fp16"):
+        export_verified(network, [ArtifactRequest("onnx", "fp16")], tmp_path / "files", **given)
+    assert not list(tmp_path.iterdir())
+    export_verified(network, [ArtifactRequest("onnx", "fp32")], tmp_path / "files", **given)
+
+
 @pytest.mark.parametrize(
     ("target", "format_", "reason"),
     [("jetson-nano", "onnx", "TensorRT 8.2 of jetson-nano takes no uint8 input"), ("coral-usb", "tflite", "no CAST")],
