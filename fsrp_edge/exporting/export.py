@@ -142,6 +142,12 @@ def require_possible(requests: Sequence[ArtifactRequest], target: Target, option
                 f"{', '.join(lacking)} has no {option.replace('_', ' ')} here; allowed with: "
                 f"{', '.join(sorted(having))}. Name the formats with --format"
             )
+    few = any(runtime.name == "litert" and runtime.operators for runtime in target.runtimes)
+    if options.int8_max_drop is not None and few and ArtifactRequest("tflite", "int8") in requests:
+        raise BadInputError(
+            f"{target.name} takes 8-bit operators only, and --int8-max-drop keeps layers in float: all behind the "
+            "first of them would run on the CPU; leave it out, or recover with --int8-epochs"
+        )
     if options.uint8_input:
         _require_uint8_input(target, {request.format for request in requests})
 

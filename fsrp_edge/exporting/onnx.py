@@ -247,14 +247,14 @@ class Int8Quantizer:
 
 
 def _depthwise_weights(model: Any) -> list[str]:
-    """Names of the weights of convolutions whose filters read one channel of several."""
+    """Names of the weights of convolutions whose filters read one channel of several; not of computed weights."""
     shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     groups = {
         node.input[1]: next((one.i for one in node.attribute if one.name == "group"), 1)
         for node in model.graph.node
         if node.op_type == "Conv"
     }
-    return [name for name, count in groups.items() if count > 1 and shapes[name][1] == 1]
+    return [name for name, count in groups.items() if count > 1 and name in shapes and shapes[name][1] == 1]
 
 
 def _calibrated(source: Path, augmented: Path, images: Iterable[Tensor], method: CalibrationMethod) -> Any:

@@ -84,6 +84,14 @@ def test_bytes_are_not_given_to_what_cannot_take_them(target: str, format_: Any,
     require_possible([ArtifactRequest("onnx", "fp32")], load_target("jetson-xavier-nx"), bytes_in)
 
 
+def test_layers_in_float_are_not_given_to_what_takes_8_bits_only() -> None:
+    within, int8 = ExportOptions(int8_max_drop=1), [ArtifactRequest("tflite", "int8")]
+    with pytest.raises(BadInputError, match="coral-usb takes 8-bit operators only, and --int8-max-drop"):
+        require_possible(int8, load_target("coral-usb"), within)
+    require_possible(int8, load_target("coral-usb"), ExportOptions())
+    require_possible(int8, load_target("raspberry-pi-4"), within)
+
+
 def test_smoke_test_passes_a_good_network_and_stops_one_that_cannot_be_exported(
     classifier: Classifier,
 ) -> None:

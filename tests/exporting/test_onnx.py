@@ -272,3 +272,20 @@ def test_seven_bits_are_for_all_weights_but_those_of_depthwise_convolutions(
     tensors = [onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "int8.onnx").graph.initializer]
     largest = {one.shape: np.abs(one.astype(int)).max() for one in tensors if one.dtype == np.int8 and one.ndim > 1}
     assert largest == {(13, 3, 3, 3): 64, (13, 1, 3, 3): 127, (37, 13, 3, 1): 64, (5, 74): 64}
+
+
+def test_weights_that_are_computed_do_not_stop_seven_bits(images: ImageSet, tmp_path: Path) -> None:
+    class Dynamic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.filters, self.head = nn.Linear(3, 27), nn.Linear(3, 5)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            weight = self.filters(images.mean((0, 2, 3))).view(3, 1, 3, 3)
+            logits: torch.Tensor = self.head(nn.functional.conv2d(images, weight, groups=3).mean((2, 3)))
+            return logits
+
+    dense = as_classifier(Dynamic(), shape=(3, 48, 64), classes=5)
+    export_onnx(dense, tmp_path / "fp32.onnx", opset=13, ir_version=7)
+    given = {"activation": "uint8", "weight_bits": 7, "calibration": images.first(4)}
+    assert quantize_to_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", **given).precision == "int8"
