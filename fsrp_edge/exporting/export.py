@@ -207,12 +207,14 @@ def _quantizer(format_: Format, source: Path, scratch: Path, plan: ExportPlan) -
     calibration, method = require_images(plan.calibration), plan.options.calibration_method
     if format_ == "tflite":
         return tflite.Int8Quantizer(source, calibration=calibration, method=method, metadata=plan.metadata)
+    choices, for_tensorrt = plan.target.choices, takes_tensorrt(plan.target)
     return onnx.Int8Quantizer(
         source,
         scratch,
-        activation=plan.target.choices.int8_activation.value,
-        weight_bits=plan.target.choices.int8_weight_bits.value,
-        for_tensorrt=takes_tensorrt(plan.target),
+        # What a profile says of its CPU, as one that extends a PC's does, is nothing to TensorRT.
+        activation="int8" if for_tensorrt else choices.int8_activation.value,
+        weight_bits=8 if for_tensorrt else choices.int8_weight_bits.value,
+        for_tensorrt=for_tensorrt,
         calibration=calibration,
         method=method,
         metadata=plan.metadata,

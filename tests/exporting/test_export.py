@@ -3,6 +3,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -90,6 +92,20 @@ def test_layers_in_float_are_not_given_to_what_takes_8_bits_only() -> None:
         require_possible(int8, load_target("coral-usb"), within)
     require_possible(int8, load_target("coral-usb"), ExportOptions())
     require_possible(int8, load_target("raspberry-pi-4"), within)
+
+
+def test_tensorrt_on_a_pc_gets_an_int8_file_that_it_takes(
+    classifier: Classifier, images: ImageSet, tmp_path: Path
+) -> None:
+    pc = "name: pc\ndescription: a PC with a GPU\nextends: generic-x86\nruntimes: [{name: tensorrt, runs_on: gpu}]\n"
+    (tmp_path / "pc.yaml").write_text(pc)
+    plan = ExportPlan(load_target(str(tmp_path / "pc.yaml")), calibration=images.first(4))
+    export_artifacts(classifier, [ArtifactRequest("onnx", "int8")], tmp_path, plan)
+    graph = onnx.load(tmp_path / "model-int8.onnx").graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    zeros = [constants[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert zeros and all(each.dtype == np.int8 and not each.any() for each in zeros)
+    assert not onnx.load(tmp_path / "model-int8.onnx").metadata_props, "all 8 bits"
 
 
 def test_smoke_test_passes_a_good_network_and_stops_one_that_cannot_be_exported(
