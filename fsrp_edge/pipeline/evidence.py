@@ -65,7 +65,8 @@ def picture(
     images = run.attacked_images().first(by_input_size(run.dense.spec, 100, 32))
     dense, seed, criterion = run.dense, run.options.seed, run.options.criterion
     eps = run.options.eps if run.options.attacks else 0.0
-    onnx = next((artifact for artifact in artifacts if artifact.format == "onnx"), None)
+    # An estimate knows files of one precision.
+    onnx = next((each for each in artifacts if each.format == "onnx" and not each.kept_in_float), None)
     runtime = timed_by(run.target, run.requests, on_target=True).get("onnx")
     breakdown = break_down(run.path(onnx.path), run.target, onnx.precision, runtime) if onnx else None
 

@@ -109,7 +109,10 @@ def bench(run: Run, exports: Sequence[Exported]) -> dict[Path, Latency]:
 def estimates(
     place: Workplace, classifier: Classifier, artifacts: Sequence[Artifact], folder: Path
 ) -> dict[Path, EstimatedLatency]:
-    """Latency of a network's files in `folder` on the target, where it is measured elsewhere; not of every file."""
+    """Latency of a network's files in `folder` on the target, where it is measured elsewhere; not of every file.
+
+    Nor of int8 files with layers in float: costs are known of whole networks in one precision.
+    """
     if place.on_target:
         return {}
     counted = next((artifact.path for artifact in artifacts if artifact.name == "onnx fp32"), None)
@@ -120,6 +123,8 @@ def estimates(
     runtimes = timed_by(place.target, place.requests, on_target=True)
     found = {}
     for artifact in artifacts:
+        if artifact.kept_in_float:
+            continue
         with contextlib.suppress(BadInputError, KeyError):  # nothing is known of a runtime that takes it
             runtime = runtimes[artifact.format]
             estimated = estimate(graph, place.target, precision=artifact.precision, runtime=runtime)

@@ -161,6 +161,10 @@ def notes(report: RunReport) -> list[str]:
             f"{' and '.join(timed)}: judged by the device that was timed, not by {report.request.target.name}; for the "
             "time there give --bench-on, or the budget --latency, which is judged by the estimate"
         )
+    for artifact in report.artifacts:
+        if kept := artifact.kept_in_float:
+            layers = "1 layer is" if len(kept) == 1 else f"{len(kept)} layers are"
+            found.append(f"{artifact.name}: {layers} in float, to keep its accuracy: {', '.join(kept)}")
     for row in report.ledger:
         for accuracy in row.accuracies:
             found += [f"{row.name}, {column_of(accuracy).title}: {text}" for text in accuracy.warnings]

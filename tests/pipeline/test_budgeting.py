@@ -79,9 +79,11 @@ def test_files_are_estimated_on_a_target_that_nothing_is_measured_on(run_report:
     _, tflite = run_report.artifacts
     of_tensorflow = tflite.model_copy(update={"format": "saved_model", "path": Path("artifacts/model")})
 
+    mixed = tflite.model_copy(update={"precision": "int8", "path": Path("mixed.tflite"), "kept_in_float": ("head",)})
+
     def found(target: str, device: str) -> dict[Path, EstimatedLatency]:
         place = Workplace(load_target(target), requests, parse_address(device), 1, images)
-        return estimates(place, network, (tflite, of_tensorflow), Path())
+        return estimates(place, network, (tflite, of_tensorflow, mixed), Path())
 
     ((path, estimate),) = found("raspberry-pi-4", "local").items()
     assert (path, estimate.runtime, estimate.threads) == (tflite.path, "litert", 4)

@@ -91,6 +91,13 @@ def test_an_invalid_latency_says_why(run_report: RunReport) -> None:
     assert "tflite int8, latency (litert, 1 thread) is not valid: the CPU was throttled" in markdown
 
 
+def test_layers_in_float_are_named(run_report: RunReport) -> None:
+    *others, last = run_report.artifacts
+    mixed = last.model_copy(update={"kept_in_float": ("stem", "head")})
+    markdown = render_markdown(run_report.model_copy(update={"artifacts": (*others, mixed)}))
+    assert f"{last.name}: 2 layers are in float, to keep its accuracy: stem, head" in markdown
+
+
 def test_what_is_estimated_says_so(run_report: RunReport, estimated_report: RunReport) -> None:
     assert "stimated for" not in render_markdown(run_report)
     markdown = render_markdown(estimated_report)
