@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fsrp_edge import progress
+from fsrp_edge import distributed, progress
 from fsrp_edge.data.images import Dataset, ImageSet
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.files import sha256_json
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
@@ -114,7 +114,8 @@ def recover(
         held-out images.
 
     Raises:
-        BadInputError, ToolFailedError: as `train` does; teacher and recipe that disagree are told before anything is
+        BadInputError, ToolFailedError: as `train` does, but epochs for int8 after others leave what these made (where
+            processes share the work, they raise too); teacher and recipe that disagree are told before anything is
             computed.
     """
     if recipe is not None:
@@ -142,11 +143,18 @@ def recover(
     unfinished = int8_checkpoint(checkpoint) if checkpoint else None
     gentle = recipe.for_int8()
     trained = sha256_json([origin, recipe.model_dump(mode="json")])  # `gentle` does not say how it was before
-    with rounded_to_int8(pruned), _Trial(pruned, held_out, gentle, seed).step(operator.gt) as tuning:
-        tuned = train(
-            pruned, learnt, held_out, gentle, seed=seed, teacher=teacher, checkpoint=unfinished, origin=trained
-        )
-        tuning.merit = merit_of(tuned.best, gentle)
+    try:
+        with rounded_to_int8(pruned), _Trial(pruned, held_out, gentle, seed).step(operator.gt) as tuning:
+            tuned = train(
+                pruned, learnt, held_out, gentle, seed=seed, teacher=teacher, checkpoint=unfinished, origin=trained
+            )
+            tuning.merit = merit_of(tuned.best, gentle)
+    except ToolFailedError as error:
+        if not recipe.epochs or distributed.processes()[1] > 1:  # nothing to keep; others would go on without this one
+            raise
+        progress.log(f"epochs for int8: {error}; the network before them is kept")
+        pruned.eval()
+        return result
     done = len(result.history)
     history = (record.model_copy(update={"epoch": done + record.epoch}) for record in tuned.history)
     best = done + tuned.best_epoch if tuning.kept else result.best_epoch
@@ -189,10 +197,14 @@ class _Trial:
 
     @contextmanager
     def step(self, better: Better) -> Iterator[_Step]:
-        """Undo what the block does to the network's values unless its merit is better then."""
+        """Undo what the block does to the network's values unless its merit is better then, or it fails."""
         before, merit = copy.deepcopy(self.network.state_dict()), self.merit or self._measured()
         step = _Step()
-        yield step
+        try:
+            yield step
+        except ToolFailedError:
+            self.network.load_state_dict(before)
+            raise
         reached = step.merit or self._measured()
         step.kept = better(reached, merit)
         self.merit = reached if step.kept else merit

@@ -7,7 +7,7 @@ import torch
 
 from fsrp_edge.data.embedded import digits
 from fsrp_edge.data.images import Dataset
-from fsrp_edge.errors import BadInputError
+from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.models.classifier import ModelSpec
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training import checkpoint as checkpoints
@@ -256,6 +256,21 @@ def test_passes_for_int8_come_last_and_leave_a_network_as_its_factory_builds_it(
         Recipe(epochs=0)
     with pytest.raises(BadInputError, match="fsrp-edge recover's"):
         train_dense("cifar:resnet20", "digits", recipe, classes=10, input_size=32, seed=0)
+
+
+def test_passes_for_int8_that_diverge_leave_the_recovery_before_them(
+    digit_sets, small_cnn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(method="natural", epochs=2, batch_size=50, learning_rate=0.05)
+    before = weights_sha256(recover(small_cnn(), digit_sets[0], recipe, seed=1).classifier)
+    wild = recipe.for_int8().model_copy(update={"epochs": 1, "learning_rate": 1e30})
+    monkeypatch.setattr(Recipe, "for_int8", lambda _: wild)
+    then = recipe.model_copy(update={"int8_epochs": 1})
+    result = recover(small_cnn(), digit_sets[0], then, seed=1)
+    assert weights_sha256(result.classifier) == before and not result.classifier.training
+    assert [record.epoch for record in result.history] == [1, 2] and result.best_epoch > 0
+    with pytest.raises(ToolFailedError, match="diverged"):  # nothing was recovered before
+        recover(small_cnn(), digit_sets[0], then.model_copy(update={"epochs": 0}), seed=1)
 
 
 @pytest.mark.parametrize("saves", [1, 3])
