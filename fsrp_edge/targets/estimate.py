@@ -95,7 +95,7 @@ def estimate(
         milliseconds=total,
         interval=(total / device.factor, total * device.factor),
         calibrated=device.calibrated,
-        basis=device.basis,
+        basis=device.basis + (f"; layers in float, counted as int8: {graph.in_float}" if graph.in_float else ""),
         runtime=device.runtime,
         threads=device.threads,
         precision=precision,

@@ -29,6 +29,7 @@ _GATES = {"Sigmoid", "HardSigmoid"}
 _FREE = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast"}
 """Runtimes do these by renaming a buffer."""
 _QUANTIZERS = {"QuantizeLinear", "DequantizeLinear"}
+_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _STANDARD = {"", "ai.onnx"}
 """Domains whose operators are known."""
 _UNCOUNTED = {
@@ -118,6 +119,7 @@ class GraphCost:
         buffers: all activations.
         batch: images that the file takes at once, which all of this is for.
         half: whether its weights are in half precision.
+        in_float: layers of a quantized graph whose weights are not.
     """
 
     operators: tuple[Operator, ...]
@@ -128,6 +130,7 @@ class GraphCost:
     buffers: tuple[Buffer, ...] = ()
     batch: int = 1
     half: bool = False
+    in_float: int = 0
 
     @property
     def macs(self) -> int:
@@ -182,7 +185,10 @@ def _walked(model: Any, transposes: Mapping[str, str]) -> GraphCost:
     for node in graph.node:
         walk.visit(node)
     half = any(tensor.data_type == require("onnx").TensorProto.FLOAT16 for tensor in graph.initializer)
-    return replace(walk.finish({value.name for value in graph.output}), batch=batch, half=half)
+    # Weights in 8 bits stand behind a node that dequantizes them.
+    floats = {tensor.name for tensor in graph.initializer} if walk.quantized else set()
+    in_float = sum(node.op_type in _WEIGHTED and node.input[1] in floats for node in graph.node)
+    return replace(walk.finish({value.name for value in graph.output}), batch=batch, half=half, in_float=in_float)
 
 
 def _batch(graph: Any) -> int:
@@ -287,7 +293,7 @@ class _Walk:
         data = [name for name in data if name in self.shapes]
         self.quantized |= kind in _QUANTIZERS
         if not data or not self._size(node.output[0]):
-            if kind in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            if kind in _WEIGHTED:
                 raise _UnknownShape(
                     f"the shape of {node.output[0]!r} ({kind}) cannot be told; export the file with fixed input sizes"
                 )

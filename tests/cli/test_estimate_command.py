@@ -1,14 +1,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
 
 from fsrp_edge.cli import cli
+from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.errors import BadInputError
-from fsrp_edge.exporting.onnx import convert_to_fp16
+from fsrp_edge.exporting.onnx import Int8Quantizer, convert_to_fp16
 from fsrp_edge.models.registry import build
 from fsrp_edge.targets.work import BYTES
 
@@ -67,6 +69,16 @@ def test_a_file_in_half_precision_is_estimated_in_fp32_where_only_that_is_known(
     assert (found["precision"], found["calibrated"]) == ("fp32", True)
     asked = CliRunner().invoke(cli, [*arguments, "--precision", "fp16"])
     assert isinstance(asked.exception, BadInputError) and "nothing was published for litert" in str(asked.exception)
+
+
+def test_layers_in_float_of_an_int8_file_are_told(model: Path, tmp_path: Path) -> None:
+    images = ImageSet.of("gray", ArraySource(np.full((2, 3, 32, 32), 127, np.uint8)), torch.zeros(2))
+    quantizer = Int8Quantizer(model, tmp_path, activation="int8", calibration=images)
+    arguments = ["estimate", str(tmp_path / "int8.onnx"), "--target", "raspberry-pi-4", "--json"]
+    for keep, told in (((), False), (quantizer.layers[:1], True)):
+        quantizer.quantize(tmp_path / "int8.onnx", keep=keep)
+        found = json.loads(CliRunner().invoke(cli, arguments).stdout)
+        assert found["precision"] == "int8" and ("; layers in float, counted as int8: 1" in found["basis"]) == told
 
 
 def test_json_adds_up(model: Path) -> None:
