@@ -31,6 +31,9 @@ def recover(
 ) -> None:
     """Fine-tune a pruned network. An interrupted run goes on where it stopped.
 
+    Epochs for int8 round weights to 8 bits. Those of `compress` know the target, whose ONNX files may have 7, as on
+    generic-x86.
+
     \b
     fsrp-edge recover pruned.safetensors --data cifar-10-batches-bin --recover-epochs 10
     fsrp-edge recover pruned.safetensors --teacher resnet20.th

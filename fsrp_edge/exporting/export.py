@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -207,18 +208,25 @@ def _quantizer(format_: Format, source: Path, scratch: Path, plan: ExportPlan) -
     calibration, method = require_images(plan.calibration), plan.options.calibration_method
     if format_ == "tflite":
         return tflite.Int8Quantizer(source, calibration=calibration, method=method, metadata=plan.metadata)
-    choices, for_tensorrt = plan.target.choices, takes_tensorrt(plan.target)
+    for_tensorrt = takes_tensorrt(plan.target)
     return onnx.Int8Quantizer(
         source,
         scratch,
         # What a profile says of its CPU, as one that extends a PC's does, is nothing to TensorRT.
-        activation="int8" if for_tensorrt else choices.int8_activation.value,
-        weight_bits=8 if for_tensorrt else choices.int8_weight_bits.value,
+        activation="int8" if for_tensorrt else plan.target.choices.int8_activation.value,
+        weight_bits=int8_weight_bits([ArtifactRequest("onnx", "int8")], plan.target),
         for_tensorrt=for_tensorrt,
         calibration=calibration,
         method=method,
         metadata=plan.metadata,
     )
+
+
+def int8_weight_bits(requests: Sequence[ArtifactRequest], target: Target) -> Literal[7, 8]:
+    """The fewest bits that weights have in the int8 files asked for, but those of depthwise convolutions."""
+    if ArtifactRequest("onnx", "int8") not in requests or takes_tensorrt(target):
+        return 8
+    return target.choices.int8_weight_bits.value
 
 
 def _accuracy(path: Path, images: ImageSet) -> float:

@@ -15,7 +15,7 @@ from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.paired import since_dense
 from fsrp_edge.evaluation.results import Judged
-from fsrp_edge.exporting.export import smoke_test
+from fsrp_edge.exporting.export import int8_weight_bits, smoke_test
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
@@ -220,7 +220,9 @@ def choose_recipe(run: Run, dense: Sequence[Judged]) -> Recipe | None:
 
 def recover_network(run: Run, pruned: Classifier, recipe: Recipe | None) -> tuple[Classifier, Recovery | None]:
     """recovered.safetensors: the network after fine-tuning, and how that went."""
-    inputs = {"weights": weights_sha256(pruned), "recipe": recipe}
+    inputs: dict[str, Any] = {"weights": weights_sha256(pruned), "recipe": recipe}
+    if recipe is not None and recipe.int8_epochs:
+        inputs["int8 weight bits"] = int8_weight_bits(run.requests, run.target)
 
     def work() -> Recovery:
         result = _recover(run, pruned, recipe, run.unfinished("recover", inputs, ".pt"))
@@ -244,6 +246,7 @@ def _recover(run: Run, pruned: Classifier, recipe: Recipe | None, checkpoint: Pa
         seed=run.options.seed,
         teacher=run.dense if recipe is not None and recipe.needs_teacher else None,
         checkpoint=checkpoint,
+        int8_weight_bits=int8_weight_bits(run.requests, run.target),
     )
 
 

@@ -7,7 +7,7 @@ scales its steps alike.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +16,26 @@ from torch.nn.utils import parametrize
 
 from fsrp_edge.models.maps import first_argument
 
+WeightBits = Literal[7, 8]
 TINY = torch.finfo(torch.float32).tiny
 
 
 class RoundedWeight(nn.Module):
-    """Symmetric int8 per output channel; gradients pass as if nothing were rounded."""
+    """Symmetric int8 per output channel; gradients pass as if nothing were rounded.
+
+    Args:
+        most: the integer that the largest weight of a channel becomes.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
 
     def forward(self, weight: Tensor) -> Tensor:
-        """A weight (outputs, …) rounded to 255 steps a channel."""
-        scale = (weight.detach().flatten(1).abs().amax(1) / 127).clamp(min=TINY)
+        """A weight (outputs, …) rounded to `most` steps a channel on either side of 0."""
+        scale = (weight.detach().flatten(1).abs().amax(1) / self.most).clamp(min=TINY)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -127, 127)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -self.most, self.most)
 
 
 def rounded_activation(values: Tensor) -> Tensor:
@@ -39,11 +48,15 @@ def rounded_activation(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def rounded_to_int8(network: nn.Module) -> Iterator[None]:
+def rounded_to_int8(network: nn.Module, weight_bits: WeightBits = 8) -> Iterator[None]:
     """Round the weights and inputs of all convolutions and linear layers inside the block.
 
     Layers that compute their weight from other tensors (a parametrization, or the hook of an old weight norm) are left
     as they are. Batch norm keeps its statistics there, also in training mode: files have nothing else.
+
+    Args:
+        network: it is changed inside the block only.
+        weight_bits: how many of the weights' 8 bits the files use, but for depthwise convolutions.
     """
     layers = [
         module
@@ -52,7 +65,8 @@ def rounded_to_int8(network: nn.Module) -> Iterator[None]:
     ]
     hooks = [network.register_forward_pre_hook(lambda module, _: _keep_statistics(module))]
     for layer in layers:
-        parametrize.register_parametrization(layer, "weight", RoundedWeight())
+        most = 64 if weight_bits == 7 and not _is_depthwise(layer) else 127
+        parametrize.register_parametrization(layer, "weight", RoundedWeight(most))
         hooks.append(layer.register_forward_pre_hook(_round_what_is_read, with_kwargs=True))
     try:
         yield
@@ -61,6 +75,10 @@ def rounded_to_int8(network: nn.Module) -> Iterator[None]:
             hook.remove()
         for layer in layers:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+
+
+def _is_depthwise(layer: nn.Conv2d | nn.Linear) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.weight.shape[1] == 1
 
 
 def _round_what_is_read(

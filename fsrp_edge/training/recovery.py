@@ -15,7 +15,7 @@ from fsrp_edge.files import sha256_json
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.training.batchnorm import has_batch_norm, recalibrate_batch_norm
-from fsrp_edge.training.int8 import rounded_to_int8
+from fsrp_edge.training.int8 import WeightBits, rounded_to_int8
 from fsrp_edge.training.loop import Merit, TrainingResult, held_out_merit, merit_of, train
 from fsrp_edge.training.recipe import Recipe
 
@@ -94,6 +94,7 @@ def recover(
     seed: int,
     teacher: Classifier | None = None,
     checkpoint: Path | None = None,
+    int8_weight_bits: WeightBits = 8,
 ) -> TrainingResult:
     """Recover a pruned network in place.
 
@@ -106,6 +107,7 @@ def recover(
         teacher: the dense network, for a recipe that needs a teacher.
         checkpoint: of the fine-tuning, rewritten after each epoch and continued from; that for int8 is beside it (see
             `int8_checkpoint`). Both stay, for the caller to remove once the network is saved.
+        int8_weight_bits: of the files that epochs for int8 are for.
 
     Returns:
         The recovered network with the history of its epochs (empty without fine-tuning), those for int8 after the
@@ -142,9 +144,13 @@ def recover(
         return result
     unfinished = int8_checkpoint(checkpoint) if checkpoint else None
     gentle = recipe.for_int8()
-    trained = sha256_json([origin, recipe.model_dump(mode="json")])  # `gentle` does not say how it was before
+    # `gentle` does not say how it was before.
+    trained = sha256_json([origin, recipe.model_dump(mode="json"), int8_weight_bits])
     try:
-        with rounded_to_int8(pruned), _Trial(pruned, held_out, gentle, seed).step(operator.gt) as tuning:
+        with (
+            rounded_to_int8(pruned, int8_weight_bits),
+            _Trial(pruned, held_out, gentle, seed).step(operator.gt) as tuning,
+        ):
             tuned = train(
                 pruned, learnt, held_out, gentle, seed=seed, teacher=teacher, checkpoint=unfinished, origin=trained
             )

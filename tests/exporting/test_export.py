@@ -11,7 +11,14 @@ from torch import nn
 
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.errors import BadInputError, GateFailedError, ToolFailedError
-from fsrp_edge.exporting.export import ArtifactRequest, ExportPlan, export_artifacts, require_possible, smoke_test
+from fsrp_edge.exporting.export import (
+    ArtifactRequest,
+    ExportPlan,
+    export_artifacts,
+    int8_weight_bits,
+    require_possible,
+    smoke_test,
+)
 from fsrp_edge.exporting.ncnn import export_ncnn
 from fsrp_edge.exporting.options import ExportOptions
 from fsrp_edge.exporting.verified import export_verified
@@ -106,6 +113,13 @@ def test_tensorrt_on_a_pc_gets_an_int8_file_that_it_takes(
     zeros = [constants[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
     assert zeros and all(each.dtype == np.int8 and not each.any() for each in zeros)
     assert not onnx.load(tmp_path / "model-int8.onnx").metadata_props, "all 8 bits"
+
+
+def test_weights_have_the_fewest_bits_of_the_int8_files_asked_for() -> None:
+    onnx_file, tflite = ArtifactRequest("onnx", "int8"), ArtifactRequest("tflite", "int8")
+    x86, arm = load_target("generic-x86"), load_target("raspberry-pi-4")
+    bits = [int8_weight_bits(*given) for given in (([onnx_file, tflite], x86), ([tflite], x86), ([onnx_file], arm))]
+    assert bits == [7, 8, 8]
 
 
 def test_smoke_test_passes_a_good_network_and_stops_one_that_cannot_be_exported(

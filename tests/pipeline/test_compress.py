@@ -27,7 +27,7 @@ from fsrp_edge.models.saved import weights_sha256
 from fsrp_edge.pipeline.compress import CompressResult, compress
 from fsrp_edge.pipeline.evidence import break_down
 from fsrp_edge.pipeline.inputs import Inputs, choose_artifacts, load_data, prepare
-from fsrp_edge.pipeline.networks import _prune_in_rounds
+from fsrp_edge.pipeline.networks import _prune_in_rounds, recover_network
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.pipeline.rundir import RunDirectory, StageRecord
@@ -543,6 +543,17 @@ def test_a_recovery_whose_record_could_not_be_written_is_not_trained_again(
     recovery = again(**changed).report.recovery
     assert recovery is not None and recovery.epochs == 2
     assert not list(again.directory.glob("*.unfinished*"))
+
+
+def test_epochs_for_int8_round_weights_as_the_files_that_are_made(options: CompressOptions, tmp_path: Path) -> None:
+    recipe, losses = Recipe(method="natural", epochs=0, int8_epochs=1, batch_size=32, learning_rate=0.02), {}
+    for precision in ("fp32", "int8"):  # none has 7 bits, one has
+        update = {"out": tmp_path / precision, "recovery": recipe, "formats": ("onnx",), "precisions": (precision,)}
+        inputs = prepare(options.model_copy(update=update))
+        run = Run(**vars(inputs), directory=RunDirectory(tmp_path / precision))
+        _, recovery = recover_network(run, run.dense, recipe)
+        losses[precision] = recovery and recovery.history[0]["loss"]
+    assert losses["fp32"] != losses["int8"]
 
 
 def test_rounds_of_another_plan_start_anew(

@@ -66,19 +66,30 @@ def test_layers_that_are_called_by_name_are_rounded_alike() -> None:
         assert torch.equal(network(features), network.layer(features))
 
 
-@pytest.mark.parametrize("activation", ["uint8", "int8"])
-def test_it_computes_what_an_int8_file_computes(digit_sets, small_cnn, tmp_path: Path, activation: str) -> None:
+def test_seven_bits_are_for_all_weights_but_those_of_depthwise_convolutions() -> None:
+    network = nn.Sequential(nn.Conv2d(6, 6, 5), nn.Conv2d(6, 6, 5, groups=6), nn.Conv2d(6, 6, 5, groups=2))
+    with rounded_to_int8(network, 7):
+        steps = [layer.weight[0].abs().max() / layer.weight[0].unique().diff().min() for layer in network]
+    assert [round(float(each)) for each in steps] == [64, 127, 64]
+
+
+@pytest.mark.parametrize(("activation", "bits"), [("uint8", 8), ("int8", 8), ("uint8", 7)])
+def test_it_computes_what_an_int8_file_computes(
+    digit_sets, small_cnn, tmp_path: Path, activation: Any, bits: Any
+) -> None:
     """Where eight bits hurt, they hurt both alike: large weights of a channel that is always 0 leave the others few."""
     network, images = small_cnn().eval(), digit_sets[0].first(64)
     widen(network, 50)
     export_onnx(network, tmp_path / "m.onnx", opset=13, ir_version=7)
-    quantizer = Int8Quantizer(tmp_path / "m.onnx", tmp_path, activation=activation, calibration=images)
+    quantizer = Int8Quantizer(
+        tmp_path / "m.onnx", tmp_path, activation=activation, weight_bits=bits, calibration=images
+    )
     quantizer.quantize(tmp_path / "int8.onnx")
     pixels, _ = next(images.batches(64))
     file = open_session(tmp_path / "int8.onnx").run(pixels.numpy())
     with torch.no_grad():
         exact = network(pixels).numpy()
-        with rounded_to_int8(network):
+        with rounded_to_int8(network, bits):
             rounded = network(pixels).numpy()
     assert np.abs(file - rounded).mean() < 0.2 * np.abs(file - exact).mean()
 
