@@ -134,8 +134,8 @@ def require_half_range(source: Path, folder: Path, pixels: Iterable[Tensor]) -> 
     if beyond:
         name = max(beyond, key=beyond.__getitem__)
         raise GateFailedError(
-            f"fp16 holds numbers up to {LARGEST_HALF:.0f}, and {name} reaches {beyond[name]:.3g}; leave fp16 out with "
-            "--precision"
+            f"fp16 holds numbers up to {LARGEST_HALF:.0f}, and {name} reaches {beyond[name]:.3g}; name other "
+            "precisions with --precision"
         )
 
 
