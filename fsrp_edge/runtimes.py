@@ -1,7 +1,6 @@
 """Runs artifacts on this machine: pixels in, logits out, whatever layout, batch size and types a file has."""
 
 import importlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 Runtime = Literal["onnxruntime", "litert", "tensorflow", "ncnn"]
 Layout = Literal["NCHW", "NHWC"]
-ALL_CORES = os.cpu_count() or 1
-"""Threads where outputs count and time does not."""
 
 RUNTIMES: dict[str, tuple[Runtime, ...]] = {
     ".onnx": ("onnxruntime",),
@@ -39,6 +36,13 @@ LAYOUTS: dict[str, Layout] = {
     ".ncnn": "NCHW",
 }
 """Axis order of the images that this package's files take."""
+
+
+def all_cores() -> int:
+    """Threads where outputs count and time does not: torch's, which heed OMP_NUM_THREADS and the cores we may use."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def require(module: str) -> ModuleType:

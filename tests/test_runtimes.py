@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from fsrp_edge.errors import BadInputError, ToolFailedError
-from fsrp_edge.runtimes import Port, open_session, require
+from fsrp_edge.runtimes import Port, all_cores, open_session, require
 
 
 def write_mean_over_width(path: Path, batch: int | str) -> None:
@@ -166,3 +167,13 @@ def test_signals_wait_for_an_import_to_end(name: str, tmp_path: Path, monkeypatc
     finally:
         signal.signal(number, before)
     assert sys.modules[module].DONE
+
+
+def test_files_get_the_threads_that_torch_has() -> None:
+    """More than the cores we may use wait for one another: 64 threads on one core took 68 times as long as one."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        assert all_cores() == before + 1
+    finally:
+        torch.set_num_threads(before)

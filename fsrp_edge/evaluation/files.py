@@ -21,7 +21,7 @@ from fsrp_edge.evaluation.results import Evaluation
 from fsrp_edge.evaluation.standing import Verdicts, attack_standing
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.runtimes import ALL_CORES, open_session
+from fsrp_edge.runtimes import all_cores, open_session
 
 TRANSFER_STEPS = 20
 QUERIES = 500
@@ -61,7 +61,7 @@ def evaluate_files(
         ToolFailedError: a runtime is not installed or refuses its file.
     """
     # All of them before the long attacks on any: what is no such file is told at once.
-    predicts = {path: open_session(path, threads=ALL_CORES).predict for path in files}
+    predicts = {path: open_session(path, threads=all_cores()).predict for path in files}
     clean = {path: clean_accuracy(predict, images) for path, predict in predicts.items()}
     if eps == 0 or not files:
         return {path.name: (evaluation,) for path, evaluation in clean.items()}

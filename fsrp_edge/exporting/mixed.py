@@ -12,7 +12,7 @@ from fsrp_edge.errors import GateFailedError
 from fsrp_edge.exporting.artifact import Artifact
 from fsrp_edge.progress import log, track
 from fsrp_edge.records import Record
-from fsrp_edge.runtimes import open_session
+from fsrp_edge.runtimes import all_cores, open_session
 
 SENSITIVITY_IMAGES = 32
 TOLD = 3
@@ -48,13 +48,13 @@ def layer_errors(quantizer: Quantizer, images: ImageSet) -> tuple[LayerError, ..
         images: real images, of which the first 32 are used.
     """
     pixels, _ = next(images.first(SENSITIVITY_IMAGES).batches(SENSITIVITY_IMAGES))
-    reference = open_session(quantizer.source).run(pixels.numpy())
+    reference = open_session(quantizer.source, threads=all_cores()).run(pixels.numpy())
     found = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"one{quantizer.source.suffix}"
         for layer in track(quantizer.layers, f"errors of single layers, {quantizer.source.suffix[1:]}"):
             quantizer.quantize(path, only=layer)
-            change = open_session(path).run(pixels.numpy()) - reference
+            change = open_session(path, threads=all_cores()).run(pixels.numpy()) - reference
             error = float(np.sqrt((change**2).mean() / (reference**2).mean()))
             found.append(LayerError(layer=layer, relative_error=error))
     found.sort(key=lambda one: -one.relative_error)

@@ -17,7 +17,7 @@ from fsrp_edge.errors import BadInputError, GateFailedError
 from fsrp_edge.exporting.artifact import Artifact, Precision
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.records import Record
-from fsrp_edge.runtimes import ALL_CORES, RUNTIMES, Runtime, open_session
+from fsrp_edge.runtimes import RUNTIMES, Runtime, all_cores, open_session
 
 Inputs = Literal["random", "real"]
 PROBE_IMAGES, PROBE_SEED = 8, 1
@@ -152,7 +152,7 @@ class Reference:
         """
         parities = []
         for number, runtime in enumerate(installed_runtimes(path)):
-            session = open_session(path, runtime=runtime, threads=ALL_CORES)
+            session = open_session(path, runtime=runtime, threads=all_cores())
             for inputs, pixels in self.batches.items():
                 shown = pixels[:1] if number else pixels
                 logits = np.concatenate([session.run(batch.numpy()) for batch in shown])

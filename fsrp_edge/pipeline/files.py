@@ -26,7 +26,7 @@ from fsrp_edge.pipeline.budgeting import Workplace, named_graph, timed_by
 from fsrp_edge.pipeline.run import Run
 from fsrp_edge.report.schema import EstimatedLatency, LedgerRow
 from fsrp_edge.report.store import BENCH_JSON
-from fsrp_edge.runtimes import ALL_CORES, open_session
+from fsrp_edge.runtimes import all_cores, open_session
 from fsrp_edge.targets.estimate import estimate
 from fsrp_edge.targets.graph_cost import read_graph
 
@@ -188,7 +188,7 @@ def _file_stage(
     """One evaluation of a file, which is loaded only where it is not on record."""
 
     def work() -> Judged:
-        return judge(open_session(run.path(artifact.path), threads=ALL_CORES).predict)
+        return judge(open_session(run.path(artifact.path), threads=all_cores()).predict)
 
     name = f"evaluate-{artifact.path.parent}-{artifact.format}-{artifact.precision}{suffix}"
     return run.stage(name, Judged, {"file": artifact.sha256} | inputs, work)

@@ -1,11 +1,11 @@
 """What a run starts from: read and checked before anything long."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fsrp_edge import compute
+from fsrp_edge.bench import agent
 from fsrp_edge.bench.address import parse_address
 from fsrp_edge.bench.describe import require_ready
 from fsrp_edge.bench.setup import DEFAULT_RUNTIMES
@@ -255,7 +255,7 @@ class Inputs:
         """Where files are measured, and by what budgets are judged."""
         device, threads = parse_address(self.options.bench_on), self.target.threads
         if device.kind == "local":
-            threads = min(threads, os.cpu_count() or 1)
+            threads = min(threads, agent.cores())
         images = self.dataset.train.sample(8, self.options.seed)
         # Layers that int8 can't have are found by the accuracy of a trained network, which a trial has not.
         of_trials = {"calibration_images": len(images), "int8_max_drop": None}

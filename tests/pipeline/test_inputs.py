@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.evaluation.accuracy import predictions
 from fsrp_edge.models.classifier import Classifier, Preprocessing
+from fsrp_edge.models.saved import save_classifier
 from fsrp_edge.pipeline.inputs import load_data, prepare
 from fsrp_edge.pipeline.options import CompressOptions
 from fsrp_edge.scoring.fsrp import FSRP
@@ -126,3 +128,16 @@ def test_classes_are_called_as_the_images_call_them(tmp_path) -> None:
     network = built("cifar:vgg16_bn-w0.125", std=0.5, classes=2)
     load_data(network, str(tmp_path), 0)
     assert network.spec.class_names == ("cat", "dog")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no process on a core")
+def test_files_are_measured_here_on_no_more_threads_than_cores_we_may_use(tmp_path: Path) -> None:
+    save_classifier(built("cifar:vgg16_bn-w0.125", std=0.5, data="digits"), tmp_path / "net.safetensors")
+    asked = CompressOptions(checkpoint=tmp_path / "net.safetensors", data="digits", target="raspberry-pi-5")
+    inputs, allowed = prepare(asked), os.sched_getaffinity(0)
+    assert inputs.target.threads > 1
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert inputs.place.threads == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
