@@ -114,6 +114,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @cached_property
+    def usual_batch(self) -> int:
+        """Images to compute on at once: about a million pixels a channel, 16 to 256."""
+        height, width = self.source.load(self.indices[:1]).shape[2:]
+        return max(16, min(256, 2**20 // (height * width)))
+
     def batches(self, batch_size: int, *, shuffle_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (pixels, labels): float32 (n, C, H, W) in [0, 1] and int64 (n,), on the CPU.
 

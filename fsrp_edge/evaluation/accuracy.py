@@ -26,11 +26,9 @@ def default_batch_size(images: ImageSet, classifier: Classifier | None = None) -
         images: of which size.
         classifier: network whose input gradients are to fit into the memory of the device it is on.
     """
-    _, _, height, width = images.source.load(images.indices[:1]).shape
-    usual = max(16, min(256, 2**20 // (height * width)))
     if classifier is None or compute.device_of(classifier).type != "cuda":
-        return usual
-    size = 8 * usual
+        return images.usual_batch
+    size = 8 * images.usual_batch
     while size > 16:
         try:
             labels = torch.zeros(size, dtype=torch.int64, device=compute.device_of(classifier))

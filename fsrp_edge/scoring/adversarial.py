@@ -31,12 +31,20 @@ def my_adversarial_batches(
 ) -> Iterator[Tensor]:
     """Attack this process's part of the images: under `torchrun` every process works on another, outside it on all.
 
+    Args:
+        classifier: the network to attack, on the device to compute on.
+        images: examples with labels.
+        attack: how.
+        batch_size: at most so many images at once; of large images `ImageSet.usual_batch`.
+        seed: of the random starts, which are the same however the images are split.
+
     Raises:
         BadInputError: there are more processes than images.
     """
     mine = distributed.my_part(len(images))
     if not mine:
         raise BadInputError(f"{len(images)} images are too few for so many processes; start fewer or give more images")
+    batch_size = min(batch_size, images.usual_batch)
     generator = compute.generator(seed)
     if attack.eps > 0:  # a start belongs to an image, not to a process
         for first in range(0, mine.start, batch_size):

@@ -159,7 +159,7 @@ def mean_spectra(
         sums[layer] += power
         counts[layer] += len(maps)
 
-    batches = images.batches(options.batch_size)
+    batches = images.batches(min(options.batch_size, images.usual_batch))
     for pixels in adversarial_batches(classifier, batches, options.attack, compute.generator(seed)):
         with torch.no_grad(), MapReader(classifier.network, options.read_at, receive):
             classifier(pixels)

@@ -37,7 +37,7 @@ class _Sums:
 
     def __init__(self, first: Tensor) -> None:
         self.channels, self.places, self.size = first.shape[1], 0, (0, 0)
-        self.origin = first.double().mean(dim=(0, 2, 3))
+        self.origin = first.mean(dim=(0, 2, 3), dtype=torch.float64)
         self.total = torch.zeros_like(self.origin)
         self.products = torch.outer(self.total, self.total)
 
@@ -46,7 +46,7 @@ class _Sums:
         maps = maps.float() - self.origin.float()[:, None, None]
         values = low_coefficients(maps, radius).transpose(0, 1).flatten(1)
         self.products += (values @ values.T).double()
-        self.total += maps.double().sum(dim=(0, 2, 3))
+        self.total += maps.sum(dim=(0, 2, 3), dtype=torch.float64)
         self.places += maps.numel() // self.channels
         self.size = max(self.size, (maps.shape[2], maps.shape[3]), key=extent)
 

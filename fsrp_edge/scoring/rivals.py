@@ -104,19 +104,23 @@ def _by_larger(scores: Tensor) -> Tensor:
 def _fill_gradients(
     classifier: Classifier, images: ImageSet, batch_size: int, transform: Callable[[Tensor], Tensor]
 ) -> None:
-    """Leave in each parameter's `grad` the mean over batches of `transform` of the mean loss's gradient."""
+    """Leave in each parameter's `grad` the mean over batches of `transform` of the mean loss's gradient.
+
+    A batch of large images goes through in parts, whose gradients add up where `transform` is linear.
+    """
     device = compute.device_of(classifier)
     parameters = list(classifier.network.parameters())
     sums = [torch.zeros_like(parameter) for parameter in parameters]
-    batches = -(-len(images) // batch_size)
+    batches, size = -(-len(images) // batch_size), images.usual_batch
     classifier.eval()
     with compute.all_trainable(classifier.network):
         for pixels, labels in images.tracked(batch_size, "taking gradients"):
-            loss = F.cross_entropy(classifier(pixels.to(device)), labels.to(device))
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            for total, gradient in zip(sums, gradients, strict=True):
-                if gradient is not None:
-                    total.add_(transform(gradient) / batches)
+            for part, truth in zip(pixels.split(size), labels.split(size), strict=True):
+                loss = F.cross_entropy(classifier(part.to(device)), truth.to(device)) * (len(part) / len(pixels))
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for total, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        total.add_(transform(gradient) / batches)
     for parameter, total in zip(parameters, sums, strict=True):
         parameter.grad = total
 
@@ -127,12 +131,12 @@ def _activation(classifier: Classifier, images: ImageSet, rival: Rival) -> dict[
     sums: dict[str, Tensor] = {}
 
     def receive(layer: str, output: Tensor) -> None:
-        maps = as_maps(layers[layer], output).double().abs().mean(dim=(2, 3)).sum(dim=0)
+        maps = as_maps(layers[layer], output).abs().mean(dim=(2, 3), dtype=torch.float64).sum(dim=0)
         sums[layer] = sums[layer] + maps if layer in sums else maps
 
     device = compute.device_of(classifier)
     with attackable(classifier), torch.no_grad():
-        for pixels, _ in images.tracked(rival.batch_size, "scoring"):
+        for pixels, _ in images.tracked(min(rival.batch_size, images.usual_batch), "scoring"):
             with MapReader(classifier.network, "activation", receive):
                 classifier(pixels.to(device))
     return {name: total / len(images) for name, total in sums.items()}

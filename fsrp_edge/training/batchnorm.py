@@ -14,7 +14,7 @@ from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 
 BATCH_SIZE = 128
-"""Images a forward pass of a recalibration."""
+"""Images a forward pass of a recalibration, at most."""
 LEAST_MOMENTUM = 0.1
 """Least momentum of running statistics while training: torch's default, an average over about ten batches."""
 
@@ -61,14 +61,14 @@ def recalibrate_batch_norm(classifier: Classifier, images: ImageSet, *, max_imag
     Args:
         classifier: network whose statistics are replaced; nothing else of it changes.
         images: where the statistics come from: training images, never evaluation images.
-        max_images: images used at most, in batches of 128. Only full batches count, so that all weigh the same.
+        max_images: images used at most, in batches of up to 128. Only full batches count, so that all weigh the same.
         seed: order of the images. They are shuffled, because batches of a single class understate the
             variance.
 
     Raises:
         BadInputError: fewer than two images, from which no variance can be computed.
     """
-    batch_size = min(BATCH_SIZE, max_images, len(images))
+    batch_size = min(BATCH_SIZE, images.usual_batch, max_images, len(images))
     if batch_size < 2:
         raise BadInputError(f"batch-norm recalibration needs at least 2 images, {images.name} offers {batch_size}")
     batches = min(max_images, len(images)) // batch_size
