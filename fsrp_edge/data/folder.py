@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ CACHE_BYTES = 1 << 30
 """Decoded images of a set are kept in memory where all of them fit into this."""
 
 # What torchvision's ImageFolder takes for images; other files are ignored, as it does.
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _FORMATS = (
     *("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000"),
     *(["AVIF"] if find_spec("PIL.AvifImagePlugin") else []),  # Pillow knows it from 11.3 on
@@ -39,6 +40,8 @@ _SPLIT_FOLDERS = {*_TRAIN_FOLDERS, *_EVALUATION_FOLDERS}
 _MODES = {1: "L", 3: "RGB"}
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _THREADS = min(os.cpu_count() or 1, 16)
+_MOST_A_FUTURE = 64
+"""Files: a future takes 2 kB, and one for each of ImageNet's would take gigabytes; an error waits for those begun."""
 
 Result = TypeVar("Result")
 
@@ -218,7 +221,10 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _class_files(root: Path) -> dict[str, list[Path]]:
     """The image files of each class folder, sorted."""
-    classes = {_printable(Path(folder.name)): _image_files(folder) for folder in _subfolders(root)}
+    classes = {
+        _printable(Path(folder.name)): _image_files(folder)
+        for folder in progress.track(_subfolders(root), f"listing the images of {root.name}")
+    }
     empty = [name for name, files in classes.items() if not files]
     if empty:
         raise BadInputError(
@@ -229,15 +235,14 @@ def _class_files(root: Path) -> dict[str, list[Path]]:
 
 
 def _image_files(folder: Path) -> list[Path]:
+    found: list[Path] = []
     # Nested links to folders are not followed: they may lead in circles.
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
+    for parent, folders, names in os.walk(folder):
         # Hidden folders are left out, too, as .ipynb_checkpoints with its copies.
-        if Path(name).suffix.lower() in _SUFFIXES
-        and not any(part.startswith(".") for part in Path(parent, name).relative_to(folder).parts)
-    )
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(parent)
+        found += (here / name for name in names if name.lower().endswith(_SUFFIXES) and not name.startswith("."))
+    return sorted(found)
 
 
 def _image_set(
@@ -276,10 +281,14 @@ def _with_common_keys(
     training: Sequence[Path], evaluation: Sequence[Path], key: Callable[[Path], Hashable]
 ) -> tuple[list[Path], list[Path]]:
     """Of two lists of files those whose key the other list has, too."""
-    sides = [list(zip(files, _in_threads(key, files), strict=True)) for files in (training, evaluation)]
-    first, second = ({found for _, found in side} for side in sides)
-    common = first & second
-    left, right = ([file for file, found in side if found in common] for side in sides)
+    told = "looking for evaluation images among those for training"
+    keys = _in_threads(key, [*training, *evaluation], told)
+    sides = keys[: len(training)], keys[len(training) :]
+    common = set(sides[0]) & set(sides[1])
+    left, right = (
+        [file for file, found in zip(files, side, strict=True) if found in common]
+        for files, side in zip((training, evaluation), sides, strict=True)
+    )
     return left, right
 
 
@@ -305,8 +314,10 @@ Item = TypeVar("Item")
 
 def _in_threads(work: Callable[[Item], Result], items: Sequence[Item], description: str | None = None) -> list[Result]:
     """`work` on every item, in order; reading files and decoding release Python's lock."""
+    size = max(1, min(_MOST_A_FUTURE, len(items) // (8 * _THREADS)))
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(work, items)
+        results = chain.from_iterable(pool.map(lambda part: [work(item) for item in part], parts))
         return list(progress.track(results, description, len(items)) if description else results)
 
 

@@ -1,5 +1,7 @@
 import os
 import shutil
+import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,19 @@ from fsrp_edge.data.folder import FolderSource, decode_image
 from fsrp_edge.data.images import ImageSet
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import BadInputError
+
+
+@contextmanager
+def tracks():
+    """What is told inside the block: (description, total) of each track."""
+    told = []
+
+    def track(items, description, total):
+        told.append((description, len(items) if total is None else total))
+        return iter(items)
+
+    with progress.listen(SimpleNamespace(track=track)):
+        yield told
 
 
 def noise(seed, size=(40, 30)):
@@ -386,16 +401,37 @@ def test_the_digest_of_some_images_reads_no_others_and_none_twice(two_classes, s
 
 
 def test_reading_every_image_for_a_digest_is_told(two_classes, spec):
-    told = []
-
-    def track(items, description, total):
-        told.append((description, total))
-        return iter(items)
-
     source = FolderSource(sorted(two_classes.glob("*/*")), two_classes, spec(classes=2))
-    with progress.listen(SimpleNamespace(track=track)):
+    with tracks() as told:
         source.digest_of(np.arange(10))
     assert told == [(f"digesting the images of {two_classes.name}", 10)]
+
+
+def test_every_pass_over_the_files_is_told(tmp_path, spec):
+    """Each takes minutes where there are a million on a share."""
+    for seed, place in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        write_images(tmp_path / place, 2, seed)
+    with tracks() as told:
+        open_dataset(tmp_path, spec(classes=2), seed=0)
+    assert told[:4] == [
+        ("listing the images of train", 2),
+        ("listing the images of val", 2),
+        ("checking the images of train", 4),
+        ("checking the images of val", 4),
+    ]
+    assert told[4] == ("looking for evaluation images among those for training", 8)
+
+
+def test_many_files_take_little_memory_and_stay_in_order():
+    """A future for each would be 1.6 kB a file, gigabytes for ImageNet."""
+    files = list(range(20_000))
+    tracemalloc.start()
+    try:
+        found = folder_module._in_threads(lambda file: file + 1, files)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == list(range(1, 20_001)) and most < 400 * len(files)
 
 
 def test_a_picture_that_resizing_would_blow_up_is_refused(tmp_path, spec):
