@@ -398,9 +398,11 @@ def _held_out_accuracy(model: nn.Module, images: ImageSet, recipe: Recipe, seed:
     device = compute.device_of(model)
     attack = PGD(eps=recipe.eps, steps=HELD_OUT_STEPS)
     generator = compute.generator(seed)
+    # No more than a process trains on, as all judge all images; a GPU also keeps what the recorded step needs.
+    size = min(-(-recipe.batch_size // distributed.processes()[1]), images.usual_batch)
     counts, answered = torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     with attackable(model), torch.no_grad(), compute.full_float32():
-        for pixels, labels in images.tracked(recipe.batch_size, "held-out accuracy"):
+        for pixels, labels in images.tracked(size, "held-out accuracy"):
             here, truth = pixels.to(device, memory_format=torch.channels_last), labels.to(device)
             logits = model(here)
             answers = logits.argmax(1)

@@ -22,6 +22,7 @@ from fsrp_edge.training import loop
 from fsrp_edge.training.batchnorm import recalibrate_batch_norm
 from fsrp_edge.training.loop import HELD_OUT_STEPS, held_out_merit, train
 from fsrp_edge.training.recipe import Recipe
+from tests.nets import as_classifier
 
 SHORT = Recipe(method="natural", eps=0.1, epochs=2, batch_size=64, learning_rate=0.05)
 
@@ -223,6 +224,22 @@ def test_a_single_held_out_image_can_withstand(small_cnn) -> None:
     shape = classifier.spec.input_shape
     one = ImageSet.of("one", ArraySource(np.zeros((1, *shape), np.uint8)), torch.tensor([3]))
     assert held_out_merit(classifier, one, SHORT, 0)[0] == 1.0
+
+
+@pytest.mark.parametrize(("side", "processes", "most"), [(32, 1, 64), (32, 8, 8), (224, 1, 20)])
+def test_held_out_images_are_judged_in_batches_that_fit(
+    side: int, processes: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All processes judge all images: the recipe's whole batch ran out of memory at the end of the first epoch."""
+    monkeypatch.setattr(distributed, "processes", lambda: (0, processes))
+    monkeypatch.setattr(distributed, "sum_over_processes", lambda tensor: tensor)
+    network = as_classifier(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.LazyLinear(10)), shape=(1, side, side))
+    network(network.example_pixels(1))
+    seen = set[int]()
+    network.register_forward_pre_hook(lambda _, pixels: seen.add(len(pixels[0])))
+    noise = np.random.default_rng(0).integers(0, 256, (70, 1, side, side), dtype=np.uint8)
+    held_out_merit(network, ImageSet.of("noise", ArraySource(noise), torch.arange(70) % 10), SHORT, 0)
+    assert max(seen) == most
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path, digit_sets, small_cnn) -> None:
