@@ -156,7 +156,7 @@ import os, runpy, sys, time, torch
 from pathlib import Path
 from fsrp_edge.training import loop
 run = runpy.run_path(sys.argv[1])
-loop.SAVE_SECONDS = 0.0  # after every step
+loop.SAVE_SECONDS, loop.SAVE_SHARE = 0.0, float("inf")  # after every step
 whole = loop._Run.step
 def step(self, loss):
     if sys.argv[2] == "part.pt" and not Path("resumed").exists() and self.step_in_epoch == 4:

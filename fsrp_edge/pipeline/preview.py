@@ -116,7 +116,8 @@ def preview(options: CompressOptions) -> Preview:
         for request in inputs.requests
     )
     references = before.parameters * BYTES["fp32"] * len({request.format for request in inputs.requests})
-    training = 0 if options.recovery is None else 16 * after.parameters  # weights, momentum, best and average
+    # Weights, momentum, best and average in each checkpoint, the last of which is written beside the one before.
+    training = 16 * after.parameters * _checkpoints(options)
     directory, allocation, proportional = inputs.out, asked.chosen_allocation, _only_proportions(asked, costs)
     return Preview(
         directory=directory,
@@ -137,6 +138,14 @@ def preview(options: CompressOptions) -> Preview:
         budgets=tuple(each for each in plan.budgets if not (proportional and each.kind == "latency")),
         latency=_latency_in_words(asked, wanted, plan.budgets) if proportional else "",
     )
+
+
+def _checkpoints(options: CompressOptions) -> int:
+    """Of recovery, that lie on the disk at the worst moment: each round's stays until the run ends."""
+    if options.recovery is None:
+        return 0
+    rounds = options.rounds - 1 if options.round_epochs else 0
+    return 2 + rounds + (options.recovery.int8_epochs > 0)
 
 
 def _only_proportions(asked: PlanOptions, costs: Costing | None) -> bool:

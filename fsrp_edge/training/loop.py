@@ -28,7 +28,9 @@ from fsrp_edge.training.recipe import Recipe
 HELD_OUT_IMAGES = 512
 HELD_OUT_STEPS = 5
 SAVE_SECONDS = 60.0
-"""Of training between two checkpoints within an epoch."""
+"""Of training between two checkpoints within an epoch, at least."""
+SAVE_SHARE = 1 / 20
+"""Of the time between them that writing one may take: a large network's is gigabytes."""
 LOOK_STEPS = 20
 """Between two looks at whether the loss is finite."""
 
@@ -103,7 +105,8 @@ def train(
             images.
         recipe: what to do.
         seed: of the order, augmentation, attacks and dropout.
-        checkpoint: file that is rewritten after each epoch and every minute, and continued from if it exists.
+        checkpoint: file that is rewritten after each epoch and every minute (of large networks
+            more rarely), and continued from if it exists.
         teacher: network whose soft labels are learnt, for a recipe that needs one.
         origin: digest of what the weights were computed from, which a checkpoint is held to in place of them; None
             where they were not computed.
@@ -346,6 +349,7 @@ def _train_epoch(run: _Run, train: ImageSet, epoch: int, seed: int, save: Callab
     stream = train.subset(mine.reshape(-1)).batches(len(share))
     classifier.train()
     saved = started = time.perf_counter()
+    took = 0.0
     before = run.seconds
     with compute.own_draws():  # each step seeds torch's global generator
         described = f"epoch {epoch}/{recipe.epochs}"
@@ -358,9 +362,10 @@ def _train_epoch(run: _Run, train: ImageSet, epoch: int, seed: int, save: Callab
                 raise _diverged(recipe, epoch, f"the loss became {run.loss}")
             now = time.perf_counter()
             run.seconds = before + now - started
-            if now - saved >= SAVE_SECONDS and not at_end:
+            if now - saved >= max(SAVE_SECONDS, took / SAVE_SHARE) and not at_end:
                 save()
                 saved = time.perf_counter()
+                took = saved - now
     # The loss may stay finite where weights or running variances do not, and such a network is of no use to anyone.
     for name, value in tensors_of(run.judged).items():
         if not value.isfinite().all():

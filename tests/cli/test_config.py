@@ -220,6 +220,23 @@ def test_the_counts_of_a_dry_run_are_those_of_the_run(
 
 
 @pytest.mark.parametrize(
+    ("asked", "checkpoints"),
+    [
+        ({"recovery": None}, 0),
+        ({}, 2),
+        ({"recovery": {"int8_epochs": 1}}, 3),
+        ({"strategy": "gradual", "rounds": 4, "round_epochs": 1}, 5),
+    ],
+)
+def test_a_dry_run_counts_the_checkpoints_that_lie_side_by_side(asked: dict[str, Any], checkpoints: int) -> None:
+    from fsrp_edge.pipeline import preview
+    from fsrp_edge.pipeline.options import CompressOptions
+
+    options = CompressOptions.model_validate({"checkpoint": "net.pt", "target": "generic-x86", **asked})
+    assert preview._checkpoints(options) == checkpoints
+
+
+@pytest.mark.parametrize(
     ("budgets", "told"),
     [
         ({"latency": "0.001ms"}, "at most 0.001 ms asked: only trial files will tell; all else here is"),

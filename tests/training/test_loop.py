@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ def test_a_run_interrupted_within_an_epoch_continues_to_the_same_bits(
     whole = train(small_cnn(), *digit_sets, recipe, seed=3)
     path, save = tmp_path / "training.pt", checkpoints.save
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", np.inf)
     places = []
 
     def stop_after(*arguments) -> None:
@@ -96,6 +98,34 @@ def test_a_run_interrupted_within_an_epoch_continues_to_the_same_bits(
     assert len(places) > 8 and {1, 4, 7} <= set(places), "stopped at several steps of an epoch"
     assert same_weights(result.classifier, whole.classifier)
     assert [record.loss for record in result.history] == [record.loss for record in whole.history]
+
+
+@pytest.mark.parametrize(("writing", "places"), [(1 / 32, [2, 4, 6]), (1 / 4, [2, 7])])
+def test_checkpoints_take_a_twentieth_of_the_time_at_most(
+    writing: float, places: list[int], tmp_path: Path, monkeypatch, digit_sets, small_cnn
+) -> None:
+    """By a clock that only steps, a second each, and writing move."""
+    now, saved = 0.0, []
+
+    def step(self: loop._Run, loss: torch.Tensor) -> None:
+        nonlocal now
+        now += 1.0
+        whole(self, loss)
+
+    def save(_path: Path, _identity: object, state: dict[str, Any]) -> None:
+        nonlocal now
+        now += writing
+        saved.append(state["place"][0])
+
+    whole = loop._Run.step
+    monkeypatch.setattr(loop._Run, "step", step)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 2.0)
+    monkeypatch.setattr(checkpoints, "save", save)
+    learnt = digit_sets[0].first(8 * SHORT.batch_size)
+    once = SHORT.model_copy(update={"epochs": 1})
+    train(small_cnn(), learnt, digit_sets[1], once, seed=0, checkpoint=tmp_path / "training.pt")
+    assert saved == [*places, 0], "the last is the finished epoch's"
 
 
 @pytest.mark.parametrize("change", [{"method": "trades", "attack_steps": 3}, {"cutmix": True, "method": "n-fgsm"}])
