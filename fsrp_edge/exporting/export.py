@@ -96,7 +96,9 @@ def export_artifacts(
     if any(request.precision == "int8" for request in requests):
         require_images(plan.calibration)
     made: dict[ArtifactRequest, Artifact] = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    directory.mkdir(parents=True, exist_ok=True)
+    # Not where temporary files are: that may be memory, and what a killed process leaves there stays.
+    with tempfile.TemporaryDirectory(prefix=".scratch.", dir=directory) as scratch:
         # fp32 first: the other precisions of ONNX and TFLite are derived from that file.
         ordered = sorted(requests, key=lambda request: request.precision != "fp32")
         sources: dict[Format, Path] = {}

@@ -50,7 +50,7 @@ def layer_errors(quantizer: Quantizer, images: ImageSet) -> tuple[LayerError, ..
     pixels, _ = next(images.first(SENSITIVITY_IMAGES).batches(SENSITIVITY_IMAGES))
     reference = open_session(quantizer.source, threads=all_cores()).run(pixels.numpy())
     found = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=quantizer.source.parent) as folder:
         path = Path(folder) / f"one{quantizer.source.suffix}"
         for layer in track(quantizer.layers, f"errors of single layers, {quantizer.source.suffix[1:]}"):
             quantizer.quantize(path, only=layer)

@@ -227,7 +227,7 @@ class Int8Quantizer:
         types = quantization.QuantType
         with (
             captured_output(f"quantizing {self.source.name} to int8"),
-            tempfile.TemporaryDirectory() as folder,
+            tempfile.TemporaryDirectory(dir=self._ranges.parent) as folder,
         ):
             quantized = Path(folder) / path.name
             quantization.quantize_static(

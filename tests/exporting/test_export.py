@@ -52,6 +52,24 @@ def test_files_asked_for_and_no_others_are_left(
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_is_made_on_the_way_lies_beside_the_files(
+    classifier: Classifier, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Temporary files may be memory, and those of a killed process stay there; a staging folder is found again."""
+    make, made = tempfile.mkdtemp, list[Path]()
+
+    def mkdtemp(*given: Any, **named: Any) -> str:
+        made.append(Path(make(*given, **named)))
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    plan = ExportPlan(load_target("generic-x86"), calibration=images.first(8), list_errors=True)
+    export_artifacts(classifier, [ArtifactRequest("onnx", "int8")], tmp_path / "files", plan)
+    ours = [folder for folder in made if not folder.name.startswith("ort.quant.")]
+    assert ours and all(folder.is_relative_to(tmp_path / "files") for folder in ours)
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["model-int8.onnx"]
+
+
 def test_impossible_wishes_are_refused_before_the_work(classifier: Classifier, tmp_path: Path) -> None:
     fp32 = ArtifactRequest("onnx", "fp32")
     for requests, reason in (
