@@ -225,7 +225,7 @@ class _Refinement:
         """The knapsack's choice within reach, as if what each group changes alone added up."""
         low, high = np.maximum(chosen - reach, 0), np.minimum(chosen + reach, self._last)
         near = []
-        for group, level in enumerate(self._levels):
+        for group, level in enumerate(track(self._levels, "trying groups with more and fewer channels")):
             places = [low[group], chosen[group], high[group]]
             losses = [min(self._alone(chosen, moved, group, places[0]), moved), moved]
             losses.append(max(self._alone(chosen, moved, group, places[2]), moved))

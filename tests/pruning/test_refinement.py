@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from fsrp_edge import progress
 from fsrp_edge.data.images import ArraySource, ImageSet
 from fsrp_edge.data.open import open_dataset
 from fsrp_edge.errors import ToolFailedError
@@ -72,6 +74,20 @@ def test_other_budgets_take_no_further_trials(resnet):
     assert tighter.budgets[0].planned <= tighter.budgets[0].limit < first.budgets[0].planned
     assert first.budgets[0].planned < wider.budgets[0].planned <= wider.budgets[0].limit
     assert all(counts(wider)[root] >= kept for root, kept in counts(first).items())
+
+
+def test_a_search_is_told_trial_by_trial(resnet):
+    """Of a ResNet-50 there is one round, a quarter of an hour long."""
+    gauge, asked = Known(resnet, {}), [0]
+
+    def track(items, _description, _total):
+        for item in items:
+            yield item
+            asked.append(gauge.asked)
+
+    with progress.listen(SimpleNamespace(track=track, log=lambda _: None)):
+        Planner(gauge, random_scores(resnet)).plan(budgets(macs="0.5"), None)
+    assert max(np.diff(asked)) <= 2
 
 
 def test_without_a_common_ratio_the_scores_decide_where_to_start(resnet):
