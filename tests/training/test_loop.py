@@ -260,7 +260,7 @@ def test_a_single_held_out_image_can_withstand(small_cnn) -> None:
 def test_held_out_images_are_judged_in_batches_that_fit(
     side: int, processes: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All processes judge all images: the recipe's whole batch ran out of memory at the end of the first epoch."""
+    """All processes judge all images: the recipe's whole batch may be too many for one."""
     monkeypatch.setattr(distributed, "processes", lambda: (0, processes))
     monkeypatch.setattr(distributed, "sum_over_processes", lambda tensor: tensor)
     network = as_classifier(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.LazyLinear(10)), shape=(1, side, side))
