@@ -20,7 +20,7 @@ from fsrp_edge.exporting.parity import Reference, require_parity
 from fsrp_edge.exporting.tensorrt import takes_tensorrt
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
-from fsrp_edge.runtimes import open_session
+from fsrp_edge.runtimes import all_cores, open_session
 from fsrp_edge.targets.profile import IMPLIED, Target
 
 UINT8_SINCE = (8, 5)
@@ -232,7 +232,7 @@ def int8_weight_bits(requests: Sequence[ArtifactRequest], target: Target) -> Lit
 
 
 def _accuracy(path: Path, images: ImageSet) -> float:
-    session = open_session(path)
+    session = open_session(path, threads=all_cores())
     batches = images.tracked(32, f"accuracy of {path.name}")
     right = sum(int((session.predict(pixels).argmax(1) == labels).sum()) for pixels, labels in batches)
     return right / len(images)
