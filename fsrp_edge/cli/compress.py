@@ -79,7 +79,7 @@ def compress(dry_run: bool, **given: Any) -> None:
     fsrp-edge compress resnet18.pt --target jetson-nano
     fsrp-edge compress resnet20.th --target raspberry-pi-4 --data cifar-10-batches-bin --latency 5ms --size 200KB
     fsrp-edge compress net.pt --arch net.py:build --data photos/ --target my-board.yaml --ratio 0.6
-    fsrp-edge compress resnet18.pt --target jetson-nano --require "robust_accuracy>=40%" --dry-run
+    fsrp-edge compress resnet18.pt --target jetson-nano --data imagenet/ --require "robust_accuracy>=40%" --dry-run
     fsrp-edge compress --config run.yaml --ratio 0.7
     """
     from fsrp_edge.cli.console import show_computing, shown_as_json
@@ -128,6 +128,8 @@ def options_from(given: dict[str, Any]) -> "CompressOptions":
     recipe = options.read_recipe(given.pop("recipe"))
     if given["strategy"] != "gradual":
         options.refuse_beside(f"--strategy {given['strategy']}", {"rounds"})
+    if given["precisions"] and "int8" not in given["precisions"]:
+        options.refuse_beside(f"--precision {given['precisions'][0]}", {"int8_max_drop"})
     if given["round_epochs"] and given["compensate"]:
         options.refuse_beside("--round-epochs", {"compensate"})
     wanted: CompressOptions = options.checked(

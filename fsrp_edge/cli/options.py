@@ -442,7 +442,8 @@ def refuse_beside(given: str, overruled: set[str]) -> None:
         beside = in_file and source is sources.DEFAULT_MAP and context.params[name] != parameter.default
         if source is sources.COMMANDLINE or beside:
             raise click.UsageError(
-                f"{parameter.opts[0]} does not go with {given}, beside which it does nothing; leave one of them out"
+                f"{parameter.opts[0]} does not go with {given}, beside which it does nothing; leave one of them out, "
+                "or change it"
             )
 
 

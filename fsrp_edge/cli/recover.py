@@ -91,6 +91,7 @@ def recover(
             for record in result.history
         ],
         footer=(f"{UNDONE}\n" if result.history and not result.best_epoch else "")
+        + (f"warning: {result.diverged}\n" if result.diverged else "")
         + f"{out}\n"
         + next_step("fsrp-edge", "export", out, *read_saved(given["architecture"], data), "--target", "NAME"),
     )

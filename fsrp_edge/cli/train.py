@@ -91,5 +91,6 @@ def train(
                 f"{best.images_per_second:.0f}",
             )
         ],
-        footer=f"{out}\n{next_step(*next_command, '--target', 'NAME')}",
+        footer=(f"warning: {result.diverged}\n" if result.diverged else "")
+        + f"{out}\n{next_step(*next_command, '--target', 'NAME')}",
     )

@@ -145,12 +145,6 @@ def require_possible(requests: Sequence[ArtifactRequest], target: Target, option
                 f"{', '.join(lacking)} has no {option.replace('_', ' ')} here; allowed with: "
                 f"{', '.join(sorted(having))}. Name the formats with --format"
             )
-    few = any(runtime.name == "litert" and runtime.operators for runtime in target.runtimes)
-    if options.int8_max_drop is not None and few and ArtifactRequest("tflite", "int8") in requests:
-        raise BadInputError(
-            f"{target.name} takes 8-bit operators only, and --int8-max-drop keeps layers in float: all behind the "
-            "first of them would run on the CPU; leave it out, or recover with --int8-epochs"
-        )
     if options.uint8_input:
         _require_uint8_input(target, {request.format for request in requests})
 
@@ -203,7 +197,11 @@ def _derive(
     def accuracy(file: Path) -> float:
         return _accuracy(file, judged)
 
-    return quantize_within(quantizer, path, calibration, accuracy, drop, plan.close, errors)
+    # Where a runtime takes a few operators only, all behind a layer in float would run on the CPU.
+    few = request.format == "tflite" and any(
+        runtime.name == "litert" and runtime.operators for runtime in plan.target.runtimes
+    )
+    return quantize_within(quantizer, path, calibration, accuracy, drop, plan.close, errors, wholly_int8=few)
 
 
 def _quantizer(format_: Format, source: Path, scratch: Path, plan: ExportPlan) -> Quantizer:
@@ -243,6 +241,8 @@ def smoke_test(
     target: Target,
     formats: Sequence[Format] = ("onnx",),
     options: ExportOptions = DEFAULTS,
+    *,
+    half_range_of: ImageSet | None = None,
 ) -> None:
     """Export a network as fp32, run the file once and compare: finds a network that can't be exported early.
 
@@ -253,9 +253,10 @@ def smoke_test(
         target: the device.
         formats: of the files.
         options: what the files take.
+        half_range_of: images whose activations half precision has to hold; None where no fp16 ONNX file will be made.
 
     Raises:
-        GateFailedError: the file computes something else than the network.
+        GateFailedError: the file computes something else than the network, or fp16 cannot hold its activations.
         ToolFailedError: the network can't be exported.
     """
     requests = [ArtifactRequest(format_, "fp32") for format_ in formats]
@@ -264,3 +265,6 @@ def smoke_test(
         directory = Path(scratch)
         for artifact in export_artifacts(classifier, requests, directory, ExportPlan(target, options)):
             require_parity(reference.check(directory / artifact.path, artifact))
+            if half_range_of is not None and artifact.format == "onnx":
+                pixels = (pixels for pixels, _ in half_range_of.batches(32))
+                onnx.require_half_range(directory / artifact.path, directory, pixels)

@@ -72,6 +72,8 @@ def quantize_within(
     max_drop: float,
     close: Callable[[Path, Artifact], bool],
     errors: tuple[LayerError, ...] = (),
+    *,
+    wholly_int8: bool = False,
 ) -> tuple[Artifact, tuple[LayerError, ...]]:
     """Write an int8 file that loses no more accuracy than allowed: with 0, 1, 2, 4, … or half of its layers in float.
 
@@ -84,6 +86,7 @@ def quantize_within(
         close: whether a file's outputs are close enough to the network's, which it has to be as well; asked only of
             files that keep their accuracy.
         errors: of the layers, the most sensitive first, where they are known.
+        wholly_int8: no layer may stay in float.
 
     Returns:
         The file, and its layers' errors as far as they are known.
@@ -93,7 +96,7 @@ def quantize_within(
     """
     floor = accuracy(quantizer.source) - max_drop / 100 - ROUNDING
     layers = len(quantizer.layers)
-    counts = numbers_in_float(layers)
+    counts = [0] if wholly_int8 else numbers_in_float(layers)
     best = 0.0
     for count in counts:
         if count and not errors:

@@ -28,7 +28,7 @@ from fsrp_edge.exporting.frozen import as_exported
 from fsrp_edge.exporting.options import DEFAULTS, CalibrationMethod, ExportOptions
 from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
-from fsrp_edge.runtimes import onnx_port, require
+from fsrp_edge.runtimes import all_cores, onnx_port, require
 from fsrp_edge.tool_output import captured_output
 
 Int8Activation = Literal["uint8", "int8"]
@@ -41,6 +41,8 @@ NEWEST_OPSET = 20
 """The last opset the exporter writes; a device that takes more takes it too."""
 TENSORRT = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True}
 LARGEST_HALF = float(np.finfo(np.float16).max)
+LARGEST_CONSTANT = 1e4
+"""Finite constants beyond it are made this large by the converter to fp16."""
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
@@ -127,7 +129,8 @@ def require_half_range(source: Path, folder: Path, pixels: Iterable[Tensor]) -> 
     if not images:
         return
     with captured_output(f"looking whether fp16 holds {source.name}"):
-        ranges = _calibrated(source, folder / "half.onnx", images, "min-max").items()
+        clipped = _with_clipped_constants(source, folder / "clipped.onnx")
+        ranges = _calibrated(clipped, folder / "half.onnx", images, "min-max").items()
         reached = {name: float(np.abs(found.range_value).max()) for name, found in ranges}
     # What is infinite in float32, as a mask is, may be so in half precision.
     beyond = {name: most for name, most in reached.items() if LARGEST_HALF < most < math.inf}
@@ -137,6 +140,21 @@ def require_half_range(source: Path, folder: Path, pixels: Iterable[Tensor]) -> 
             f"fp16 holds numbers up to {LARGEST_HALF:.0f}, and {name} reaches {beyond[name]:.3g}; name other "
             "precisions with --precision"
         )
+
+
+def _with_clipped_constants(source: Path, path: Path) -> Path:
+    """The file, its constants as the converter to fp16 makes them, which are what a large mask is in the end."""
+    onnx = require("onnx")
+    model = onnx.load(str(source))
+    nodes = (node.attribute for node in model.graph.node if node.op_type == "Constant")
+    inside = (each.t for attributes in nodes for each in attributes if each.name == "value")
+    for constant in (*model.graph.initializer, *inside):
+        values = onnx.numpy_helper.to_array(constant)
+        if values.dtype == np.float32 and (np.abs(values) > LARGEST_CONSTANT).any():
+            limited = np.where(np.isinf(values), values, values.clip(-LARGEST_CONSTANT, LARGEST_CONSTANT))
+            constant.CopyFrom(onnx.numpy_helper.from_array(limited, constant.name))
+    onnx.save(model, str(path))
+    return path
 
 
 def _cast_to_half(model: Any) -> None:
@@ -264,7 +282,12 @@ def _calibrated(source: Path, augmented: Path, images: Iterable[Tensor], method:
     # For the others, whatever is chosen here only puts every activation among the outputs.
     chosen = methods.MinMax if method == "min-max" else methods.Percentile
     calibrator = calibrate.create_calibrator(source, None, str(augmented), chosen)
-    session = calibrator.infer_session
+    onnxruntime = require("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = all_cores()  # its own session takes all of the machine, also where we may use one
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(augmented), options, providers=["CPUExecutionProvider"])
+    calibrator.infer_session = session
     given = session.get_inputs()[0]
     feeds = ({given.name: onnx_port(given).encode(image.numpy())} for image in images)
     if method == "min-max":

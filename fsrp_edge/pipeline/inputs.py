@@ -61,9 +61,24 @@ def on_device(classifier: Classifier) -> Classifier:
     return classifier
 
 
-def load_data(classifier: Classifier, data: str | None, seed: int) -> Dataset:
-    """The data set that was named, or the one the checkpoint names, or photographs with the network's own labels."""
+def load_data(classifier: Classifier, data: str | None, seed: int, asked: Sequence[str] = ()) -> Dataset:
+    """The data set that was named, or the one the checkpoint names, or photographs with the network's own labels.
+
+    Args:
+        classifier: the network that is to take them; its spec learns how they were fed and what they call the classes.
+        data: name or path; None for the other two.
+        seed: of draws.
+        asked: what only true labels can show to be kept.
+
+    Raises:
+        BadInputError: there is no such data, it does not fit, or it has no labels and something of `asked` needs them.
+    """
     dataset = open_dataset(data or None, classifier.spec, seed=seed)
+    if asked and not dataset.evaluation.is_labelled:
+        raise BadInputError(
+            f"{asked[0]}: accuracy can't be measured on images without true labels; give labelled ones (--data), or "
+            "leave this out"
+        )
     if dataset.whole:  # what is shipped says how the images were fed that the files were judged on
         classifier.spec = classifier.spec.fed_whole()
     if classifier.spec.class_names is None:  # what is shipped calls the classes as the images do that judged it
@@ -85,9 +100,8 @@ def prepare(options: CompressOptions) -> "Inputs":
     requests = choose_artifacts(target, options.formats, options.precisions)
     require_possible(requests, target, options)
     epochs = 0 if options.recovery is None else options.recovery.int8_epochs
-    # A bound on int8 files holds where a target of several that share a configuration has none.
-    bounded = options.int8_max_drop is not None and options.precisions is not None
-    require_int8(requests, {"int8-max-drop": bounded, "int8-epochs": epochs > 0})
+    # Not of a bound on what int8 files lose: a target of several that share a configuration may have none.
+    require_int8(requests, {"int8-epochs": epochs > 0})
     _require_figures(options.gates, requests)
     device = parse_address(options.bench_on)
     if device.kind != "local":
@@ -96,9 +110,7 @@ def prepare(options: CompressOptions) -> "Inputs":
     require_convolutions(classifier)
     if options.recovery is not None:
         require_trainable(classifier)
-    dataset = load_data(classifier, options.data, options.seed)
-    if dataset.evaluation.label_kind != "ground truth":
-        _require_no_accuracy(options)
+    dataset = load_data(classifier, options.data, options.seed, _asks_for_labels(options))
     # The baseline and the file's digest now: they may be others when the run ends.
     baseline = None if options.baseline is None else load_report(options.baseline)
     if baseline is not None:
@@ -141,16 +153,11 @@ def _require_figures(gates: Sequence[str], requests: Sequence[ArtifactRequest]) 
             raise BadInputError(f"{text}: no latency is measured there, only of {', '.join(DEFAULT_RUNTIMES)} files")
 
 
-def _require_no_accuracy(options: CompressOptions) -> None:
-    """Refuse gates and regressions that only true labels can show to be kept."""
+def _asks_for_labels(options: CompressOptions) -> list[str]:
+    """Gates and regressions that only true labels can show to be kept."""
     asked = {text: parse_gate(text).metric for text in options.gates}
     asked |= {text: parse_regression(text)[0] for text in options.max_regression}
-    for text, metric in asked.items():
-        if metric.startswith(("clean_", "robust_")):
-            raise BadInputError(
-                f"{text}: accuracy can't be measured on images without true labels; give labelled ones (--data), or "
-                "leave this out"
-            )
+    return [text for text, metric in asked.items() if metric.startswith(("clean_", "robust_"))]
 
 
 def choose_artifacts(

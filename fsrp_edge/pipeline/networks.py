@@ -15,7 +15,7 @@ from fsrp_edge.evaluation.accuracy import clean_accuracy
 from fsrp_edge.evaluation.evaluate import EvaluationPlan, evaluate
 from fsrp_edge.evaluation.paired import since_dense
 from fsrp_edge.evaluation.results import Judged
-from fsrp_edge.exporting.export import int8_weight_bits, smoke_test
+from fsrp_edge.exporting.export import ArtifactRequest, int8_weight_bits, smoke_test
 from fsrp_edge.files import sha256_file
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
@@ -196,11 +196,13 @@ def prune(run: Run, plan: PruningPlan) -> Classifier:
     def work() -> None:
         run.save(cut(), PRUNED)
         progress.log("trial export of the pruned network")
+        half = ArtifactRequest("onnx", "fp16") in run.requests
         smoke_test(
             run.load(PRUNED).cpu(),
             run.target,
             list(dict.fromkeys(request.format for request in run.requests)),
             run.export_options,
+            half_range_of=run.dataset.evaluation.first(8) if half else None,
         )
 
     run.stage("prune", type(None), inputs, work, [PRUNED])
@@ -232,6 +234,7 @@ def recover_network(run: Run, pruned: Classifier, recipe: Recipe | None) -> tupl
             epochs=len(result.history),
             best_epoch=result.best_epoch,
             history=tuple(record.model_dump(mode="json") for record in result.history),
+            diverged=result.diverged,
         )
 
     recovery = run.stage("recover", Recovery, inputs, work, [RECOVERED])

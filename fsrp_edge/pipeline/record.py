@@ -85,12 +85,8 @@ def _warnings(
             "longer (--recover-epochs) or at another --recover-learning-rate"
         )
     asked = run.options.recovery
-    planned = 0 if asked is None else asked.epochs + asked.int8_epochs
-    if recovery is not None and asked is not None and asked.patience is None and recovery.epochs < planned:
-        yield (
-            f"recovery diverged after epoch {recovery.epochs} of {planned}, and epoch {recovery.best_epoch} was "
-            "kept: lower --recover-learning-rate"
-        )
+    if recovery is not None and recovery.diverged:
+        yield f"recovery: {recovery.diverged}"
     if recovery is not None and asked is not None and recovery.recipe["method"] != asked.method:
         yield (
             "the dense network was not trained against attacks, so recovery used clean images; "

@@ -142,6 +142,8 @@ class Recovery(Record):
     """The epoch whose weights were kept, counted from 1."""
     history: tuple[dict[str, JsonValue], ...]
     """One record an epoch."""
+    diverged: str | None = None
+    """What became infinite or NaN, where that ended it early, and what was kept."""
 
 
 class EstimatedLatency(Record):

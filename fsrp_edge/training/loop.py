@@ -66,11 +66,13 @@ class TrainingResult:
         classifier: the network that was given to `train`, with the weights of the best epoch.
         best_epoch: that epoch, from 1; 0 where none is.
         history: one record an epoch, those of an interrupted run included.
+        diverged: what became infinite or NaN, where that ended it early, and what was kept.
     """
 
     classifier: Classifier
     best_epoch: int
     history: tuple[EpochRecord, ...]
+    diverged: str | None = None
 
     @property
     def best(self) -> EpochRecord:
@@ -138,7 +140,7 @@ def train(
         if checkpoint and distributed.processes()[0] == 0:
             checkpoints.save(checkpoint, identity, run.state())
 
-    judges = held_out.sample(HELD_OUT_IMAGES, seed)
+    judges, diverged = held_out.sample(HELD_OUT_IMAGES, seed), None
     with ExitStack() as stack:
         if teacher is not None:
             stack.enter_context(attackable(teacher))
@@ -150,7 +152,8 @@ def train(
                 _train_epoch(run, train, epoch, seed, save)
             except ToolFailedError as error:
                 if run.best_epoch and distributed.processes()[1] == 1:  # others would go on without this one
-                    progress.log(f"{error}; epoch {run.best_epoch}, the best before, is kept")
+                    diverged = f"{error}; epoch {run.best_epoch}, the best before, is kept"
+                    progress.log(diverged)
                     break
                 if checkpoint:
                     checkpoint.unlink(missing_ok=True)  # where it leads is known now
@@ -173,7 +176,7 @@ def train(
     run.optimizer.zero_grad(set_to_none=True)
     classifier.load_state_dict(run.best_weights)
     classifier.eval()
-    return TrainingResult(classifier, run.best_epoch, tuple(run.history))
+    return TrainingResult(classifier, run.best_epoch, tuple(run.history), diverged)
 
 
 def _check_same_place(checkpoint: Path, run: "_Run") -> None:

@@ -158,13 +158,14 @@ def recover(
     except ToolFailedError as error:
         if not recipe.epochs or distributed.processes()[1] > 1:  # nothing to keep; others would go on without this one
             raise
-        progress.log(f"epochs for int8: {error}; the network before them is kept")
+        diverged = f"epochs for int8: {error}; the network before them is kept"
+        progress.log(diverged)
         pruned.eval()
-        return result
+        return replace(result, diverged=diverged)
     done = len(result.history)
     history = (record.model_copy(update={"epoch": done + record.epoch}) for record in tuned.history)
     best = done + tuned.best_epoch if tuning.kept else result.best_epoch
-    return TrainingResult(pruned, best, (*result.history, *history))
+    return TrainingResult(pruned, best, (*result.history, *history), result.diverged or tuned.diverged)
 
 
 def _recalibrate_where(better: Better, trial: "_Trial", learnt: ImageSet) -> None:

@@ -652,6 +652,8 @@ WRONG = {
     "compress {net} --target generic-x86 --data= --out {out}": "it is empty; name a data set, or leave it out",
     "prune {net} --scores {chain}/scores.json --compensate --data= --out {out}": "it is empty; name a data set",
     "score {net} --data {data} --criterion l1 --eps 4/255 --out {out}": "--eps does not go with --criterion l1",
+    "compress {net} --target generic-x86 --precision fp32 --int8-max-drop 1 --out {out}":
+        "--int8-max-drop does not go with --precision fp32",
     "export {net} --target jetson-nano --int8-max-drop 1 --out {out}": "int8-max-drop is for int8 files, and only onnx",
     "export {net} --target generic-x86 --precision fp32 --layer-errors --out {out}": "layer-errors is for int8 files",
     "evaluate {net} --data {data} --norm L2 --eps inf": "is outside 0 to 1",

@@ -120,6 +120,14 @@ def test_what_cannot_be_kept_is_said_and_no_file_is_left(
     assert not path.exists()
 
 
+def test_no_layer_is_kept_in_float_where_none_may_be(quantizer: Int8Quantizer, images: ImageSet, folder: Path) -> None:
+    falling = iter([0.9, 0.5])
+    with pytest.raises(GateFailedError, match=r"up to 0 of 4 layers in float it reaches 50.00%"):
+        mixed.quantize_within(
+            quantizer, folder / "no.onnx", images, lambda _: next(falling), 1.0, lambda *_: True, wholly_int8=True
+        )
+
+
 def test_the_worst_layers_are_told_whatever_comes_of_the_file(
     quantizer: Int8Quantizer, errors: tuple[mixed.LayerError, ...], images: ImageSet, tmp_path: Path
 ) -> None:

@@ -80,10 +80,6 @@ choices:
     [
         ({"target": "raspberry-pi-4", "dynamic_batch": True}, "tflite has no dynamic batch here; allowed with: onnx"),
         ({"target": "raspberry-pi-5", "uint8_input": True, "formats": ("ncnn",)}, "ncnn has no uint8 input here"),
-        (
-            {"target": "jetson-nano", "int8_max_drop": 0, "precisions": ("fp32",)},
-            "int8-max-drop is for int8 files, and only onnx fp32",
-        ),
         ({"target": "generic-x86", "precisions": ("fp32",), "recovery": Recipe(int8_epochs=1)}, "int8-epochs is for"),
         ({"target": "generic-x86", "gates": ("latency_p50[recovered]<=9ms",)}, "no latency is measured there, only of"),
         ({"target": "generic-x86", "formats": ("saved_model",), "gates": ("speed_up>=2",)}, "no latency is measured"),

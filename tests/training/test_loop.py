@@ -241,6 +241,7 @@ def test_a_run_that_diverges_late_keeps_its_best_epoch(tmp_path: Path, digit_set
     classifier.network.register_forward_hook(spoil)
     result = train(classifier, *digit_sets, SHORT, seed=0, checkpoint=tmp_path / "training.pt")
     assert len(result.history) == result.best_epoch == 1
+    assert result.diverged is not None and told[-1] == result.diverged
     assert any("diverged in epoch 2 of 2" in line and "epoch 1, the best before, is kept" in line for line in told)
     assert all(value.isfinite().all() for value in classifier.state_dict().values())
 
