@@ -547,13 +547,13 @@ def test_a_recovery_whose_record_could_not_be_written_is_not_trained_again(
 
 def test_epochs_for_int8_round_weights_as_the_files_that_are_made(options: CompressOptions, tmp_path: Path) -> None:
     recipe, losses = Recipe(method="natural", epochs=0, int8_epochs=1, batch_size=32, learning_rate=0.02), {}
-    for precision in ("fp32", "int8"):  # none has 7 bits, one has
-        update = {"out": tmp_path / precision, "recovery": recipe, "formats": ("onnx",), "precisions": (precision,)}
+    for format_ in ("tflite", "onnx"):  # of 8 bits, and of 7
+        update = {"out": tmp_path / format_, "recovery": recipe, "formats": (format_,), "precisions": ("int8",)}
         inputs = prepare(options.model_copy(update=update))
-        run = Run(**vars(inputs), directory=RunDirectory(tmp_path / precision))
+        run = Run(**vars(inputs), directory=RunDirectory(tmp_path / format_))
         _, recovery = recover_network(run, run.dense, recipe)
-        losses[precision] = recovery and recovery.history[0]["loss"]
-    assert losses["fp32"] != losses["int8"]
+        losses[format_] = recovery and recovery.history[0]["loss"]
+    assert losses["tflite"] != losses["onnx"]
 
 
 def test_rounds_of_another_plan_start_anew(
@@ -629,7 +629,7 @@ def test_a_sweep_of_files_that_all_compute_something_else_is_a_failed_gate(
 
 
 def test_another_runtime_measures_anew(again: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsrp_edge.pipeline.files.installed_version", lambda _: "0.1")
+    monkeypatch.setattr("fsrp_edge.pipeline.budgeting.installed_version", lambda _: "0.1")
     assert redone(again()) == ["bench"]
 
 
