@@ -286,14 +286,11 @@ def compare(before: Path, after: Path, fail_slower: float | None, require_valid:
 
 
 def _slower(comparisons: "Sequence[Comparison]", allowed: float) -> list[str]:
-    return [
-        f"{comparison.after.model} is {comparison.change:.1%} slower, allowed: {allowed:.1%}"
-        + (
-            f"; {before} became {after}"
-            if (before := comparison.before.device) != (after := comparison.after.device)
-            else ""
-        )
-        + (f"; not valid: {'; '.join(comparison.invalid_because)}" if comparison.invalid_because else "")
-        for comparison in comparisons
-        if comparison.fails(allowed)
-    ]
+    told = []
+    for comparison in (each for each in comparisons if each.fails(allowed)):
+        before, after = comparison.before, comparison.after
+        why = [f"{after.model} is {comparison.change:.1%} slower, allowed: {allowed:.1%}"]
+        why += [f"{before.device} became {after.device}"] if before.device != after.device else []
+        why += [f"not valid: {'; '.join(comparison.invalid_because)}"] if comparison.invalid_because else []
+        told.append("; ".join(why))
+    return told

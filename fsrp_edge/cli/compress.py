@@ -109,9 +109,9 @@ def _next_commands(result: "CompressResult", wanted: "CompressOptions") -> list[
         # Of the command line, as the report keeps no folders.
         chosen = read_saved(wanted.architecture, wanted.data)
         # As much as the run attacked: on all images, AutoAttack may take days.
-        for eps, images in [(each.eps, each.images) for each in result.report.ledger[0].accuracies if each.eps][:1]:
-            radius = wording.radius(eps)  # rounded where it is no fraction of 255
-            chosen += ["--eps", radius if "/" in radius else str(eps), "--images", str(images)]
+        if attacked := next((each for each in result.report.ledger[0].accuracies if each.eps), None):
+            radius = wording.radius(wanted.eps)  # rounded where it is no fraction of 255
+            chosen += ["--eps", radius if "/" in radius else str(wanted.eps), "--images", str(attacked.images)]
         commands.append(shlex.join(["fsrp-edge", "evaluate", str(result.model), *chosen, "--attack", "autoattack"]))
     if any(not latency.valid for row in result.report.ledger for latency in row.latency):
         measured = shlex.quote(str(result.directory / "stages" / "bench.json"))

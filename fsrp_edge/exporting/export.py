@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from fsrp_edge.exporting.tensorrt import takes_tensorrt
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.progress import track
 from fsrp_edge.runtimes import all_cores, open_session
-from fsrp_edge.targets.profile import IMPLIED, Target
+from fsrp_edge.targets.profile import IMPLIED, Target, WeightBits
 
 UINT8_SINCE = (8, 5)
 """The first TensorRT that takes uint8 inputs (github.com/NVIDIA/TensorRT/issues/1503)."""
@@ -222,7 +221,7 @@ def _quantizer(format_: Format, source: Path, scratch: Path, plan: ExportPlan) -
     )
 
 
-def int8_weight_bits(requests: Sequence[ArtifactRequest], target: Target) -> Literal[7, 8]:
+def int8_weight_bits(requests: Sequence[ArtifactRequest], target: Target) -> WeightBits:
     """The fewest bits that weights have in the int8 files asked for, but those of depthwise convolutions."""
     if ArtifactRequest("onnx", "int8") not in requests or takes_tensorrt(target):
         return 8

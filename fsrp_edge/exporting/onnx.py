@@ -29,6 +29,7 @@ from fsrp_edge.exporting.options import DEFAULTS, CalibrationMethod, ExportOptio
 from fsrp_edge.files import atomic_path
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.runtimes import all_cores, onnx_port, require
+from fsrp_edge.targets.profile import WeightBits
 from fsrp_edge.tool_output import captured_output
 
 Int8Activation = Literal["uint8", "int8"]
@@ -207,7 +208,7 @@ class Int8Quantizer:
         *,
         activation: Int8Activation,
         calibration: ImageSet,
-        weight_bits: Literal[7, 8] = 8,
+        weight_bits: WeightBits = 8,
         for_tensorrt: bool = False,
         method: CalibrationMethod = "min-max",
         metadata: Mapping[str, str] | None = None,

@@ -25,7 +25,7 @@ from fsrp_edge.pipeline.options import CheckpointOptions, CompressOptions
 from fsrp_edge.progress import log
 from fsrp_edge.pruning.costs import Costing
 from fsrp_edge.pruning.options import ChannelOptions, PlanOptions
-from fsrp_edge.report.gates import parse_gate, parse_regression, require_same_images
+from fsrp_edge.report.gates import BY_ACCURACY, BY_TIME, parse_gate, parse_regression, require_same_images
 from fsrp_edge.report.schema import RunReport, Source
 from fsrp_edge.report.store import REPORT_JSON, load_report
 from fsrp_edge.targets.load import load_target
@@ -149,7 +149,7 @@ def _require_figures(gates: Sequence[str], requests: Sequence[ArtifactRequest]) 
                 f"{text}: there will be no row {gate.row!r}; there will be {', '.join(map(repr, rows))}"
             )
         timed = any(timed for row, timed in rows.items() if gate.row in (None, row))
-        if gate.metric.startswith(("latency_", "speed_up")) and not timed:
+        if gate.metric.startswith(BY_TIME) and not timed:
             raise BadInputError(f"{text}: no latency is measured there, only of {', '.join(DEFAULT_RUNTIMES)} files")
 
 
@@ -157,7 +157,7 @@ def _asks_for_labels(options: CompressOptions) -> list[str]:
     """Gates and regressions that only true labels can show to be kept."""
     asked = {text: parse_gate(text).metric for text in options.gates}
     asked |= {text: parse_regression(text)[0] for text in options.max_regression}
-    return [text for text, metric in asked.items() if metric.startswith(("clean_", "robust_"))]
+    return [text for text, metric in asked.items() if metric.startswith(BY_ACCURACY)]
 
 
 def choose_artifacts(

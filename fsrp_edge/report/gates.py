@@ -169,6 +169,8 @@ METRICS = {
     "parameters": Metric(_counted("parameters"), COUNT, wording.count),
 }
 
+BY_TIME, BY_ACCURACY = ("latency_", "speed_up"), ("clean_", "robust_")
+"""What metrics begin with that need a measured latency, and those that need images with true labels."""
 ROUNDING = 1e-9
 """Share of a bound, or of a baseline's figure, that is no miss: 8.2 MB times a million is less than 8,200,000."""
 

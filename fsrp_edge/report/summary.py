@@ -8,6 +8,7 @@ from fsrp_edge.evaluation.paired import paired_change
 from fsrp_edge.evaluation.results import ReportedAccuracy
 from fsrp_edge.exporting.parity import Parity
 from fsrp_edge.pruning.budgets import show
+from fsrp_edge.report.gates import BY_TIME
 from fsrp_edge.report.schema import DENSE, EstimatedLatency, LedgerRow, Recovery, RunReport, SpeedUp
 
 
@@ -155,7 +156,7 @@ def estimated(latency: EstimatedLatency) -> str:
 def notes(report: RunReport) -> list[str]:
     """The report's warnings and those of its figures, each once and said of its row."""
     found = list(report.warnings)
-    timed = [gate.gate for gate in report.gates if gate.gate.startswith(("latency_", "speed_up"))]
+    timed = [gate.gate for gate in report.gates if gate.gate.startswith(BY_TIME)]
     if timed and any(row.estimate for row in report.ledger):  # there only where the target was not timed
         found.append(
             f"{' and '.join(timed)}: judged by the device that was timed, not by {report.request.target.name}; for the "

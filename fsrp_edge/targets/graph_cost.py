@@ -372,7 +372,7 @@ class _Walk:
             {"name": node.name or output, "inputs": inputs, "outputs": outputs, "weights": self._use(node)} | work
         )  # fmt: skip
         constants = [name for name in node.input if name in self.constants]
-        layer = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and constants
+        layer = node.op_type in _WEIGHTED and constants
         biases = sum(math.prod(self.constants[name]) for name in constants[1:]) if layer else 0
         weight = self.transposes.get(constants[0], constants[0]) if layer else None
         self.links.append(Link(weight, biases, tuple(data), output))

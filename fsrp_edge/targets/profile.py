@@ -13,6 +13,8 @@ from fsrp_edge.records import Record
 
 Value = TypeVar("Value")
 Text = Annotated[str, Field(min_length=1)]
+WeightBits = Literal[7, 8]
+"""Of int8 weights: all, or one less where sums of their products would overflow."""
 
 
 class _Frozen(Record, strict=True, allow_inf_nan=False):
@@ -124,7 +126,7 @@ class Choices(_Frozen):
     onnx_opset: Choice[Annotated[int, Field(ge=7, le=30)]]
     onnx_ir_version: Choice[Annotated[int, Field(ge=3, le=20)]]
     int8_activation: Choice[Literal["uint8", "int8"]]
-    int8_weight_bits: Choice[Literal[7, 8]] = Choice(value=8, reason="its sums of products do not overflow")
+    int8_weight_bits: Choice[WeightBits] = Choice(value=8, reason="its sums of products do not overflow")
     """7 where the processor adds two products in 16 bits, which those of 8-bit numbers overflow."""
 
 

@@ -7,7 +7,7 @@ scales its steps alike.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from fsrp_edge.models.maps import first_argument
+from fsrp_edge.targets.profile import WeightBits
 
-WeightBits = Literal[7, 8]
 TINY = torch.finfo(torch.float32).tiny
 
 

@@ -14,8 +14,9 @@ from fsrp_edge.errors import BadInputError, ToolFailedError
 from fsrp_edge.files import sha256_json
 from fsrp_edge.models.classifier import Classifier
 from fsrp_edge.models.saved import weights_sha256
+from fsrp_edge.targets.profile import WeightBits
 from fsrp_edge.training.batchnorm import has_batch_norm, recalibrate_batch_norm
-from fsrp_edge.training.int8 import WeightBits, rounded_to_int8
+from fsrp_edge.training.int8 import rounded_to_int8
 from fsrp_edge.training.loop import Merit, TrainingResult, held_out_merit, merit_of, train
 from fsrp_edge.training.recipe import Recipe
 
