@@ -519,14 +519,24 @@ class Machine:
             return child.communicate()[0].decode(errors="replace")
 
     def cpu_name(self) -> str:
-        """The board's name, else the processor's; nothing where files copied from elsewhere tell neither."""
+        """The board's name, else the processor's; nothing where files copied from elsewhere tell neither.
+
+        In a virtual machine processors with different instructions may have one name, such as "AMD EPYC": there family
+        and model follow, so that the times of one are not taken for the other's.
+        """
         board = self.read("proc/device-tree/model")
         if board:
             return board
+        fields: Dict[str, str] = {}
         for line in (self.read("proc/cpuinfo") or "").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-        return platform.processor() or platform.machine() if self.root == Path("/") else ""
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+        if "model name" not in fields:
+            return platform.processor() or platform.machine() if self.root == Path("/") else ""
+        name, known = fields["model name"], {"cpu family", "model"} <= set(fields)
+        if known and "hypervisor" in fields.get("flags", "").split():
+            return f"{name}, family {fields['cpu family']} model {fields['model']}"
+        return name
 
     def of_cores(self, name: str) -> List[str]:
         """What each core's cpufreq folder says in the file `name`."""
