@@ -476,6 +476,18 @@ def whole_board(rails: Dict[str, float]) -> Optional[float]:
     return sum(rails.values()) if rails else None
 
 
+def processor_name(fields: Dict[str, str]) -> Optional[str]:
+    """What a processor's part of /proc/cpuinfo calls it; Arm's have no name.
+
+    In a virtual machine processors with different instructions may have one name, such as "AMD EPYC": there family and
+    model follow, so that the times of one are not taken for the other's.
+    """
+    name = fields.get("model name")
+    if name and {"cpu family", "model"} <= fields.keys() and "hypervisor" in fields.get("flags", "").split():
+        return f"{name}, family {fields['cpu family']} model {fields['model']}"
+    return name
+
+
 class Machine:
     """What can be read about a machine without privileges; below `root` where its files were copied elsewhere."""
 
@@ -519,11 +531,7 @@ class Machine:
             return child.communicate()[0].decode(errors="replace")
 
     def cpu_name(self) -> str:
-        """The board's name, else the processor's; nothing where files copied from elsewhere tell neither.
-
-        In a virtual machine processors with different instructions may have one name, such as "AMD EPYC": there family
-        and model follow, so that the times of one are not taken for the other's.
-        """
+        """The board's name, else the processor's; nothing where files copied from elsewhere tell neither."""
         board = self.read("proc/device-tree/model")
         if board:
             return board
@@ -531,12 +539,8 @@ class Machine:
         for line in (self.read("proc/cpuinfo") or "").splitlines():
             key, _, value = line.partition(":")
             fields.setdefault(key.strip(), value.strip())
-        if "model name" not in fields:
-            return platform.processor() or platform.machine() if self.root == Path("/") else ""
-        name, known = fields["model name"], {"cpu family", "model"} <= set(fields)
-        if known and "hypervisor" in fields.get("flags", "").split():
-            return f"{name}, family {fields['cpu family']} model {fields['model']}"
-        return name
+        unnamed = platform.processor() or platform.machine() if self.root == Path("/") else ""
+        return processor_name(fields) or unnamed
 
     def of_cores(self, name: str) -> List[str]:
         """What each core's cpufreq folder says in the file `name`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fsrp_edge.bench.agent import Machine, core_numbers
+from fsrp_edge.bench.agent import Machine, core_numbers, processor_name
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.targets.profile import Target, source_keys
 
@@ -168,7 +168,7 @@ def _cpus(root: Path) -> Iterator[_Cpu]:
         part = ARM_PARTS.get((fields.get("CPU implementer", ""), fields.get("CPU part", "")))
         yield _Cpu(
             number,
-            part or fields.get("model name") or f"part {fields.get('CPU part', 'unknown')}",
+            part or processor_name(fields) or f"part {fields.get('CPU part', 'unknown')}",
             (
                 machine.read(folder / "topology/physical_package_id") or "0",
                 machine.read(folder / "topology/core_id") or str(number),

@@ -196,14 +196,18 @@ def test_state_of_a_board(tmp_path):
 CPUINFO = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: {model}\nmodel name\t: AMD EPYC\nflags\t\t: {flags}\n"
 
 
-def test_virtual_processors_of_one_name_are_told_apart(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "flags", "name"),
+    [
+        (1, "fpu hypervisor avx2", "AMD EPYC, family 25 model 1"),
+        (17, "fpu hypervisor avx2 avx512_bf16", "AMD EPYC, family 25 model 17"),
+        (17, "fpu avx2", "AMD EPYC"),
+    ],
+)
+def test_virtual_processors_of_one_name_are_told_apart(tmp_path, model, flags, name):
     """Of Zen 3 and Zen 4, both "AMD EPYC" there, only the second has AVX-512; names of real processors tell more."""
-    zen3, zen4 = ((model, f"fpu hypervisor {flags}") for model, flags in ((1, "avx2"), (17, "avx2 avx512_bf16")))
-    names = {}
-    for model, flags in (zen3, zen4, (17, "fpu avx2")):
-        text = "\n".join([CPUINFO.format(model=model, flags=flags)] * 2)
-        names[flags] = tree(tmp_path / flags, {"proc/cpuinfo": text}).cpu_name()
-    assert list(names.values()) == ["AMD EPYC, family 25 model 1", "AMD EPYC, family 25 model 17", "AMD EPYC"]
+    text = "\n".join([CPUINFO.format(model=model, flags=flags)] * 2)
+    assert tree(tmp_path, {"proc/cpuinfo": text}).cpu_name() == name
 
 
 def test_tools_of_a_board_are_asked(tmp_path, monkeypatch):

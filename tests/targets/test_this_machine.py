@@ -7,7 +7,7 @@ import yaml
 
 from fsrp_edge.errors import BadInputError
 from fsrp_edge.targets.load import load_target
-from fsrp_edge.targets.this_machine import note_on_int8, skeleton
+from fsrp_edge.targets.this_machine import is_this_machine, note_on_int8, skeleton
 
 ARM_CORE = """\
 processor\t: {number}
@@ -118,6 +118,18 @@ def test_two_hyper_threads_are_one_core(tmp_path, on):
     assert cluster.simd.value == ("avx2", "avx512", "vnni", "amx")
     assert cluster.clock_ghz.value == 2.793
     assert "present" in cluster.clock_ghz.note
+
+
+def test_a_profile_of_another_virtual_processor_of_the_same_name_is_not_this_machine(tmp_path, on):
+    on("x86_64")
+    block = "processor\t: 0\ncpu family\t: 25\nmodel\t: {model}\nmodel name\t: AMD EPYC\nflags\t: avx2 hypervisor\n"
+    write(tmp_path / "proc/meminfo", "MemTotal:        8388608 kB")
+    write_cpu(tmp_path, 0, core=0)
+    write(tmp_path / "proc/cpuinfo", block.format(model=17))
+    target = load(skeleton("my-server", root=tmp_path), tmp_path)
+    assert is_this_machine(target, root=tmp_path)
+    write(tmp_path / "proc/cpuinfo", block.format(model=1))
+    assert not is_this_machine(target, root=tmp_path)
 
 
 def test_int8_is_doubted_before_the_work_where_there_is_no_vnni(tmp_path, on):
