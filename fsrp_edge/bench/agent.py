@@ -535,12 +535,23 @@ class Machine:
         board = self.read("proc/device-tree/model")
         if board:
             return board
-        fields: Dict[str, str] = {}
-        for line in (self.read("proc/cpuinfo") or "").splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-        unnamed = platform.processor() or platform.machine() if self.root == Path("/") else ""
-        return processor_name(fields) or unnamed
+        for fields in self.processors():
+            name = processor_name(fields)
+            if name:
+                return name
+        return platform.processor() or platform.machine() if self.root == Path("/") else ""
+
+    def processors(self) -> List[Dict[str, str]]:
+        """What /proc/cpuinfo says of each processor, by its own words; some Arm boards add a part on the board."""
+        try:
+            text = (self.root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        parts = []
+        for block in text.split("\n\n"):
+            pairs = (line.partition(":") for line in block.splitlines())
+            parts.append({key.strip(): value.strip() for key, _, value in pairs})
+        return parts
 
     def of_cores(self, name: str) -> List[str]:
         """What each core's cpufreq folder says in the file `name`."""

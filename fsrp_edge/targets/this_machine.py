@@ -159,8 +159,7 @@ def _all_have(instructions: str, root: Path) -> bool:
 
 def _cpus(root: Path) -> Iterator[_Cpu]:
     machine = Machine(str(root))
-    for block in (root / "proc" / "cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n"):
-        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+    for fields in machine.processors():
         if "processor" not in fields:
             continue
         number = int(fields["processor"])
